@@ -1,0 +1,45 @@
+"""Exact parallel sampling for robot Diffusion Policies by autospeculative decoding (ASD)."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints import load_policy
+from asd_policy.errors import (
+    AsdError,
+    ChainError,
+    CheckpointError,
+    DenoiserError,
+    EnvError,
+    ObservationError,
+    SpecError,
+)
+from asd_policy.noise import NoiseTape
+from asd_policy.policy import Policy, accelerate
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.types import Plan, SampleResult, SpeculationStats
+
+try:
+    __version__ = version("asd-policy")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AsdError",
+    "ChainError",
+    "CheckpointError",
+    "DenoiserError",
+    "EnvError",
+    "GaussianChain",
+    "NoiseTape",
+    "ObservationError",
+    "Plan",
+    "Policy",
+    "SampleResult",
+    "Sampler",
+    "SpecError",
+    "SpeculationStats",
+    "__version__",
+    "accelerate",
+    "load_policy",
+    "make_sampler",
+]

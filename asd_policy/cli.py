@@ -1,0 +1,178 @@
+"""The command line `asd-policy`: reads options, shows progress, and turns errors into one line and a status."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import asd_policy
+from asd_policy import evaluate, report
+from asd_policy.checkpoints import load_policy
+from asd_policy.errors import AsdError, SpecError
+from asd_policy.files import write_json
+from asd_policy.samplers import SAMPLERS, make_sampler
+
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Roll a policy out in an environment with each sampler, on the same seeds, and compare."""
+
+    policy: str
+    """Checkpoint: a LeRobot diffusion folder."""
+    env: str
+    """Gymnasium id of the environment, such as asd/Avoid-v0."""
+    out: Path
+    """Folder for results.json (and videos)."""
+    samplers: tuple[str, ...] = ("ddpm", "asd")
+    """Sampler specs: ddpm | ddim:10 (approximate) | asd | asd:window=16,draft=frozen,verify=reflection."""
+    episodes: int = 20
+    """Episodes for each sampler."""
+    seed: int = 0
+    """Seeds environments and planning noise; equal for all samplers."""
+    device: str = "cpu"
+    """Torch device to plan on."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    video: bool = False
+    """Also write an mp4 of the first episode of each sampler."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Evaluate; return the exit status."""
+        if self.episodes < 1:
+            raise SpecError(f"--episodes {self.episodes} is not a positive number")
+        if self.seed < 0:
+            raise SpecError(f"--seed {self.seed} is not 0 or more")
+        samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+        policy = load_policy(self.policy, device=self.device)
+        for sampler in samplers:
+            sampler.check(policy.chain)
+        env = evaluate.make_env(self.env)
+        results: dict[str, Any] = {
+            "version": 1,
+            "command": "eval",
+            "policy": self.policy,
+            "env": self.env,
+            "seed": self.seed,
+            "episodes": self.episodes,
+            "device": report.hardware() if policy.device.type == "cpu" else torch.cuda.get_device_name(policy.device),
+            "backend": "torch-eager",
+            "dtype": "float32",
+            "package": asd_policy.__version__,
+            "commit": report.commit(),
+            "torch": torch.__version__,
+            "started": evaluate.started_now(),
+            "interrupted": False,
+        }
+        finished: list[evaluate.Episode] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        try:
+            with Progress(*columns, console=console) as progress:
+                task = progress.add_task(self.env, total=self.episodes * len(samplers))
+                for episode in evaluate.rollouts(policy, env, samplers, self.episodes, self.seed):
+                    finished.append(episode)
+                    progress.advance(task)
+        except KeyboardInterrupt:
+            results["interrupted"] = True
+        finally:
+            env.close()
+        results["samplers"] = evaluate.summarize(samplers, finished)
+        write_json(self.out / "results.json", results)
+        console.print(report.table(results))
+        if self.video and not results["interrupted"]:
+            for path in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
+                console.print(f"video: {path}", soft_wrap=True)
+        if results["interrupted"]:
+            console.print(f"interrupted: {len(finished)} of {self.episodes * len(samplers)} episodes are kept in "
+                          f"{self.out / 'results.json'}", soft_wrap=True)  # fmt: skip
+        else:
+            console.print(f"results: {self.out / 'results.json'}", soft_wrap=True)
+        if self.json:
+            print(json.dumps(results))
+        return INTERRUPTED if results["interrupted"] else DONE
+
+
+COMMANDS = {"eval": EvalCommand}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad usage or input, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit status."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=REDIRECTED_WIDTH)
+    try:
+        command = _parse(arguments)
+    except AsdError as error:
+        return _fail(error)
+    try:
+        return command.run(console)
+    except KeyboardInterrupt:
+        print("asd-policy: interrupted before anything was done", file=sys.stderr)
+        return INTERRUPTED
+    except (AsdError, OSError) as error:
+        if command.debug:
+            raise
+        return _fail(error)
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """Return the command that the arguments describe.
+
+    Raises:
+        SpecError: They describe none; tyro's box of text, folded into one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="asd-policy",
+                description=f"{asd_policy.__doc__} Samplers: {', '.join(SAMPLERS)}.",
+                args=list(arguments),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+    raise SpecError(_fold(said.getvalue()))
+
+
+def _fold(box: str) -> str:
+    """Return tyro's boxed message as one line, without its title, help texts and guesses."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    parts = [part.strip() for part in re.split(r"─{4,}", " ".join(lines))]
+    told = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
+    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(told).split()))
+    message = re.sub(r" \(applied to [\w -]+\)| Arguments are applied.*?matter\.", "", message)
+    return f"{message.rstrip('.')}; see asd-policy --help"
+
+
+def _fail(error: Exception) -> int:
+    print("asd-policy: " + " ".join(str(error).split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
+
+import time
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import DenoiserError
+
+
+class Denoiser(Protocol):
+    """A diffusion model's network. Each row's output depends on that row alone, and on nothing random."""
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict what the chain's `prediction_type` says.
+
+        Args:
+            x: Points of the chain [N, *event].
+            timestep: Diffusion timesteps [N], int64.
+            cond: Conditioning [N, *cond_event], or None for an unconditional model.
+
+        Returns:
+            Predictions [N, *event].
+        """
+        ...
+
+
+class MeteredDenoiser:
+    """Calls a denoiser and adds up the time inside it.
+
+    On a GPU the clock is read after the kernels have run: each call then waits for them, which a sampler that
+    reports `network_seconds` has to accept.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        """Wrap a denoiser for the length of one `sample` call."""
+        self._denoiser = denoiser
+        self.seconds = 0.0
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
+
+        Raises:
+            DenoiserError: Its output does not have the shape of its input.
+        """
+        start = time.perf_counter()
+        output = self._denoiser(x, timestep, cond)
+        if output.is_cuda:
+            torch.cuda.synchronize(output.device)
+        self.seconds += time.perf_counter() - start
+        if output.shape != x.shape:
+            raise DenoiserError(
+                f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
+                "they must be equal"
+            )
+        return output.to(x.dtype)
+
+
+def check_finite(sample: Tensor) -> None:
+    """Refuse a sample with NaN or infinities in it.
+
+    One look at the end of a plan is enough: the samplers end whatever the network returns, and a value that is
+    not finite stays so along the chain.
+
+    Raises:
+        DenoiserError: The sample is not finite.
+    """
+    if not bool(torch.isfinite(sample).all()):
+        bad = int((~torch.isfinite(sample)).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {sample.numel()} sampled values")

@@ -1,0 +1,29 @@
+"""The errors this package raises on purpose. Each message names the bad value and the valid ones."""
+
+
+class AsdError(Exception):
+    """Base of every error that a user can cause and mend; the command line prints it as one line."""
+
+
+class SpecError(AsdError, ValueError):
+    """A sampler spec, or an option in it, that does not exist or does not fit the policy."""
+
+
+class ChainError(AsdError, ValueError):
+    """A noise scheduler that does not define a Gaussian chain with network-independent variance."""
+
+
+class CheckpointError(AsdError, ValueError):
+    """A checkpoint that is missing, malformed, or does not fit its own configuration."""
+
+
+class ObservationError(AsdError, ValueError):
+    """An observation whose keys, shape or values do not fit the policy."""
+
+
+class DenoiserError(AsdError, ValueError):
+    """A network output that is not finite or has the wrong shape."""
+
+
+class EnvError(AsdError, ValueError):
+    """An environment that does not exist, cannot be made here, or does not fit the policy."""

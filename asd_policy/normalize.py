@@ -1,0 +1,69 @@
+"""Normalisation of observations and actions, as LeRobot's processors define it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError
+
+EPSILON = 1e-8  # LeRobot's `eps`: the range a constant feature is given
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map x → (x − origin) · gain + shift of one feature, and its inverse."""
+
+    origin: Tensor
+    """Shape [feature_dim], in the feature's own unit."""
+    gain: Tensor
+    """Shape [feature_dim]; never 0."""
+    shift: float
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Map values [..., feature_dim] from physical units."""
+        return (x - self.origin) * self.gain + self.shift
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """Map values [..., feature_dim] back to physical units."""
+        return (x - self.shift) / self.gain + self.origin
+
+    def to(self, device: torch.device) -> "Affine":
+        """Return the same map on another device."""
+        return Affine(self.origin.to(device), self.gain.to(device), self.shift)
+
+
+def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int) -> Affine:
+    """Build the map of one feature from its statistics.
+
+    Args:
+        mode: MIN_MAX (to [-1, 1]), MEAN_STD or IDENTITY.
+        statistics: Tensors [dim] by name: `min` and `max`, or `mean` and `std`.
+        feature: The feature's name, for messages.
+        dim: Its length.
+
+    Raises:
+        CheckpointError: The mode is unknown, or a statistic is missing, misshapen or not finite.
+    """
+
+    def statistic(name: str) -> Tensor:
+        if name not in statistics:
+            raise CheckpointError(f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
+                                  f"the checkpoint has {sorted(statistics) or 'none'}")
+        value = statistics[name].to(torch.float32)
+        if tuple(value.shape) != (dim,):
+            raise CheckpointError(f"statistic {name!r} of {feature!r} has shape {tuple(value.shape)}, not ({dim},)")
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"statistic {name!r} of {feature!r} is not finite")
+        return value
+
+    if mode == "MIN_MAX":
+        low = statistic("min")
+        width = statistic("max") - low
+        width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
+        return Affine(low, 2 / width, -1.0)
+    if mode == "MEAN_STD":
+        return Affine(statistic("mean"), 1 / (statistic("std") + EPSILON), 0.0)
+    if mode == "IDENTITY":
+        return Affine(torch.zeros(dim), torch.ones(dim), 0.0)
+    raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

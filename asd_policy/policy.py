@@ -1,0 +1,211 @@
+"""A diffusion policy in closed loop: observation history, normalisation, planning, action queue."""
+
+import copy
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.denoiser import Denoiser
+from asd_policy.errors import ObservationError, SpecError
+from asd_policy.normalize import Affine
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.types import Plan
+
+STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
+ENVIRONMENT_KEYS = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
+"""Policy feature → key in an environment's observation dictionary, by LeRobot's convention."""
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """The three horizons of Diffusion Policy (arXiv 2303.04137), in control steps."""
+
+    n_obs_steps: int
+    """Observations the policy looks at, the current one included."""
+    horizon: int
+    """Actions a plan has, the first for the oldest of those observations."""
+    n_action_steps: int
+    """Actions executed before the next plan."""
+
+
+class Policy:
+    """A diffusion policy and the sampler it plans with.
+
+    One instance controls one robot: `select_action` keeps history and queue. `plan` is stateless and batched.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        chain: GaussianChain,
+        sampler: Sampler,
+        horizons: Horizons,
+        observation: Mapping[str, Affine],
+        action: Affine,
+        device: torch.device,
+    ) -> None:
+        """Put a policy together; `load_policy` does it from a checkpoint.
+
+        Args:
+            denoiser: The network, on `device`.
+            chain: Its noise schedule.
+            sampler: How to plan.
+            horizons: Of observation, plan and execution.
+            observation: Normalisation of each observation feature, in the order the network reads them.
+            action: Normalisation of the action.
+            device: Where to plan.
+
+        Raises:
+            SpecError: The sampler's options do not fit the chain.
+        """
+        sampler.check(chain)
+        self.denoiser = denoiser
+        self.chain = chain
+        self.sampler = sampler
+        self.horizons = horizons
+        self.device = device
+        self._observation = {name: affine.to(device) for name, affine in observation.items()}
+        self._action = action.to(device)
+        self._generator = torch.Generator(device)
+        self._generator.seed()
+        self.reset()
+
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """Length of each observation feature."""
+        return {name: len(affine.origin) for name, affine in self._observation.items()}
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return len(self._action.origin)
+
+    def with_sampler(self, sampler: Sampler) -> "Policy":
+        """Return a policy with the same network and another sampler, its history empty and its noise its own.
+
+        Raises:
+            SpecError: The sampler's options do not fit the chain.
+        """
+        sampler.check(self.chain)
+        other = copy.copy(self)
+        other.sampler = sampler
+        other._generator = torch.Generator(self.device)
+        other._generator.seed()
+        other.reset()
+        return other
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: forget observations, queued actions and plans.
+
+        Args:
+            seed: Fixes the planning noise of the episode; None goes on with the noise stream.
+        """
+        self._history: deque[dict[str, Tensor]] = deque(maxlen=self.horizons.n_obs_steps)
+        self._queue: deque[npt.NDArray[np.float32]] = deque()
+        self.plans: list[Plan] = []
+        """Every plan made since the last reset."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+
+    def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
+        """Return the next action, planning when the queue is empty.
+
+        Args:
+            observation: A mapping with the policy's features, by LeRobot's names or the environment's
+                (`agent_pos`, `environment_state`), each [feature_dim]; or one array with all of them in a row.
+
+        Returns:
+            The action [action_dim], float32, in the environment's units.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+            DenoiserError: The network failed.
+        """
+        features = self._read(observation)
+        while len(self._history) < self.horizons.n_obs_steps - 1:
+            self._history.append(features)  # at the start, the first observation stands for those before it
+        self._history.append(features)
+        if not self._queue:
+            stacked = {
+                name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features
+            }
+            plan = self.plan(stacked, self._generator)
+            self.plans.append(plan)
+            self._queue.extend(plan.actions[0].cpu().numpy())
+        return self._queue.popleft()
+
+    def plan(self, history: Mapping[str, Tensor], generator: Any = None) -> Plan:
+        """Sample a batch of action chunks.
+
+        Args:
+            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first.
+            generator: Source of the noise, see `Sampler.sample`.
+
+        Raises:
+            DenoiserError: The network failed.
+        """
+        start = time.perf_counter()
+        normalized = [affine.normalize(history[name].to(self.device)) for name, affine in self._observation.items()]
+        cond = torch.cat(normalized, dim=-1).flatten(1)
+        shape = (len(cond), self.horizons.horizon, self.action_dim)
+        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator)
+        chunk = self._action.unnormalize(result.sample)
+        first = self.horizons.n_obs_steps - 1  # the chunk begins at the oldest observation
+        actions = chunk[:, first : first + self.horizons.n_action_steps]
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start)
+
+    def _read(self, observation: Any) -> dict[str, Tensor]:
+        """Return each feature as a float32 tensor [feature_dim], checked."""
+        dims = self.observation_dims
+        if not isinstance(observation, Mapping):
+            flat = np.asarray(observation)
+            if flat.shape != (sum(dims.values()),):
+                raise ObservationError(
+                    f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
+                    f"of {_describe(dims)}"
+                )
+            parts = np.split(flat, np.cumsum(list(dims.values()))[:-1])
+            observation = dict(zip(dims, parts, strict=True))
+        features = {}
+        for name, dim in dims.items():
+            key = name if name in observation else ENVIRONMENT_KEYS[name]
+            if key not in observation:
+                raise ObservationError(
+                    f"the observation has no {name!r} or {key!r}; it has {sorted(observation)}, the policy reads "
+                    f"{_describe(dims)}"
+                )
+            value = torch.as_tensor(observation[key], dtype=torch.float32)
+            if tuple(value.shape) != (dim,):
+                raise ObservationError(f"observation {key!r} has shape {tuple(value.shape)}, not ({dim},)")
+            if not bool(torch.isfinite(value).all()):
+                raise ObservationError(f"observation {key!r} holds NaN or infinity: {value.tolist()}")
+            features[name] = value
+        return features
+
+
+def _describe(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())
+
+
+def accelerate(policy: Policy, spec: str = "asd") -> Policy:
+    """Return the policy with another sampler; the one given stays as it is.
+
+    Args:
+        policy: From `load_policy`.
+        spec: A sampler spec such as `asd:window=16`.
+
+    Raises:
+        SpecError: The spec does not exist or does not fit the policy's chain.
+    """
+    if not isinstance(policy, Policy):
+        raise SpecError(f"cannot accelerate a {type(policy).__name__}; load_policy returns what can be")
+    return policy.with_sampler(make_sampler(spec))

@@ -1,0 +1,92 @@
+"""Results as people read them: a table in the terminal, the same in Markdown, and the record of what ran."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import asd_policy
+
+COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
+           "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
+
+
+def hardware() -> str:
+    """Return the CPU's name and the number of threads torch uses."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux: platform's name stands
+    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
+
+
+def commit() -> str | None:
+    """Return the git commit of the checkout this package runs from, or None where there is none."""
+    folder = Path(asd_policy.__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def row(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one sampler of results.json, as in `COLUMNS`."""
+    low, high = result["success_ci95"]
+    latency = result["latency_ms"]
+    return (
+        result["spec"] + ("" if result["exact"] else " (approximate)"),
+        f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
+        "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
+        f"{result['rounds_mean']:.1f}",
+        f"{result['nfe_mean']:.0f}",
+        f"{result['algorithmic_speedup']:.1f}×",
+        f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
+        "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
+        f"{100 * result['overhead_fraction']:.1f} %",
+    )
+
+
+def sizes(results: dict[str, Any]) -> str:
+    """Return how much was measured, as in "20 episodes and 98 … 105 plans each"."""
+    episodes = sorted({result["episodes"] for result in results["samplers"]})
+    plans = sorted({result["plans"] for result in results["samplers"]})
+
+    def span(values: list[int]) -> str:
+        return "0" if not values else " … ".join(map(str, dict.fromkeys((values[0], values[-1]))))
+
+    return f"{span(episodes)} episodes and {span(plans)} plans for each sampler"
+
+
+def table(results: dict[str, Any]) -> Table:
+    """Return a results.json object as a table for the terminal."""
+    rich_table = Table(
+        title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"]
+    )
+    for column in COLUMNS:
+        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+    for result in results["samplers"]:
+        name, *cells = row(result)
+        rich_table.add_row(name.replace(",", ", "), *cells)
+    return rich_table
+
+
+def markdown(all_results: Iterable[dict[str, Any]]) -> str:
+    """Return several results.json objects as one Markdown table, the task in the first column."""
+    header = ("task", *COLUMNS)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for results in all_results:
+        for index, result in enumerate(results["samplers"]):
+            task = f"`{results['env']}`" if index == 0 else ""
+            spec, *cells = row(result)
+            lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,54 @@
+"""What samplers and policies return. Terms (round, nfe, acceptance length) as in docs/architecture.md."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SpeculationStats:
+    """What one call of a sampler cost. Tuples have one entry per row of the batch."""
+
+    steps: int
+    """Length K of the sequential chain that the plan stands for."""
+    rounds: tuple[int, ...]
+    """Sequential network calls a row waited for."""
+    nfe: tuple[int, ...]
+    """Network evaluations (points) computed for a row."""
+    seconds: float
+    """Wall-clock time of the whole call [s]."""
+    network_seconds: float
+    """The part of `seconds` spent inside the network [s]."""
+
+    @property
+    def algorithmic_speedup(self) -> float:
+        """K over the mean number of rounds."""
+        return self.steps * len(self.rounds) / sum(self.rounds)
+
+    @property
+    def overhead_fraction(self) -> float:
+        """Share of the time spent outside the network, 0 … 1."""
+        return 1.0 - self.network_seconds / self.seconds
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """A batch of samples and what they cost."""
+
+    sample: Tensor
+    """Shape [B, *event], in the chain's (normalised) space."""
+    stats: SpeculationStats
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One planned batch of action chunks, in the environment's units."""
+
+    chunk: Tensor
+    """All the actions the network generated, shape [B, horizon, action_dim]."""
+    actions: Tensor
+    """The actions to execute, shape [B, n_action_steps, action_dim]."""
+    stats: SpeculationStats
+    """What the sampler reports."""
+    seconds: float
+    """Latency of the plan [s]: observation in, actions out."""

@@ -1,0 +1,39 @@
+"""Demonstrators: who solves a task without a learned policy, and how to get one by gymnasium id."""
+
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+
+class Expert(Protocol):
+    """A scripted demonstrator of one environment."""
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Begin an episode; whatever the expert chooses at random, it draws from `rng`."""
+        ...
+
+    def act(self, observation: dict[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """Return the action [action_dim] for an observation, inside the environment's action space."""
+        ...
+
+
+def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
+    """Return the demonstrator of an environment of this package.
+
+    Args:
+        env: An environment made by `gymnasium.make`, wrapped or not.
+
+    Raises:
+        ValueError: The environment is not one of this package's.
+    """
+    from asd_envs.avoid import AvoidEnv, AvoidExpert
+    from asd_envs.metaworld import MetaWorldEnv, MetaWorldExpert
+
+    bare = env.unwrapped
+    if isinstance(bare, AvoidEnv):
+        return AvoidExpert()
+    if isinstance(bare, MetaWorldEnv):
+        return MetaWorldExpert(bare.task)
+    raise ValueError(f"no expert for {bare!r}: there is one for asd/Avoid-v0 and each asd/MetaWorld-<task>-v0")

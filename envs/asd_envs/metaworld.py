@@ -1,0 +1,148 @@
+"""`asd/MetaWorld-<task>-v0`: the 50 manipulation tasks of Meta-World v3 behind one observation format."""
+
+import importlib
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from asd_envs.registration import METAWORLD_TASKS
+
+Array = npt.NDArray[np.float64]
+AGENT_DIM = 4  # hand position and gripper opening come first in Meta-World's observation
+
+
+def _import(module: str) -> Any:
+    """Import a module of Meta-World, an optional extra without type information."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"the Meta-World environments need {error.name}: pip install 'asd-policy[metaworld]'"
+        ) from error
+
+
+class MetaWorldEnv(gymnasium.Env[dict[str, Array], npt.NDArray[np.floating[Any]]]):
+    """One Meta-World task (arXiv 1910.10897, package metaworld ≥ 3.1), its goal observable and drawn anew each episode.
+
+    ## Action space: `Box(4)`
+
+    | Index | Action | Min | Max | Unit |
+    |---|---|---|---|---|
+    | 0 … 2 | displacement of the hand's target in x, y, z | -1 | 1 | 0.01 m |
+    | 3 | gripper effort, closing positive | -1 | 1 | – |
+
+    ## Observation space: `Dict`; both parts in a row are Meta-World's own observation of 39 numbers
+
+    | Key | Index | Observation | Min | Max | Unit |
+    |---|---|---|---|---|---|
+    | `agent_pos` | 0 … 2 | hand position | -inf | inf | m |
+    | `agent_pos` | 3 | gripper opening, 1 = open | -inf | inf | – |
+    | `environment_state` | 0 … 6 | first object: position, quaternion | -inf | inf | m, – |
+    | `environment_state` | 7 … 13 | second object, zeros where there is none | -inf | inf | m, – |
+    | `environment_state` | 14 … 31 | hand, gripper and objects one step earlier | -inf | inf | m, – |
+    | `environment_state` | 32 … 34 | goal position | -inf | inf | m |
+
+    ## Reward
+    Meta-World's dense reward of the task, 0 … 10.
+
+    ## Start and end
+    Object and goal positions are drawn by the task's own reset from the seed. An episode terminates at success
+    and is truncated after 400 steps (5 s at 80 Hz).
+
+    ## Info
+    `success` (bool), and what Meta-World reports (`obj_to_target`, `grasp_success`, …).
+
+    ## Version history
+    v0: first version, on Meta-World v3.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 80}
+
+    def __init__(self, task: str, render_mode: str | None = None) -> None:
+        """Build the simulation.
+
+        Args:
+            task: One of `METAWORLD_TASKS`.
+            render_mode: None, "human" or "rgb_array".
+
+        Raises:
+            ValueError: No such task.
+            ImportError: The extra `metaworld` is not installed.
+        """
+        if task not in METAWORLD_TASKS:
+            raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(METAWORLD_TASKS)}")
+        self.task = task
+        self.render_mode = render_mode
+        classes = _import("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+        self._env = classes[f"{task}-v3-goal-observable"](seed=0, render_mode=render_mode)
+        # Draw object and goal from the generator that reset(seed=…) seeds, not from a frozen vector.
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._env.mujoco_renderer.camera_name = "corner2"
+        unbounded = spaces.Box(-np.inf, np.inf, (39,), np.float64)
+        self.observation_space = spaces.Dict(
+            {
+                "agent_pos": spaces.Box(unbounded.low[:AGENT_DIM], unbounded.high[:AGENT_DIM], dtype=np.float64),
+                "environment_state": spaces.Box(
+                    unbounded.low[AGENT_DIM:], unbounded.high[AGENT_DIM:], dtype=np.float64
+                ),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Start an episode; a seed fixes where object and goal are."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._env.seed(seed)
+        observation, info = self._env.reset()
+        return _split(observation), {**info, "success": False}
+
+    def step(
+        self, action: npt.NDArray[np.floating[Any]]
+    ) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        """Apply one action for 1/80 s."""
+        observation, reward, _, truncated, info = self._env.step(np.asarray(action, dtype=np.float32))
+        success = bool(info["success"])
+        return _split(observation), float(reward), success, bool(truncated), {**info, "success": success}
+
+    def render(self) -> Any:
+        """Return an image [height, width, 3] uint8, or draw the window in human mode."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """Close the renderer."""
+        self._env.close()
+
+
+def _split(observation: Array) -> dict[str, Array]:
+    return {"agent_pos": observation[:AGENT_DIM].copy(), "environment_state": observation[AGENT_DIM:].copy()}
+
+
+class MetaWorldExpert:
+    """Meta-World's own scripted policy of a task."""
+
+    def __init__(self, task: str) -> None:
+        """Look the task's policy up.
+
+        Args:
+            task: One of `METAWORLD_TASKS`.
+        """
+        self._policy = _import("metaworld.policies").ENV_POLICY_MAP[f"{task}-v3"]()
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Begin an episode; the scripts keep no state and choose nothing at random."""
+
+    def act(self, observation: dict[str, Array]) -> Array:
+        """Return the script's action, clipped to the action space as the environment would."""
+        with warnings.catch_warnings():
+            # The scripts ask for more than full speed on purpose and are clipped here.
+            warnings.filterwarnings("ignore", message="Constant")
+            flat = np.concatenate([observation["agent_pos"], observation["environment_state"]])
+            return np.clip(self._policy.get_action(flat), -1.0, 1.0)
