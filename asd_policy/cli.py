@@ -62,9 +62,9 @@ class EvalCommand:
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         policy = load_policy(self.policy, device=self.device)
-        for sampler in samplers:
-            sampler.check(policy.chain)
         env = evaluate.make_env(self.env)
+        planners = evaluate.prepare(policy, env, samplers)
+        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
         results: dict[str, Any] = {
             "version": 1,
             "command": "eval",
@@ -87,7 +87,7 @@ class EvalCommand:
         try:
             with Progress(*columns, console=console) as progress:
                 task = progress.add_task(self.env, total=self.episodes * len(samplers))
-                for episode in evaluate.rollouts(policy, env, samplers, self.episodes, self.seed):
+                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
                     finished.append(episode)
                     progress.advance(task)
         except KeyboardInterrupt:

@@ -33,9 +33,7 @@ class Draft(Protocol):
         """Return the guesses of x̂0 at `steps` [R, n] of `rows` [R]; shape [R, n, D]."""
         ...
 
-    def observe(
-        self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor
-    ) -> None:
+    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
         """Learn what a round found.
 
         Args:
@@ -70,9 +68,7 @@ class FrozenDraft:
         """Return the held prediction for every step."""
         return self._held[rows].unsqueeze(1).expand(-1, steps.shape[1], -1)
 
-    def observe(
-        self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor
-    ) -> None:
+    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
         """Hold the prediction at the last committed step."""
         self._held[rows] = clean[torch.arange(len(rows), device=rows.device), last]
         self._fresh[rows] = ~rejected
@@ -100,9 +96,7 @@ class PicardDraft:
         known = torch.minimum(steps, self._seen[rows].unsqueeze(1))
         return self._clean[rows.unsqueeze(1), known]
 
-    def observe(
-        self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor
-    ) -> None:
+    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
         """Keep every prediction of the round."""
         at = (rows.unsqueeze(1), steps)
         self._clean[at] = torch.where(live.unsqueeze(-1), clean, self._clean[at])

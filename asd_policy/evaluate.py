@@ -69,59 +69,64 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
         ) from None
 
 
-def rollouts(
-    policy: Policy, env: Env, samplers: Sequence[Sampler], episodes: int, seed: int
-) -> Iterator[Episode]:
-    """Run episodes, each with every sampler before the next, so that a drift of the machine meets them all.
+def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Policy]:
+    """Return one planner per sampler, warmed up, after a look at whether policy and environment fit.
 
     Args:
         policy: Whose network plans.
         env: Where.
         samplers: What to plan with.
-        episodes: How many for each sampler.
-        seed: Of the evaluation: it and an episode's index fix the environment's and the planner's seeds.
-
-    Yields:
-        Finished episodes, samplers in order within an index.
 
     Raises:
-        EnvError: The environment does not fit the policy or does not report success.
-        ObservationError: Its observations are not the policy's.
+        EnvError: The environment's actions are not the policy's.
+        ObservationError: Its observations are not.
+        SpecError: A sampler's options do not fit the policy's chain.
     """
-    _check_fit(policy, env)
-    planners = [policy.with_sampler(sampler) for sampler in samplers]
-    _warm_up(planners, env)
-    for index in range(episodes):
-        for planner in planners:
-            yield _run_episode(planner, env, index, seed)
-
-
-def _check_fit(policy: Policy, env: Env) -> None:
     shape = env.action_space.shape
     if not isinstance(env.action_space, gymnasium.spaces.Box) or shape != (policy.action_dim,):
         raise EnvError(
             f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
             f"{env.action_space}"
         )
-
-
-def _warm_up(planners: Sequence[Policy], env: Env) -> None:
+    planners = [policy.with_sampler(sampler) for sampler in samplers]
     observation, _ = env.reset(seed=0)
     for planner in planners:
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
             planner.select_action(observation)
+    return planners
+
+
+def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:
+    """Run episodes, each with every planner before the next, so that a drift of the machine meets them all.
+
+    Args:
+        planners: From `prepare`.
+        env: Where.
+        episodes: How many for each planner.
+        seed: Of the evaluation: it and an episode's index fix the environment's and the planner's seeds.
+
+    Yields:
+        Finished episodes, planners in order within an index.
+
+    Raises:
+        EnvError: The environment does not report success.
+    """
+    for index in range(episodes):
+        for planner in planners:
+            yield _run_episode(planner, env, index, seed)
 
 
 def _run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
     env_seed, noise_seed = (int(word) for word in np.random.SeedSequence([seed, index]).generate_state(2))
     planner.reset(seed=noise_seed)
     observation, info = env.reset(seed=env_seed)
-    low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)  # `prepare` has seen to it
     total, steps, done = 0.0, 0, False
     while not done:
         # Unnormalised actions may overshoot the demonstrations' range by a rounding error.
-        action = np.clip(planner.select_action(observation), low, high).astype(env.action_space.dtype)
+        action = np.clip(planner.select_action(observation), space.low, space.high).astype(space.dtype)
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
         steps += 1

@@ -48,8 +48,10 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
 
     def statistic(name: str) -> Tensor:
         if name not in statistics:
-            raise CheckpointError(f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
-                                  f"the checkpoint has {sorted(statistics) or 'none'}")
+            raise CheckpointError(
+                f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
+                f"the checkpoint has {sorted(statistics) or 'none'}"
+            )
         value = statistics[name].to(torch.float32)
         if tuple(value.shape) != (dim,):
             raise CheckpointError(f"statistic {name!r} of {feature!r} has shape {tuple(value.shape)}, not ({dim},)")

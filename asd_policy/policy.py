@@ -135,9 +135,7 @@ class Policy:
             self._history.append(features)  # at the start, the first observation stands for those before it
         self._history.append(features)
         if not self._queue:
-            stacked = {
-                name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features
-            }
+            stacked = {name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features}
             plan = self.plan(stacked, self._generator)
             self.plans.append(plan)
             self._queue.extend(plan.actions[0].cpu().numpy())

@@ -69,14 +69,13 @@ def sizes(results: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> Table:
     """Return a results.json object as a table for the terminal."""
-    rich_table = Table(
-        title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"]
-    )
+    rich_table = Table(title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"])
     for column in COLUMNS:
-        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+        first = column == "sampler"
+        rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
     for result in results["samplers"]:
         name, *cells = row(result)
-        rich_table.add_row(name.replace(",", ", "), *cells)
+        rich_table.add_row(name.replace(",", ",\n  "), *cells)
     return rich_table
 
 

@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import asd_envs
 import gymnasium
 import numpy as np
 import torch
 import tyro
-from asd_envs import make_expert
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
@@ -25,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional
 
+import asd_envs
+from asd_envs import make_expert
 from asd_policy.checkpoints.lerobot import (
     ACTION,
     DiffusionConfig,
@@ -81,14 +81,15 @@ def record_episode(env: gymnasium.Env[Any, Any], noise: float, seed: int) -> Dem
     expert = make_expert(env)
     expert.reset(rng)
     observation, info = env.reset(seed=seed)
-    low, high = env.action_space.low, env.action_space.high  # pyright: ignore[reportAttributeAccessIssue]
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)  # all environments with an expert have one
     steps, done = [], False
     while not done:
         action = expert.act(observation)
         steps.append({**observation, "action": action})
-        executed = action + noise * (high - low) / 2 * rng.standard_normal(action.shape)
+        executed = action + noise * (space.high - space.low) / 2 * rng.standard_normal(action.shape)
         observation, _, terminated, truncated, info = env.step(
-            np.clip(executed, low, high).astype(env.action_space.dtype)
+            np.clip(executed, space.low, space.high).astype(space.dtype)
         )
         done = terminated or truncated
     if not info["success"]:
@@ -182,6 +183,7 @@ class Trainer:
         noise = torch.randn(clean.shape, generator=self.generator)
         steps_in_chain = int(self.scheduler.config["num_train_timesteps"])
         timesteps = torch.randint(steps_in_chain, (len(rows),), generator=self.generator)
+        # add_noise is annotated for 32-bit timesteps and takes any integers.
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         loss = functional.mse_loss(self.network(noisy, timesteps, cond[rows]), noise)
         self.optimizer.zero_grad()
@@ -276,7 +278,9 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.env not in gymnasium.registry or not options.env.startswith("asd/"):
         tasks = ", ".join(asd_envs.METAWORLD_TASKS)
-        raise SystemExit(f"no environment {options.env!r} with an expert: asd/Avoid-v0, asd/MetaWorld-<task>-v0 ({tasks})")
+        raise SystemExit(
+            f"no environment {options.env!r} with an expert: asd/Avoid-v0, asd/MetaWorld-<task>-v0 ({tasks})"
+        )
     try:
         train(options)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The samplers' law against the sequential one, with mutants that the same tests must catch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,7 @@ EVENT = (2, 2)
 LEVEL = 1e-6  # p-value below which a law counts as wrong; seeds are fixed
 DTYPE = torch.float64
 
-SETTINGS = [
-    Asd(window, draft, verify) for draft in DRAFTS for verify in VERIFIERS for window in (1, 2, 3, 5, 8, 12)
-]
+SETTINGS = [Asd(window, draft, verify) for draft in DRAFTS for verify in VERIFIERS for window in (1, 2, 3, 5, 8, 12)]
 IDS = [setting.spec for setting in SETTINGS]
 
 
@@ -52,6 +51,12 @@ def gaussian_law(denoiser: Denoiser, chain: GaussianChain) -> tuple[Tensor, Tens
     return mean, variance.sqrt()
 
 
+def ks(values: Tensor, law: Any) -> float:
+    """Return a Kolmogorov–Smirnov p-value against a law's name, distribution function or another sample."""
+    result: Any = stats.kstest(values.numpy(), law, method="asymp")  # scipy's annotation hides the result's fields
+    return float(result.pvalue)
+
+
 def gaussian_p_value(sample: Tensor, mean: Tensor, deviation: Tensor) -> float:
     """Return a p-value for samples [N, D] being independent normals of that mean and deviation.
 
@@ -59,8 +64,8 @@ def gaussian_p_value(sample: Tensor, mean: Tensor, deviation: Tensor) -> float:
     """
     z = (sample - mean) / deviation
     oblique = torch.linalg.qr(torch.randn((4, 4), generator=torch.Generator().manual_seed(7), dtype=DTYPE))[0]
-    tests = [stats.kstest(column.numpy(), "norm").pvalue for column in (*z.T, *(z @ oblique).T)]
-    tests.append(stats.kstest(z.square().sum(1).numpy(), stats.chi2(4).cdf).pvalue)
+    tests = [ks(column, "norm") for column in (*z.T, *(z @ oblique).T)]
+    tests.append(ks(z.square().sum(1), stats.chi2(4).cdf))
     return min(1.0, len(tests) * min(tests))
 
 
@@ -75,16 +80,14 @@ def two_sample_p_value(first: Tensor, second: Tensor) -> float:
         pairs = torch.stack([sample[:, i] * sample[:, j] for i in range(4) for j in range(i)], dim=1)
         return torch.cat([sample, sample @ oblique, pairs], dim=1)
 
-    tests = [
-        stats.ks_2samp(a.numpy(), b.numpy(), method="asymp").pvalue
-        for a, b in zip(views(first).T, views(second).T, strict=True)
-    ]
+    tests = [ks(a, b.numpy()) for a, b in zip(views(first).T, views(second).T, strict=True)]
 
     def modes(sample: Tensor) -> list[int]:
         mode = torch.stack([sample[:, 0] < -0.5, sample[:, 0] > 0.6, sample[:, 1] < -0.5]).long().argmax(0)
         return torch.bincount(mode, minlength=3).tolist()
 
-    tests.append(stats.chi2_contingency(np.array([modes(first), modes(second)])).pvalue)
+    contingency: Any = stats.chi2_contingency(np.array([modes(first), modes(second)]))
+    tests.append(float(contingency.pvalue))
     return min(1.0, len(tests) * min(tests))
 
 
@@ -107,9 +110,7 @@ def test_law_on_a_gaussian(setting: Asd, gaussian: MixtureDenoiser, chain: Gauss
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
-def test_law_on_a_mixture(
-    setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain, sequential: Tensor
-) -> None:
+def test_law_on_a_mixture(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain, sequential: Tensor) -> None:
     assert two_sample_p_value(draw(setting, mixture, chain, seed=3), sequential) > LEVEL
 
 
@@ -217,9 +218,7 @@ def test_perfect_drafts_commit_the_drafted_points(draft: str, window: int, chain
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
-def test_rows_do_not_depend_on_their_neighbours(
-    setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain
-) -> None:
+def test_rows_do_not_depend_on_their_neighbours(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     """Every row has a cursor of its own: alone or in a batch, its sample and its counts are the same."""
     tape = NoiseTape.draw((6, *EVENT), len(chain), torch.Generator().manual_seed(6), dtype=DTYPE)
     together = setting.sample(mixture, chain, (6, *EVENT), tape=tape)

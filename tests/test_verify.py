@@ -30,7 +30,7 @@ def test_acceptance_probability(norm: float, dtype: torch.dtype) -> None:
     accepted, _ = couple(norm * direction, dtype)
     expected = 2 * stats.norm.cdf(-norm / 2)
     count = int(accepted.sum())
-    assert stats.binomtest(count, N, expected).pvalue > LEVEL if 0 < expected < 1 else count == N * expected
+    assert stats.binomtest(count, N, float(expected)).pvalue > LEVEL if 0 < expected < 1 else count == N * expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -143,10 +143,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: No such file")
     try:
         return load_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or 'cannot be read'}") from None
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
 
@@ -231,8 +233,11 @@ def _dim(feature: str, entry: Any) -> int:
 def _load_unet(config: UnetConfig, tensors: dict[str, Tensor]) -> ConditionalUnet1d:
     """Build the network, after the file's tensors were found to fit: a hostile config allocates nothing."""
     weights = {key.removeprefix(UNET_PREFIX): t for key, t in tensors.items() if key.startswith(UNET_PREFIX)}
-    with torch.device("meta"):
-        expected = ConditionalUnet1d(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = ConditionalUnet1d(config).state_dict()
+    except RuntimeError as error:  # sizes beyond what a tensor can have, even one without memory
+        raise CheckpointError(f"config.json describes no possible network: {error}") from None
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or surplus:
         raise CheckpointError(
@@ -256,8 +261,9 @@ def _read_statistics(folder: Path, name: str, registry_name: str) -> Statistics:
     """Return the statistics that a processor pipeline's (un)normaliser step keeps beside it."""
     path = folder / name
     if not path.exists():
-        raise CheckpointError(f"{path} is missing: normalisation statistics are read from the processor files of "
-                              "lerobot 0.4 and later")
+        raise CheckpointError(
+            f"{path} is missing: normalisation statistics are read from the processor files of lerobot 0.4 and later"
+        )
     steps = _read_json(path).get("steps")
     if not isinstance(steps, list):
         raise CheckpointError(f"{path} has no list of steps")

@@ -69,9 +69,7 @@ class ResidualBlock(nn.Module):
         film_channels = channels_out * (2 if self.film_scale else 1)
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(film_dim, film_channels))
         self.conv2 = ConvBlock(channels_out, channels_out, config.kernel_size, config.n_groups)
-        self.residual_conv = (
-            nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        )
+        self.residual_conv = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """Map x [N, channels_in, T], film [N, film_dim] to [N, channels_out, T]."""
@@ -121,9 +119,7 @@ class ConditionalUnet1d(nn.Module):
                     nn.Conv1d(channels, channels, 3, 2, 1) if level < last else nn.Identity(),
                 ]
             )
-            for level, (channels_in, channels) in enumerate(
-                zip((config.action_dim, *dims[:-1]), dims, strict=True)
-            )
+            for level, (channels_in, channels) in enumerate(zip((config.action_dim, *dims[:-1]), dims, strict=True))
         )
         self.mid_modules = nn.ModuleList([block(dims[-1], dims[-1]), block(dims[-1], dims[-1])])
         # Each way up takes its skip connection beside it, hence the double width, and doubles the length.
@@ -156,12 +152,14 @@ class ConditionalUnet1d(nn.Module):
         film = torch.cat([self.diffusion_step_encoder(timestep), cond], dim=-1)
         hidden = x.transpose(1, 2)
         skips: list[Tensor] = []
+        # A ModuleList of ModuleLists is annotated as holding plain modules, which cannot be unpacked.
         for first, second, downsample in self.down_modules:  # pyright: ignore[reportGeneralTypeIssues]
             hidden = second(first(hidden, film), film)
             skips.append(hidden)
             hidden = downsample(hidden)
         for middle in self.mid_modules:
             hidden = middle(hidden, film)
+        # As above.
         for first, second, upsample in self.up_modules:  # pyright: ignore[reportGeneralTypeIssues]
             hidden = torch.cat((hidden, skips.pop()), dim=1)
             hidden = upsample(second(first(hidden, film), film))

@@ -52,12 +52,13 @@ class Ddim(Sampler):
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         shared = {key: value for key, value in chain.config.items() if key not in ("_class_name", "variance_type")}
-        scheduler: DDIMScheduler = DDIMScheduler.from_config(shared)
+        scheduler = DDIMScheduler.from_config(shared)
+        assert isinstance(scheduler, DDIMScheduler)  # from_config returns a pair only where it is asked to
         x = tape.initial
         scheduler.set_timesteps(self.steps, device=x.device)
         for k, timestep in enumerate(scheduler.timesteps):
             output = denoiser(x, timestep.expand(len(x)), cond)
             noise = tape.normals[:, k] if self.eta else None
-            step = scheduler.step(output, timestep, x, eta=self.eta, variance_noise=noise, return_dict=False)
+            step = scheduler.step(output, int(timestep), x, eta=self.eta, variance_noise=noise, return_dict=False)
             x = step[0]
         return Samples(x, rounds=[self.steps] * len(x), nfe=[self.steps] * len(x))

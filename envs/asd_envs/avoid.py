@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -57,10 +56,10 @@ class AvoidEnv(MujocoEnv):
 
     | Key | Index | Observation | Min | Max | Unit |
     |---|---|---|---|---|---|
-    | `agent_pos` | 0 | position x | -inf | inf | m |
-    | `agent_pos` | 1 | position y | -inf | inf | m |
-    | `agent_pos` | 2 | velocity x | -inf | inf | m/s |
-    | `agent_pos` | 3 | velocity y | -inf | inf | m/s |
+    | `agent_pos` | 0 | position x | -1 | 1 | m |
+    | `agent_pos` | 1 | position y | -1 | 1 | m |
+    | `agent_pos` | 2 | velocity x | -10 | 10 | m/s |
+    | `agent_pos` | 3 | velocity y | -10 | 10 | m/s |
     | `environment_state` | 0 … 2 | displacement along x of pillar row 0 … 2 | -0.03 | 0.03 | m |
 
     ## Reward
@@ -90,15 +89,14 @@ class AvoidEnv(MujocoEnv):
         """
         observation_space = spaces.Dict(
             {
-                "agent_pos": spaces.Box(-np.inf, np.inf, (4,), np.float64),
+                "agent_pos": spaces.Box(np.array([-1.0, -1, -10, -10]), np.array([1.0, 1, 10, 10]), dtype=np.float64),
                 "environment_state": spaces.Box(-0.03, 0.03, (3,), np.float64),
             }
         )
         super().__init__(
             str(Path(__file__).with_name("avoid.xml")),
             frame_skip=20,
-            # MujocoEnv takes any space at run time; its annotation names Box alone.
-            observation_space=observation_space,  # pyright: ignore[reportArgumentType]
+            observation_space=observation_space,
             render_mode=render_mode,
             camera_name=kwargs.pop("camera_name", "top"),
             **kwargs,
@@ -204,7 +202,9 @@ class AvoidExpert:
                 break
             target, ahead = point, ahead - length
         step = target - position
-        return np.clip(position + step * (self.speed * 2 / max(float(np.linalg.norm(step)), 1e-9)), WORKSPACE_LOW, WORKSPACE_HIGH)
+        return np.clip(
+            position + step * (self.speed * 2 / max(float(np.linalg.norm(step)), 1e-9)), WORKSPACE_LOW, WORKSPACE_HIGH
+        )
 
     def _reached(self, position: Array, points: list[Array]) -> bool:
         return float(np.linalg.norm(points[self._next] - position)) < 0.02

@@ -25,7 +25,7 @@ def _import(module: str) -> Any:
         ) from error
 
 
-class MetaWorldEnv(gymnasium.Env[dict[str, Array], npt.NDArray[np.floating[Any]]]):
+class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
     """One Meta-World task (arXiv 1910.10897, package metaworld ≥ 3.1), its goal observable and drawn anew each episode.
 
     ## Action space: `Box(4)`
@@ -104,9 +104,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Array], npt.NDArray[np.floating[Any]]
         observation, info = self._env.reset()
         return _split(observation), {**info, "success": False}
 
-    def step(
-        self, action: npt.NDArray[np.floating[Any]]
-    ) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         """Apply one action for 1/80 s."""
         observation, reward, _, truncated, info = self._env.step(np.asarray(action, dtype=np.float32))
         success = bool(info["success"])

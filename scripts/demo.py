@@ -1,0 +1,60 @@
+"""Evaluate the bundled checkpoints with DDPM, DDIM and ASD; print one table and write it as Markdown.
+
+python scripts/demo.py --episodes 25 --out runs/demo
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from asd_policy import cli, report
+from asd_policy.files import atomic_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLERS = ("ddpm", "ddim:10", "asd:window=8,draft=frozen", "asd:window=8", "asd:window=16", "asd:window=32")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate the bundled checkpoints with DDPM, DDIM and ASD; print one table and write it as Markdown."""
+
+    episodes: int = 20
+    """Episodes for each checkpoint and sampler."""
+    seed: int = 0
+    """Seed of the evaluation."""
+    out: Path = Path("runs/demo")
+    """Folder for table.md and, by checkpoint, results.json."""
+    checkpoints: tuple[str, ...] = ("avoid", "metaworld-pick-place")
+    """Names of bundled checkpoints, folders of checkpoints/."""
+
+
+def main() -> int:
+    """Run `asd-policy eval` once per checkpoint; return its exit status when one fails."""
+    options = tyro.cli(Options, description=__doc__)
+    entries = {
+        Path(entry["path"]).name: entry for entry in json.loads((ROOT / "checkpoints/manifest.json").read_text())
+    }
+    unknown = [name for name in options.checkpoints if name not in entries]
+    if unknown:
+        print(f"no bundled checkpoint {unknown[0]!r}; there are {', '.join(entries)}", file=sys.stderr)
+        return cli.BAD_INPUT
+    all_results = []
+    for name in options.checkpoints:
+        out = options.out / name
+        words = ["--policy", str(ROOT / entries[name]["path"]), "--env", entries[name]["env"], "--out", str(out)]
+        words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--samplers", *SAMPLERS]
+        status = cli.run(["eval", *words])
+        if status != cli.DONE:
+            return status
+        all_results.append(json.loads((out / "results.json").read_text()))
+    with atomic_file(options.out / "table.md") as temporary:
+        temporary.write_text(report.markdown(all_results))
+    print(f"the same as Markdown: {options.out / 'table.md'}", file=sys.stderr)
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The command line: what it writes, its exit status, and one clear line for each mistake."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asd_policy import cli, evaluate
+
+CONTRACT = {
+    "version", "command", "policy", "env", "seed", "episodes", "device", "backend", "package", "commit", "torch",
+    "started", "samplers",
+}  # fmt: skip
+SAMPLER_CONTRACT = {
+    "spec", "exact", "steps", "success_rate", "success_ci95", "return_mean", "return_ci95", "paired_difference_ci95",
+    "plans", "rounds_mean", "rounds_p95", "nfe_mean", "acceptance_length_mean", "algorithmic_speedup",
+    "wall_clock_speedup", "overhead_fraction", "latency_ms",
+}  # fmt: skip
+
+
+def arguments(checkpoint: Path, out: Path, **options: Any) -> list[str]:
+    values = {"policy": checkpoint, "env": "asd/Avoid-v0", "out": out, "episodes": 1, "samplers": ["ddpm", "ddim:2"]}
+    words = ["eval"]
+    for name, value in {**values, **options}.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "folder"
+    words = arguments(checkpoint, out, episodes=2, samplers=["ddpm", "ddim:2", "asd:window=5", "ddpm"])
+    assert cli.run([*words, "--json"]) == 0
+    printed = capsys.readouterr()
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads(printed.out) == results
+    assert set(results) >= CONTRACT
+    assert results["version"] == 1
+    assert results["command"] == "eval"
+    assert [sampler["spec"] for sampler in results["samplers"]] == [
+        "ddpm",
+        "ddim:2",
+        "asd:window=5,draft=picard,verify=reflection",
+    ]
+    assert [sampler["exact"] for sampler in results["samplers"]] == [True, False, True]
+    for sampler in results["samplers"]:
+        assert set(sampler) >= SAMPLER_CONTRACT
+        assert set(sampler["latency_ms"]) == {"mean", "p50", "p95", "p99", "max"}
+        assert sampler["episodes"] == 2
+    assert "ddim:2 (approximate)" in printed.err
+    assert str(out / "results.json") in printed.err
+
+
+def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the error line of a command that must fail with status 2 and say nothing else."""
+    assert cli.run(words) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("asd-policy: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("policy", "nowhere", "no checkpoint at nowhere: the path does not exist"),
+        ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; there are asd/Avoid-v0"),
+        ("env", "asd/MetaWorld-reach-v0", "the policy's actions have shape (2,)"),
+        ("samplers", "fast", "no sampler 'fast' in 'fast'; there are ddpm, ddim, asd"),
+        ("samplers", "asd:speed=9", "no option 'speed' in 'asd:speed=9'; asd has window, draft, verify"),
+        ("samplers", "asd:window=0", "window=0 is not in 1 … K"),
+        ("samplers", "asd:window=11", "window=11 is not in 1 … 10"),
+        ("episodes", "0", "--episodes 0 is not a positive number"),
+        ("episodes", "many", "Error parsing --episodes"),
+        ("seed", "-1", "--seed -1 is not 0 or more"),
+        ("device", "abacus", "device 'abacus' cannot be used here"),
+        ("colour", "red", "Unrecognized options: --colour"),
+    ],
+)
+def test_mistakes(
+    option: str, value: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert message in one_line(arguments(checkpoint, out, **{option: value}), capsys)
+    assert not out.exists()
+
+
+def test_missing_options_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Missing from asd-policy eval: --policy --env --out" in one_line(["eval"], capsys)
+    assert "eval" in one_line([], capsys)
+    assert "evaluate" in one_line(["evaluate"], capsys)
+
+
+def test_broken_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    name = "diffusion.unet.final_conv.1.bias"
+    save_file(tensors | {name: torch.full((2,), math.nan)}, path)
+    assert f"{name} holds NaN or infinity" in one_line(arguments(checkpoint, tmp_path / "out"), capsys)
+    save_file(tensors | {name: torch.zeros(3)}, path)
+    assert f"{name} has shape (3,), not (2,)" in one_line(arguments(checkpoint, tmp_path / "out"), capsys)
+
+
+def test_a_folder_that_cannot_be_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    line = one_line(arguments(checkpoint, tmp_path / "file"), capsys)
+    assert str(tmp_path / "file") in line
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(cli.AsdError):
+        cli.run([*arguments(tmp_path / "none", tmp_path), "--debug"])
+
+
+def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["eval", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--policy", "--env", "--samplers", "--episodes", "--seed", "--out", "--json", "--video"):
+        assert option in text
+
+
+def test_interruption_keeps_what_was_done(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = evaluate.rollouts
+
+    def interrupted(*args: Any) -> Iterator[evaluate.Episode]:
+        for count, episode in enumerate(rollouts(*args)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield episode
+
+    monkeypatch.setattr(evaluate, "rollouts", interrupted)
+    assert cli.run(arguments(checkpoint, tmp_path, episodes=5)) == 130
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["interrupted"]
+    assert [sampler["episodes"] for sampler in results["samplers"]] == [2, 1]
+    assert "interrupted: 3 of 10 episodes are kept in" in capsys.readouterr().err
+
+
+def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C at an arbitrary moment of a long evaluation leaves a whole results.json and no traceback."""
+    words = arguments(checkpoint, tmp_path / "out", episodes=100_000)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asd_policy.cli", *words], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    if "before anything was done" not in said:  # on a very slow machine eight seconds may not reach the rollouts
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_video(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert cli.run([*arguments(checkpoint, tmp_path, samplers="ddim:2"), "--video"]) == 0
+    assert (tmp_path / "ddim-2.mp4").stat().st_size > 1000

@@ -1,0 +1,132 @@
+"""Rollouts and their summary: seeds, pairing, counts, environments that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import asd_policy
+from asd_policy import evaluate
+from asd_policy.errors import EnvError, ObservationError
+from asd_policy.evaluate import Episode
+from asd_policy.samplers import make_sampler
+from asd_policy.types import Plan, SpeculationStats
+
+SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
+
+
+def run(checkpoint: Path, episodes: int = 2, seed: int = 0, specs: tuple[str, ...] = SPECS) -> list[Episode]:
+    policy = asd_policy.load_policy(checkpoint)
+    env = evaluate.make_env("asd/Avoid-v0")
+    planners = evaluate.prepare(policy, env, [make_sampler(spec) for spec in specs])
+    return list(evaluate.rollouts(planners, env, episodes, seed))
+
+
+def signature(episode: Episode) -> Any:
+    """Return everything of an episode but its times."""
+    chunks = [plan.chunk.tolist() for plan in episode.plans]
+    return episode.sampler, episode.index, episode.success, episode.total_reward, episode.steps, chunks
+
+
+def test_episodes_are_reproducible(checkpoint: Path) -> None:
+    first, second, other = run(checkpoint), run(checkpoint), run(checkpoint, seed=1)
+    assert [signature(e) for e in first] == [signature(e) for e in second]
+    assert [signature(e) for e in first] != [signature(e) for e in other]
+
+
+def test_samplers_meet_the_same_seeds(checkpoint: Path) -> None:
+    """Window 1 is DDPM: with equal seeds its whole episode is the same, and no episode equals the next."""
+    episodes = run(checkpoint)
+    assert [(e.sampler.spec.split(":")[0], e.index) for e in episodes] == [
+        (name, index) for index in range(2) for name in ("ddpm", "asd", "asd", "ddim")
+    ]
+    for ddpm, one in ((episodes[0], episodes[1]), (episodes[4], episodes[5])):
+        assert signature(ddpm)[1:] == signature(one)[1:]
+    assert signature(episodes[0])[5] != signature(episodes[4])[5]
+
+
+def test_an_episode_does_not_depend_on_those_before(checkpoint: Path) -> None:
+    alone = run(checkpoint, specs=("asd:window=5",))
+    among = [e for e in run(checkpoint, episodes=3) if e.sampler.spec.startswith("asd:window=5")]
+    assert [signature(e) for e in alone] == [signature(e) for e in among[:2]]
+
+
+def fake_episode(
+    spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
+) -> Episode:
+    stats = SpeculationStats(100, (rounds,), (2 * rounds,), milliseconds / 1e3, 0.9 * milliseconds / 1e3)
+    plan = Plan(torch.zeros(1, 16, 2), torch.zeros(1, 8, 2), stats, milliseconds / 1e3)
+    return Episode(make_sampler(spec), index, success, float(success), 10, mode if success else None, (plan, plan))
+
+
+def test_summary() -> None:
+    specs = ["ddpm", "asd:window=8"]
+    episodes = [
+        fake_episode("ddpm", 0, True, 100, 100, "a"),
+        fake_episode("asd:window=8", 0, True, 20, 12, "a"),
+        fake_episode("ddpm", 1, False, 100, 100, "a"),
+        fake_episode("asd:window=8", 1, True, 30, 8, "b"),
+    ]
+    ddpm, asd = evaluate.summarize([make_sampler(spec) for spec in specs], episodes)
+    assert ddpm["success_rate"] == 0.5
+    assert asd["success_rate"] == 1.0
+    assert asd["success_ci95"] == pytest.approx((0.342, 1.0), abs=1e-3)
+    low, high = asd["paired_difference_ci95"]
+    assert low < 0.5 < high
+    assert asd["modes"] == {"a": 1, "b": 1}
+    assert asd["mode_entropy"] == pytest.approx(np.log(2))
+    assert asd["plans"] == 4
+    assert asd["rounds_mean"] == 10
+    assert asd["nfe_mean"] == 20
+    assert asd["acceptance_length_mean"] == asd["algorithmic_speedup"] == 10
+    assert asd["wall_clock_speedup"] == pytest.approx(4.0)
+    assert ddpm["wall_clock_speedup"] == pytest.approx(1.0)
+    assert asd["overhead_fraction"] == pytest.approx(0.1)
+    assert asd["latency_ms"]["mean"] == pytest.approx(25)
+    assert asd["latency_ms"]["max"] == pytest.approx(30)
+
+
+def test_summary_without_a_reference() -> None:
+    (only,) = evaluate.summarize([make_sampler("asd"), make_sampler("ddpm")], [fake_episode("asd", 0, True, 5, 9)])
+    assert only["wall_clock_speedup"] is None
+    assert only["paired_difference_ci95"] is None
+    assert only["return_ci95"] is None
+    assert only["mode_entropy"] is None
+
+
+def test_unknown_environments() -> None:
+    with pytest.raises(EnvError, match=r"no environment 'asd/Avoid-v7'; there are asd/Avoid-v0, asd/MetaWorld-"):
+        evaluate.make_env("asd/Avoid-v7")
+    with pytest.raises(EnvError, match=r"no environment 'nobody/Task-v0'; there are .*asd/…"):
+        evaluate.make_env("nobody/Task-v0")
+    with pytest.raises(EnvError, match="cannot make environment 'no_such_module:Task-v0'"):
+        evaluate.make_env("no_such_module:Task-v0")
+    with pytest.raises(EnvError, match="cannot make environment 'not an id"):
+        evaluate.make_env("not an id/")
+
+
+def test_environments_that_do_not_fit(checkpoint: Path) -> None:
+    policy = asd_policy.load_policy(checkpoint)
+    samplers = [make_sampler("ddpm")]
+    with pytest.raises(EnvError, match=r"the policy's actions have shape \(2,\), the environment's action space is"):
+        evaluate.prepare(policy, gymnasium.make("asd/MetaWorld-reach-v0"), samplers)
+    with pytest.raises(EnvError, match="action space is Discrete"):
+        evaluate.prepare(policy, gymnasium.make("CartPole-v1"), samplers)
+    with pytest.raises(ObservationError, match=r"has shape \(10,\)"):
+        evaluate.prepare(policy, gymnasium.make("Reacher-v5"), samplers)
+
+
+def test_an_environment_without_success(checkpoint: Path) -> None:
+    class Silent(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated, truncated, {k: v for k, v in info.items() if k != "success"}
+
+    policy = asd_policy.load_policy(checkpoint)
+    env = Silent(evaluate.make_env("asd/Avoid-v0"))
+    planners = evaluate.prepare(policy, env, [make_sampler("ddpm")])
+    with pytest.raises(EnvError, match=r"reports no info\['success'\]"):
+        next(evaluate.rollouts(planners, env, 1, 0))

@@ -1,0 +1,181 @@
+"""LeRobot folders: round trip, and every way in which one can be broken."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import asd_policy
+from asd_policy.checkpoints.lerobot import DiffusionConfig
+from asd_policy.errors import AsdError, CheckpointError
+from asd_policy.models.unet import ConditionalUnet1d
+from asd_policy.policy import ENVIRONMENT_STATE, STATE
+
+PROCESSOR = "policy_preprocessor.json"
+STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_round_trip(checkpoint: Path, small_config: DiffusionConfig) -> None:
+    policy = asd_policy.load_policy(checkpoint)
+    assert policy.observation_dims == small_config.input_dims == {STATE: 4, ENVIRONMENT_STATE: 3}
+    assert policy.action_dim == 2
+    assert len(policy.chain) == 10
+    assert policy.sampler.spec == "ddpm"
+    network = policy.denoiser
+    assert isinstance(network, ConditionalUnet1d)
+    stored = load_file(checkpoint / "model.safetensors")
+    assert {f"diffusion.unet.{key}" for key in network.state_dict()} == set(stored)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, stored[f"diffusion.unet.{key}"])
+    assert not network.training
+
+
+def test_normalisation_is_lerobots(checkpoint: Path) -> None:
+    """MIN_MAX maps [min, max] to [-1, 1], MEAN_STD divides by std + 1e-8, a constant feature maps to -1."""
+    edit_tensors(
+        checkpoint / STATISTICS,
+        lambda t: t.update({f"{STATE}.max": torch.cat([t[f"{STATE}.min"][:1], t[f"{STATE}.max"][1:]])}),
+    )
+    policy = asd_policy.load_policy(checkpoint)
+    statistics = load_file(checkpoint / STATISTICS)
+    low, high = statistics[f"{STATE}.min"], statistics[f"{STATE}.max"]
+    mean, deviation = statistics[f"{ENVIRONMENT_STATE}.mean"], statistics[f"{ENVIRONMENT_STATE}.std"]
+    seen: list[torch.Tensor] = []
+
+    def spy(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+        assert cond is not None
+        seen.append(cond)
+        return torch.zeros_like(x)
+
+    policy.denoiser = spy
+    state, environment = torch.stack([low, (low + high) / 2]), torch.stack([mean, mean + 2 * deviation])
+    policy.plan({STATE: state[None], ENVIRONMENT_STATE: environment[None]})
+    expected = torch.tensor([-1.0, -1, -1, -1, 0, 0, 0, -1, 0, 0, 0, 2, 2, 2])
+    torch.testing.assert_close(seen[0][0], expected, rtol=0, atol=1e-5)
+
+
+def test_half_precision_weights_are_computed_in_float32(checkpoint: Path) -> None:
+    edit_tensors(checkpoint / "model.safetensors", lambda t: t.update({k: v.half() for k, v in t.items()}))
+    network = asd_policy.load_policy(checkpoint).denoiser
+    assert isinstance(network, ConditionalUnet1d)
+    assert all(value.dtype == torch.float32 for value in network.parameters())
+
+
+def test_statistics_survive_a_rename_of_their_file(checkpoint: Path) -> None:
+    """The processor's JSON says where they are; the name is not fixed."""
+    (checkpoint / STATISTICS).rename(checkpoint / "elsewhere.safetensors")
+    edit_json(checkpoint / PROCESSOR, lambda c: c["steps"][3].update(state_file="elsewhere.safetensors"))
+    asd_policy.load_policy(checkpoint)
+
+
+def set_config(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda c: c.update(values))
+
+
+def set_shape(kind: str, feature: str, shape: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda c: c[kind][feature].update(shape=shape))
+
+
+def set_tensor(file: str, name: str, value: torch.Tensor | None) -> Callable[[Path], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = value
+
+    return lambda folder: edit_tensors(folder / file, change)
+
+
+def truncate(file: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-100])
+
+
+def set_step(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3].update(values))
+
+
+BIAS = "diffusion.unet.mid_modules.0.conv1.block.0.bias"
+BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda f: (f / "model.safetensors").unlink(), "No such file"),
+    (truncate("model.safetensors"), "is not a whole safetensors file"),
+    (lambda f: (f / "model.safetensors").write_bytes(b""), "is not a whole safetensors file"),
+    (set_tensor("model.safetensors", BIAS, None), f"1 tensors missing, 0 unknown, first {BIAS}"),
+    (set_tensor("model.safetensors", "diffusion.unet.extra", torch.zeros(1)), "0 tensors missing, 1 unknown"),
+    (set_tensor("model.safetensors", BIAS, torch.zeros(7)), "has shape (7,), not (16,)"),
+    (set_tensor("model.safetensors", BIAS, torch.full((16,), math.nan)), f"{BIAS} holds NaN or infinity"),
+    (set_config(down_dims=[8, 32]), "does not fit config.json"),
+    (set_config(down_dims=[8, 10**6]), "does not fit config.json"),
+    (set_config(down_dims=[8, 10**9]), "describes no possible network"),
+    (set_config(down_dims="8"), "down_dims '8' is not a list of positive integers"),
+    (set_config(down_dims=[6, 9]), "not multiples of n_groups 4"),
+    (set_config(kernel_size=4), "kernel_size 4 is not odd"),
+    (set_config(diffusion_step_embed_dim=3), "diffusion_step_embed_dim 3"),
+    (set_config(horizon=15), "horizon 15 is not a multiple of 2"),
+    (set_config(n_action_steps=16), "n_action_steps 16 is not in 1 … 15"),
+    (set_config(n_obs_steps=0), "n_obs_steps 0 is not a positive integer"),
+    (set_config(n_obs_steps=True), "n_obs_steps True is not a positive integer"),
+    (set_config(clip_sample=1), "clip_sample 1 is not true or false"),
+    (set_config(beta_end="big"), "beta_end 'big' is not a finite number"),
+    (set_config(beta_schedule=3), "beta_schedule 3 is not a string"),
+    (set_config(num_inference_steps=0), "num_inference_steps 0 is not null or a positive integer"),
+    (set_config(num_inference_steps=11), "num_inference_steps 11 is not in 1 … 10"),
+    (set_config(noise_scheduler_type="DDIM"), "'DDIMScheduler' has no exact acceleration"),
+    (set_config(normalization_mapping=[1]), "normalization_mapping [1] is not an object"),
+    (set_config(normalization_mapping={"ACTION": "LOG"}), "normalisation mode 'LOG' of 'action'"),
+    (set_config(input_features=None), "no input_features"),
+    (set_config(input_features={}), "needs 'observation.state'"),
+    (set_config(input_features={STATE: {"shape": [4]}, "observation.image": {"shape": [3, 9, 9]}}), "needs lerobot"),
+    (set_shape("input_features", STATE, [4, 4]), "shape [4, 4] of 'observation.state'"),
+    (set_shape("input_features", STATE, [5]), "does not fit config.json"),
+    (set_shape("output_features", "action", [0]), "shape [0] of 'action'"),
+    (lambda f: (f / PROCESSOR).unlink(), "is missing: normalisation statistics"),
+    (lambda f: (f / PROCESSOR).write_text("["), "is not JSON"),
+    (lambda f: (f / PROCESSOR).write_text("[]"), "holds a JSON list, not an object"),
+    (lambda f: (f / PROCESSOR).write_text("{}"), "has no list of steps"),
+    (set_step(registry_name="other"), "has no step 'normalizer_processor'"),
+    (set_step(state_file="../../secret.safetensors"), "is not a plain file name"),
+    (set_step(state_file="none.safetensors"), "No such file"),
+    (set_tensor(STATISTICS, f"{STATE}.min", None), f"MIN_MAX of '{STATE}' needs the statistic 'min'"),
+    (set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(3)), "has shape (3,), not (4,)"),
+    (set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)), "is not finite"),
+]
+
+
+@pytest.mark.parametrize(("breakage", "message"), BREAKAGES, ids=[message for _, message in BREAKAGES])
+def test_broken_checkpoints_are_named(breakage: Callable[[Path], Any], message: str, checkpoint: Path) -> None:
+    breakage(checkpoint)
+    with pytest.raises(AsdError) as error:
+        asd_policy.load_policy(checkpoint)
+    assert message in str(error.value)
+
+
+def test_unknown_paths_and_formats(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="the path does not exist"):
+        asd_policy.load_policy(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a known format: LeRobot diffusion folder"):
+        asd_policy.load_policy(tmp_path)
+    set_config(type="act")(checkpoint)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a known format"):
+        asd_policy.load_policy(checkpoint)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta-data"])
+def test_a_device_that_is_not_there_is_an_error(device: str, checkpoint: Path) -> None:
+    with pytest.raises(asd_policy.SpecError, match=f"device '{device}' cannot be used here"):
+        asd_policy.load_policy(checkpoint, device=device)

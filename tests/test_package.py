@@ -1,0 +1,73 @@
+"""The package as it is installed: what an import costs, what a wheel holds, what the manifest promises."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import gymnasium
+import pytest
+from safetensors.torch import load_file
+
+import asd_policy
+
+ROOT = Path(__file__).parents[1]
+MANIFEST = json.loads((ROOT / "checkpoints/manifest.json").read_text())
+
+
+def test_importing_brings_in_no_environment_and_no_optional_package() -> None:
+    heavy = ("gymnasium", "mujoco", "diffusers", "onnxruntime", "lerobot", "scipy", "matplotlib", "rich", "asd_envs")
+    code = f"import sys, asd_policy; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for name in asd_policy.__all__:
+        value = getattr(asd_policy, name)
+        assert isinstance(value, str) or (value.__doc__ or "").strip(), name
+
+
+def test_the_wheel_works_alone(tmp_path: Path) -> None:
+    """Built and unpacked elsewhere, it plans, and finds its environments and their files."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("asd_policy-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import asd_policy, asd_envs, gymnasium\n"
+        f"assert asd_policy.__file__.startswith({str(site)!r}) and asd_envs.__file__.startswith({str(site)!r})\n"
+        "gymnasium.make('asd/Avoid-v0').reset(seed=0)\n"
+        f"policy = asd_policy.load_policy({str(ROOT / 'checkpoints/avoid')!r}, 'asd:window=16')\n"
+        "policy.select_action({'agent_pos': [0, 0, 0, 0], 'environment_state': [0, 0, 0]})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("entry", MANIFEST, ids=[entry["path"] for entry in MANIFEST])
+def test_bundled_checkpoints(entry: dict[str, object]) -> None:
+    """Files are those that were measured, small enough, and fit their environment."""
+    folder = ROOT / str(entry["path"])
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert digests == entry["sha256"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
+    assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == entry["parameters"]
+    from asd_policy.evaluate import make_env
+
+    env = make_env(str(entry["env"]))
+    policy = asd_policy.load_policy(folder, "asd:window=32")
+    observation, _ = env.reset(seed=0)
+    action = policy.select_action(observation)
+    assert isinstance(env.action_space, gymnasium.spaces.Box)
+    assert action.shape == env.action_space.shape
+    env.close()
+
+
+def test_the_manifest_lists_every_checkpoint() -> None:
+    folders = {f"checkpoints/{path.parent.name}" for path in (ROOT / "checkpoints").glob("*/config.json")}
+    assert folders == {entry["path"] for entry in MANIFEST}

@@ -1,0 +1,132 @@
+"""The policy in closed loop: history, queue, seeds, and observations that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import asd_policy
+from asd_policy.policy import ENVIRONMENT_STATE, STATE, Policy
+
+OBSERVATION = {"agent_pos": np.zeros(4), "environment_state": np.zeros(3)}
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> Policy:
+    return asd_policy.load_policy(checkpoint)
+
+
+def observation(value: float) -> dict[str, Any]:
+    return {key: np.full_like(zeros, value) for key, zeros in OBSERVATION.items()}
+
+
+def test_plans_every_n_action_steps(policy: Policy) -> None:
+    policy.reset(seed=0)
+    actions = [policy.select_action(OBSERVATION) for _ in range(17)]
+    assert len(policy.plans) == 3
+    assert all(action.shape == (2,) and action.dtype == np.float32 for action in actions)
+    for index, plan in enumerate(policy.plans):
+        assert plan.chunk.shape == (1, 16, 2)
+        # Of a chunk that begins one observation in the past, the actions from now on are executed.
+        assert torch.equal(plan.actions, plan.chunk[:, 1:9])
+        executed = torch.from_numpy(np.stack(actions[8 * index : 8 * index + 8]))
+        assert torch.equal(plan.actions[0, : len(executed)], executed)
+        assert plan.seconds >= plan.stats.seconds > 0
+
+
+def test_history_is_the_last_observations_oldest_first(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    plan = policy.plan
+
+    def spy(history: dict[str, Tensor], generator: Any) -> Any:
+        seen.append(history[STATE][0, :, 0])
+        return plan(history, generator)
+
+    monkeypatch.setattr(policy, "plan", spy)
+    for step in range(17):
+        policy.select_action(observation(float(step)))
+    assert [part.tolist() for part in seen] == [[0, 0], [7, 8], [15, 16]]
+    policy.reset()
+    policy.select_action(observation(40.0))
+    assert seen[-1].tolist() == [40, 40]
+
+
+def test_seeds(policy: Policy) -> None:
+    def first_action(seed: int | None) -> list[float]:
+        policy.reset(seed)
+        return policy.select_action(OBSERVATION).tolist()
+
+    assert first_action(1) == first_action(1) != first_action(2)
+    assert first_action(None) != first_action(None)
+
+
+def test_observations_by_any_name(policy: Policy) -> None:
+    """The environment's keys, LeRobot's, and one flat array in the features' order are the same observation."""
+    rng = np.random.default_rng(0)
+    state, environment = rng.normal(size=4), rng.normal(size=3)
+    actions = []
+    for form in (
+        {"agent_pos": state, "environment_state": environment, "unused": 1},
+        {STATE: torch.tensor(state), ENVIRONMENT_STATE: torch.tensor(environment)},
+        np.concatenate([state, environment]),
+    ):
+        policy.reset(seed=3)
+        actions.append(policy.select_action(form).tolist())
+    assert actions[0] == actions[1] == actions[2]
+
+
+def test_batched_plans_equal_single_ones(policy: Policy) -> None:
+    fast = asd_policy.accelerate(policy, "asd:window=4")
+    histories = {STATE: torch.randn(3, 2, 4), ENVIRONMENT_STATE: torch.randn(3, 2, 3)}
+    together = fast.plan(histories, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    for row in range(3):
+        own = {name: values[row : row + 1] for name, values in histories.items()}
+        alone = fast.plan(own, [torch.Generator().manual_seed(row)])
+        torch.testing.assert_close(alone.chunk[0], together.chunk[row], rtol=0, atol=1e-4)
+
+
+def test_window_one_plans_as_ddpm(policy: Policy) -> None:
+    one = asd_policy.accelerate(policy, "asd:window=1")
+    for planner in (policy, one):
+        planner.reset(seed=5)
+    for _ in range(20):
+        assert policy.select_action(OBSERVATION).tolist() == one.select_action(OBSERVATION).tolist()
+
+
+def test_accelerate_leaves_the_original_alone(policy: Policy) -> None:
+    fast = asd_policy.accelerate(policy, "asd:window=4")
+    assert policy.sampler.spec == "ddpm"
+    assert fast.sampler.spec == "asd:window=4,draft=picard,verify=reflection"
+    assert fast.denoiser is policy.denoiser
+    fast.select_action(OBSERVATION)
+    assert len(fast.plans) == 1
+    assert not policy.plans
+    assert fast.plans[0].stats.algorithmic_speedup > 1
+
+
+def test_accelerate_refuses(policy: Policy) -> None:
+    with pytest.raises(asd_policy.SpecError, match="window=11 is not in 1 … 10"):
+        asd_policy.accelerate(policy, "asd:window=11")
+    with pytest.raises(asd_policy.SpecError, match="cannot accelerate a dict"):
+        asd_policy.accelerate({}, "asd")  # pyright: ignore[reportArgumentType]  # the mistake under test
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"agent_pos": np.zeros(4)}, "has no 'observation.environment_state' or 'environment_state'"),
+        (OBSERVATION | {"agent_pos": np.zeros(5)}, "'agent_pos' has shape (5,), not (4,)"),
+        (OBSERVATION | {"agent_pos": np.zeros((1, 4))}, "'agent_pos' has shape (1, 4), not (4,)"),
+        (OBSERVATION | {"environment_state": np.array([0, np.nan, 0])}, "'environment_state' holds NaN or infinity"),
+        (OBSERVATION | {"environment_state": np.array([0, np.inf, 0])}, "'environment_state' holds NaN or infinity"),
+        (np.zeros(6), "has shape (6,); the policy reads (7,)"),
+    ],
+)
+def test_bad_observations_are_named(bad: Any, message: str, policy: Policy) -> None:
+    with pytest.raises(asd_policy.ObservationError) as error:
+        policy.select_action(bad)
+    assert message in str(error.value)
+    assert not policy.plans

@@ -1,0 +1,57 @@
+"""Intervals against known values and by their coverage."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from asd_policy.statistics import entropy, mean_interval, paired_difference, wilson
+
+
+def test_wilson_against_its_formula() -> None:
+    n, p, z = 20, 0.75, 1.959964
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(15, 20) == pytest.approx((centre - reach, centre + reach), abs=1e-6)
+    assert wilson(20, 20)[1] == 1.0
+    assert wilson(0, 20)[0] == 0.0
+
+
+def test_paired_difference_against_newcombe() -> None:
+    """Newcombe 1998, table III, method 10: pairs (both, first only, second only, neither) = (20, 12, 2, 16)."""
+    first = [True] * 32 + [False] * 18
+    second = [True] * 20 + [False] * 12 + [True] * 2 + [False] * 16
+    low, high = paired_difference(first, second)
+    assert (low, high) == pytest.approx((0.0562, 0.3292), abs=2e-4)
+
+
+def test_paired_difference_of_perfect_records_has_a_width() -> None:
+    low, high = paired_difference([True] * 20, [True] * 20)
+    assert low == pytest.approx(-high)
+    assert 0.1 < high < 0.2
+
+
+def test_paired_difference_covers() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        first = rng.random(40) < 0.8
+        second = np.where(rng.random(40) < 0.7, first, rng.random(40) < 0.6)
+        truth = 0.8 - (0.7 * 0.8 + 0.3 * 0.6)
+        low, high = paired_difference(first.tolist(), second.tolist())
+        hits += low <= truth <= high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_mean_interval() -> None:
+    assert mean_interval([1.0]) is None
+    low, high = mean_interval([1.0, 2.0, 3.0]) or (math.nan, math.nan)
+    reach = 4.302653 * 1.0 / math.sqrt(3)
+    assert (low, high) == pytest.approx((2 - reach, 2 + reach), abs=1e-5)
+
+
+def test_entropy() -> None:
+    assert entropy(Counter()) is None
+    assert entropy(Counter(a=5)) == 0.0
+    assert entropy(Counter(a=5, b=5, c=5, d=5)) == pytest.approx(math.log(4))

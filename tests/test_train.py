@@ -1,0 +1,90 @@
+"""The training script: what it writes, resuming, and wrong input, on a run of seconds."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import asd_policy
+from asd_policy.checkpoints.lerobot import DiffusionConfig
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_script"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    words = ["--env", "asd/Avoid-v0", "--out", str(out), "--steps", "8", "--demonstrations", "2", "--noise", "0.01"]
+    words += ["--down-dims", "16", "32", "--batch", "8", "--save-every", "2", *more]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    script.main()
+
+
+def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(script, tmp_path / "policy", monkeypatch)
+    policy = asd_policy.load_policy(tmp_path / "policy", "asd:window=8")
+    action = policy.select_action({"agent_pos": torch.zeros(4), "environment_state": torch.zeros(3)})
+    assert action.shape == (2,)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    stored = load_file(tmp_path / "policy" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_happened(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(script, tmp_path / "whole", monkeypatch)
+    update = script.Trainer.update
+
+    def interrupted(self: object, *args: torch.Tensor) -> float:
+        if self.step == 5:  # pyright: ignore[reportAttributeAccessIssue]  # the script's class has no type here
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Trainer, "update", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            run(script, tmp_path / "halves", patch)
+    assert stop.value.code == 130
+    assert (tmp_path / "halves.training").exists()
+    with pytest.raises(SystemExit, match="of a training with other options"):
+        run(script, tmp_path / "halves", monkeypatch, "--batch", "9")
+    run(script, tmp_path / "halves", monkeypatch)
+    assert not (tmp_path / "halves.training").exists()
+    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves"))
+    for key, value in whole.items():
+        assert torch.equal(value, halves[key]), key
+
+
+def test_windows_repeat_the_edges(script: ModuleType) -> None:
+    config = DiffusionConfig({"observation.state": 1}, 1, {}, horizon=4)
+    values = torch.arange(3.0)[:, None].numpy()
+    windows = script.make_windows([{"agent_pos": values, "action": 10 * values}], config)
+    assert windows["observation.state"][:, :, 0].tolist() == [[0, 0], [0, 1], [1, 2]]
+    # A chunk begins with the action of the oldest observation, one step in the past.
+    assert windows["action"][:, :, 0].tolist() == [[0, 0, 10, 20], [0, 10, 20, 20], [10, 20, 20, 20]]
+
+
+def test_still_coordinates_keep_their_scale(script: ModuleType) -> None:
+    values = torch.tensor([[[0.0, 5.0]], [[2.0, 5.0]]])
+    statistics = script.measure_statistics({"x": values})["x"]
+    assert statistics["min"].tolist() == [0.0, 4.0]
+    assert statistics["max"].tolist() == [2.0, 6.0]
+
+
+def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="no environment 'CartPole-v1' with an expert: asd/Avoid-v0"):
+        run(script, tmp_path / "policy", monkeypatch, "--env", "CartPole-v1")
