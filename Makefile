@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXTRAS := dev,metaworld
-EPISODES ?= 20
+EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 	@touch $@
 
-demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=20)
+demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
 	@$(PY) scripts/demo.py --episodes $(EPISODES)
 
 test: $(STAMP) ## run the whole test suite that needs no GPU

@@ -1,6 +1,6 @@
 """Evaluate the bundled checkpoints with DDPM, DDIM and ASD; print one table and write it as Markdown.
 
-python scripts/demo.py --episodes 25 --out runs/demo
+python scripts/demo.py --episodes 15 --out runs/demo
 """
 
 import json
@@ -21,7 +21,7 @@ SAMPLERS = ("ddpm", "ddim:10", "asd:window=8,draft=frozen", "asd:window=8", "asd
 class Options:
     """Evaluate the bundled checkpoints with DDPM, DDIM and ASD; print one table and write it as Markdown."""
 
-    episodes: int = 20
+    episodes: int = 15
     """Episodes for each checkpoint and sampler."""
     seed: int = 0
     """Seed of the evaluation."""

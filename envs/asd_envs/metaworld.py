@@ -77,12 +77,15 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
             raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(METAWORLD_TASKS)}")
         self.task = task
         self.render_mode = render_mode
-        classes = _import("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
-        self._env = classes[f"{task}-v3-goal-observable"](seed=0, render_mode=render_mode)
-        # Draw object and goal from the generator that reset(seed=…) seeds, not from a frozen vector.
+        make = _import("metaworld.env_dict").ALL_V3_ENVIRONMENTS[f"{task}-v3"]
+        self._env = make(render_mode=render_mode, camera_name="corner2" if render_mode == "rgb_array" else None)
+        # As Meta-World's own goal-observable classes do, which take no camera: show the goal, …
+        self._env._partially_observable = False
+        self._env.__dict__.pop("sawyer_observation_space", None)  # cached for the hidden goal
+        # … and draw object and goal from the generator that reset(seed=…) seeds, not from a frozen vector.
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
-        self._env.mujoco_renderer.camera_name = "corner2"
+        self._env._set_task_called = True
         unbounded = spaces.Box(-np.inf, np.inf, (39,), np.float64)
         self.observation_space = spaces.Dict(
             {
@@ -112,7 +115,9 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
 
     def render(self) -> Any:
         """Return an image [height, width, 3] uint8, or draw the window in human mode."""
-        return self._env.render()
+        image = self._env.render()
+        # Meta-World's corner cameras are mounted upside down.
+        return image if image is None else image[::-1, ::-1].copy()
 
     def close(self) -> None:
         """Close the renderer."""
