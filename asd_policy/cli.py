@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from asd_policy import evaluate, report
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, SpecError
 from asd_policy.files import write_json
+from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
@@ -65,49 +67,66 @@ class EvalCommand:
         env = evaluate.make_env(self.env)
         planners = evaluate.prepare(policy, env, samplers)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
-        results: dict[str, Any] = {
+        record = self._record(policy)
+        finished: list[evaluate.Episode] = []
+        cut_short: KeyboardInterrupt | AsdError | None = None
+        try:
+            with _progress(console) as progress:
+                task = progress.add_task(self.env, total=self.episodes * len(samplers))
+                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
+                    finished.append(episode)
+                    progress.advance(task)
+        except (KeyboardInterrupt, AsdError) as stop:
+            cut_short = stop
+        finally:
+            env.close()
+        results = {**record, "interrupted": cut_short is not None, "samplers": evaluate.summarize(samplers, finished)}
+        path = self.out / "results.json"
+        write_json(path, results)
+        if self.json:
+            print(json.dumps(results))
+        console.print(report.table(results))
+        if cut_short is None:
+            console.print(f"results: {path}", soft_wrap=True)
+            if self.video:
+                for video in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
+                    console.print(f"video: {video}", soft_wrap=True)
+            return DONE
+        kept = f"{len(finished)} of {self.episodes * len(samplers)} episodes are kept in {path}"
+        console.print(f"interrupted: {kept}", soft_wrap=True)
+        if isinstance(cut_short, AsdError):
+            raise cut_short
+        return INTERRUPTED
+
+    def _record(self, policy: Policy) -> dict[str, Any]:
+        """Return what results.json says of the run as a whole."""
+        return {
             "version": 1,
             "command": "eval",
             "policy": self.policy,
             "env": self.env,
             "seed": self.seed,
             "episodes": self.episodes,
-            "device": report.hardware() if policy.device.type == "cpu" else torch.cuda.get_device_name(policy.device),
+            "device": report.hardware(policy.device),
             "backend": "torch-eager",
             "dtype": "float32",
             "package": asd_policy.__version__,
             "commit": report.commit(),
             "torch": torch.__version__,
-            "started": evaluate.started_now(),
-            "interrupted": False,
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        finished: list[evaluate.Episode] = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        try:
-            with Progress(*columns, console=console) as progress:
-                task = progress.add_task(self.env, total=self.episodes * len(samplers))
-                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
-                    finished.append(episode)
-                    progress.advance(task)
-        except KeyboardInterrupt:
-            results["interrupted"] = True
-        finally:
-            env.close()
-        results["samplers"] = evaluate.summarize(samplers, finished)
-        write_json(self.out / "results.json", results)
-        console.print(report.table(results))
-        if self.video and not results["interrupted"]:
-            for path in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
-                console.print(f"video: {path}", soft_wrap=True)
-        if results["interrupted"]:
-            console.print(f"interrupted: {len(finished)} of {self.episodes * len(samplers)} episodes are kept in "
-                          f"{self.out / 'results.json'}", soft_wrap=True)  # fmt: skip
-        else:
-            console.print(f"results: {self.out / 'results.json'}", soft_wrap=True)
-        if self.json:
-            print(json.dumps(results))
-        return INTERRUPTED if results["interrupted"] else DONE
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 COMMANDS = {"eval": EvalCommand}

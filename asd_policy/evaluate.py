@@ -1,7 +1,6 @@
 """Seeded closed-loop rollouts of a policy in a gymnasium environment, and what they add up to."""
 
 import importlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -208,8 +207,3 @@ def record_video(policy: Policy, env_id: str, samplers: Sequence[Sampler], seed:
         written.append(path)
     env.close()
     return written
-
-
-def started_now() -> str:
-    """Return the time as ISO-8601 with its zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

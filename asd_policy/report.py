@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algo
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
 
-def hardware() -> str:
-    """Return the CPU's name and the number of threads torch uses."""
+def hardware(device: torch.device) -> str:
+    """Return what a device is: the GPU's name, or the CPU's with the number of threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -79,8 +83,8 @@ def table(results: dict[str, Any]) -> Table:
     return rich_table
 
 
-def markdown(all_results: Iterable[dict[str, Any]]) -> str:
-    """Return several results.json objects as one Markdown table, the task in the first column."""
+def markdown(all_results: Sequence[dict[str, Any]]) -> str:
+    """Return several results.json objects as one Markdown table, with what it was measured on below."""
     header = ("task", *COLUMNS)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for results in all_results:
@@ -88,4 +92,8 @@ def markdown(all_results: Iterable[dict[str, Any]]) -> str:
             task = f"`{results['env']}`" if index == 0 else ""
             spec, *cells = row(result)
             lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
+    first = all_results[0]
+    ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
+    counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
+    lines += ["", f"{ran}; K = {first['samplers'][0]['steps']}; {counts}."]
     return "\n".join(lines) + "\n"

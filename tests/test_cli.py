@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asd_policy import cli, evaluate
+from asd_policy.models.unet import ConditionalUnet1d
 
 CONTRACT = {
     "version", "command", "policy", "env", "seed", "episodes", "device", "backend", "package", "commit", "torch",
@@ -150,6 +151,26 @@ def test_interruption_keeps_what_was_done(
     assert results["interrupted"]
     assert [sampler["episodes"] for sampler in results["samplers"]] == [2, 1]
     assert "interrupted: 3 of 10 episodes are kept in" in capsys.readouterr().err
+
+
+def test_a_failure_midway_keeps_what_was_done(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network breaks after some episodes: they are kept, and the last line says what happened."""
+    calls = 0
+    forward = ConditionalUnet1d.forward
+
+    def broken(self: ConditionalUnet1d, x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(self, x, timestep, cond) * (math.nan if calls > 150 else 1.0)
+
+    monkeypatch.setattr(ConditionalUnet1d, "forward", broken)
+    assert cli.run(arguments(checkpoint, tmp_path, episodes=100, samplers="ddpm")) == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["interrupted"]
+    assert 1 <= results["samplers"][0]["episodes"] < 100
+    assert "the network returned NaN or infinity" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:

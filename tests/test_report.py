@@ -1,0 +1,70 @@
+"""Tables: what a reader sees of a results.json object."""
+
+import io
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from asd_policy import report
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    sampler = {
+        "spec": "asd:window=8,draft=frozen,verify=reflection",
+        "exact": True,
+        "steps": 100,
+        "episodes": 20,
+        "plans": 95,
+        "success_rate": 0.95,
+        "success_ci95": [0.764, 0.991],
+        "mode_entropy": 2.7123,
+        "rounds_mean": 19.96,
+        "nfe_mean": 116.4,
+        "algorithmic_speedup": 5.01,
+        "wall_clock_speedup": 2.514,
+        "overhead_fraction": 0.1034,
+        "latency_ms": {"p50": 101.6, "p95": 140.2, "p99": 158.0},
+    }
+    unknown = {**sampler, "spec": "ddim:10", "exact": False, "plans": 97, "mode_entropy": None}
+    return {
+        "env": "asd/Avoid-v0",
+        "device": "A CPU",
+        "torch": "2.0",
+        "backend": "torch-eager",
+        "dtype": "float32",
+        "seed": 3,
+        "samplers": [{**sampler, **changes}, {**unknown, "wall_clock_speedup": None}],
+    }
+
+
+def test_row() -> None:
+    first, second = (report.row(sampler) for sampler in results()["samplers"])
+    assert first == (
+        "asd:window=8,draft=frozen,verify=reflection", "95 [76, 99]", "2.71", "20.0", "116", "5.0×",
+        "102 / 140 / 158", "2.51×", "10.3 %",
+    )  # fmt: skip
+    assert second[0] == "ddim:10 (approximate)"
+    assert second[2] == second[7] == "–"
+
+
+def test_terminal_table_holds_every_cell() -> None:
+    written = io.StringIO()
+    Console(width=140, file=written).print(report.table(results()))
+    text = written.getvalue()
+    for words in ("asd/Avoid-v0, seed 3: 20 episodes and 95 … 97 plans", "A CPU", "draft=frozen", "5.0×", "10.3 %"):
+        assert words in text
+
+
+def test_markdown() -> None:
+    lines = report.markdown([results(), results()]).splitlines()
+    assert len({line.count("|") for line in lines[:6]}) == 1
+    assert lines[2].startswith("| `asd/Avoid-v0` | `asd:window=8")
+    assert lines[3].startswith("|  | `ddim:10 (approximate)`")
+    assert "A CPU; torch 2.0, torch-eager, float32; seed 3; K = 100; `asd/Avoid-v0` 20 episodes" in lines[-1]
+
+
+def test_the_record_of_what_ran() -> None:
+    assert "torch threads" in report.hardware(torch.device("cpu"))
+    commit = report.commit()
+    assert commit is None or len(commit) == 40
