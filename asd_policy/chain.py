@@ -7,8 +7,10 @@ The law is what the scheduler of diffusers computes, rounding of its float32 coe
 end of the chain 1 − ᾱ loses digits in float32, and a chain that kept them would have another law.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,36 +104,41 @@ class GaussianChain:
         _check(config)
         steps = config["num_train_timesteps"] if num_inference_steps is None else num_inference_steps
         timesteps = _timesteps(config, steps)
-        cumulative = torch.cumprod(1.0 - _betas(config), dim=0).numpy()
+        cumulative = torch.cumprod(1.0 - _betas(config), dim=0)
 
-        # From here on float32 and the order of operations of DDPMScheduler.step.
-        one = np.float32(1.0)
-        now = cumulative[timesteps]
-        before = np.append(cumulative[timesteps[1:]], one)
-        if config["prediction_type"] == "epsilon" and not bool(np.all(now > 0)):
+        # From here on float32, torch's arithmetic and DDPMScheduler.step's order of operations, for equal bits:
+        # numpy's square root differs from torch's by an ulp one time in five, and an ulp counts where ᾱ is near 0.
+        now = cumulative[torch.from_numpy(timesteps)]
+        before = torch.cat([now[1:], torch.ones(1)])
+        if config["prediction_type"] == "epsilon" and not bool((now > 0).all()):
             raise ChainError(
                 "prediction_type 'epsilon' with rescale_betas_zero_snr divides by a signal of zero; "
                 "zero-SNR chains need 'v_prediction' or 'sample'"
             )
         alpha = now / before
-        beta = one - alpha
-        small = np.maximum((one - before) / (one - now) * beta, np.float32(1e-20))
-        sigma = np.sqrt(beta if config["variance_type"] == "fixed_large" else small)
-        sigma = np.where(timesteps > 0, sigma, np.float32(0.0))  # the scheduler adds no noise at timestep 0
-        signal, noise = np.sqrt(now), np.sqrt(one - now)
-        zero = np.zeros_like(signal)
+        beta = 1 - alpha
+        variance = beta if config["variance_type"] == "fixed_large" else (1 - before) / (1 - now) * beta
+        # The scheduler adds no noise at timestep 0, and elsewhere not less than this.
+        sigma = torch.where(torch.from_numpy(timesteps) > 0, variance.clamp(min=1e-20).sqrt(), 0.0)
+        # √ᾱ and √(1 − ᾱ) are float32 too, but what the scheduler does with them has the sample's precision.
+        signal, noise = now.sqrt().double(), (1 - now).sqrt().double()
+        ones, zeros = torch.ones_like(signal), torch.zeros_like(signal)
         output_scale, input_scale = {
-            "epsilon": lambda: (-noise / signal, one / signal),
-            "sample": lambda: (zero + one, zero),
-            "v_prediction": lambda: (-noise, signal),
-        }[config["prediction_type"]]()
+            "epsilon": (-noise / signal, ones / signal),
+            "sample": (ones, zeros),
+            "v_prediction": (-noise, signal),
+        }[config["prediction_type"]]
+
+        def schedule(values: Tensor) -> Schedule:
+            return values.double().numpy()
+
         return cls(
             timesteps=timesteps,
-            a=(np.sqrt(before) * beta / (one - now)).astype(np.float64),
-            b=(np.sqrt(alpha) * (one - before) / (one - now)).astype(np.float64),
-            sigma=sigma.astype(np.float64),
-            output_scale=output_scale.astype(np.float64),
-            input_scale=input_scale.astype(np.float64),
+            a=schedule(before.sqrt() * beta / (1 - now)),
+            b=schedule(alpha.sqrt() * (1 - before) / (1 - now)),
+            sigma=schedule(sigma),
+            output_scale=schedule(output_scale),
+            input_scale=schedule(input_scale),
             clip_range=float(config["clip_sample_range"]) if config["clip_sample"] else None,
             config=config,
         )
@@ -211,8 +218,9 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     elif config["beta_schedule"] == "sigmoid":
         betas = torch.sigmoid(torch.linspace(-6, 6, count)) * (end - start) + start
     else:  # squaredcos_cap_v2: Nichol and Dhariwal, arXiv 2102.09672, eq. 17
-        edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = torch.tensor(np.minimum(1 - edges[1:] / edges[:-1], 0.999), dtype=torch.float32)
+        # math.cos, not numpy's: an ulp in a β near 1 is many in ᾱ.
+        edges = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(edges)], dtype=torch.float32)
     if config["rescale_betas_zero_snr"]:  # Lin et al., arXiv 2305.08891, algorithm 1
         root = torch.cumprod(1.0 - betas, dim=0).sqrt()
         first, last = root[0].clone(), root[-1].clone()
@@ -233,6 +241,11 @@ def _timesteps(config: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     else:
         ascending = (np.round(np.arange(train, 0, -train / steps)) - 1)[::-1]
     timesteps = ascending[::-1].astype(np.int64)
+    if timesteps[-1] < 0:  # the range of diffusers runs one step over where train / steps rounds up
+        raise ChainError(
+            f"timestep_spacing 'trailing' with num_inference_steps {steps} of {train} gives timestep -1; "
+            "use another number of steps or another spacing"
+        )
     if timesteps[0] >= train:
         raise ChainError(f"steps_offset {config['steps_offset']} puts timestep {timesteps[0]} beyond {train - 1}")
     return timesteps

@@ -95,5 +95,6 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     first = all_results[0]
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
-    lines += ["", f"{ran}; K = {first['samplers'][0]['steps']}; {counts}."]
+    code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
+    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}."]
     return "\n".join(lines) + "\n"
