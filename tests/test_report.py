@@ -63,7 +63,7 @@ def test_markdown() -> None:
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[2].startswith("| `asd/Avoid-v0` | `asd:window=8")
     assert lines[3].startswith("|  | `ddim:10 (approximate)`")
-    assert lines[-1].startswith("A CPU; torch 2.0, torch-eager, float32; seed 3; asd_policy 0.1.0 at 01234567; K = 100; ")
+    assert lines[-1].startswith("A CPU; torch 2.0, torch-eager, float32; seed 3; asd_policy 0.1.0 at 01234567; K = 100")
     assert "`asd/Avoid-v0` 20 episodes" in lines[-1]
 
 
