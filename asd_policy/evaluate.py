@@ -62,7 +62,9 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
         if not isinstance(error, gymnasium.error.UnregisteredEnv):
             raise EnvError(f"cannot make environment {env_id!r}: {reason}") from None
         known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
-        namespaces = sorted({i.partition("/")[0] + "/…" for i in gymnasium.registry if "/" in i})
+        names = {i.partition("/")[0] for i in gymnasium.registry if "/" in i}
+        names |= {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        namespaces = [f"{name}/…" for name in sorted(names)]
         raise EnvError(
             f"no environment {env_id!r}; there are " + ", ".join(known or [*namespaces, "and gymnasium's own"])
         ) from None
