@@ -273,9 +273,31 @@ def train(options: Options) -> None:
     console.print(f"wrote {options.out}: {parameters / 1e6:.2f} M parameters, {len(cond)} windows of {options.env}")
 
 
+def check(options: Options) -> None:
+    """Refuse numbers that no training can have.
+
+    Raises:
+        SystemExit: One line that names the option, its value and what is valid.
+    """
+    for name in ("steps", "demonstrations", "batch", "save_every"):
+        if getattr(options, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(options, name)} is not a positive number")
+    if not 0 <= options.noise <= 1:
+        raise SystemExit(f"--noise {options.noise} is not in 0 … 1")
+    if not options.learning_rate > 0:
+        raise SystemExit(f"--learning-rate {options.learning_rate} is not positive")
+    # LeRobot asks that the horizon be a multiple of 2 to the number of resolutions.
+    groups, levels = DiffusionConfig.n_groups, DiffusionConfig.horizon.bit_length() - 1
+    if not 1 <= len(options.down_dims) <= levels or any(d < groups or d % groups for d in options.down_dims):
+        raise SystemExit(
+            f"--down-dims {' '.join(map(str, options.down_dims))} are not 1 … {levels} multiples of {groups}"
+        )
+
+
 def main() -> None:
     """Read the command line, check it, train."""
     options = tyro.cli(Options, description=__doc__)
+    check(options)
     if options.env not in gymnasium.registry or not options.env.startswith("asd/"):
         tasks = ", ".join(asd_envs.METAWORLD_TASKS)
         raise SystemExit(

@@ -88,3 +88,22 @@ def test_still_coordinates_keep_their_scale(script: ModuleType) -> None:
 def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="no environment 'CartPole-v1' with an expert: asd/Avoid-v0"):
         run(script, tmp_path / "policy", monkeypatch, "--env", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps 0 is not a positive number"),
+        (["--demonstrations", "-1"], "--demonstrations -1 is not a positive number"),
+        (["--save-every", "0"], "--save-every 0 is not a positive number"),
+        (["--noise", "2"], "--noise 2.0 is not in 0 … 1"),
+        (["--learning-rate", "0"], "--learning-rate 0.0 is not positive"),
+        (["--down-dims", "12", "16"], "--down-dims 12 16 are not 1 … 4 multiples of 8"),
+    ],
+)
+def test_wrong_numbers(
+    words: list[str], message: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(script, tmp_path / "policy", monkeypatch, *words)
+    assert not list(tmp_path.iterdir())
