@@ -43,7 +43,7 @@ def gaussian_law(denoiser: Denoiser, chain: GaussianChain) -> tuple[Tensor, Tens
     tables = chain.tables(torch.device("cpu"), DTYPE)
     for k in range(len(chain)):
         output = denoiser(probes, tables.timesteps[k].expand(2), None)
-        clean = chain.predict(probes, output, tables.output_scale[k], tables.input_scale[k])
+        clean = chain.predict(probes, output, k)
         none = torch.zeros((), dtype=DTYPE)
         offset, reached = transition(tables.a[k], clean, none, none, tables.b[k], probes).flatten(1)
         slope = reached - offset

@@ -158,7 +158,6 @@ def _evaluate(
     x, step = point.flatten(0, 1)[which], steps.flatten()[which]
     owner = rows.repeat_interleave(live.shape[1])[which]
     output = denoiser(x.view(-1, *event), tables.timesteps[step], None if cond is None else cond[owner])
-    output_scale, input_scale = (t[step].unsqueeze(1) for t in (tables.output_scale, tables.input_scale))
     clean = torch.zeros_like(point).flatten(0, 1)
-    clean[which] = chain.predict(x, output.flatten(1), output_scale, input_scale)
+    clean[which] = chain.predict(x, output.flatten(1), step)
     return clean.view_as(point)

@@ -33,6 +33,6 @@ class Ddpm(Sampler):
         tables = chain.tables(x.device, x.dtype)
         for k in range(len(chain)):
             output = denoiser(x, tables.timesteps[k].expand(len(x)), cond)
-            clean = chain.predict(x, output, tables.output_scale[k], tables.input_scale[k])
+            clean = chain.predict(x, output, k)
             x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
         return Samples(x, rounds=[len(chain)] * len(x), nfe=[len(chain)] * len(x))
