@@ -326,14 +326,15 @@ def _check(config: Mapping[str, Any]) -> None:
 
 def _check_eta(name: str, eta: Any) -> None:
     """Refuse an eta for DDPM, and for DDIM one outside (0, 1]."""
-    if name == "DDPMScheduler" and eta is not None:
-        raise ChainError(f"eta={eta!r} is DDIMScheduler's; a DDPMScheduler's noise is set by its variance_type")
-    if name == "DDIMScheduler" and (eta is None or (_is(eta, _NUMBER) and eta == 0)):
+    if name == "DDPMScheduler":
+        if eta is not None:
+            raise ChainError(f"eta={eta!r} is DDIMScheduler's; a DDPMScheduler's noise is set by its variance_type")
+    elif eta is None or eta == 0:
         raise ChainError(
             "DDIMScheduler with eta=0, its default, adds no noise, so it has no exact acceleration; give an eta in "
             "(0, 1], or use a DDPMScheduler with the same betas and, for few approximate steps, the sampler ddim:n"
         )
-    if name == "DDIMScheduler" and not (_is(eta, _NUMBER) and 0 < eta <= 1):
+    elif not (_is(eta, _NUMBER) and 0 < eta <= 1):
         raise ChainError(f"eta={eta!r} is not a number in (0, 1]")
 
 
