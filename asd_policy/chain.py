@@ -454,7 +454,7 @@ def _timesteps(config: Mapping[str, Any], steps: Any) -> Tensor:
     """Return the K timesteps, noisiest first, as `set_timesteps` chooses them (arXiv 2305.08891, table 2)."""
     train = config["num_train_timesteps"]
     if not _is(steps, _INTEGER) or not 1 <= steps <= train:
-        raise ChainError(f"num_inference_steps {steps!r} is not an integer in 1 … {train} (num_train_timesteps)")
+        raise ChainError(f"num_inference_steps {steps!r} is not in 1 … {train} (an integer up to num_train_timesteps)")
     if config["timestep_spacing"] == "linspace":
         ascending = np.linspace(0, train - 1, steps).round()
     elif config["timestep_spacing"] == "leading":
