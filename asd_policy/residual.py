@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.special import erfcx, log_ndtr
 
-FAR = 100.0
-"""Means this many σ apart share no mass in any floating-point format; a larger δ changes nothing."""
-_SMALLEST = 1e-30  # stands for δ = 0, where b is ±∞
+CLOSEST, FARTHEST = 1e-30, 100.0
+"""Range of δ. Means closer by need no draw from here, and those farther apart share no mass: clamp δ to it."""
 _LOWEST = -40.0  # Φ(−40) underflows in float64: a lower b gives the same S = 0
 _NEAR = 1 / 16  # below it, D is integrated: two nodes are off by δ⁴/4320 of it; above it, a difference is safe
 _CELLS = 32
@@ -29,10 +28,10 @@ def crossing(delta: Tensor, log_weight: Tensor) -> Tensor:
     """Return b [...], where the weighted target density falls below the draft's.
 
     Args:
-        delta: Distance δ of the means in units of σ [...], in [0, FAR].
+        delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...], at most 0.
     """
-    return (0.5 * delta + log_weight / delta.clamp(min=_SMALLEST)).clamp(min=_LOWEST)
+    return (0.5 * delta + log_weight / delta).clamp(min=_LOWEST)
 
 
 def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
@@ -40,15 +39,14 @@ def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
 
     Args:
         y: Upper end of the integral [...], at most `crossing(delta, log_weight)`.
-        delta: Distance δ of the means in units of σ [...], in [0, FAR].
+        delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...], at most 0.
     """
     # D = ln p + ln Φ(y) − ln Φ(y − δ). With the hazard φ/Φ(−x) = x + g(x), this is δ(b − y) + ∫ g over (−y, δ − y).
     apart = log_weight + log_ndtr(y) - log_ndtr(y - delta)
-    small = delta.clamp(min=_SMALLEST)
-    middle, offset = 0.5 * small - y, small / math.sqrt(12)
+    middle, offset = 0.5 * delta - y, delta / math.sqrt(12)
     g = 0.5 * (_hazard_excess(middle - offset) + _hazard_excess(middle + offset))
-    close = small * (crossing(delta, log_weight) - y + g)
+    close = delta * (crossing(delta, log_weight) - y + g)
     log_ratio = torch.where(delta < _NEAR, close, apart).clamp(min=torch.finfo(y.dtype).tiny)
     return log_weight + log_ndtr(y) + _log1mexp(log_ratio)
 
@@ -63,7 +61,7 @@ def quantile(normal: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
 
     Args:
         normal: Standard normals [...].
-        delta: Distance δ of the means in units of σ [...], in [0, FAR].
+        delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...], at most 0.
     """
     b = crossing(delta, log_weight)
@@ -78,7 +76,8 @@ def quantile(normal: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     y = start
     for _ in range(_NEWTON_STEPS):
         mass = log_mass(y, delta, log_weight)
-        density = log_weight - 0.5 * y.square() - 0.5 * math.log(2 * math.pi) + _log1mexp(delta * (b - y))
+        short = (delta * (b - y)).clamp(min=CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
+        density = log_weight - 0.5 * y.square() - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
         y = (y + (goal - mass) * (mass - density).exp()).clamp(start, start + cell)
     return y
 

@@ -1,16 +1,80 @@
-"""Couplings of a draft step with its target step: pure functions of tensors, no network, no randomness.
+"""Couplings of drafted steps with their target steps: pure functions of tensors, no network, no randomness.
 
-Draft and target of a step are N(m̂, σ²I) and N(m, σ²I). With v = (m̂ − m)/σ and the draft drawn as m̂ + σξ, the
-reflection maximal coupling accepts the draft where
+Draft and target of a step are N(m̂, σ²I) and N(m, σ²I), the draft drawn as m̂ + σξ; v = (m̂ − m)/σ, e = v/‖v‖, δ = ‖v‖.
+A verifier decides how many of a round's drafted steps stand, and how the one after them is drawn from its target.
+
+`reflection` goes step by step. The reflection maximal coupling accepts the draft where
 
     log u < −⟨ξ, v⟩ − ½‖v‖²,      P(accept) = 2Φ(−‖v‖/2),
 
-and otherwise returns m + σ(ξ − 2⟨e, ξ⟩e), e = v/‖v‖; either way the result is N(m, σ²I) exactly
+and otherwise returns m + σ(ξ − 2⟨e, ξ⟩e); either way the result is N(m, σ²I) exactly
 (De Bortoli et al., arXiv 2501.05370; the Gaussian rejection sampler of ASD, arXiv 2505.03983).
+
+`block` judges the prefixes of a round (block verification of tokens: Sun et al., arXiv 2403.10444, Algorithm 2; of
+diffusion steps: arXiv 2511.07869). After i drafted steps the prefix has the weight
+
+    p_0 = 1,   p_{i+1} = min(1, p_i·ρ_i),   ln ρ_i = −⟨ξ_i, v_i⟩ − ½‖v_i‖²,
+
+and S_i = ∫ max(p_i N(m_i) − N(m̂_i), 0) is what the target of the NEXT step, i, has left over. The longest prefix τ
+with u_τ ≤ h_τ stands, where h_i = S_i/(S_i + 1 − p_i), and h = p after the last draft. Then
+
+    P(τ ≥ i | first i drafts) = p_i:   it is h_i + (1 − h_i)·E[p_{i+1}], with E[p_{i+1}] = p_i − S_i under the draft,
+
+so that τ = i has the probability S_i, and step τ must come from the normalised max(p_τ N(m_τ) − N(m̂_τ), 0): together
+with the drafts that go on, these make up p_i N(m_i). The residual is standard normal across e and `residual`'s law
+along it. Where all drafts stand, the next step is its target's own.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, quantile
+
+
+class Verdict(NamedTuple):
+    """What a verifier makes of one round of R rows."""
+
+    last: Tensor
+    """Slot of the last step that the round commits, [R]; the steps before it stand as drafted."""
+    noise: Tensor
+    """ξ with which step `last` leaves its target mean, x = m + σξ, [R, D]."""
+    rejected: Tensor
+    """Whether the draft of step `last` was judged and refused, [R]; if not, `noise` is the step's own."""
+
+
+class Judge(Protocol):
+    """The signature of `reflection` and `block`."""
+
+    def __call__(
+        self, gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor
+    ) -> Verdict:
+        """Judge one round of R rows of n points; its last live point has no draft, and takes its own step if reached.
+
+        Args:
+            gap: Draft minus target prediction x̂0 at the points, flattened, [R, n, D].
+            scale: a/σ of the steps that leave them [R, n], infinite where σ = 0.
+            noise: ξ of these steps [R, n, D].
+            uniform: u of these steps [R, n], in (0, 1].
+            live: Which points exist [R, n]: the first one or more of each row.
+            spare: Standard normals that nothing else uses, before or after, [R, D].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A way to judge a round, and what it leaves of the round's randomness."""
+
+    judge: Judge
+    reuses_noise: bool
+    """Whether the steps after a rejected one may go on with the noise and uniforms that the round was judged with.
+
+    If not, a row whose draft was rejected needs fresh ones at every live slot after `last`. Nothing beyond the last
+    live point has been looked at, and that may stay. Predictions x̂0 of this round may serve as drafts in any case.
+    """
 
 
 def accepts(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
@@ -41,9 +105,65 @@ def reflect(gap: Tensor, noise: Tensor) -> Tensor:
     Returns:
         ξ − 2⟨e, ξ⟩e [..., D]; ξ itself where the gap is zero.
     """
+    direction, _ = _polar(gap)
+    return noise - 2 * (direction * noise).sum(-1, keepdim=True) * direction
+
+
+def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor) -> Verdict:
+    """Judge each drafted step by itself, and reflect the first that is refused; `spare` is not used."""
+    stands = accepts(gap, scale, noise, uniform)[:, :-1] & live[:, 1:]
+    last = stands.long().cumprod(1).sum(1)
+    rejected = last + 1 < live.sum(1)
+    own = _at(noise, last)
+    return Verdict(last, torch.where(rejected.unsqueeze(1), reflect(_at(gap, last), own), own), rejected)
+
+
+def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor) -> Verdict:
+    """Judge the drafted steps of a round together, and draw the one after the longest prefix from its residual.
+
+    A refused step is made of `spare` alone: its own ξ, across e too, has shaped the refused points after it. The
+    uniform of slot 0 is not used.
+    """
+    direction, size = _polar(gap)
+    delta = torch.where(size > 0, scale * size, size).clamp(max=FARTHEST)  # [R, n]; 0 though it be 0·∞
+    log_ratio = -delta * ((direction * noise).sum(-1) + 0.5 * delta)  # [R, n] ln ρ
+
+    # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
+    walk = log_ratio.cumsum(1).roll(1, 1)
+    walk[:, 0] = 0
+    log_weight = walk - walk.cummax(1).values  # [R, n] ln p of the prefix before each slot
+    delta = delta.clamp(min=CLOSEST)
+    left_over = log_mass(crossing(delta, log_weight), delta, log_weight).exp()  # [R, n] S
+    slots = torch.arange(live.shape[1], device=live.device)
+    count = live.sum(1)
+    threshold = torch.where(
+        slots + 1 == count.unsqueeze(1), log_weight.exp(), left_over / (left_over - torch.expm1(log_weight))
+    )
+    last = (slots * (live & (uniform <= threshold))).amax(1)  # h is 1 at slot 0
+    rejected = last + 1 < count
+
+    here = last.unsqueeze(1)
+    toward = _at(direction, last)
+    along = (toward * spare).sum(1, keepdim=True)
+    drawn = spare + (quantile(along, delta.gather(1, here), log_weight.gather(1, here)) - along) * toward
+    return Verdict(last, torch.where(rejected.unsqueeze(1), drawn, _at(noise, last)), rejected)
+
+
+VERIFIERS = {
+    "reflection": Verifier(reflection, reuses_noise=True),
+    "block": Verifier(block, reuses_noise=False),
+}
+
+
+def _polar(gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the direction [..., D] and the length [...] of vectors [..., D]; zeros of a zero vector."""
     # Scaled by the largest entry first, so that the squares neither overflow nor vanish.
     largest = gap.abs().amax(-1, keepdim=True)
-    direction = gap / torch.where(largest > 0, largest, torch.ones_like(largest))
-    square = direction.square().sum(-1, keepdim=True)
-    along = (direction * noise).sum(-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
-    return noise - 2 * along * direction
+    scaled = gap / torch.where(largest > 0, largest, 1)
+    length = scaled.square().sum(-1, keepdim=True).sqrt()
+    return scaled / torch.where(largest > 0, length, 1), (largest * length).squeeze(-1)
+
+
+def _at(values: Tensor, slot: Tensor) -> Tensor:
+    """Return [R, D], the entry of `values` [R, n, D] in each row's `slot` [R]."""
+    return values.gather(1, slot.view(-1, 1, 1).expand(-1, 1, values.shape[2])).squeeze(1)
