@@ -1,20 +1,21 @@
-"""The one-dimensional law that a block-verified step is drawn from when its draft does not stand.
+"""One-dimensional laws along the line from a target mean to a draft mean, once a block of drafts is judged.
 
-In the coordinate y along the unit vector from the target mean to the draft mean, with σ as the unit, the target is
-N(0, 1) and the draft N(δ, 1). What a prefix of weight p ≤ 1 leaves over of its target has the density
+In the coordinate y along the unit vector e from the target mean, with σ as the unit, the target is N(0, 1) and the
+draft N(δ, 1). A prefix of weight p ≤ 1 keeps min(p·φ(y), φ(y − δ)) of the draft; what is left of each side is
 
-    max(p·φ(y) − φ(y − δ), 0) / S,      S(p, δ) = ∫ max(p·φ(y) − φ(y − δ), 0) dy,
+    residual     max(p·φ(y) − φ(y − δ), 0) / S,               S(p, δ) = ∫ max(p·φ(y) − φ(y − δ), 0) dy,   y < b,
+    refused      max(φ(y − δ) − p·φ(y), 0) / (S + 1 − p),                                                  y > b,
 
-positive below b = δ/2 + ln(p)/δ only. Up to any y ≤ b its integral is p·Φ(y) − Φ(y − δ) = p·Φ(y)·(1 − exp(−D)),
-where D ≥ 0 is computed without subtracting nearly equal numbers however small δ is. These functions are
-elementwise, and as good in float32 as float32 can be wherever S does not underflow.
+with b = δ/2 + ln(p)/δ. Seen from the draft mean, the refused law is a residual of weight 1/p. So all rests on one
+integral, p·Φ(y) − Φ(y − δ) = p·Φ(y)·(1 − exp(−D)) for y ≤ b, where D ≥ 0 is computed without subtracting nearly
+equal numbers however small δ is. These functions are elementwise, and do well in float32 wherever S is above 1e-12.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.special import erfcx, log_ndtr
+from torch.special import erfcx, log_ndtr, ndtri
 
 CLOSEST, FARTHEST = 1e-30, 100.0
 """Range of δ. Means closer by need no draw from here, and those farther apart share no mass: clamp δ to it."""
@@ -29,7 +30,7 @@ def crossing(delta: Tensor, log_weight: Tensor) -> Tensor:
 
     Args:
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
-        log_weight: ln p of the prefix [...], at most 0.
+        log_weight: ln p of the prefix [...].
     """
     return (0.5 * delta + log_weight / delta).clamp(min=_LOWEST)
 
@@ -40,7 +41,7 @@ def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     Args:
         y: Upper end of the integral [...], at most `crossing(delta, log_weight)`.
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
-        log_weight: ln p of the prefix [...], at most 0.
+        log_weight: ln p of the prefix [...].
     """
     # D = ln p + ln Φ(y) − ln Φ(y − δ). With the hazard φ/Φ(−x) = x + g(x), this is δ(b − y) + ∫ g over (−y, δ − y).
     apart = log_weight + log_ndtr(y) - log_ndtr(y - delta)
@@ -51,24 +52,36 @@ def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     return log_weight + log_ndtr(y) + _log1mexp(log_ratio)
 
 
-def quantile(normal: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
-    """Map a standard normal to the residual law, increasingly: the y [...] whose CDF is Φ(normal).
-
-    The residual's weight 1 − exp(−δ(b − y)) on φ falls with y, and divided by b − y it rises with y: this orders
-    the law between (b − y)φ(y) and φ, so that the root is bracketed. The density is log-concave, hence so is the CDF,
-    and Newton's method on its logarithm started below the root climbs to it without overshooting. All counts are
-    fixed, so nothing here depends on the data.
+def renew(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+    """Map the noise of a refused draft along e to a standard normal [...], increasingly.
 
     Args:
-        normal: Standard normals [...].
+        along: ⟨e, ξ⟩ = y − δ of the refused draft [...].
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
-        log_weight: ln p of the prefix [...], at most 0.
+        log_weight: ln p of the prefix before the draft [...], at most 0.
+    """
+    level = _refused_level(along, delta, log_weight).exp()
+    return -ndtri(level.clamp(max=1 - 0.5 * torch.finfo(level.dtype).eps))
+
+
+def mirror(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+    """Map the noise of a refused draft along e to the residual law's y [...], decreasingly; to −along if p = 1.
+
+    The CDF of the residual is matched to the level of −along. Two orderings bracket the root: the residual lies below
+    the law of −along (its b is the lower one), and above (b − y)φ(y), because its weight 1 − exp(−δ(b − y)) on φ
+    divided by b − y rises with y. The density is log-concave, hence so is the CDF, and Newton's method on its
+    logarithm, started below the root, climbs without overshooting. All counts are fixed: nothing waits on the data.
+
+    Args:
+        along: ⟨e, ξ⟩ = y − δ of the refused draft [...].
+        delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
+        log_weight: ln p of the prefix before the draft [...], at most 0.
     """
     b = crossing(delta, log_weight)
-    log_level = log_ndtr(normal)
+    log_level = _refused_level(along, delta, log_weight)
     goal = log_level + log_mass(b, delta, log_weight)
     low = b.clamp(max=0) - (-2 * log_level).sqrt()
-    cell = (torch.minimum(b, normal) - low) / _CELLS
+    cell = (torch.minimum(b, -along) - low) / _CELLS
 
     inner = low.unsqueeze(-1) + cell.unsqueeze(-1) * torch.arange(1, _CELLS, device=b.device)  # [..., cells − 1]
     below = log_mass(inner, delta.unsqueeze(-1), log_weight.unsqueeze(-1)) < goal.unsqueeze(-1)
@@ -80,6 +93,13 @@ def quantile(normal: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
         density = log_weight - 0.5 * y.square() - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
         y = (y + (goal - mass) * (mass - density).exp()).clamp(start, start + cell)
     return y
+
+
+def _refused_level(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+    """Return ln of the CDF of the refused law's −along, at this −along [...]."""
+    top = crossing(delta, -log_weight)
+    at, total = (log_mass(y, delta, -log_weight) for y in (torch.minimum(-along, top), top))
+    return (at - total).clamp(max=0)
 
 
 def _hazard_excess(x: Tensor) -> Tensor:

@@ -21,8 +21,16 @@ with u_τ ≤ h_τ stands, where h_i = S_i/(S_i + 1 − p_i), and h = p after th
     P(τ ≥ i | first i drafts) = p_i:   it is h_i + (1 − h_i)·E[p_{i+1}], with E[p_{i+1}] = p_i − S_i under the draft,
 
 so that τ = i has the probability S_i, and step τ must come from the normalised max(p_τ N(m_τ) − N(m̂_τ), 0): together
-with the drafts that go on, these make up p_i N(m_i). The residual is standard normal across e and `residual`'s law
-along it. Where all drafts stand, the next step is its target's own.
+with the drafts that go on, these make up p_i N(m_i). Where all drafts stand, the next step is its target's own.
+
+What the refused part of the round tells about its noise is little: for every j ≥ τ,
+
+    P(τ | x_k … x_{j+1}) = h_τ·(1 − h_{τ+1})·…·(1 − h_j)·(1 − p_{j+1}),
+
+which depends on ξ_j through ⟨e_j, ξ_j⟩ alone. Given the points up to its own, ξ_j is still standard normal across e_j;
+along e_j it has the `residual` module's refused law, which is mapped to the residual law for step τ (a reflection, if
+p_τ = 1) and back to the standard normal for the steps after it. Likewise u_j is uniform above h_j. So the tape
+serves on after a refusal, with nothing drawn.
 """
 
 from dataclasses import dataclass
@@ -31,26 +39,29 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, quantile
+from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, renew
 
 
 class Verdict(NamedTuple):
-    """What a verifier makes of one round of R rows."""
+    """What a verifier makes of one round of R rows of n points."""
 
     last: Tensor
     """Slot of the last step that the round commits, [R]; the steps before it stand as drafted."""
-    noise: Tensor
-    """ξ with which step `last` leaves its target mean, x = m + σξ, [R, D]."""
     rejected: Tensor
-    """Whether the draft of step `last` was judged and refused, [R]; if not, `noise` is the step's own."""
+    """Whether the draft of step `last` was judged and refused, [R]."""
+    noise: Tensor
+    """The round's noise from now on [R, n, D].
+
+    At `last`, ξ with which the step leaves its target mean, x = m + σξ; after it, what the next rounds must use.
+    """
+    uniform: Tensor
+    """The round's uniforms from now on [R, n]."""
 
 
 class Judge(Protocol):
     """The signature of `reflection` and `block`."""
 
-    def __call__(
-        self, gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor
-    ) -> Verdict:
+    def __call__(self, gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
         """Judge one round of R rows of n points; its last live point has no draft, and takes its own step if reached.
 
         Args:
@@ -59,7 +70,6 @@ class Judge(Protocol):
             noise: ξ of these steps [R, n, D].
             uniform: u of these steps [R, n], in (0, 1].
             live: Which points exist [R, n]: the first one or more of each row.
-            spare: Standard normals that nothing else uses, before or after, [R, D].
         """
         ...
 
@@ -69,11 +79,11 @@ class Verifier:
     """A way to judge a round, and what it leaves of the round's randomness."""
 
     judge: Judge
-    reuses_noise: bool
-    """Whether the steps after a rejected one may go on with the noise and uniforms that the round was judged with.
+    renews_noise: bool
+    """Whether the verdict's noise and uniforms after `last` differ from those given, and must replace them.
 
-    If not, a row whose draft was rejected needs fresh ones at every live slot after `last`. Nothing beyond the last
-    live point has been looked at, and that may stay. Predictions x̂0 of this round may serve as drafts in any case.
+    Either way a draft of step k may be made of all that was seen at the points up to k, of this and earlier rounds, and
+    of nothing that was seen beyond.
     """
 
 
@@ -109,24 +119,22 @@ def reflect(gap: Tensor, noise: Tensor) -> Tensor:
     return noise - 2 * (direction * noise).sum(-1, keepdim=True) * direction
 
 
-def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor) -> Verdict:
-    """Judge each drafted step by itself, and reflect the first that is refused; `spare` is not used."""
+def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+    """Judge each drafted step by itself, and reflect the first that is refused."""
     stands = accepts(gap, scale, noise, uniform)[:, :-1] & live[:, 1:]
     last = stands.long().cumprod(1).sum(1)
     rejected = last + 1 < live.sum(1)
-    own = _at(noise, last)
-    return Verdict(last, torch.where(rejected.unsqueeze(1), reflect(_at(gap, last), own), own), rejected)
+    slots = torch.arange(live.shape[1], device=live.device)
+    refused = (slots == last.unsqueeze(1)) & rejected.unsqueeze(1)
+    return Verdict(last, rejected, torch.where(refused.unsqueeze(2), reflect(gap, noise), noise), uniform)
 
 
-def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor, spare: Tensor) -> Verdict:
-    """Judge the drafted steps of a round together, and draw the one after the longest prefix from its residual.
-
-    A refused step is made of `spare` alone: its own ξ, across e too, has shaped the refused points after it. The
-    uniform of slot 0 is not used.
-    """
+def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+    """Judge the prefixes of a round, and draw the step after the longest that stands from its residual."""
     direction, size = _polar(gap)
     delta = torch.where(size > 0, scale * size, size).clamp(max=FARTHEST)  # [R, n]; 0 though it be 0·∞
-    log_ratio = -delta * ((direction * noise).sum(-1) + 0.5 * delta)  # [R, n] ln ρ
+    along = (direction * noise).sum(-1)
+    log_ratio = -delta * (along + 0.5 * delta)  # [R, n] ln ρ
 
     # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
     walk = log_ratio.cumsum(1).roll(1, 1)
@@ -134,24 +142,27 @@ def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tens
     log_weight = walk - walk.cummax(1).values  # [R, n] ln p of the prefix before each slot
     delta = delta.clamp(min=CLOSEST)
     left_over = log_mass(crossing(delta, log_weight), delta, log_weight).exp()  # [R, n] S
-    slots = torch.arange(live.shape[1], device=live.device)
-    count = live.sum(1)
-    threshold = torch.where(
-        slots + 1 == count.unsqueeze(1), log_weight.exp(), left_over / (left_over - torch.expm1(log_weight))
-    )
-    last = (slots * (live & (uniform <= threshold))).amax(1)  # h is 1 at slot 0
+
+    slots, count = torch.arange(live.shape[1], device=live.device), live.sum(1)
+    at_end = slots + 1 == count.unsqueeze(1)
+    threshold = torch.where(at_end, log_weight.exp(), left_over / (left_over - torch.expm1(log_weight)))  # [R, n] h
+    last = (slots * (live & (uniform <= threshold))).amax(1)  # slot 0 has h = 1
     rejected = last + 1 < count
 
+    # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
     here = last.unsqueeze(1)
-    toward = _at(direction, last)
-    along = (toward * spare).sum(1, keepdim=True)
-    drawn = spare + (quantile(along, delta.gather(1, here), log_weight.gather(1, here)) - along) * toward
-    return Verdict(last, torch.where(rejected.unsqueeze(1), drawn, _at(noise, last)), rejected)
+    moved = renew(along, delta, log_weight)
+    moved = moved.scatter(1, here, mirror(*(values.gather(1, here) for values in (along, delta, log_weight))))
+    after = live & (slots > here) & rejected.unsqueeze(1)
+    drafted = (slots >= here) & (slots + 1 < count.unsqueeze(1))
+    shift = torch.where(drafted, moved - along, 0)
+    renewed = (uniform - threshold) / (1 - threshold)
+    return Verdict(last, rejected, noise + shift.unsqueeze(2) * direction, torch.where(after, renewed, uniform))
 
 
 VERIFIERS = {
-    "reflection": Verifier(reflection, reuses_noise=True),
-    "block": Verifier(block, reuses_noise=False),
+    "reflection": Verifier(reflection, renews_noise=False),
+    "block": Verifier(block, renews_noise=True),
 }
 
 
@@ -162,8 +173,3 @@ def _polar(gap: Tensor) -> tuple[Tensor, Tensor]:
     scaled = gap / torch.where(largest > 0, largest, 1)
     length = scaled.square().sum(-1, keepdim=True).sqrt()
     return scaled / torch.where(largest > 0, length, 1), (largest * length).squeeze(-1)
-
-
-def _at(values: Tensor, slot: Tensor) -> Tensor:
-    """Return [R, D], the entry of `values` [R, n, D] in each row's `slot` [R]."""
-    return values.gather(1, slot.view(-1, 1, 1).expand(-1, 1, values.shape[2])).squeeze(1)
