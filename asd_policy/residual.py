@@ -7,22 +7,21 @@ draft N(δ, 1). A prefix of weight p ≤ 1 keeps min(p·φ(y), φ(y − δ)) of 
     refused      max(φ(y − δ) − p·φ(y), 0) / (S + 1 − p),                                                  y > b,
 
 with b = δ/2 + ln(p)/δ. Seen from the draft mean, the refused law is a residual of weight 1/p. So all rests on one
-integral, p·Φ(y) − Φ(y − δ) = p·Φ(y)·(1 − exp(−D)) for y ≤ b, where D ≥ 0 is computed without subtracting nearly
-equal numbers however small δ is. These functions are elementwise, and do well in float32 wherever S is above 1e-12.
+integral, p·Φ(y) − Φ(y − δ) for y ≤ b. Its logarithm is off by about 1e-16/δ, in an event of probability ~δ/√(2π):
+take float64, whatever the dtype of the samples, and the cancellation is never seen. All functions are elementwise.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.special import erfcx, log_ndtr, ndtri
+from torch.special import log_ndtr, ndtri
 
 CLOSEST, FARTHEST = 1e-30, 100.0
 """Range of δ. Means closer by need no draw from here, and those farther apart share no mass: clamp δ to it."""
 _LOWEST = -40.0  # Φ(−40) underflows in float64: a lower b gives the same S = 0
-_NEAR = 1 / 16  # below it, D is integrated: two nodes are off by δ⁴/4320 of it; above it, a difference is safe
-_CELLS = 32
-_NEWTON_STEPS = 4
+_CELLS = 64
+_NEWTON_STEPS = 3
 
 
 def crossing(delta: Tensor, log_weight: Tensor) -> Tensor:
@@ -43,28 +42,31 @@ def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...].
     """
-    # D = ln p + ln Φ(y) − ln Φ(y − δ). With the hazard φ/Φ(−x) = x + g(x), this is δ(b − y) + ∫ g over (−y, δ − y).
-    apart = log_weight + log_ndtr(y) - log_ndtr(y - delta)
-    middle, offset = 0.5 * delta - y, delta / math.sqrt(12)
-    g = 0.5 * (_hazard_excess(middle - offset) + _hazard_excess(middle + offset))
-    close = delta * (crossing(delta, log_weight) - y + g)
-    log_ratio = torch.where(delta < _NEAR, close, apart).clamp(min=torch.finfo(y.dtype).tiny)
-    return log_weight + log_ndtr(y) + _log1mexp(log_ratio)
+    log_target = log_weight + log_ndtr(y)
+    # Rounding may take the two past each other where nothing is left.
+    return log_target + _log1mexp((log_target - log_ndtr(y - delta)).clamp(min=torch.finfo(y.dtype).tiny))
 
 
-def renew(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
-    """Map the noise of a refused draft along e to a standard normal [...], increasingly.
+def refused_level(along: Tensor, delta: Tensor, log_weight: Tensor, log_refused: Tensor) -> Tensor:
+    """Return ln of the CDF of a refused draft's −along, at this −along [...].
 
     Args:
         along: ⟨e, ξ⟩ = y − δ of the refused draft [...].
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix before the draft [...], at most 0.
+        log_refused: ln(S + 1 − p) [...].
     """
-    level = _refused_level(along, delta, log_weight).exp()
+    inside = torch.minimum(-along, crossing(delta, -log_weight))
+    return (log_weight + log_mass(inside, delta, -log_weight) - log_refused).clamp(max=0)
+
+
+def renew(log_level: Tensor) -> Tensor:
+    """Map the noise of a refused draft along e, given by its `refused_level`, to a standard normal, increasingly."""
+    level = log_level.exp()
     return -ndtri(level.clamp(max=1 - 0.5 * torch.finfo(level.dtype).eps))
 
 
-def mirror(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+def mirror(log_level: Tensor, along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     """Map the noise of a refused draft along e to the residual law's y [...], decreasingly; to −along if p = 1.
 
     The CDF of the residual is matched to the level of −along. Two orderings bracket the root: the residual lies below
@@ -73,12 +75,12 @@ def mirror(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     logarithm, started below the root, climbs without overshooting. All counts are fixed: nothing waits on the data.
 
     Args:
+        log_level: Its `refused_level` [...].
         along: ⟨e, ξ⟩ = y − δ of the refused draft [...].
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix before the draft [...], at most 0.
     """
     b = crossing(delta, log_weight)
-    log_level = _refused_level(along, delta, log_weight)
     goal = log_level + log_mass(b, delta, log_weight)
     low = b.clamp(max=0) - (-2 * log_level).sqrt()
     cell = (torch.minimum(b, -along) - low) / _CELLS
@@ -93,18 +95,6 @@ def mirror(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
         density = log_weight - 0.5 * y.square() - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
         y = (y + (goal - mass) * (mass - density).exp()).clamp(start, start + cell)
     return y
-
-
-def _refused_level(along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
-    """Return ln of the CDF of the refused law's −along, at this −along [...]."""
-    top = crossing(delta, -log_weight)
-    at, total = (log_mass(y, delta, -log_weight) for y in (torch.minimum(-along, top), top))
-    return (at - total).clamp(max=0)
-
-
-def _hazard_excess(x: Tensor) -> Tensor:
-    """Return g(x) = φ(x)/Φ(−x) − x, which is positive."""
-    return math.sqrt(2 / math.pi) / erfcx(x / math.sqrt(2)) - x
 
 
 def _log1mexp(x: Tensor) -> Tensor:

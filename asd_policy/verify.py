@@ -39,7 +39,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, renew
+from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, refused_level, renew
 
 
 class Verdict(NamedTuple):
@@ -132,32 +132,32 @@ def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live:
 def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
     """Judge the prefixes of a round, and draw the step after the longest that stands from its residual."""
     direction, size = _polar(gap)
-    delta = torch.where(size > 0, scale * size, size).clamp(max=FARTHEST)  # [R, n]; 0 though it be 0·∞
-    along = (direction * noise).sum(-1)
-    log_ratio = -delta * (along + 0.5 * delta)  # [R, n] ln ρ
+    shift = torch.where(size > 0, scale * size, size).double().clamp(max=FARTHEST)  # [R, n] ‖v‖; 0 though it be 0·∞
+    along = (direction * noise).sum(-1).double()
 
     # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
-    walk = log_ratio.cumsum(1).roll(1, 1)
+    walk = (-shift * (along + 0.5 * shift)).cumsum(1).roll(1, 1)  # [R, n] sum of ln ρ before each slot
     walk[:, 0] = 0
-    log_weight = walk - walk.cummax(1).values  # [R, n] ln p of the prefix before each slot
-    delta = delta.clamp(min=CLOSEST)
+    log_weight = walk - walk.cummax(1).values  # [R, n] ln p
+    delta = shift.clamp(min=CLOSEST)
     left_over = log_mass(crossing(delta, log_weight), delta, log_weight).exp()  # [R, n] S
+    refused = left_over - torch.expm1(log_weight)  # [R, n] S + 1 − p
 
     slots, count = torch.arange(live.shape[1], device=live.device), live.sum(1)
-    at_end = slots + 1 == count.unsqueeze(1)
-    threshold = torch.where(at_end, log_weight.exp(), left_over / (left_over - torch.expm1(log_weight)))  # [R, n] h
+    judged = slots + 1 < count.unsqueeze(1)
+    threshold = torch.where(judged, left_over / refused, log_weight.exp())  # [R, n] h
     last = (slots * (live & (uniform <= threshold))).amax(1)  # slot 0 has h = 1
     rejected = last + 1 < count
 
     # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
     here = last.unsqueeze(1)
-    moved = renew(along, delta, log_weight)
-    moved = moved.scatter(1, here, mirror(*(values.gather(1, here) for values in (along, delta, log_weight))))
+    log_level = refused_level(along, delta, log_weight, refused.log())
+    at_last = mirror(*(values.gather(1, here) for values in (log_level, along, delta, log_weight)))
+    moved = renew(log_level).scatter(1, here, at_last)
+    move = torch.where(judged & (slots >= here), moved - along, 0).to(noise.dtype)
     after = live & (slots > here) & rejected.unsqueeze(1)
-    drafted = (slots >= here) & (slots + 1 < count.unsqueeze(1))
-    shift = torch.where(drafted, moved - along, 0)
-    renewed = (uniform - threshold) / (1 - threshold)
-    return Verdict(last, rejected, noise + shift.unsqueeze(2) * direction, torch.where(after, renewed, uniform))
+    above = ((uniform - threshold) / (1 - threshold)).to(uniform.dtype)
+    return Verdict(last, rejected, noise + move.unsqueeze(2) * direction, torch.where(after, above, uniform))
 
 
 VERIFIERS = {
