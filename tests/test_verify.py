@@ -119,7 +119,16 @@ def sample_chains(judge: Judge, sizes: tuple[float, ...], dtype: torch.dtype, nu
     Sequential sampling makes these independent standard normals, and that fixes the chain's joint law.
     With `peek` = 1, drafts use what was seen one point further than they may.
     """
-    generator, sized = torch.Generator().manual_seed(0), torch.tensor(sizes)
+    generator = torch.Generator().manual_seed(0)
+    part = 5000  # which fits the cache
+    return torch.cat([sample_part(judge, sizes, dtype, part, peek, generator) for _ in range(number // part)])
+
+
+def sample_part(
+    judge: Judge, sizes: tuple[float, ...], dtype: torch.dtype, number: int, peek: int, generator: torch.Generator
+) -> Tensor:
+    """Return one part of `sample_chains` [number, K, D]."""
+    sized = torch.tensor(sizes)
     tape = torch.randn((number, STEPS, WIDTH), generator=generator, dtype=dtype)
     uniforms = 1 - torch.rand((number, STEPS), generator=generator, dtype=dtype)
     path, seen = torch.zeros((2, number, STEPS + 1, WIDTH), dtype=dtype)
