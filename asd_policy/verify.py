@@ -1,16 +1,90 @@
-"""Couplings of a draft step with its target step: pure functions of tensors, no network, no randomness.
+"""Couplings of drafted steps with their target steps: pure functions of tensors, no network, no randomness.
 
-Draft and target of a step are N(m̂, σ²I) and N(m, σ²I). With v = (m̂ − m)/σ and the draft drawn as m̂ + σξ, the
-reflection maximal coupling accepts the draft where
+Draft and target of a step are N(m̂, σ²I) and N(m, σ²I), the draft drawn as m̂ + σξ; v = (m̂ − m)/σ, e = v/‖v‖, δ = ‖v‖.
+A verifier decides how many of a round's drafted steps stand, and how the one after them is drawn from its target.
+
+`reflection` goes step by step. The reflection maximal coupling accepts the draft where
 
     log u < −⟨ξ, v⟩ − ½‖v‖²,      P(accept) = 2Φ(−‖v‖/2),
 
-and otherwise returns m + σ(ξ − 2⟨e, ξ⟩e), e = v/‖v‖; either way the result is N(m, σ²I) exactly
+and otherwise returns m + σ(ξ − 2⟨e, ξ⟩e); either way the result is N(m, σ²I) exactly
 (De Bortoli et al., arXiv 2501.05370; the Gaussian rejection sampler of ASD, arXiv 2505.03983).
+
+`block` judges the prefixes of a round (block verification of tokens: Sun et al., arXiv 2403.10444, Algorithm 2; of
+diffusion steps: arXiv 2511.07869). After i drafted steps the prefix has the weight
+
+    p_0 = 1,   p_{i+1} = min(1, p_i·ρ_i),   ln ρ_i = −⟨ξ_i, v_i⟩ − ½‖v_i‖²,
+
+and S_i = ∫ max(p_i N(m_i) − N(m̂_i), 0) is what the target of the NEXT step, i, has left over. The longest prefix τ
+with u_τ ≤ h_τ stands, where h_i = S_i/(S_i + 1 − p_i), and h = p after the last draft. Then
+
+    P(τ ≥ i | first i drafts) = p_i:   it is h_i + (1 − h_i)·E[p_{i+1}], with E[p_{i+1}] = p_i − S_i under the draft,
+
+so that τ = i has the probability S_i, and step τ must come from the normalised max(p_τ N(m_τ) − N(m̂_τ), 0): together
+with the drafts that go on, these make up p_i N(m_i). Where all drafts stand, the next step is its target's own.
+
+What the refused part of the round tells about its noise is little: for every j ≥ τ,
+
+    P(τ | x_k … x_{j+1}) = h_τ·(1 − h_{τ+1})·…·(1 − h_j)·(1 − p_{j+1}),
+
+which depends on ξ_j through ⟨e_j, ξ_j⟩ alone. Given the points up to its own, ξ_j is still standard normal across e_j;
+along e_j it has the `residual` module's refused law, which is mapped to the residual law for step τ (a reflection, if
+p_τ = 1) and back to the standard normal for the steps after it. Likewise u_j is uniform above h_j. So the tape
+serves on after a refusal, with nothing drawn.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, refused_level, renew
+
+
+class Verdict(NamedTuple):
+    """What a verifier makes of one round of R rows of n points."""
+
+    last: Tensor
+    """Slot of the last step that the round commits, [R]; the steps before it stand as drafted."""
+    rejected: Tensor
+    """Whether the draft of step `last` was judged and refused, [R]."""
+    noise: Tensor
+    """The round's noise from now on [R, n, D].
+
+    At `last`, ξ with which the step leaves its target mean, x = m + σξ; after it, what the next rounds must use.
+    """
+    uniform: Tensor
+    """The round's uniforms from now on [R, n]."""
+
+
+class Judge(Protocol):
+    """The signature of `reflection` and `block`."""
+
+    def __call__(self, gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+        """Judge one round of R rows of n points; its last live point has no draft, and takes its own step if reached.
+
+        Args:
+            gap: Draft minus target prediction x̂0 at the points, flattened, [R, n, D].
+            scale: a/σ of the steps that leave them [R, n], infinite where σ = 0.
+            noise: ξ of these steps [R, n, D].
+            uniform: u of these steps [R, n], in (0, 1].
+            live: Which points exist [R, n]: the first one or more of each row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A way to judge a round, and what it leaves of the round's randomness."""
+
+    judge: Judge
+    renews_noise: bool
+    """Whether the verdict's noise and uniforms after `last` differ from those given, and must replace them.
+
+    Either way a draft of step k may be made of all that was seen at the points up to k, of this and earlier rounds, and
+    of nothing that was seen beyond.
+    """
 
 
 def accepts(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
@@ -41,9 +115,61 @@ def reflect(gap: Tensor, noise: Tensor) -> Tensor:
     Returns:
         ξ − 2⟨e, ξ⟩e [..., D]; ξ itself where the gap is zero.
     """
+    direction, _ = _polar(gap)
+    return noise - 2 * (direction * noise).sum(-1, keepdim=True) * direction
+
+
+def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+    """Judge each drafted step by itself, and reflect the first that is refused."""
+    stands = accepts(gap, scale, noise, uniform)[:, :-1] & live[:, 1:]
+    last = stands.long().cumprod(1).sum(1)
+    rejected = last + 1 < live.sum(1)
+    slots = torch.arange(live.shape[1], device=live.device)
+    refused = (slots == last.unsqueeze(1)) & rejected.unsqueeze(1)
+    return Verdict(last, rejected, torch.where(refused.unsqueeze(2), reflect(gap, noise), noise), uniform)
+
+
+def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+    """Judge the prefixes of a round, and draw the step after the longest that stands from its residual."""
+    direction, size = _polar(gap)
+    shift = torch.where(size > 0, scale * size, size).double().clamp(max=FARTHEST)  # [R, n] ‖v‖; 0 though it be 0·∞
+    along = (direction * noise).sum(-1).double()
+
+    # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
+    walk = (-shift * (along + 0.5 * shift)).cumsum(1).roll(1, 1)  # [R, n] sum of ln ρ before each slot
+    walk[:, 0] = 0
+    log_weight = walk - walk.cummax(1).values  # [R, n] ln p
+    delta = shift.clamp(min=CLOSEST)
+    left_over = log_mass(crossing(delta, log_weight), delta, log_weight).exp()  # [R, n] S
+    refused = left_over - torch.expm1(log_weight)  # [R, n] S + 1 − p
+
+    slots, count = torch.arange(live.shape[1], device=live.device), live.sum(1)
+    judged = slots + 1 < count.unsqueeze(1)
+    threshold = torch.where(judged, left_over / refused, log_weight.exp())  # [R, n] h
+    last = (slots * (live & (uniform <= threshold))).amax(1)  # slot 0 has h = 1
+    rejected = last + 1 < count
+
+    # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
+    here = last.unsqueeze(1)
+    log_level = refused_level(along, delta, log_weight, refused.log())
+    at_last = mirror(*(values.gather(1, here) for values in (log_level, along, delta, log_weight)))
+    moved = renew(log_level).scatter(1, here, at_last)
+    move = torch.where(judged & (slots >= here), moved - along, 0).to(noise.dtype)
+    after = live & (slots > here) & rejected.unsqueeze(1)
+    above = ((uniform - threshold) / (1 - threshold)).to(uniform.dtype)
+    return Verdict(last, rejected, noise + move.unsqueeze(2) * direction, torch.where(after, above, uniform))
+
+
+VERIFIERS = {
+    "reflection": Verifier(reflection, renews_noise=False),
+    "block": Verifier(block, renews_noise=True),
+}
+
+
+def _polar(gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the direction [..., D] and the length [...] of vectors [..., D]; zeros of a zero vector."""
     # Scaled by the largest entry first, so that the squares neither overflow nor vanish.
     largest = gap.abs().amax(-1, keepdim=True)
-    direction = gap / torch.where(largest > 0, largest, torch.ones_like(largest))
-    square = direction.square().sum(-1, keepdim=True)
-    along = (direction * noise).sum(-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
-    return noise - 2 * along * direction
+    scaled = gap / torch.where(largest > 0, largest, 1)
+    length = scaled.square().sum(-1, keepdim=True).sqrt()
+    return scaled / torch.where(largest > 0, length, 1), (largest * length).squeeze(-1)
