@@ -9,6 +9,7 @@ Everything here is a function of arrays; no network, no files.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,9 @@ class Check:
     effects: dict[str, float] = field(default_factory=dict)
     """How large the difference is, by the name of the measure; about 0 where there is none."""
     standard_error: float | None = None
-    """Of the first effect when the law holds, where it is normal; what can be detected follows from it."""
+    """Of the first effect when the law holds, where the test is one of χ²; what can be detected follows from it."""
+    degrees: int = 1
+    """Of freedom of that χ²; 1 for a normal variable."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ def energy_check(first: Array, second: Array, seed: int, permutations: int = PER
     return Check("energy distance", _upper_tail(statistics), {"energy_coefficient": max(0.0, float(excess))})
 
 
+def whiten(first: Array, second: Array) -> tuple[Array, Array]:
+    """Give each observation's pooled plans unit variance in every direction they vary in, the faint ones included.
+
+    In a plan's own units the energy distance sees its broad shape; how rough it is, say, is in faint directions. The
+    map treats both samples alike, so permutations stay valid.
+
+    Args:
+        first: Plans [O, N, D].
+        second: Plans [O, N, D] of the reference.
+    """
+    pooled = np.concatenate([first, second], axis=1)
+    centred = pooled - pooled.mean(1, keepdims=True)
+    left, spread, _ = np.linalg.svd(centred, full_matrices=False)  # [O, 2N, r], [O, r]
+    varies = spread > 1e-6 * spread.max(1, keepdims=True)  # below is rounding
+    white = left * varies[:, None] * np.sqrt(pooled.shape[1])
+    return white[:, : first.shape[1]], white[:, first.shape[1] :]
+
+
 def marginal_check(first: Array, second: Array) -> Check:
     """Compare each coordinate by Kolmogorov and Smirnov's test, with Bonferroni's correction.
 
@@ -91,7 +112,7 @@ def marginal_check(first: Array, second: Array) -> Check:
         first: Plans [O, N, D].
         second: Plans [O, N, D] of the reference.
     """
-    result = stats.ks_2samp(first, second, axis=1)
+    result: Any = stats.ks_2samp(first, second, axis=1)  # pyright: ignore[reportCallIssue]  # scipy adds the axis
     count = first.shape[0] * first.shape[2]
     deviation = np.sqrt((first.var(1) + second.var(1)) / 2)
     shift = np.divide(
@@ -115,7 +136,7 @@ def mode_check(first: Array, second: Array, seed: int, permutations: int = PERMU
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(permutations + 1)
-    difference, most, error = 0.0, 1, 0.0
+    difference, most, error, degrees = 0.0, 1, 0.0, 0
     for x, y in zip(first, second, strict=True):
         labels = modes(np.concatenate([x, y]))
         if labels.max() == 0:
@@ -125,13 +146,14 @@ def mode_check(first: Array, second: Array, seed: int, permutations: int = PERMU
         expected = member.sum(0) / 2
         total += (2 * (counts - expected) ** 2 / expected).sum(1)
         difference = max(difference, float(np.abs(2 * (counts[0] - expected)).max()) / len(x))
-        most = max(most, labels.max() + 1)
+        most = max(most, int(labels.max()) + 1)
+        degrees += int(labels.max())
         share = member.mean(0)
         error = max(error, float(np.sqrt(2 * share * (1 - share) / len(x)).max()))
     if most == 1:
         return None
     effects = {"largest_mode_difference": difference, "most_modes": float(most)}
-    return Check("modes", _upper_tail(total), effects, error)
+    return Check("modes", _upper_tail(total), effects, error, degrees)
 
 
 def modes(plans: Array) -> npt.NDArray[np.int64]:
@@ -199,13 +221,25 @@ def detectable_moves(first: Array, second: Array, level: float, seed: int) -> di
     return {name: {_percent(power): _smallest(seen, move, power) for power in POWERS} for name, move in moves.items()}
 
 
-def detectable_effects(checks: Sequence[Check], level: float) -> dict[str, dict[str, float | None]]:
-    """Return, by test, effect and power, the smallest that each test with a normal effect sees; in closed form."""
+def detectable_effects(checks: Sequence[Check], level: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, by test, effect and power, the smallest effect that each test with a standard error probably sees.
+
+    In closed form: (effect / standard error)² is the non-centrality of the test's χ².
+    """
+
+    def smallest(check: Check, error: float, power: float) -> float:
+        critical = stats.chi2.isf(level, check.degrees)
+
+        def missing(noncentrality: float) -> float:
+            return float(stats.ncx2.sf(critical, check.degrees, noncentrality)) - power
+
+        root: Any = optimize.brentq(missing, 1e-9, 1e4)
+        return error * float(np.sqrt(root))
+
     return {
         check.name: {
             next(iter(check.effects)): {
-                _percent(power): float((stats.norm.isf(level / 2) + stats.norm.ppf(power)) * check.standard_error)
-                for power in POWERS
+                _percent(power): smallest(check, check.standard_error, power) for power in POWERS
             }
         }
         for check in checks
@@ -226,7 +260,10 @@ def _smallest(seen: Callable[[float, Array], float], move: Array, power: float) 
     low, high = np.log(1e-3), np.log(10.0)
     if excess(high) < 0:
         return None
-    return float(np.exp(optimize.bisect(excess, low, high, xtol=0.02))) if excess(low) < 0 else float(np.exp(low))
+    if excess(low) >= 0:
+        return float(np.exp(low))
+    root: Any = optimize.bisect(excess, low, high, xtol=0.02)
+    return float(np.exp(root))
 
 
 def _energy_after(plans: Array, moved: Array, half: npt.NDArray[np.bool_]) -> Array:
@@ -235,7 +272,7 @@ def _energy_after(plans: Array, moved: Array, half: npt.NDArray[np.bool_]) -> Ar
     condensed = pdist(plans)
     within, after, across = squareform(condensed), squareform(pdist(moved)), cdist(plans, moved)
 
-    def sums(left: Array, matrix: Array, right: Array) -> Array:
+    def sums(left: Array, matrix: npt.NDArray[np.floating], right: Array) -> Array:
         return ((left @ matrix) * right).sum(1)
 
     total = 2 * sums(stay, across, go) - sums(stay, within, stay) - sums(go, after, go)

@@ -1,7 +1,7 @@
 """Is a sampler's law the sequential one on this policy? Draws plans of both, watches the steps of one, and tests."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,6 +194,10 @@ def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str
     of_modes = equivalence.mode_check(drawn.plans, reference.plans, seed)
     on_plans = [
         equivalence.energy_check(drawn.plans, reference.plans, seed),
+        replace(
+            equivalence.energy_check(*equivalence.whiten(drawn.plans, reference.plans), seed),
+            name="energy distance, whitened",
+        ),
         equivalence.marginal_check(drawn.plans, reference.plans),
         *([of_modes] if of_modes else []),
     ]
