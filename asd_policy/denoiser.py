@@ -57,6 +57,53 @@ class MeteredDenoiser:
         return output.to(x.dtype)
 
 
+def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: Tensor | None) -> None:
+    """Refuse a network that breaks the contract of `Denoiser`; what it would plan has no law to keep.
+
+    Three calls: twice the same, as dropout left on would show, and the first row alone, as batch normalisation left
+    in training mode would.
+
+    Args:
+        denoiser: The network.
+        x: Points [N, *event], two rows or more that differ.
+        timestep: Their timesteps [N].
+        cond: Their conditioning [N, …], or None.
+
+    Raises:
+        DenoiserError: The output is not a floating-point tensor of the shape of `x`, or not finite, or two equal calls
+            differ, or a row depends on its neighbours.
+    """
+    output = denoiser(x, timestep, cond)
+    if not isinstance(output, Tensor):
+        raise DenoiserError(f"the network returned a {type(output).__name__}, not a tensor")
+    if not output.is_floating_point():
+        raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
+    if output.shape != x.shape:
+        raise DenoiserError(
+            f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
+            "they must be equal"
+        )
+    if not bool(torch.isfinite(output).all()):
+        bad = int((~torch.isfinite(output)).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {output.numel()} values")
+    scale = float(output.abs().max())
+    change = float((denoiser(x, timestep, cond) - output).abs().max())
+    # Kernels may add up in another order from call to call; dropout changes far more.
+    if change > 100 * torch.finfo(output.dtype).eps * scale:
+        raise DenoiserError(
+            f"two equal calls of the network differ by {change:.2g} (its largest output is {scale:.2g}); "
+            "is dropout left on? Call .eval()"
+        )
+    alone = denoiser(x[:1], timestep[:1], None if cond is None else cond[:1])
+    change = float((alone[0] - output[0]).abs().max())
+    # Another batch may run other kernels, in TensorFloat-32 with three digits; batch statistics change far more.
+    if change > 0.01 * scale:
+        raise DenoiserError(
+            f"the network's output for a row differs by {change:.2g} with and without other rows beside it "
+            f"(its largest output is {scale:.2g}); is batch normalisation in training mode? Call .eval()"
+        )
+
+
 def check_finite(sample: Tensor) -> None:
     """Refuse a sample with NaN or infinities in it.
 

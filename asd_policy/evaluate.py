@@ -79,6 +79,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
         samplers: What to plan with.
 
     Raises:
+        DenoiserError: The network is not one that can be sampled from, see `Policy.check`.
         EnvError: The environment's actions are not the policy's.
         ObservationError: Its observations are not.
         SpecError: A sampler's options do not fit the policy's chain.
@@ -89,6 +90,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
             f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
             f"{env.action_space}"
         )
+    policy.check()
     planners = [policy.with_sampler(sampler) for sampler in samplers]
     observation, _ = env.reset(seed=0)
     for planner in planners:

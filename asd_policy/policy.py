@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
+from asd_policy.denoiser import Denoiser, check_deterministic
 from asd_policy.errors import ObservationError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler, make_sampler
@@ -103,6 +103,20 @@ class Policy:
         other.reset()
         return other
 
+    def check(self) -> None:
+        """Call the network a few times, on noise, to see whether it is one that can be sampled from.
+
+        Raises:
+            DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
+        """
+        generator = torch.Generator().manual_seed(0)
+        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
+        x = torch.randn((3, self.horizons.horizon, self.action_dim), generator=generator).to(self.device)
+        cond = (2 * torch.rand((3, dims), generator=generator) - 1).to(self.device)
+        steps = torch.as_tensor(self.chain.timesteps[[0, len(self.chain) // 2, -1]], device=self.device)
+        with torch.inference_mode():
+            check_deterministic(self.denoiser, x, steps, cond)
+
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
 
@@ -159,7 +173,7 @@ class Policy:
         chunk = self._action.unnormalize(result.sample)
         first = self.horizons.n_obs_steps - 1  # the chunk begins at the oldest observation
         actions = chunk[:, first : first + self.horizons.n_action_steps]
-        return Plan(chunk, actions, result.stats, time.perf_counter() - start)
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond)
 
     def _read(self, observation: Any) -> dict[str, Tensor]:
         """Return each feature as a float32 tensor [feature_dim], checked."""

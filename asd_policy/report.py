@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def run_record(command: str, policy: str, env: str | None, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return what every results.json says of its run as a whole."""
+    return {
+        "version": 1,
+        "command": command,
+        "policy": policy,
+        "env": env,
+        "seed": seed,
+        "device": hardware(device),
+        "backend": "torch-eager",
+        "dtype": "float32",
+        "package": asd_policy.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def row(result: dict[str, Any]) -> tuple[str, ...]:
@@ -98,3 +117,40 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
     lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}."]
     return "\n".join(lines) + "\n"
+
+
+def verification_table(results: dict[str, Any]) -> Table:
+    """Return the results.json object of `verify` as a table for the terminal."""
+    rich_table = Table(
+        title=f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
+        f"observations ({results['observations_from']}), seed {results['seed']}",
+        caption=results["device"],
+    )
+    for column in ("test", "of", "p-value", "found", "would be found (power 80 / 90 %)"):
+        rich_table.add_column(column, justify="right" if column == "p-value" else "left")
+    for check in results["checks"]:
+        name = check["name"]
+        found = ", ".join(f"{_words(effect)} {value:.3g}" for effect, value in check["effects"].items())
+        detectable = results["detectable"].get(name, {})
+        seen = ", ".join(f"{_words(effect)} {_powers(powers)}" for effect, powers in detectable.items())
+        bold = "bold red" if check["p_value"] <= results["level"] else None
+        rich_table.add_row(name, check["of"], f"{check['p_value']:.2g}", found, seen, style=bold)
+    return rich_table
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Return what `verify` found, in a line."""
+    numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
+    steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
+    if results["holds"]:
+        return f"{results['sampler']}: no difference from ddpm found ({numbers}{steps})"
+    worst = min(results["checks"], key=lambda check: check["p_value"])
+    return f"{results['sampler']}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+
+
+def _words(name: str) -> str:
+    return name.replace("_sd", " in sd").replace("_", " ")
+
+
+def _powers(powers: dict[str, float | None]) -> str:
+    return " / ".join("–" if value is None else f"{value:.2g}" for value in powers.values())

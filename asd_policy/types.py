@@ -52,3 +52,5 @@ class Plan:
     """What the sampler reports."""
     seconds: float
     """Latency of the plan [s]: observation in, actions out."""
+    cond: Tensor
+    """What the network was told of the observations: normalised and flattened [B, n_obs_steps · feature dims]."""

@@ -14,7 +14,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 MAKE, OTHERS = ([c for c in COMMANDS if c.startswith("make ") is wanted] for wanted in (True, False))
 
 # A run of seconds in the place of the README's own numbers.
-SMALLER = {"--episodes": "1", "--steps": "2", "--demonstrations": "1"}
+SMALLER = {"--episodes": "1", "--steps": "2", "--demonstrations": "1", "--samples": "16"}
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_there_is_something_to_test() -> None:
     assert len(PYTHON) == 2
     assert len(MAKE) == 2
-    assert len(OTHERS) == 2
+    assert len(OTHERS) == 3
 
 
 @pytest.mark.parametrize("block", PYTHON)
