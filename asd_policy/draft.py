@@ -1,107 +1,162 @@
 """Drafts: guesses of x̂0 for the steps ahead of each row's cursor.
 
-Any guess leaves the law exact as long as the draft for step k is a function of what happened before step k. A
-draft is therefore told the network's predictions of a round only after the round was judged, and the
-prediction at a point x̃_k depends on the noise of steps before k alone.
+Any guess leaves the law exact as long as the draft for step k is a function of what was seen at points up to x_k, of
+this plan or of earlier plans. What the network said at x_k depends on the noise of steps before k alone; what it said
+further on does not. So a draft says for which steps it takes an earlier prediction of that very step, and the
+roll-out carries the last prediction on to the others; nothing else can leak.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-class Draft(Protocol):
-    """The drafts of one batch of plans. Events are flattened to D numbers; rows index the batch."""
-
-    def __init__(self, window: int, batch: int, steps: int, like: Tensor) -> None:
-        """Begin a batch of plans.
-
-        Args:
-            window: Most points a round may evaluate per row, θ.
-            batch: Number of rows B.
-            steps: Length of the chain K.
-            like: A tensor [B, D] whose device and dtype the drafts have.
-        """
-        ...
-
-    def points(self, rows: Tensor) -> Tensor:
-        """Return how many points, 1 … θ, the coming round evaluates for each of `rows` [R]; int64 [R]."""
-        ...
-
-    def propose(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return the guesses of x̂0 at `steps` [R, n] of `rows` [R]; shape [R, n, D]."""
-        ...
-
-    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
-        """Learn what a round found.
-
-        Args:
-            rows: [R].
-            steps: Step indices of the round's points [R, n].
-            live: Which of the points were evaluated [R, n].
-            clean: x̂0 at the points [R, n, D]; meaningless where not live.
-            last: The slot of the last step that was committed [R].
-            rejected: Whether that step was reflected [R].
-        """
-        ...
+from asd_policy.chain import GaussianChain
+from asd_policy.experience import Response
 
 
-class FrozenDraft:
+@dataclass
+class Path:
+    """Where a batch of B plans of D numbers stands in a chain of K steps, and what was seen on the way.
+
+    What is kept by step has one place more, K, for results of points beyond the end: nobody reads it.
+    """
+
+    x: Tensor
+    """The last exact point of each row [B, D]."""
+    cursor: Tensor
+    """The step that leaves it, 0 … K, [B]."""
+    normals: Tensor
+    """The noise of each step [B, K + 1, D]."""
+    uniforms: Tensor
+    """The uniforms of each step [B, K + 1]."""
+    points: Tensor
+    """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one."""
+    clean: Tensor
+    """x̂0 there [B, K + 1, D]."""
+    seen: Tensor
+    """Whether there was one [B, K + 1]."""
+    latest: Tensor
+    """x̂0 at the last committed step [B, D]; before the first, the first guess."""
+    innovation: Tensor
+    """σξ of that step [B, D]; zero before the first."""
+    rejected: Tensor
+    """Whether the last round ended by a rejection [B]; true before the first."""
+    refused: Tensor
+    """Whether each step was taken after its draft was refused [B, K + 1]."""
+    judged: Tensor
+    """Whether each step had a draft to be judged [B, K + 1]."""
+    rounds: Tensor
+    """Rounds so far [B]."""
+    nfe: Tensor
+    """Points evaluated so far [B]."""
+
+
+class Draft:
+    """What the guesses are made of, and where a round looks. A draft keeps nothing itself: it reads the `Path`."""
+
+    starts_from_last_plan: bool = False
+    """Whether the first guess of a plan is the plan before it; else it is zero."""
+    responds: bool = False
+    """Whether guesses follow the noise, as the policy's `Experience` says they do."""
+
+    def quota(self, path: Path, rows: Tensor, window: int) -> Tensor:
+        """Return how many points, 1 … θ, the coming round evaluates for each of `rows` [R]."""
+        return torch.full_like(rows, window)
+
+    def known(self, path: Path, rows: Tensor, steps: Tensor) -> Tensor:
+        """Return for which `steps` [R, S] of `rows` [R] an earlier prediction is the guess; booleans [R, S]."""
+        return path.seen[rows.unsqueeze(1), steps]
+
+
+class FrozenDraft(Draft):
     """The paper's draft (ASD, arXiv 2505.03983): x̂0 at the window's start, held over the window.
 
     When a draft was rejected, the next round evaluates the new point alone, which fixes the x̂0 to hold; when the
     whole window stood, its last evaluation already did.
     """
 
-    def __init__(self, window: int, batch: int, steps: int, like: Tensor) -> None:
-        """Begin a batch of plans, see `Draft`."""
-        self._window = window
-        self._held = torch.zeros_like(like)
-        self._fresh = torch.zeros(batch, dtype=torch.bool, device=like.device)
-
-    def points(self, rows: Tensor) -> Tensor:
+    def quota(self, path: Path, rows: Tensor, window: int) -> Tensor:
         """Return 1 after a rejection and at the start, else θ."""
-        return torch.where(self._fresh[rows], self._window, 1)
+        return torch.where(path.rejected[rows], 1, window)
 
-    def propose(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return the held prediction for every step."""
-        return self._held[rows].unsqueeze(1).expand(-1, steps.shape[1], -1)
-
-    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
-        """Hold the prediction at the last committed step."""
-        self._held[rows] = clean[torch.arange(len(rows), device=rows.device), last]
-        self._fresh[rows] = ~rejected
+    def known(self, path: Path, rows: Tensor, steps: Tensor) -> Tensor:
+        """Return false: the last committed prediction is held."""
+        return torch.zeros_like(steps, dtype=torch.bool)
 
 
-class PicardDraft:
-    """Reuse of predictions: for a step seen before, its last x̂0; beyond the last step seen, the last one held.
+class PicardDraft(Draft):
+    """Reuse of predictions: for a step seen before, its last x̂0; for others, that of the last step before it.
 
     No round is spent on a draft alone. Without a rejection this is the sliding-window Picard iteration of
     ParaDiGMS (arXiv 2305.16317), with exact verification in the place of its tolerance.
     """
 
-    def __init__(self, window: int, batch: int, steps: int, like: Tensor) -> None:
-        """Begin a batch of plans, see `Draft`. The first guess, before any evaluation, is zero."""
-        self._window = window
-        self._clean = like.new_zeros((batch, steps, like.shape[1]))
-        self._seen = torch.zeros(batch, dtype=torch.int64, device=like.device)
 
-    def points(self, rows: Tensor) -> Tensor:
-        """Return θ."""
-        return torch.full_like(rows, self._window)
+class WarmDraft(PicardDraft):
+    """Picard, starting from the last plan moved on by the actions executed since."""
 
-    def propose(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return the latest prediction for each step."""
-        known = torch.minimum(steps, self._seen[rows].unsqueeze(1))
-        return self._clean[rows.unsqueeze(1), known]
-
-    def observe(self, rows: Tensor, steps: Tensor, live: Tensor, clean: Tensor, last: Tensor, rejected: Tensor) -> None:
-        """Keep every prediction of the round."""
-        at = (rows.unsqueeze(1), steps)
-        self._clean[at] = torch.where(live.unsqueeze(-1), clean, self._clean[at])
-        self._seen[rows] = torch.where(live, steps, 0).amax(1)
+    starts_from_last_plan = True
 
 
-DRAFTS: dict[str, type[Draft]] = {"frozen": FrozenDraft, "picard": PicardDraft}
+class ResponseDraft(WarmDraft):
+    """Warm, corrected to first order for how far each point has moved, and carried on along the noise.
+
+    x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`).
+    """
+
+    responds = True
+
+
+DRAFTS: dict[str, Draft] = {
+    "frozen": FrozenDraft(),
+    "picard": PicardDraft(),
+    "warm": WarmDraft(),
+    "response": ResponseDraft(),
+}
 """Every draft by its name in a sampler spec."""
+
+
+def roll_out(
+    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+) -> tuple[Tensor, Tensor]:
+    """Draft the chain from each row's exact point, along its noise.
+
+    Args:
+        path: Of the batch.
+        rows: Which rows [R].
+        steps: Consecutive steps from each row's cursor [R, S].
+        known: For which of them the guess is an earlier prediction [R, S].
+        chain: The target's.
+        response: How predictions follow the points; None for not at all.
+
+    Returns:
+        Points x̃ [R, S, D], the first one exact, and guesses of x̂0 at them [R, S, D].
+    """
+    tables = chain.tables(path.x.device, path.x.dtype)
+    at = (rows.unsqueeze(1), steps)
+    a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
+    x, guess, innovation = path.x[rows], path.latest[rows], path.innovation[rows]
+    clean, anchors, noise = path.clean[at], path.points[at], path.normals[at]
+    if response is None:
+        gain = torch.zeros_like(clean[:1, :, :1])
+    else:  # in the response's own basis every coordinate goes by itself
+        gain = response.gain[steps]
+        x, guess, innovation, clean, anchors, noise = (
+            values @ response.basis for values in (x, guess, innovation, clean, anchors, noise)
+        )
+    noises = sigma * noise
+    base = clean - gain * anchors
+    drift = gain * torch.cat([innovation.unsqueeze(1), noises[:, :-1]], dim=1)
+    known = known.unsqueeze(-1)
+    points, guesses = [], []
+    for slot in range(steps.shape[1]):
+        guess = torch.where(known[:, slot], base[:, slot] + gain[:, slot] * x, guess + drift[:, slot])
+        points.append(x)
+        guesses.append(guess)
+        x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x
+    point, guessed = torch.stack(points, dim=1), torch.stack(guesses, dim=1)
+    if response is not None:
+        point, guessed = point @ response.basis.T, guessed @ response.basis.T
+        point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
+    return point, guessed

@@ -19,6 +19,8 @@ class SpeculationStats:
     """Wall-clock time of the whole call [s]."""
     network_seconds: float
     """The part of `seconds` spent inside the network [s]."""
+    window: int = 1
+    """Most points that a network call evaluated per row."""
 
     @property
     def algorithmic_speedup(self) -> float:

@@ -8,6 +8,7 @@ from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.window import AUTO
 
 SAMPLERS: dict[str, type[Sampler]] = {"ddpm": Ddpm, "ddim": Ddim, "asd": Asd}
 """Every sampler by its name in a spec. A bare value stands for a sampler's first option: `ddim:10`."""
@@ -38,7 +39,7 @@ def make_sampler(spec: str) -> Sampler:
         if option in values:
             raise SpecError(f"option {option!r} is given twice in {spec!r}")
         try:
-            values[option] = hints[option](text)
+            values[option] = AUTO if (option, text) == ("window", "auto") else hints[option](text)
         except ValueError:
             raise SpecError(f"{option}={text} in {spec!r} is not of type {hints[option].__name__}") from None
     return sampler(**values)

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain, push, transition
-from asd_policy.denoiser import Denoiser
-from asd_policy.draft import DRAFTS, Draft
+from asd_policy.chain import GaussianChain, transition
+from asd_policy.draft import DRAFTS, Draft, Path, roll_out
 from asd_policy.errors import SpecError
+from asd_policy.experience import Experience, Response
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers.base import Sampler, Samples
-from asd_policy.verify import accepts, reflect
-
-VERIFIERS = ("reflection",)
+from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.target import Target
+from asd_policy.samplers.window import AUTO, choose_window
+from asd_policy.verify import VERIFIERS, Verifier
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,16 @@ class Asd(Sampler):
     """Speculative sampling of a chain by its own predictions; the law is that of the sequential sampler.
 
     A round rolls the drafted chain out over a window of points, evaluates the network on all of them at once, and
-    walks through them in order: each drafted step is accepted or, the first time it is not, reflected, which ends
-    the round. The last point of the window needs no draft: its own prediction takes the step. Each row of a
-    batch has a cursor of its own and leaves the batch when it is done.
+    keeps the longest run of drafted steps that the verifier lets stand, and one step more: the first that does not
+    stand, drawn from its target, or the last of the window, which needs no draft. Each row of a batch has a cursor of
+    its own.
     """
 
-    window: int = 32
-    """Points θ that one network call evaluates per row; 1 is the sequential sampler."""
-    draft: str = "picard"
+    window: int = AUTO
+    """Points θ that one network call evaluates per row; 1 is the sequential sampler, auto is chosen for the device."""
+    draft: str = "response"
     """Name of the draft."""
-    verify: str = "reflection"
+    verify: str = "block"
     """Name of the coupling."""
 
     def __post_init__(self) -> None:
@@ -43,121 +44,161 @@ class Asd(Sampler):
             raise SpecError(f"draft={self.draft} is not one of {', '.join(DRAFTS)}")
         if self.verify not in VERIFIERS:
             raise SpecError(f"verify={self.verify} is not one of {', '.join(VERIFIERS)}")
-        if self.window < 1:
-            raise SpecError(f"window={self.window} is not in 1 … K, the number of steps of the chain")
+        if self.window < 1 and self.window != AUTO:
+            raise SpecError(f"window={self.window} is not auto or in 1 … K, the number of steps of the chain")
 
     @property
     def spec(self) -> str:
         """The full spec of this sampler."""
-        return f"asd:window={self.window},draft={self.draft},verify={self.verify}"
+        window = "auto" if self.window == AUTO else self.window
+        return f"asd:window={window},draft={self.draft},verify={self.verify}"
 
     @property
     def exact(self) -> bool:
         """True for every draft and verifier here."""
         return True
 
+    @property
+    def learns(self) -> bool:
+        """Whether the draft responds to the noise or the window is to be chosen."""
+        return self.window == AUTO or DRAFTS[self.draft].responds
+
     def check(self, chain: GaussianChain) -> None:
         """Refuse a window longer than the chain."""
         if self.window > len(chain):
-            raise SpecError(f"window={self.window} is not in 1 … {len(chain)}, the number of steps of the chain")
+            raise SpecError(f"window={self.window} is not auto or in 1 … {len(chain)}, the steps of the chain")
 
-    def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Do rounds until every row is at the end of the chain."""
-        batch = len(tape.initial)
-        state = _State(
-            x=tape.initial.flatten(1).clone(),
-            cursor=torch.zeros(batch, dtype=torch.int64, device=tape.initial.device),
-            rounds=torch.zeros(batch, dtype=torch.int64),
-            nfe=torch.zeros(batch, dtype=torch.int64),
-        )
-        draft = DRAFTS[self.draft](self.window, batch, len(chain), state.x)
-        rows = torch.arange(batch, device=state.x.device)
-        while len(rows):
-            _advance(state, rows, draft, denoiser, chain, tape, cond)
-            rows = (state.cursor < len(chain)).nonzero().squeeze(1)
-        return Samples(state.x.view(tape.initial.shape), state.rounds.tolist(), state.nfe.tolist())
+        draft = DRAFTS[self.draft]
+        window = self.window
+        if window == AUTO:
+            window = choose_window(target, tape.initial, past.experience, draft)
+        if window == 1:  # the same numbers to the bit, without the engine
+            return Ddpm().run(target, tape, past)
+        path = begin(target, tape, past.last_plan if draft.starts_from_last_plan else None)
+        response = None
+        if draft.responds and past.experience is not None:
+            response = past.experience.response(path.x.device, path.x.dtype)
+        round_ = Round(target, draft, VERIFIERS[self.verify], response, window)
+        # A GPU computes all rows in every round, in shapes that never change; a CPU leaves out what is done.
+        compact = path.x.device.type == "cpu"
+        rows = torch.arange(len(path.x), device=path.x.device)
+        going = path.cursor < len(target.chain)
+        while bool(going.any()):
+            round_(path, going.nonzero().squeeze(1) if compact else rows, compact)
+            going = path.cursor < len(target.chain)
+        if past.experience is not None:
+            learn(past.experience, path, target)
+        return Samples(path.x.view(target.shape), path.rounds.tolist(), path.nfe.tolist(), window)
 
 
-@dataclass
-class _State:
-    """Where a batch of plans stands."""
-
-    x: Tensor
-    """The last exact point of each row, flattened, [B, D]."""
-    cursor: Tensor
-    """The step that leaves it, 0 … K, [B]."""
-    rounds: Tensor
-    """Rounds so far [B]."""
-    nfe: Tensor
-    """Points evaluated so far [B]."""
-
-
-def _advance(
-    state: _State,
-    rows: Tensor,
-    draft: Draft,
-    denoiser: Denoiser,
-    chain: GaussianChain,
-    tape: NoiseTape,
-    cond: Tensor | None,
-) -> None:
-    """Do one round for `rows` [R], none of which is done: at least one step of each is committed."""
-    tables = chain.tables(state.x.device, state.x.dtype)
-    cursor = state.cursor[rows]
-    count = torch.minimum(draft.points(rows), len(chain) - cursor)  # [R] points of each row
-    slots = torch.arange(int(count.max()), device=rows.device)  # [n]
-    live = slots < count.unsqueeze(1)  # [R, n]
-    steps = (cursor.unsqueeze(1) + slots).clamp(max=len(chain) - 1)  # [R, n]
-    at = (rows.unsqueeze(1), steps)
-
-    # Draft: roll the chain out on guesses of x̂0, along the tape.
-    guess = draft.propose(rows, steps)  # [R, n, D]
-    noise = tape.normals[at].flatten(2)  # [R, n, D]
-    a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, n, 1]
-    pushes = push(a, guess, sigma, noise)
-    x = state.x[rows]
-    points = [x]
-    for slot in range(len(slots) - 1):
-        x = pushes[:, slot] + b[:, slot] * x
-        points.append(x)
-    point = torch.stack(points, dim=1)  # [R, n, D]
-
-    # Verify: the network on every live point, then the longest run of accepted drafts.
-    clean = _evaluate(denoiser, chain, point, steps, live, rows, cond, tape.initial.shape[1:])  # [R, n, D]
-    gap = guess - clean
-    accepted = accepts(gap, (a / sigma).squeeze(-1), noise, tape.uniforms[at])  # [R, n]
-    # A step stands as drafted where its draft was accepted and there is a next point that was drafted from it.
-    stands = accepted[:, :-1] & live[:, 1:]
-    last = stands.long().cumprod(1).sum(1)  # [R] slot of the last step this round commits
-    rejected = last + 1 < count
-
-    # Commit: the last step is taken from the target, with its noise reflected if its draft was rejected.
-    here = (torch.arange(len(rows), device=rows.device), last)
-    own = noise[here]
-    used = torch.where(rejected.unsqueeze(1), reflect(gap[here], own), own)
-    state.x[rows] = transition(a[here], clean[here], sigma[here], used, b[here], point[here])
-    state.cursor[rows] = cursor + last + 1
-    draft.observe(rows, steps, live, clean, last, rejected)
-    state.rounds[rows.cpu()] += 1
-    state.nfe[rows.cpu()] += count.cpu()
+def begin(target: Target, tape: NoiseTape, last_plan: Tensor | None) -> Path:
+    """Return a batch of plans at the start of the chain."""
+    x = tape.initial.flatten(1)
+    batch, steps = tape.uniforms.shape
+    normals = tape.normals.flatten(2)
+    none = torch.zeros((batch, steps + 1), dtype=torch.bool, device=x.device)
+    count = torch.zeros(batch, dtype=torch.int64, device=x.device)
+    return Path(
+        x=x.clone(),
+        cursor=count.clone(),
+        normals=torch.cat([normals, normals[:, :1]], dim=1),
+        uniforms=torch.cat([tape.uniforms, tape.uniforms[:, :1]], dim=1),
+        points=x.new_zeros((batch, steps + 1, x.shape[1])),
+        clean=x.new_zeros((batch, steps + 1, x.shape[1])),
+        seen=none.clone(),
+        latest=torch.zeros_like(x) if last_plan is None else last_plan.flatten(1).to(x),
+        innovation=torch.zeros_like(x),
+        rejected=torch.ones(batch, dtype=torch.bool, device=x.device),
+        refused=none.clone(),
+        judged=none.clone(),
+        rounds=count.clone(),
+        nfe=count.clone(),
+    )
 
 
-def _evaluate(
-    denoiser: Denoiser,
-    chain: GaussianChain,
-    point: Tensor,
-    steps: Tensor,
-    live: Tensor,
-    rows: Tensor,
-    cond: Tensor | None,
-    event: torch.Size,
-) -> Tensor:
-    """Return x̂0 [R, n, D] at the live points [R, n, D] by one network call; zeros elsewhere."""
-    tables = chain.tables(point.device, point.dtype)
-    which = live.flatten().nonzero().squeeze(1)  # [N] the points worth computing
-    x, step = point.flatten(0, 1)[which], steps.flatten()[which]
-    owner = rows.repeat_interleave(live.shape[1])[which]
-    output = denoiser(x.view(-1, *event), tables.timesteps[step], None if cond is None else cond[owner])
-    clean = torch.zeros_like(point).flatten(0, 1)
-    clean[which] = chain.predict(x, output.flatten(1), step)
-    return clean.view_as(point)
+def learn(experience: Experience, path: Path, target: Target) -> None:
+    """Add the committed paths of finished plans to the experience of their policy."""
+    free = None if target.held is None else ~target.held.mask.flatten(1)
+    steps = len(target.chain)
+    paths = (path.points[:, :steps], path.clean[:, :steps])
+    experience.learn(*paths, free, path.judged[:, :steps], path.refused[:, :steps], target.chain)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: a function of the path's tensors to the path's tensors."""
+
+    target: Target
+    draft: Draft
+    verifier: Verifier
+    response: Response | None
+    window: int
+
+    def __call__(self, path: Path, rows: Tensor, compact: bool) -> None:
+        """Commit at least one step of every row that is not done.
+
+        Args:
+            path: Of the batch; changed in place.
+            rows: The rows to advance [R].
+            compact: Leave out the points that no row has use for. Otherwise shapes depend on nothing but
+                R, θ and the draft, and nothing waits for the device, so that a CUDA graph can hold the round; rows
+                that are done are computed and stay as they are.
+        """
+        chain = self.target.chain
+        end, cursor = len(chain), path.cursor[rows]
+        quota = torch.minimum(self.draft.quota(path, rows, self.window), end - cursor)  # [R] points; 0 of rows done
+        width = int(quota.max()) if compact else self.window
+        slots = torch.arange(width, device=rows.device)  # [n]
+        live = slots < quota.unsqueeze(1)  # [R, n]
+        steps = (cursor.unsqueeze(1) + slots).clamp(max=end - 1)  # [R, n]
+
+        # Draft.
+        known = self.draft.known(path, rows, steps)
+        point, guess = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
+
+        # Verify.
+        clean = self._evaluate(point, steps, rows, live if compact else None)  # [R, n, D]
+        tables = chain.tables(point.device, point.dtype)
+        of = (rows.unsqueeze(1), steps)
+        noise, uniform = path.normals[of], path.uniforms[of]
+        if self.target.held is not None:  # given coordinates are no part of the law
+            owners = rows.unsqueeze(1).expand_as(steps).flatten()
+            guess = self.target.hold(guess.flatten(0, 1), owners).view_as(guess)
+        verdict = self.verifier.judge(guess - clean, (tables.a / tables.sigma)[steps], noise, uniform, live)
+        last, rejected = verdict.last, verdict.rejected
+
+        # Commit.
+        going = quota > 0  # a row that is done has no live point, and must not change
+        here = (torch.arange(len(rows), device=rows.device), last)
+        last_steps = steps[here]
+        a, b, sigma = (table[last_steps].unsqueeze(1) for table in (tables.a, tables.b, tables.sigma))
+        own = verdict.noise[here]
+        moved = transition(a, clean[here], sigma, own, b, point[here])
+        keep = going.unsqueeze(1)
+        path.x[rows] = torch.where(keep, moved, path.x[rows])
+        path.latest[rows] = torch.where(keep, clean[here], path.latest[rows])
+        path.innovation[rows] = torch.where(keep, sigma * own, path.innovation[rows])
+        path.cursor[rows] = torch.where(going, cursor + last + 1, cursor)
+        path.rejected[rows] = torch.where(going, rejected, path.rejected[rows])
+        path.refused[rows, last_steps] |= rejected & going
+        drafted = live & ((slots < last.unsqueeze(1)) | ((slots == last.unsqueeze(1)) & rejected.unsqueeze(1)))
+        path.judged[rows.unsqueeze(1), torch.where(drafted, steps, end)] = True
+        at = (rows.unsqueeze(1), torch.where(live, steps, end))  # what has no place of its own goes behind the end
+        path.points[at], path.clean[at], path.seen[at] = point, clean, live
+        if self.verifier.renews_noise:
+            path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
+        path.rounds[rows] += going.long()
+        path.nfe[rows] += quota if compact else width
+
+    def _evaluate(self, point: Tensor, steps: Tensor, rows: Tensor, live: Tensor | None) -> Tensor:
+        """Return x̂0 [R, n, D] at points [R, n, D] by one network call; zeros at those that are not live, if given."""
+        owners = rows.unsqueeze(1).expand_as(steps).flatten()
+        flat, step = point.flatten(0, 1), steps.flatten()
+        if live is None:
+            return self.target.predict(flat, step, owners).view_as(point)
+        which = live.flatten().nonzero().squeeze(1)
+        clean = torch.zeros_like(flat)
+        clean[which] = self.target.predict(flat[which], step[which], owners[which])
+        return clean.view_as(point)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
+from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
+from asd_policy.samplers.target import Held, Target
 from asd_policy.types import SampleResult, SpeculationStats
 
 
@@ -24,6 +26,18 @@ class Samples:
     """Sequential network calls of each row."""
     nfe: list[int]
     """Network evaluations of each row."""
+    window: int = 1
+    """Most points that a call evaluated per row."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier plans may tell a draft; no sampler's law depends on it."""
+
+    last_plan: Tensor | None = None
+    """For each row the sample before this one, moved on to the present, [B, *event]; zeros where there is none."""
+    experience: Experience | None = None
+    """Learned from the plans of a policy; a sampler that can learn adds its own."""
 
 
 class Sampler(abc.ABC):
@@ -39,6 +53,11 @@ class Sampler(abc.ABC):
     def exact(self) -> bool:
         """Whether samples have exactly the law of the sequential sampler of the same chain."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether plans get cheaper with the experience of earlier ones."""
+        return False
+
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
         """Refuse a chain that the options do not fit.
@@ -48,7 +67,7 @@ class Sampler(abc.ABC):
         """
 
     @abc.abstractmethod
-    def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Sample along a tape; called by `sample`, which checks, draws and counts."""
 
     def sample(
@@ -60,6 +79,8 @@ class Sampler(abc.ABC):
         generator: Generators = None,
         tape: NoiseTape | None = None,
         device: torch.device | str | None = None,
+        held: Held | None = None,
+        past: Past | None = None,
     ) -> SampleResult:
         """Draw a batch of samples.
 
@@ -71,6 +92,8 @@ class Sampler(abc.ABC):
             generator: Source of the noise: one for the batch, one per row, or None for torch's global one.
             tape: The noise itself, in place of a generator.
             device: Where to sample; by default where `tape` or `cond` is, else the CPU.
+            held: Coordinates that are given, not sampled.
+            past: What earlier plans tell.
 
         Returns:
             Samples of `shape` and what they cost.
@@ -78,7 +101,7 @@ class Sampler(abc.ABC):
         Raises:
             SpecError: The sampler's options do not fit the chain.
             DenoiserError: The network's output is misshapen or not finite.
-            ValueError: The tape or the conditioning does not fit `shape`.
+            ValueError: The tape, the conditioning, the held values or the last plan do not fit `shape`.
         """
         start = time.perf_counter()
         self.check(chain)
@@ -92,17 +115,31 @@ class Sampler(abc.ABC):
             )
         if cond is not None and len(cond) != shape[0]:
             raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
+        past = past or Past()
+        for name, tensor in (
+            ("held mask", held and held.mask),
+            ("held values", held and held.values),
+            ("last plan", past.last_plan),
+        ):
+            if tensor is not None and tuple(tensor.shape) != tuple(shape):
+                raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         metered = MeteredDenoiser(denoiser)
+        target = Target(metered, chain, tuple(shape), cond, held)
         with torch.inference_mode():
-            samples = self.run(metered, chain, tape, cond)
-        check_finite(samples.sample)
+            samples = self.run(target, tape, past)
+            sample = target.hold(samples.sample)
+        check_finite(sample)
+        seconds = time.perf_counter() - start
+        if past.experience is not None and samples.window > 1:
+            past.experience.note_overhead(seconds - metered.seconds, max(samples.rounds))
         return SampleResult(
-            samples.sample,
+            sample,
             SpeculationStats(
                 steps=len(chain),
                 rounds=tuple(samples.rounds),
                 nfe=tuple(samples.nfe),
-                seconds=time.perf_counter() - start,
+                seconds=seconds,
                 network_seconds=metered.seconds,
+                window=samples.window,
             ),
         )

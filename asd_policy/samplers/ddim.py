@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers.base import Sampler, Samples
+from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.target import Target
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,19 @@ class Ddim(Sampler):
         if self.steps > len(chain):
             raise SpecError(f"ddim steps {self.steps} is not in 1 … {len(chain)}, the number of steps of the chain")
 
-    def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the shortened chain once."""
         # Imported here: diffusers takes a second to import, and only this sampler needs it.
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        shared = {key: value for key, value in chain.config.items() if key not in ("_class_name", "variance_type")}
+        shared = {key: value for key, value in target.chain.config.items() if key not in ("_class_name", "variance_type")}
         scheduler = DDIMScheduler.from_config(shared)
         assert isinstance(scheduler, DDIMScheduler)  # from_config returns a pair only where it is asked to
         x = tape.initial
         scheduler.set_timesteps(self.steps, device=x.device)
         for k, timestep in enumerate(scheduler.timesteps):
-            output = denoiser(x, timestep.expand(len(x)), cond)
+            output = target.output(x, timestep.expand(len(x)))
             noise = tape.normals[:, k] if self.eta else None
-            step = scheduler.step(output, int(timestep), x, eta=self.eta, variance_noise=noise, return_dict=False)
+            step = scheduler.step(output, int(timestep), target.hold(x), eta=self.eta, variance_noise=noise, return_dict=False)
             x = step[0]
         return Samples(x, rounds=[self.steps] * len(x), nfe=[self.steps] * len(x))

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
 from asd_policy.chain import GaussianChain, transition
-from asd_policy.denoiser import Denoiser
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers.base import Sampler, Samples
+from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.target import Target
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Ddpm(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Accept every chain."""
 
-    def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the chain once."""
-        x = tape.initial
+        x, chain = tape.initial, target.chain
         tables = chain.tables(x.device, x.dtype)
+        steps = torch.arange(len(chain), device=x.device)
         for k in range(len(chain)):
-            output = denoiser(x, tables.timesteps[k].expand(len(x)), cond)
-            clean = chain.predict(x, output, k)
+            clean = target.predict(x, steps[k].expand(len(x)))
             x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
         return Samples(x, rounds=[len(chain)] * len(x), nfe=[len(chain)] * len(x))

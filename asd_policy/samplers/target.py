@@ -1,0 +1,61 @@
+"""What a sampler samples: a network in a chain, with its conditioning and the coordinates that are given."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Held:
+    """Coordinates of the samples that are given, not sampled: inpainting.
+
+    As in Diffusion Policy with `obs_as_global_cond=False` (arXiv 2303.04137): the network sees the given values at
+    every step, noise-free, and the sample has them. The law is that of the other coordinates.
+    """
+
+    mask: Tensor
+    """True where a coordinate is given, [B, *event]."""
+    values: Tensor
+    """The given values [B, *event]; elsewhere they are not looked at."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The conditional law of a batch of samples. Points are shaped [N, *event], or flattened [N, D] alike."""
+
+    denoiser: Denoiser
+    chain: GaussianChain
+    shape: tuple[int, ...]
+    """(B, *event)."""
+    cond: Tensor | None = None
+    """Conditioning [B, …]."""
+    held: Held | None = None
+
+    def predict(self, x: Tensor, step: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return x̂0 by one network call.
+
+        Args:
+            x: Points [N, …].
+            step: The step k that leaves each point [N].
+            rows: The batch row of each point [N]; None for all rows in order.
+        """
+        timesteps = self.chain.tables(x.device, x.dtype).timesteps[step]
+        clean = self.chain.predict(self.hold(x, rows), self.output(x, timesteps, rows), step)
+        return self.hold(clean, rows)
+
+    def output(self, x: Tensor, timestep: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
+        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        seen = self.hold(x, rows).reshape(len(x), *self.shape[1:])
+        return self.denoiser(seen, timestep, cond).reshape(x.shape)
+
+    def hold(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return points [N, …] with the given values in their places."""
+        if self.held is None:
+            return x
+        mask, values = (part if rows is None else part[rows] for part in (self.held.mask, self.held.values))
+        return torch.where(mask.reshape(x.shape), values.reshape(x.shape), x)
