@@ -8,8 +8,16 @@ from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.dpmsolver import DpmSolver
+from asd_policy.samplers.paradigms import Paradigms
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddpm": Ddpm, "ddim": Ddim, "asd": Asd}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": Ddpm,
+    "ddim": Ddim,
+    "dpmsolver": DpmSolver,
+    "paradigms": Paradigms,
+    "asd": Asd,
+}
 """Every sampler by its name in a spec. A bare value stands for a sampler's first option: `ddim:10`."""
 
 

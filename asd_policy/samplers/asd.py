@@ -10,7 +10,7 @@ from asd_policy.denoiser import Denoiser
 from asd_policy.draft import DRAFTS, Draft
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers.base import Sampler, Samples
+from asd_policy.samplers.base import Sampler, Samples, check_count, evaluate
 from asd_policy.verify import accepts, reflect
 
 VERIFIERS = ("reflection",)
@@ -43,8 +43,7 @@ class Asd(Sampler):
             raise SpecError(f"draft={self.draft} is not one of {', '.join(DRAFTS)}")
         if self.verify not in VERIFIERS:
             raise SpecError(f"verify={self.verify} is not one of {', '.join(VERIFIERS)}")
-        if self.window < 1:
-            raise SpecError(f"window={self.window} is not in 1 … K, the number of steps of the chain")
+        check_count(f"window={self.window}", self.window)
 
     @property
     def spec(self) -> str:
@@ -58,8 +57,7 @@ class Asd(Sampler):
 
     def check(self, chain: GaussianChain) -> None:
         """Refuse a window longer than the chain."""
-        if self.window > len(chain):
-            raise SpecError(f"window={self.window} is not in 1 … {len(chain)}, the number of steps of the chain")
+        check_count(f"window={self.window}", self.window, chain)
 
     def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
         """Do rounds until every row is at the end of the chain."""
@@ -123,7 +121,7 @@ def _advance(
     point = torch.stack(points, dim=1)  # [R, n, D]
 
     # Verify: the network on every live point, then the longest run of accepted drafts.
-    clean = _evaluate(denoiser, chain, point, steps, live, rows, cond, tape.initial.shape[1:])  # [R, n, D]
+    clean = evaluate(denoiser, chain, point, steps, live, rows, cond, tape.initial.shape[1:])  # [R, n, D]
     gap = guess - clean
     accepted = accepts(gap, (a / sigma).squeeze(-1), noise, tape.uniforms[at])  # [R, n]
     # A step stands as drafted where its draft was accepted and there is a next point that was drafted from it.
@@ -140,24 +138,3 @@ def _advance(
     draft.observe(rows, steps, live, clean, last, rejected)
     state.rounds[rows.cpu()] += 1
     state.nfe[rows.cpu()] += count.cpu()
-
-
-def _evaluate(
-    denoiser: Denoiser,
-    chain: GaussianChain,
-    point: Tensor,
-    steps: Tensor,
-    live: Tensor,
-    rows: Tensor,
-    cond: Tensor | None,
-    event: torch.Size,
-) -> Tensor:
-    """Return x̂0 [R, n, D] at the live points [R, n, D] by one network call; zeros elsewhere."""
-    tables = chain.tables(point.device, point.dtype)
-    which = live.flatten().nonzero().squeeze(1)  # [N] the points worth computing
-    x, step = point.flatten(0, 1)[which], steps.flatten()[which]
-    owner = rows.repeat_interleave(live.shape[1])[which]
-    output = denoiser(x.view(-1, *event), tables.timesteps[step], None if cond is None else cond[owner])
-    clean = torch.zeros_like(point).flatten(0, 1)
-    clean[which] = chain.predict(x, output.flatten(1), step)
-    return clean.view_as(point)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
+from asd_policy.errors import SpecError
 from asd_policy.noise import Generators, NoiseTape
 from asd_policy.types import SampleResult, SpeculationStats
 
@@ -106,3 +107,59 @@ class Sampler(abc.ABC):
                 network_seconds=metered.seconds,
             ),
         )
+
+
+def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:
+    """Refuse a number of points or steps that no chain, or this chain, has.
+
+    Args:
+        name: The option and its value, for the message.
+        count: The value.
+        chain: None before a chain is known.
+
+    Raises:
+        SpecError: It is not in 1 … K.
+    """
+    if count < 1 or (chain is not None and count > len(chain)):
+        most = "K" if chain is None else len(chain)
+        raise SpecError(f"{name} is not in 1 … {most}, the number of steps of the chain")
+
+
+def number(value: float) -> str:
+    """Write an option's value for a spec: as short as it reads back to the same value, 1 and not 1.0."""
+    return repr(value).removesuffix(".0")
+
+
+def evaluate(
+    denoiser: Denoiser,
+    chain: GaussianChain,
+    point: Tensor,
+    steps: Tensor,
+    live: Tensor,
+    rows: Tensor,
+    cond: Tensor | None,
+    event: torch.Size,
+) -> Tensor:
+    """Return x̂0 at the live points of a window by one network call, and zeros elsewhere.
+
+    Args:
+        denoiser: The network.
+        chain: What it predicts for.
+        point: Points, flattened, [R, n, D].
+        steps: Indices of their steps [R, n].
+        live: Which points are worth computing [R, n].
+        rows: The rows of the batch that they belong to [R].
+        cond: Conditioning of the batch [B, …], or None.
+        event: Shape of a point.
+
+    Returns:
+        Predictions [R, n, D].
+    """
+    tables = chain.tables(point.device, point.dtype)
+    which = live.flatten().nonzero().squeeze(1)  # [N] the points worth computing
+    x, step = point.flatten(0, 1)[which], steps.flatten()[which]
+    owner = rows.repeat_interleave(live.shape[1])[which]
+    output = denoiser(x.view(-1, *event), tables.timesteps[step], None if cond is None else cond[owner])
+    clean = torch.zeros_like(point).flatten(0, 1)
+    clean[which] = chain.predict(x, output.flatten(1), step)
+    return clean.view_as(point)
