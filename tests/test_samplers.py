@@ -18,6 +18,7 @@ from asd_policy.noise import NoiseTape
 from asd_policy.samplers import SAMPLERS, asd, make_sampler
 from asd_policy.samplers.asd import VERIFIERS, Asd
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 N = 40_000
 EVENT = (2, 2)
 LEVEL = 1e-6  # p-value below which a law counts as wrong; seeds are fixed
@@ -25,6 +26,16 @@ DTYPE = torch.float64
 
 SETTINGS = [Asd(window, draft, verify) for draft in DRAFTS for verify in VERIFIERS for window in (1, 2, 3, 5, 8, 12)]
 IDS = [setting.spec for setting in SETTINGS]
+
+# Of every sampler, specs that fit the chain of twelve steps; what all samplers must do is tested on these.
+EXAMPLES = {
+    "ddpm": ("ddpm",),
+    "ddim": ("ddim:10", "ddim:10,eta=0.5", "ddim:10,eta=0.1234567", "ddim:5,eta=1"),
+    "dpmsolver": ("dpmsolver:10", "dpmsolver:5,order=3"),
+    "paradigms": ("paradigms:window=4,tol=0.1", "paradigms:window=12,tol=1e-07", "paradigms:window=4,tol=2"),
+    "asd": tuple(f"asd:window=4,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS),
+}
+SPECS = [spec for specs in EXAMPLES.values() for spec in specs]
 
 
 def draw(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int = N) -> Tensor:
@@ -251,7 +262,8 @@ def test_counts(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) ->
     assert stats_.algorithmic_speedup == pytest.approx(7 * len(chain) / sum(stats_.rounds))
 
 
-def test_conditioning_follows_its_row(chain: GaussianChain) -> None:
+@pytest.mark.parametrize("spec", SPECS)
+def test_conditioning_follows_its_row(spec: str, chain: GaussianChain) -> None:
     """Rows leave the batch at different times; each point must keep its own row's conditioning."""
     alone = GaussianChain.from_scheduler({**chain.config, "prediction_type": "sample"}, len(chain))
     cond = torch.arange(5.0)[:, None]
@@ -260,14 +272,14 @@ def test_conditioning_follows_its_row(chain: GaussianChain) -> None:
         assert cond is not None
         return cond[:, :, None].expand_as(x) + 0.3 * torch.tanh(x)
 
-    for draft in DRAFTS:
-        sample = Asd(4, draft).sample(own, alone, (5, *EVENT), cond, torch.Generator().manual_seed(1)).sample
-        assert ((sample - cond[:, :, None]).abs() < 0.31).all()
+    sample = make_sampler(spec).sample(own, alone, (5, *EVENT), cond, torch.Generator().manual_seed(1)).sample
+    assert ((sample - cond[:, :, None]).abs() < 0.31).all()
 
 
-def test_generator_per_row(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+@pytest.mark.parametrize("spec", SPECS)
+def test_generator_per_row(spec: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     """A row with its own generator is the same in any batch."""
-    sampler = make_sampler("asd:window=4")
+    sampler = make_sampler(spec)
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
     batch = sampler.sample(mixture, chain, (3, *EVENT), generator=generators).sample
     single = sampler.sample(mixture, chain, (1, *EVENT), generator=[torch.Generator().manual_seed(2)]).sample
@@ -287,7 +299,11 @@ def test_ddim_is_approximate_and_deterministic(mixture: MixtureDenoiser, chain: 
     assert not torch.allclose(noisy.sample, result.sample)
 
 
-@pytest.mark.parametrize("spec", ["ddpm", "ddim:10", "ddim:10,eta=0.5", "asd:window=16,draft=frozen,verify=reflection"])
+def test_every_sampler_has_examples() -> None:
+    assert EXAMPLES.keys() == SAMPLERS.keys()
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_specs_round_trip(spec: str) -> None:
     assert make_sampler(spec).spec == spec
     assert make_sampler(make_sampler(spec).spec) == make_sampler(spec)
@@ -296,6 +312,8 @@ def test_specs_round_trip(spec: str) -> None:
 def test_defaults_are_spelled_out() -> None:
     assert make_sampler("asd").spec == "asd:window=32,draft=picard,verify=reflection"
     assert make_sampler("ddim").spec == "ddim:10"
+    assert make_sampler("dpmsolver:order=2").spec == "dpmsolver:10"
+    assert make_sampler("paradigms").spec == "paradigms:window=16,tol=0.1"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +330,7 @@ def test_defaults_are_spelled_out() -> None:
         ("asd:window=0", "window=0 is not in 1"),
         ("ddpm:5", "no option '5' in 'ddpm:5'; ddpm has none"),
         ("ddim:0", "ddim steps 0 is not in 1"),
-        ("ddim:10,eta=2", "eta=2.0 is not in 0 … 1"),
+        ("ddim:10,eta=2", "eta=2 is not in 0 … 1"),
     ],
 )
 def test_bad_specs(spec: str, message: str) -> None:
@@ -321,13 +339,13 @@ def test_bad_specs(spec: str, message: str) -> None:
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("spec", ["asd:window=13", "ddim:13"])
+@pytest.mark.parametrize("spec", ["asd:window=13", "ddim:13", "dpmsolver:13", "paradigms:window=13"])
 def test_more_than_the_chain_has(spec: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     with pytest.raises(SpecError, match="13 is not in 1 … 12"):
         make_sampler(spec).sample(mixture, chain, (1, *EVENT))
 
 
-@pytest.mark.parametrize("spec", ["ddpm", "asd:window=4,draft=frozen", "asd:window=4"])
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
