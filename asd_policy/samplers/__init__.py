@@ -25,7 +25,7 @@ def make_sampler(spec: str) -> Sampler:
     """Make a sampler from its spec.
 
     Args:
-        spec: Such as `ddpm`, `ddim:10`, `asd` or `asd:window=16,draft=picard`.
+        spec: Such as `ddpm`, `ddim:10`, `paradigms:tol=0.1`, `asd` or `asd:window=16,draft=picard`.
 
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
