@@ -38,7 +38,8 @@ class EvalCommand:
     out: Path
     """Folder for results.json (and videos)."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
-    """Sampler specs: ddpm | ddim:10 (approximate) | asd | asd:window=16,draft=frozen,verify=reflection."""
+    """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
+    ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
     episodes: int = 20
     """Episodes for each sampler."""
     seed: int = 0

@@ -20,6 +20,9 @@ from asd_policy.types import Plan
 Env = gymnasium.Env[Any, Any]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 WARM_UP_PLANS = 3
+CALIBRATION_PLANS = 32
+CALIBRATION_EPISODES = 12  # at most: of a few plans each, they may not add up
+_CALIBRATION_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
 def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Policy]:
     """Return one planner per sampler, warmed up, after a look at whether policy and environment fit.
 
+    What a planner learns, it learns here: after that an episode depends on its seeds alone.
+
     Args:
         policy: Whose network plans.
         env: Where.
@@ -97,7 +102,22 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
             planner.select_action(observation)
+        if planner.sampler.learns:
+            calibrate(planner, env, CALIBRATION_PLANS)
+        planner.experience.freeze()
     return planners
+
+
+def calibrate(planner: Policy, env: Env, plans: int) -> None:
+    """Roll a planner out until its experience has so many plans, in episodes of no evaluation.
+
+    Raises:
+        AsdError: As `rollouts`.
+    """
+    for index in range(CALIBRATION_EPISODES):
+        if planner.experience.plans >= plans:
+            return
+        _run_episode(planner, env, index, _CALIBRATION_SEED)
 
 
 def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:
@@ -162,6 +182,7 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode]) ->
         "spec": sampler.spec,
         "exact": sampler.exact,
         "steps": steps,
+        "window": Counter(plan.stats.window for plan in plans).most_common(1)[0][0],
         "episodes": len(done),
         "success_rate": float(np.mean([episode.success for episode in done])),
         "success_ci95": wilson(sum(episode.success for episode in done), len(done)),

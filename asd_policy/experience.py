@@ -52,6 +52,16 @@ class Experience:
     """Seconds of a round outside the network, about."""
     _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
 
+    def copy(self) -> "Experience":
+        """Return an experience with the same contents that goes its own way."""
+        moments = {name: sums.clone() for name, sums in self.moments.items()}
+        return Experience(self.plans, moments, dict(self.latency), self.learning, self.overhead, dict(self._made))
+
+    def freeze(self) -> None:
+        """Stop learning, with the last word on all that was learned."""
+        self.learning = False
+        self._made.clear()
+
     def learn(
         self, points: Tensor, clean: Tensor, free: Tensor | None, judged: Tensor, refused: Tensor, chain: GaussianChain
     ) -> None:
@@ -92,9 +102,7 @@ class Experience:
         """
         if not self.moments:
             return None
-        return self.once_per_doubling(
-            (device, dtype), lambda: fit_response(self.moments, self.plans, device, dtype)
-        )
+        return self.once_per_doubling((device, dtype), lambda: fit_response(self.moments, self.plans, device, dtype))
 
     def once_per_doubling(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` made for `key` when it was last called: the number of plans has not doubled since."""
@@ -118,7 +126,9 @@ def fit_response(moments: Mapping[str, Tensor], plans: int, device: torch.device
     """
     cross, noise, change = (moments[name].double().cpu() for name in ("cross", "noise", "change"))
     steps, dim, _ = cross.shape
-    late = cross[-max(1, steps // _BASIS_SHARE) :] / noise[-max(1, steps // _BASIS_SHARE) :, None, None].clamp(min=1e-30)
+    late = cross[-max(1, steps // _BASIS_SHARE) :] / noise[-max(1, steps // _BASIS_SHARE) :, None, None].clamp(
+        min=1e-30
+    )
     pooled = late.sum(0)
     basis = torch.linalg.eigh(pooled + pooled.T).eigenvectors
     along = torch.einsum("di,kde,ei->ki", basis, cross, basis)  # [K, D] Σ of products along each direction

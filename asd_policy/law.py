@@ -79,10 +79,7 @@ class PathRecorder:
         known = torch.as_tensor(steps >= 0, device=x.device)  # a sampler of another chain may have other timesteps
         steps, rows = steps[steps >= 0], row[known].long().cpu().numpy()
         index = torch.as_tensor(steps, device=x.device)
-        tables = self._chain.tables(x.device, x.dtype)
-        clean = self._chain.predict(
-            x[known], output[known], tables.output_scale[index, None], tables.input_scale[index, None]
-        )
+        clean = self._chain.predict(x[known], output[known], index)
         before = np.minimum(steps, self._furthest[rows])
         self.earlier[rows, steps] = np.where(before[:, None] >= 0, self.predictions[rows, before], np.nan)
         self.points[rows, steps] = x[known].cpu().numpy()

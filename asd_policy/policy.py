@@ -15,8 +15,10 @@ from torch import Tensor
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, check_deterministic
 from asd_policy.errors import ObservationError, SpecError
+from asd_policy.experience import Experience
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.base import Past
 from asd_policy.types import Plan
 
 STATE = "observation.state"
@@ -73,6 +75,8 @@ class Policy:
         self.sampler = sampler
         self.horizons = horizons
         self.device = device
+        self.experience = Experience()
+        """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
         self._observation = {name: affine.to(device) for name, affine in observation.items()}
         self._action = action.to(device)
         self._generator = torch.Generator(device)
@@ -90,7 +94,7 @@ class Policy:
         return len(self._action.origin)
 
     def with_sampler(self, sampler: Sampler) -> "Policy":
-        """Return a policy with the same network and another sampler, its history empty and its noise its own.
+        """Return a policy with the same network and another sampler; history, noise and experience are its own.
 
         Raises:
             SpecError: The sampler's options do not fit the chain.
@@ -98,6 +102,7 @@ class Policy:
         sampler.check(self.chain)
         other = copy.copy(self)
         other.sampler = sampler
+        other.experience = self.experience.copy()
         other._generator = torch.Generator(self.device)
         other._generator.seed()
         other.reset()
@@ -125,6 +130,7 @@ class Policy:
         """
         self._history: deque[dict[str, Tensor]] = deque(maxlen=self.horizons.n_obs_steps)
         self._queue: deque[npt.NDArray[np.float32]] = deque()
+        self._last: Tensor | None = None  # the last plan's sample, moved on to the time of the next plan
         self.plans: list[Plan] = []
         """Every plan made since the last reset."""
         if seed is not None:
@@ -150,17 +156,25 @@ class Policy:
         self._history.append(features)
         if not self._queue:
             stacked = {name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features}
-            plan = self.plan(stacked, self._generator)
+            plan = self.plan(stacked, self._generator, self._last)
+            self._last = self.move_on(plan.sample)
             self.plans.append(plan)
             self._queue.extend(plan.actions[0].cpu().numpy())
         return self._queue.popleft()
 
-    def plan(self, history: Mapping[str, Tensor], generator: Any = None) -> Plan:
+    def move_on(self, sample: Tensor) -> Tensor:
+        """Return samples [B, horizon, action_dim] as seen `n_action_steps` later, their last action held."""
+        executed = self.horizons.n_action_steps
+        return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)
+
+    def plan(self, history: Mapping[str, Tensor], generator: Any = None, last_plan: Tensor | None = None) -> Plan:
         """Sample a batch of action chunks.
 
         Args:
             history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first.
             generator: Source of the noise, see `Sampler.sample`.
+            last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
+                an episode. It makes the plan cheaper, not another one.
 
         Raises:
             DenoiserError: The network failed.
@@ -169,11 +183,12 @@ class Policy:
         normalized = [affine.normalize(history[name].to(self.device)) for name, affine in self._observation.items()]
         cond = torch.cat(normalized, dim=-1).flatten(1)
         shape = (len(cond), self.horizons.horizon, self.action_dim)
-        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator)
+        past = Past(last_plan, self.experience)
+        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator, past=past)
         chunk = self._action.unnormalize(result.sample)
         first = self.horizons.n_obs_steps - 1  # the chunk begins at the oldest observation
         actions = chunk[:, first : first + self.horizons.n_action_steps]
-        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond)
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
     def _read(self, observation: Any) -> dict[str, Tensor]:
         """Return each feature as a float32 tensor [feature_dim], checked."""

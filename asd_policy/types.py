@@ -56,3 +56,5 @@ class Plan:
     """Latency of the plan [s]: observation in, actions out."""
     cond: Tensor
     """What the network was told of the observations: normalised and flattened [B, n_obs_steps · feature dims]."""
+    sample: Tensor
+    """The chunk as the network sees it, normalised, [B, horizon, action_dim]."""

@@ -23,18 +23,24 @@ def chain() -> GaussianChain:
 
 
 @pytest.fixture(scope="session")
-def gaussian(chain: GaussianChain) -> MixtureDenoiser:
-    """Data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
-    means = torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE)
-    return MixtureDenoiser(chain, means, torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE))
+def schedule(chain: GaussianChain) -> GaussianChain:
+    """Every timestep of the same noise schedule: what networks know, and few-step samplers may ask for."""
+    return GaussianChain.from_scheduler(chain.config)
 
 
 @pytest.fixture(scope="session")
-def mixture(chain: GaussianChain) -> MixtureDenoiser:
+def gaussian(schedule: GaussianChain) -> MixtureDenoiser:
+    """Data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
+    means = torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE)
+    return MixtureDenoiser(schedule, means, torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE))
+
+
+@pytest.fixture(scope="session")
+def mixture(schedule: GaussianChain) -> MixtureDenoiser:
     """Data from three unequal, narrow modes; events [2, 2]."""
     means = torch.tensor([[-1.0, 0.0, 0.5, 0.0], [1.0, 0.5, 0.0, -0.5], [0.2, -1.0, -1.0, 1.0]], dtype=DTYPE)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=DTYPE)
-    return MixtureDenoiser(chain, means.view(3, 2, 2), torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE), weights)
+    return MixtureDenoiser(schedule, means.view(3, 2, 2), torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE), weights)
 
 
 @pytest.fixture(scope="session")

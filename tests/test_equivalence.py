@@ -16,7 +16,7 @@ from torch import Tensor
 import asd_policy
 from asd_policy import cli, equivalence, law
 from asd_policy.chain import GaussianChain, transition
-from asd_policy.denoiser import Denoiser, check_deterministic
+from asd_policy.denoiser import check_deterministic
 from asd_policy.equivalence import Array, Check
 from asd_policy.errors import DenoiserError
 from asd_policy.models.analytic import MixtureDenoiser
@@ -24,7 +24,8 @@ from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
-from asd_policy.samplers.base import Samples
+from asd_policy.samplers.base import Past, Samples
+from asd_policy.samplers.target import Target
 
 ROOT = Path(__file__).parents[1]
 FEW = 199  # permutations, where a p-value need not be small
@@ -197,13 +198,12 @@ class Drafted(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Accept every chain."""
 
-    def run(self, denoiser: Denoiser, chain: GaussianChain, tape: NoiseTape, cond: Tensor | None) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the chain, every step by way of its draft."""
-        x, held = tape.initial, torch.zeros_like(tape.initial)
+        chain, x, held = target.chain, tape.initial, torch.zeros_like(tape.initial)
         tables = chain.tables(x.device, x.dtype)
         for k in range(len(chain)):
-            output = denoiser(x, tables.timesteps[k].expand(len(x)), cond)
-            clean = chain.predict(x, output, tables.output_scale[k], tables.input_scale[k])
+            clean = target.predict(x, torch.full((len(x),), k))
             noise, sigma = tape.normals[:, k], tables.sigma[k]
             guess = held + 0.1 * noise if self.broken == "peek" else held
             gap = tables.a[k] * (guess - clean) / sigma if sigma > 0 else torch.zeros_like(x)  # [B, *event]

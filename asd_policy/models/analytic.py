@@ -16,13 +16,13 @@ class MixtureDenoiser:
         """Fix the data's law.
 
         Args:
-            chain: With prediction_type "epsilon".
+            chain: With prediction_type "epsilon"; the prediction is NaN at timesteps that it does not visit.
             means: μ_i [M, *event].
             scales: s_i [M], or [M, *event] for a standard deviation of each coordinate.
             weights: w_i [M]; None for equal ones.
         """
         # ᾱ by timestep, from the chain itself: x̂0 = (x − √(1−ᾱ) ε)/√ᾱ.
-        self._alpha_bar = means.new_zeros(int(chain.timesteps.max()) + 1)
+        self._alpha_bar = means.new_full((int(chain.timesteps.max()) + 1,), float("nan"))
         self._alpha_bar[torch.as_tensor(chain.timesteps.copy())] = means.new_tensor(chain.input_scale**-2)
         self._means = means.flatten(1)  # [M, D]
         scales = scales.reshape(len(means), -1)

@@ -1,16 +1,23 @@
 """Samplers by name, and the spec grammar `name`, `name:value`, `name:option=value,option=value`."""
 
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from asd_policy.errors import SpecError
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.window import AUTO
+from asd_policy.samplers.dpmsolver import DpmSolver
+from asd_policy.samplers.paradigms import Paradigms
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddpm": Ddpm, "ddim": Ddim, "asd": Asd}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": Ddpm,
+    "ddim": Ddim,
+    "dpmsolver": DpmSolver,
+    "paradigms": Paradigms,
+    "asd": Asd,
+}
 """Every sampler by its name in a spec. A bare value stands for a sampler's first option: `ddim:10`."""
 
 
@@ -18,7 +25,7 @@ def make_sampler(spec: str) -> Sampler:
     """Make a sampler from its spec.
 
     Args:
-        spec: Such as `ddpm`, `ddim:10`, `asd` or `asd:window=16,draft=picard`.
+        spec: Such as `ddpm`, `ddim:10`, `paradigms:tol=0.1`, `asd` or `asd:window=16,draft=picard`.
 
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
@@ -39,7 +46,21 @@ def make_sampler(spec: str) -> Sampler:
         if option in values:
             raise SpecError(f"option {option!r} is given twice in {spec!r}")
         try:
-            values[option] = AUTO if (option, text) == ("window", "auto") else hints[option](text)
+            values[option] = _read(hints[option], text)
         except ValueError:
-            raise SpecError(f"{option}={text} in {spec!r} is not of type {hints[option].__name__}") from None
+            kinds = " or ".join(kind.__name__ for kind in get_args(hints[option]) or [hints[option]])
+            kinds = kinds.replace("NoneType", "auto")
+            raise SpecError(f"{option}={text} in {spec!r} is not of type {kinds}") from None
     return sampler(**values)
+
+
+def _read(hint: Any, text: str) -> object:
+    """Read an option's value; where it may be None, that is written auto.
+
+    Raises:
+        ValueError: It is not of the hinted type.
+    """
+    kinds = get_args(hint)
+    if not kinds:
+        return hint(text)
+    return None if text == "auto" else kinds[0](text)

@@ -10,10 +10,10 @@ from asd_policy.draft import DRAFTS, Draft, Path, roll_out
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience, Response
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.base import Past, Sampler, Samples, check_count
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.target import Target
-from asd_policy.samplers.window import AUTO, choose_window
+from asd_policy.samplers.window import choose_window
 from asd_policy.verify import VERIFIERS, Verifier
 
 
@@ -27,8 +27,8 @@ class Asd(Sampler):
     its own.
     """
 
-    window: int = AUTO
-    """Points θ that one network call evaluates per row; 1 is the sequential sampler, auto is chosen for the device."""
+    window: int | None = None
+    """Points θ that one network call evaluates per row; 1 is the sequential sampler, None (auto) the best here."""
     draft: str = "response"
     """Name of the draft."""
     verify: str = "block"
@@ -44,13 +44,13 @@ class Asd(Sampler):
             raise SpecError(f"draft={self.draft} is not one of {', '.join(DRAFTS)}")
         if self.verify not in VERIFIERS:
             raise SpecError(f"verify={self.verify} is not one of {', '.join(VERIFIERS)}")
-        if self.window < 1 and self.window != AUTO:
-            raise SpecError(f"window={self.window} is not auto or in 1 … K, the number of steps of the chain")
+        if self.window is not None:
+            check_count(f"window={self.window}", self.window)
 
     @property
     def spec(self) -> str:
         """The full spec of this sampler."""
-        window = "auto" if self.window == AUTO else self.window
+        window = "auto" if self.window is None else self.window
         return f"asd:window={window},draft={self.draft},verify={self.verify}"
 
     @property
@@ -61,18 +61,18 @@ class Asd(Sampler):
     @property
     def learns(self) -> bool:
         """Whether the draft responds to the noise or the window is to be chosen."""
-        return self.window == AUTO or DRAFTS[self.draft].responds
+        return self.window is None or DRAFTS[self.draft].responds
 
     def check(self, chain: GaussianChain) -> None:
         """Refuse a window longer than the chain."""
-        if self.window > len(chain):
-            raise SpecError(f"window={self.window} is not auto or in 1 … {len(chain)}, the steps of the chain")
+        if self.window is not None:
+            check_count(f"window={self.window}", self.window, chain)
 
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Do rounds until every row is at the end of the chain."""
         draft = DRAFTS[self.draft]
         window = self.window
-        if window == AUTO:
+        if window is None:
             window = choose_window(target, tape.initial, past.experience, draft)
         if window == 1:  # the same numbers to the bit, without the engine
             return Ddpm().run(target, tape, past)
@@ -159,7 +159,7 @@ class Round:
         point, guess = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
 
         # Verify.
-        clean = self._evaluate(point, steps, rows, live if compact else None)  # [R, n, D]
+        clean = self.target.predict_window(point, steps, rows, live if compact else None)  # [R, n, D]
         tables = chain.tables(point.device, point.dtype)
         of = (rows.unsqueeze(1), steps)
         noise, uniform = path.normals[of], path.uniforms[of]
@@ -191,14 +191,3 @@ class Round:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
         path.rounds[rows] += going.long()
         path.nfe[rows] += quota if compact else width
-
-    def _evaluate(self, point: Tensor, steps: Tensor, rows: Tensor, live: Tensor | None) -> Tensor:
-        """Return x̂0 [R, n, D] at points [R, n, D] by one network call; zeros at those that are not live, if given."""
-        owners = rows.unsqueeze(1).expand_as(steps).flatten()
-        flat, step = point.flatten(0, 1), steps.flatten()
-        if live is None:
-            return self.target.predict(flat, step, owners).view_as(point)
-        which = live.flatten().nonzero().squeeze(1)
-        clean = torch.zeros_like(flat)
-        clean[which] = self.target.predict(flat[which], step[which], owners[which])
-        return clean.view_as(point)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
+from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
 from asd_policy.samplers.target import Held, Target
@@ -143,3 +144,24 @@ class Sampler(abc.ABC):
                 window=samples.window,
             ),
         )
+
+
+def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:
+    """Refuse a number of points or steps that no chain, or this chain, has.
+
+    Args:
+        name: The option and its value, for the message.
+        count: The value.
+        chain: None before a chain is known.
+
+    Raises:
+        SpecError: It is not in 1 … K.
+    """
+    if count < 1 or (chain is not None and count > len(chain)):
+        most = "K" if chain is None else len(chain)
+        raise SpecError(f"{name} is not in 1 … {most}, the number of steps of the chain")
+
+
+def number(value: float) -> str:
+    """Write an option's value for a spec: as short as it reads back to the same value, 1 and not 1.0."""
+    return repr(value).removesuffix(".0")

@@ -47,6 +47,24 @@ class Target:
         clean = self.chain.predict(self.hold(x, rows), self.output(x, timesteps, rows), step)
         return self.hold(clean, rows)
 
+    def predict_window(self, point: Tensor, steps: Tensor, rows: Tensor, live: Tensor | None) -> Tensor:
+        """Return x̂0 [R, n, D] at the points of a window by one network call.
+
+        Args:
+            point: Points, flattened, [R, n, D].
+            steps: The steps that leave them [R, n].
+            rows: The batch rows that they belong to [R].
+            live: Which of them to compute [R, n], the others being zero; None for all, in one shape whatever the data.
+        """
+        owners = rows.unsqueeze(1).expand_as(steps).flatten()
+        flat, step = point.flatten(0, 1), steps.flatten()
+        if live is None:
+            return self.predict(flat, step, owners).view_as(point)
+        which = live.flatten().nonzero().squeeze(1)
+        clean = torch.zeros_like(flat)
+        clean[which] = self.predict(flat[which], step[which], owners[which])
+        return clean.view_as(point)
+
     def output(self, x: Tensor, timestep: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
         cond = self.cond if self.cond is None or rows is None else self.cond[rows]

@@ -12,7 +12,6 @@ from asd_policy.draft import Draft
 from asd_policy.experience import Experience
 from asd_policy.samplers.target import Target
 
-AUTO = 0
 DEFAULT_WINDOW = 32
 """Where there is no experience to measure for, as in a lone `Sampler.sample` call."""
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -58,10 +57,7 @@ def _best(windows: list[int], experience: Experience, batch: int, draft: Draft, 
     if experience.moments:
         judged, refused = (experience.moments[name].double().cpu().numpy() for name in ("judged", "refused"))
         hazard = (refused + _PRIOR_REFUSALS) / (judged + 1)
-    costs = {
-        window: expected_seconds(hazard, window, latency, experience.overhead)
-        for window in windows
-    }
+    costs = {window: expected_seconds(hazard, window, latency, experience.overhead) for window in windows}
     return min(costs, key=lambda window: costs[window])
 
 

@@ -1,0 +1,119 @@
+"""What the samplers through diffusers' own schedulers share: few large steps over the chain's noise schedule."""
+
+import abc
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.errors import SpecError
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.base import Past, Sampler, Samples, check_count
+from asd_policy.samplers.target import Target
+
+
+@dataclass(frozen=True)
+class FewSteps(Sampler):
+    """A scheduler of diffusers with the chain's configuration. Approximate: another law than the full chain's."""
+
+    steps: int = 10
+    """Number of network calls."""
+
+    def __post_init__(self) -> None:
+        """Check the options that need no chain.
+
+        Raises:
+            SpecError: One of them is out of range.
+        """
+        check_count(self._steps, self.steps)
+
+    @property
+    def exact(self) -> bool:
+        """False."""
+        return False
+
+    def check(self, chain: GaussianChain) -> None:
+        """Refuse more steps than the chain has, and noise schedules that diffusers has no numbers for."""
+        check_count(self._steps, self.steps, chain)
+        _scheduler(self, chain)
+
+    @abc.abstractmethod
+    def scheduler(self, chain: GaussianChain) -> Any:
+        """Make the scheduler.
+
+        Raises:
+            SpecError: It lacks an option of the chain's configuration.
+        """
+
+    def step_options(self, noise: Tensor) -> dict[str, Any]:
+        """Return what `scheduler.step` is told beyond output, timestep and point; noise [B, *event] is the tape's."""
+        return {}
+
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+        """Walk the shortened chain once."""
+        scheduler = copy.deepcopy(_scheduler(self, target.chain))  # it remembers what it has seen of a plan
+        x = tape.initial
+        for k, timestep in enumerate(scheduler.timesteps.tolist()):
+            x = target.hold(x)
+            output = target.output(x, torch.full((len(x),), timestep, device=x.device))
+            x = self._step(scheduler, output, timestep, x, tape.normals[:, k])
+        return Samples(x, rounds=[self.steps] * len(x), nfe=[self.steps] * len(x))
+
+    @property
+    def _steps(self) -> str:
+        """How errors call the number of steps."""
+        return f"{self.spec.partition(':')[0]} steps {self.steps}"
+
+    def _step(self, scheduler: Any, output: Tensor, timestep: int, x: Tensor, noise: Tensor) -> Tensor:
+        """Take one step from x [B, *event]."""
+        # An axis more, because thresholding in diffusers fails on events of one axis.
+        output, x, noise = (values.unsqueeze(-1) for values in (output, x, noise))
+        return scheduler.step(output, timestep, x, return_dict=False, **self.step_options(noise))[0].squeeze(-1)
+
+
+def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -> Any:
+    """Make a scheduler of another kind than the chain's with the same noise schedule.
+
+    Args:
+        kind: The scheduler's class.
+        chain: Whose configuration it gets, as far as it has these options.
+        options: Options in place of the configuration's.
+    """
+    # Imported here: diffusers takes a second to import, and only these samplers need it.
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    def make(kind: Callable[..., Any], config: dict[str, Any]) -> Any:
+        return kind(**{key: config[key] for key in inspect.signature(kind).parameters if key in config})
+
+    # The β themselves, because the other schedulers do not know all of DDPM's by name. Each rescales them as it likes.
+    plain = make(DDPMScheduler, {**chain.config, "rescale_betas_zero_snr": False})
+    return make(kind, {**chain.config, "trained_betas": plain.betas.tolist(), **options})
+
+
+@lru_cache(maxsize=16)
+def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
+    """Return a sampler's scheduler for a chain, with its timesteps; made once, and not to be stepped."""
+    scheduler = sampler.scheduler(chain)
+    scheduler.set_timesteps(sampler.steps)
+    timesteps = scheduler.timesteps.tolist()
+    config, name = chain.config, f"{sampler.spec} through {type(scheduler).__name__}"
+    falling = all(later < earlier for earlier, later in pairwise(timesteps))
+    inside = 0 <= timesteps[-1] and timesteps[0] < config["num_train_timesteps"]
+    if not (len(timesteps) == sampler.steps and falling and inside):
+        raise SpecError(
+            f"{name} has no {sampler.steps} timesteps in 0 … {config['num_train_timesteps'] - 1} with timestep_spacing "
+            f"{config['timestep_spacing']!r} and steps_offset {config['steps_offset']}; use another number of steps"
+        )
+    trial, x = copy.deepcopy(scheduler), torch.full((1, 1), 0.5)
+    for timestep in timesteps:
+        x = sampler._step(trial, x, timestep, x, x)
+        if not bool(x.isfinite().all()):
+            raise SpecError(f"{name} is not finite at timestep {timestep} of this noise schedule")
+    return scheduler

@@ -1,0 +1,125 @@
+"""ParaDiGMS: Picard iteration over a sliding window, with a tolerance (Shih et al., arXiv 2305.16317, Algorithm 1).
+
+    drift at every point of the window    y_i = m_i − x_i,   m_i = a_i x̂0(x_i) + b_i x_i
+    new iterate, from the window's start  x'_{t+j} = x_t + Σ_{i=t}^{t+j−1} (y_i + σ_i ξ_i),      j = 1 … p
+    error against the old iterate         e_j = ‖x'_{t+j} − x_{t+j}‖² / D,                       j = 1 … p−1
+    slide forward to the first point with e_j > τ² σ_{t+j}², or past all p; new points begin at the last one's value
+
+σ_{t+j} belongs to the step that leaves the point. It is 0 before the last step, which is therefore taken from a point
+that a round has left as it was, or that is a window's start. x'_{t+1} follows from x_t alone, so a round gains a step.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain, transition
+from asd_policy.errors import SpecError
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.base import Past, Sampler, Samples, check_count, number
+from asd_policy.samplers.target import Target
+
+
+@dataclass(frozen=True)
+class Paradigms(Sampler):
+    """Parallel sampling without verification. Approximate: it stops before the iteration has converged.
+
+    Each row of a batch has a window of its own, where the published code moves all rows at the pace of the slowest.
+    """
+
+    window: int = 16
+    """Points p that one network call evaluates per row; 1 is the sequential sampler up to rounding."""
+    tol: float = 0.1
+    """Tolerance τ, in standard deviations of a step's noise; 0 is the sequential sampler up to rounding."""
+
+    def __post_init__(self) -> None:
+        """Check the options that need no chain.
+
+        Raises:
+            SpecError: One of them is out of range.
+        """
+        check_count(f"window={self.window}", self.window)
+        if not (math.isfinite(self.tol) and self.tol >= 0):
+            raise SpecError(f"tol={number(self.tol)} is not a finite number from 0 up")
+
+    @property
+    def spec(self) -> str:
+        """The full spec of this sampler."""
+        return f"paradigms:window={self.window},tol={number(self.tol)}"
+
+    @property
+    def exact(self) -> bool:
+        """False."""
+        return False
+
+    def check(self, chain: GaussianChain) -> None:
+        """Refuse a window longer than the chain."""
+        check_count(f"window={self.window}", self.window, chain)
+
+    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+        """Do rounds until every row is at the end of the chain."""
+        chain, start = target.chain, tape.initial.flatten(1)
+        batch, size = start.shape
+        state = _State(
+            # As many points beyond the end as a window has slots, so that slots that are not live need no care.
+            path=start.new_zeros((batch, len(chain) + 1 + self.window, size)),
+            cursor=torch.zeros(batch, dtype=torch.int64, device=start.device),
+            end=torch.zeros(batch, dtype=torch.int64, device=start.device),
+            rounds=torch.zeros(batch, dtype=torch.int64, device=start.device),
+            nfe=torch.zeros(batch, dtype=torch.int64, device=start.device),
+        )
+        state.path[:, 0] = start
+        rows = torch.arange(batch, device=start.device)
+        while len(rows):
+            self._advance(state, rows, target, tape)
+            rows = (state.cursor < len(chain)).nonzero().squeeze(1)
+        sample = state.path[:, len(chain)].view(tape.initial.shape)
+        return Samples(sample, state.rounds.tolist(), state.nfe.tolist(), self.window)
+
+    def _advance(self, state: "_State", rows: Tensor, target: Target, tape: NoiseTape) -> None:
+        """Do one round for `rows` [R], none of which is done: each gains a step at least."""
+        chain = target.chain
+        tables = chain.tables(state.path.device, state.path.dtype)
+        cursor, end = state.cursor[rows], state.end[rows].unsqueeze(1)
+        count = (len(chain) - cursor).clamp(max=self.window)  # [R] points of each row
+        slots = torch.arange(int(count.max()), device=rows.device)  # [n]
+        live = slots < count.unsqueeze(1)  # [R, n]
+        place = cursor.unsqueeze(1) + slots  # [R, n] in the path
+        steps = place.clamp(max=len(chain) - 1)
+        row = rows.unsqueeze(1)
+
+        # Iterate: the step from every point, summed up from the window's start.
+        point = state.path[row, torch.minimum(place, end)]  # [R, n, D]
+        clean = target.predict_window(point, steps, rows, live)
+        a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, n, 1]
+        following = transition(a, clean, sigma, tape.normals[row, steps].flatten(2), b, point)
+        new = point[:, :1] + (following - point).cumsum(1)  # [R, n, D] of the points after `place`
+
+        # Slide: over the points that the round has moved little, to the first that it has not.
+        old = state.path[row, torch.minimum(place + 1, end)]
+        error = (new - old).square().mean(2)  # [R, n]
+        limit = (self.tol * tables.sigma[(place + 1).clamp(max=len(chain) - 1)]).square()
+        settled = (error <= limit) & (slots + 1 < count.unsqueeze(1))
+        state.path[row, place + 1] = new
+        state.cursor[rows] = cursor + 1 + settled.long().cumprod(1).sum(1)
+        state.end[rows] = cursor + count
+        state.rounds[rows] += 1
+        state.nfe[rows] += count
+
+
+@dataclass
+class _State:
+    """Where a batch of plans stands."""
+
+    path: Tensor
+    """The iterates x_0 … x_K of each row, flattened, [B, K + 1 + window, D]; what is beyond K means nothing."""
+    cursor: Tensor
+    """Index of the window's first point, 0 … K, [B]."""
+    end: Tensor
+    """Index of the last point that was computed; those after it stand at its value [B]."""
+    rounds: Tensor
+    """Rounds so far [B]."""
+    nfe: Tensor
+    """Points evaluated so far [B]."""
