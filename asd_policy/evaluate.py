@@ -2,7 +2,7 @@
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,10 +18,10 @@ from asd_policy.statistics import entropy, mean_interval, paired_difference, wil
 from asd_policy.types import Plan
 
 Env = gymnasium.Env[Any, Any]
+Advance = Callable[[], object]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 WARM_UP_PLANS = 3
 CALIBRATION_PLANS = 32
-CALIBRATION_EPISODES = 12  # at most: of a few plans each, they may not add up
 _CALIBRATION_SEED = 2**64 - 1
 
 
@@ -89,12 +89,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
         ObservationError: Its observations are not.
         SpecError: A sampler's options do not fit the policy's chain.
     """
-    shape = env.action_space.shape
-    if not isinstance(env.action_space, gymnasium.spaces.Box) or shape != (policy.action_dim,):
-        raise EnvError(
-            f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
-            f"{env.action_space}"
-        )
+    check_fit(policy, env)
     policy.check()
     planners = [policy.with_sampler(sampler) for sampler in samplers]
     observation, _ = env.reset(seed=0)
@@ -108,16 +103,40 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
     return planners
 
 
-def calibrate(planner: Policy, env: Env, plans: int) -> None:
+def check_fit(policy: Policy, env: Env) -> None:
+    """Refuse an environment whose actions are not the policy's.
+
+    Raises:
+        EnvError: They are not.
+    """
+    shape = env.action_space.shape
+    if not isinstance(env.action_space, gymnasium.spaces.Box) or shape != (policy.action_dim,):
+        raise EnvError(
+            f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
+            f"{env.action_space}"
+        )
+
+
+def calibrate(
+    planner: Policy, env: Env, plans: int, seed: int = _CALIBRATION_SEED, advance: Advance = lambda: None
+) -> None:
     """Roll a planner out until its experience has so many plans, in episodes of no evaluation.
+
+    Args:
+        planner: Who learns.
+        env: Where.
+        plans: How many to have, those from before included.
+        seed: Of the episodes.
+        advance: Called after each episode.
 
     Raises:
         AsdError: As `rollouts`.
     """
-    for index in range(CALIBRATION_EPISODES):
+    for index in range(plans):  # an episode has one plan or more
         if planner.experience.plans >= plans:
             return
-        _run_episode(planner, env, index, _CALIBRATION_SEED)
+        _run_episode(planner, env, index, seed)
+        advance()
 
 
 def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:

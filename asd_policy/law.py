@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
 from asd_policy.equivalence import Array, Check
 from asd_policy.evaluate import Env, prepare, rollouts
+from asd_policy.experience import Experience
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.base import Past
 
+CALIBRATION = 16  # plans at each observation that a sampler learns from before it is watched
 BATCH = 64  # plans sampled at once
 PATHS = 1024  # plans whose steps are kept, at most: 100 steps of 32 numbers take 100 MB
 NOISELESS_TOLERANCE = 1e-3  # in normalised actions; the rounding of a network in half precision stays below
@@ -116,6 +121,16 @@ def at_random(policy: Policy, count: int, seed: int) -> Tensor:
     return (2 * once - 1).expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
 
 
+def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
+    """Return the sampler with the window it chooses for a single plan: the one in use, not one for a large batch."""
+    if not (isinstance(sampler, Asd) and sampler.window is None):
+        return sampler
+    shape = (1, policy.horizons.horizon, policy.action_dim)
+    past = Past(None, policy.experience.copy())
+    result = sampler.sample(policy.denoiser, policy.chain, shape, conds[:1], policy.generator, past=past)
+    return replace(sampler, window=result.stats.window)
+
+
 def draw(
     policy: Policy,
     sampler: Sampler,
@@ -141,23 +156,49 @@ def draw(
     """
     chain, generator = policy.chain, torch.Generator(policy.device).manual_seed(seed)
     event = (policy.horizons.horizon, policy.action_dim)
+    pasts = _pasts(policy, sampler, conds, generator)
     recorders: list[tuple[PathRecorder, Array]] = []
     plans: list[Array] = []
-    for cond in conds:
+    for cond, past in zip(conds, pasts, strict=True):
         watched = 0
         for start in range(0, count, BATCH):
             rows = min(BATCH, count - start)
             batch = cond.expand(rows, -1)
             if watch and watched + rows <= max(BATCH, PATHS // len(conds)):
                 recorder = PathRecorder(policy.denoiser, chain, rows, event[0] * event[1])
-                result = sampler.sample(recorder, chain, (rows, *event), recorder.tag(batch), generator)
+                result = sampler.sample(
+                    recorder, chain, (rows, *event), recorder.tag(batch), generator, past=past(rows)
+                )
                 recorders.append((recorder, result.sample.flatten(1).cpu().double().numpy()))
                 watched += rows
             else:
-                result = sampler.sample(policy.denoiser, chain, (rows, *event), batch, generator)
+                result = sampler.sample(policy.denoiser, chain, (rows, *event), batch, generator, past=past(rows))
             plans.append(result.sample.flatten(1).cpu().double().numpy())
             advance(rows)
     return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), _step_checks(chain, recorders))
+
+
+def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator) -> list[Callable[[int], Past]]:
+    """Return for each observation what a batch of so many plans there may know: all that it may know in use.
+
+    The last plan is one at that observation, and what a sampler learns it has learned from plans at all of them.
+    """
+    if not sampler.learns:
+        return [lambda rows: Past()] * len(conds)
+    experience = policy.experience.copy()
+    shape = (CALIBRATION, policy.horizons.horizon, policy.action_dim)
+    last_plans = [
+        sampler.sample(
+            policy.denoiser, policy.chain, shape, cond.expand(CALIBRATION, -1), generator, past=Past(None, experience)
+        ).sample
+        for cond in conds
+    ]
+    experience.freeze()
+    return [partial(_past, experience, last_plan) for last_plan in last_plans]
+
+
+def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:
+    return Past(last_plans[torch.arange(rows, device=last_plans.device) % len(last_plans)], experience)
 
 
 def _step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:

@@ -79,8 +79,9 @@ class Policy:
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
         self._observation = {name: affine.to(device) for name, affine in observation.items()}
         self._action = action.to(device)
-        self._generator = torch.Generator(device)
-        self._generator.seed()
+        self.generator = torch.Generator(device)
+        """Source of the noise of `select_action`."""
+        self.generator.seed()
         self.reset()
 
     @property
@@ -103,8 +104,8 @@ class Policy:
         other = copy.copy(self)
         other.sampler = sampler
         other.experience = self.experience.copy()
-        other._generator = torch.Generator(self.device)
-        other._generator.seed()
+        other.generator = torch.Generator(self.device)
+        other.generator.seed()
         other.reset()
         return other
 
@@ -134,7 +135,7 @@ class Policy:
         self.plans: list[Plan] = []
         """Every plan made since the last reset."""
         if seed is not None:
-            self._generator.manual_seed(seed)
+            self.generator.manual_seed(seed)
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
         """Return the next action, planning when the queue is empty.
@@ -156,7 +157,7 @@ class Policy:
         self._history.append(features)
         if not self._queue:
             stacked = {name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features}
-            plan = self.plan(stacked, self._generator, self._last)
+            plan = self.plan(stacked, self.generator, self._last)
             self._last = self.move_on(plan.sample)
             self.plans.append(plan)
             self._queue.extend(plan.actions[0].cpu().numpy())

@@ -1,7 +1,5 @@
 """Results as people read them: a table in the terminal, the same in Markdown, and the record of what ran."""
 
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,24 +10,10 @@ import torch
 from rich.table import Table
 
 import asd_policy
+from asd_policy.hardware import hardware
 
 COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
-
-
-def hardware(device: torch.device) -> str:
-    """Return what a device is: the GPU's name, or the CPU's with the number of threads torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return str(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux: platform's name stands
-    return f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
 
 
 def commit() -> str | None:
@@ -117,6 +101,19 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
     lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}."]
     return "\n".join(lines) + "\n"
+
+
+def tuning_table(results: dict[str, Any]) -> Table:
+    """Return the results.json object of `tune` as a table for the terminal."""
+    rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
+    for column in ("window θ", "network call ms", "expected plan ms", "against sequential"):
+        rich_table.add_column(column, justify="right")
+    sequential = results["windows"][0]["expected_plan_ms"]
+    for each in results["windows"]:
+        plan = each["expected_plan_ms"]
+        cells = (str(each["window"]), f"{each['call_ms']:.2f}", f"{plan:.0f}", f"{sequential / plan:.2f}×")
+        rich_table.add_row(*cells, style="bold" if each["window"] == results["window"] else None)
+    return rich_table
 
 
 def verification_table(results: dict[str, Any]) -> Table:

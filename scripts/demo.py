@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from asd_policy import cli, report
+from asd_policy.commands.common import DONE
 from asd_policy.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +48,13 @@ def main() -> int:
         words = ["--policy", str(ROOT / entries[name]["path"]), "--env", entries[name]["env"], "--out", str(out)]
         words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--samplers", *SAMPLERS]
         status = cli.run(["eval", *words])
-        if status != cli.DONE:
+        if status != DONE:
             return status
         all_results.append(json.loads((out / "results.json").read_text()))
     with atomic_file(options.out / "table.md") as temporary:
         temporary.write_text(report.markdown(all_results))
     print(f"the same as Markdown: {options.out / 'table.md'}", file=sys.stderr)
-    return cli.DONE
+    return DONE
 
 
 if __name__ == "__main__":

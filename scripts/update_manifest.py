@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from asd_policy import cli
+from asd_policy.commands.common import DONE
 from asd_policy.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
     out = options.out / folder.name
     words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--samplers", "ddpm"]
     status = cli.run(["eval", *words, "--episodes", str(options.episodes), "--seed", str(options.seed)])
-    if status != cli.DONE:
+    if status != DONE:
         raise SystemExit(status)
     (result,) = json.loads((out / "results.json").read_text())["samplers"]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

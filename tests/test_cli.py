@@ -51,7 +51,7 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert [sampler["spec"] for sampler in results["samplers"]] == [
         "ddpm",
         "ddim:2",
-        "asd:window=5,draft=picard,verify=reflection",
+        "asd:window=5,draft=response,verify=block",
     ]
     assert [sampler["exact"] for sampler in results["samplers"]] == [True, False, True]
     for sampler in results["samplers"]:

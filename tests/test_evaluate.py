@@ -58,7 +58,8 @@ def fake_episode(
     spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
 ) -> Episode:
     stats = SpeculationStats(100, (rounds,), (2 * rounds,), milliseconds / 1e3, 0.9 * milliseconds / 1e3)
-    plan = Plan(torch.zeros(1, 16, 2), torch.zeros(1, 8, 2), stats, milliseconds / 1e3, torch.zeros(1, 14))
+    chunk, cond = torch.zeros(1, 16, 2), torch.zeros(1, 14)
+    plan = Plan(chunk, chunk[:, :8], stats, milliseconds / 1e3, cond, chunk)
     return Episode(make_sampler(spec), index, success, float(success), 10, mode if success else None, (plan, plan))
 
 

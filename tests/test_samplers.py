@@ -95,8 +95,9 @@ def test_counts(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) ->
     stats_ = result.stats
     assert sum(calls) == sum(stats_.nfe)
     assert len(calls) == max(stats_.rounds)
-    assert max(calls) <= 7 * setting.window
-    assert all(len(chain) / setting.window <= rounds <= len(chain) + 1 for rounds in stats_.rounds)
+    assert stats_.window == setting.window
+    assert max(calls) <= 7 * stats_.window
+    assert all(len(chain) / stats_.window <= rounds <= len(chain) + 1 for rounds in stats_.rounds)
     assert stats_.steps == len(chain)
     assert 0 < stats_.network_seconds < stats_.seconds
     assert 0 < stats_.overhead_fraction < 1

@@ -10,6 +10,7 @@ from asd_policy.checkpoints.lerobot import is_lerobot, load_lerobot
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.tuning import FILE, load_tuning
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ FORMATS: dict[str, Format] = {"LeRobot diffusion folder": Format(is_lerobot, loa
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") -> Policy:
-    """Load a policy from a checkpoint.
+    """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
         path: A LeRobot diffusion folder of a state-based policy.
@@ -45,7 +46,12 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
     found = next((form for form in FORMATS.values() if form.detect(path)), None)
     if found is None:
         raise CheckpointError(f"{path} is not a checkpoint of a known format: {', '.join(FORMATS)}")
-    return found.load(path, make_sampler(sampler), _device(device))
+    policy = found.load(path, make_sampler(sampler), _device(device))
+    tuning = path / FILE
+    if tuning.exists():
+        dim = policy.horizons.horizon * policy.action_dim
+        policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
+    return policy
 
 
 def _device(name: str) -> torch.device:

@@ -41,12 +41,16 @@ def choose_window(target: Target, initial: Tensor, experience: Experience | None
     missing = [window for window in windows if batch * window not in experience.latency]
     if missing:
         experience.latency |= {batch * window: _time_call(target, initial, window) for window in missing}
-    return experience.once_per_doubling(
-        ("window", batch, draft), lambda: _best(windows, experience, batch, draft, steps)
-    )
+
+    def choose() -> int:
+        costs = window_costs(experience, batch, steps)
+        return min(costs, key=lambda window: costs[window])
+
+    return experience.once_per_doubling(("window", batch, draft), choose)
 
 
-def _best(windows: list[int], experience: Experience, batch: int, draft: Draft, steps: int) -> int:
+def window_costs(experience: Experience, batch: int, steps: int) -> dict[int, float]:
+    """Return the expected time of a plan [s] for each window whose latency at this batch was measured."""
     sizes = sorted(experience.latency)
     seconds = [experience.latency[size] for size in sizes]
 
@@ -57,8 +61,8 @@ def _best(windows: list[int], experience: Experience, batch: int, draft: Draft, 
     if experience.moments:
         judged, refused = (experience.moments[name].double().cpu().numpy() for name in ("judged", "refused"))
         hazard = (refused + _PRIOR_REFUSALS) / (judged + 1)
-    costs = {window: expected_seconds(hazard, window, latency, experience.overhead) for window in windows}
-    return min(costs, key=lambda window: costs[window])
+    windows = [window for window in WINDOWS if batch * window in experience.latency]
+    return {window: expected_seconds(hazard, window, latency, experience.overhead) for window in windows}
 
 
 def expected_seconds(

@@ -1,0 +1,32 @@
+"""What the commands share."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from asd_policy.errors import SpecError
+
+DONE, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an option that is too small.
+
+    Raises:
+        SpecError: It is.
+    """
+    if value < least:
+        raise SpecError(f"--{name} {value} is not {least} or more")
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return a progress bar that counts."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

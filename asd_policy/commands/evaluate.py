@@ -1,0 +1,86 @@
+"""`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from asd_policy import evaluate, report
+from asd_policy.checkpoints import load_policy
+from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, progress_bar
+from asd_policy.errors import AsdError
+from asd_policy.files import write_json
+from asd_policy.samplers import make_sampler
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Roll a policy out in an environment with each sampler, on the same seeds, and compare."""
+
+    policy: str
+    """Checkpoint: a LeRobot diffusion folder."""
+    env: str
+    """Gymnasium id of the environment, such as asd/Avoid-v0."""
+    out: Path
+    """Folder for results.json (and videos)."""
+    samplers: tuple[str, ...] = ("ddpm", "asd")
+    """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
+    ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
+    episodes: int = 20
+    """Episodes for each sampler."""
+    seed: int = 0
+    """Seeds environments and planning noise; equal for all samplers."""
+    device: str = "cpu"
+    """Torch device to plan on."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    video: bool = False
+    """Also write an mp4 of the first episode of each sampler."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Evaluate; return the exit status."""
+        check_at_least("episodes", self.episodes, 1)
+        check_at_least("seed", self.seed, 0)
+        samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+        policy = load_policy(self.policy, device=self.device)
+        env = evaluate.make_env(self.env)
+        planners = evaluate.prepare(policy, env, samplers)
+        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+        record = report.run_record("eval", self.policy, self.env, self.seed, policy.device)
+        record["episodes"] = self.episodes
+        finished: list[evaluate.Episode] = []
+        cut_short: KeyboardInterrupt | AsdError | None = None
+        try:
+            with progress_bar(console) as progress:
+                task = progress.add_task(self.env, total=self.episodes * len(samplers))
+                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
+                    finished.append(episode)
+                    progress.advance(task)
+        except (KeyboardInterrupt, AsdError) as stop:
+            cut_short = stop
+        finally:
+            env.close()
+        results = {**record, "interrupted": cut_short is not None, "samplers": evaluate.summarize(samplers, finished)}
+        path = self.out / "results.json"
+        write_json(path, results)
+        if self.json:
+            print(json.dumps(results))
+        console.print(report.table(results))
+        if cut_short is None:
+            console.print(f"results: {path}", soft_wrap=True)
+            if self.video:
+                for video in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
+                    console.print(f"video: {video}", soft_wrap=True)
+            return DONE
+        kept = f"{len(finished)} of {self.episodes * len(samplers)} episodes are kept in {path}"
+        console.print(f"interrupted: {kept}", soft_wrap=True)
+        if isinstance(cut_short, AsdError):
+            raise cut_short
+        return INTERRUPTED

@@ -1,0 +1,99 @@
+"""`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from asd_policy import evaluate, law, report
+from asd_policy.checkpoints import load_policy
+from asd_policy.commands.common import DONE, check_at_least, progress_bar
+from asd_policy.experience import Experience
+from asd_policy.policy import Policy
+from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.window import window_costs
+from asd_policy.tuning import FILE, save_tuning
+
+
+@dataclass(frozen=True)
+class TuneCommand:
+    """Measure network latency and what plans teach, and keep both with the policy for the sampler `asd`."""
+
+    policy: str
+    """Checkpoint: a LeRobot diffusion folder."""
+    env: str | None = None
+    """Gymnasium id: learn in its episodes, and not at observations at random in the normalisation's range."""
+    plans: int = 64
+    """Plans to learn from, or a few more."""
+    seed: int = 0
+    """Seeds observations and noise."""
+    out: Path | None = None
+    """File to write; by default asd_tuning.safetensors in the checkpoint, where it is found again."""
+    device: str = "cpu"
+    """Torch device to plan on."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Measure, learn, choose and write; return the exit status."""
+        check_at_least("plans", self.plans, 1)
+        check_at_least("seed", self.seed, 0)
+        sampler = Asd()
+        policy = load_policy(self.policy, device=self.device).with_sampler(sampler)
+        policy.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
+        policy.check()
+        record = report.run_record("tune", self.policy, self.env, self.seed, policy.device)
+        with progress_bar(console) as progress:
+            task = progress.add_task("plans", total=self.plans)
+
+            def advance() -> None:
+                progress.update(task, completed=min(policy.experience.plans, self.plans))
+
+            if self.env is None:
+                _plan_at_random(policy, self.plans, self.seed, advance)
+            else:
+                env = evaluate.make_env(self.env)
+                try:
+                    evaluate.check_fit(policy, env)
+                    evaluate.calibrate(policy, env, self.plans, self.seed, advance)
+                finally:
+                    env.close()
+        costs = window_costs(policy.experience, 1, len(policy.chain))
+        window = min(costs, key=lambda window: costs[window])
+        path = self.out or Path(self.policy) / FILE
+        save_tuning(path, policy.experience, policy.device)
+        results = {
+            **record,
+            "sampler": Asd(window).spec,
+            "plans": policy.experience.plans,
+            "window": window,
+            "expected_speedup": costs[1] / costs[window],
+            "windows": [
+                {
+                    "window": each,
+                    "call_ms": 1e3 * policy.experience.latency[each],
+                    "expected_plan_ms": 1e3 * cost,
+                }
+                for each, cost in costs.items()
+            ],
+            "file": str(path),
+        }
+        if self.json:
+            print(json.dumps(results))
+        console.print(report.tuning_table(results))
+        console.print(f"tuning: {path}", soft_wrap=True)
+        return DONE
+
+
+def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
+    """Plan one by one at random observations."""
+    shape = (1, policy.horizons.horizon, policy.action_dim)
+    policy.reset(seed)
+    for cond in law.at_random(policy, plans, seed):
+        past = Past(None, policy.experience)
+        policy.sampler.sample(policy.denoiser, policy.chain, shape, cond.unsqueeze(0), policy.generator, past=past)
+        advance()
