@@ -42,19 +42,32 @@ class MeteredDenoiser:
         """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
 
         Raises:
-            DenoiserError: Its output does not have the shape of its input.
+            DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
         """
         start = time.perf_counter()
         output = self._denoiser(x, timestep, cond)
-        if output.is_cuda:
-            torch.cuda.synchronize(output.device)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
         self.seconds += time.perf_counter() - start
-        if output.shape != x.shape:
-            raise DenoiserError(
-                f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
-                "they must be equal"
-            )
+        check_form(output, x)
         return output.to(x.dtype)
+
+
+def check_form(output: Tensor, x: Tensor) -> None:
+    """Refuse what is not floating-point numbers in the shape of the network's input.
+
+    Raises:
+        DenoiserError: It is not.
+    """
+    if not isinstance(output, Tensor):
+        raise DenoiserError(f"the network returned a {type(output).__name__}, not a tensor")
+    if not output.is_floating_point():
+        raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
+    if output.shape != x.shape:
+        raise DenoiserError(
+            f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
+            "they must be equal"
+        )
 
 
 def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: Tensor | None) -> None:
@@ -74,15 +87,7 @@ def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: T
             differ, or a row depends on its neighbours.
     """
     output = denoiser(x, timestep, cond)
-    if not isinstance(output, Tensor):
-        raise DenoiserError(f"the network returned a {type(output).__name__}, not a tensor")
-    if not output.is_floating_point():
-        raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
-    if output.shape != x.shape:
-        raise DenoiserError(
-            f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
-            "they must be equal"
-        )
+    check_form(output, x)
     if not bool(torch.isfinite(output).all()):
         bad = int((~torch.isfinite(output)).sum())
         raise DenoiserError(f"the network returned NaN or infinity: {bad} of {output.numel()} values")

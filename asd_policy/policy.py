@@ -232,8 +232,11 @@ def accelerate(policy: Policy, spec: str = "asd") -> Policy:
         spec: A sampler spec such as `asd:window=16`.
 
     Raises:
+        DenoiserError: The network is not one that can be sampled from, see `Policy.check`.
         SpecError: The spec does not exist or does not fit the policy's chain.
     """
     if not isinstance(policy, Policy):
         raise SpecError(f"cannot accelerate a {type(policy).__name__}; load_policy returns what can be")
-    return policy.with_sampler(make_sampler(spec))
+    accelerated = policy.with_sampler(make_sampler(spec))
+    policy.check()
+    return accelerated

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asd_policy import cli, evaluate
+from asd_policy.checkpoints import load_policy
 from asd_policy.models.unet import ConditionalUnet1d
+from asd_policy.tuning import load_tuning
 
 CONTRACT = {
     "version", "command", "policy", "env", "seed", "episodes", "device", "backend", "package", "commit", "torch",
@@ -83,7 +85,7 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("samplers", "asd:speed=9", "no option 'speed' in 'asd:speed=9'; asd has window, draft, verify"),
         ("samplers", "asd:window=0", "window=0 is not in 1 … K"),
         ("samplers", "asd:window=11", "window=11 is not in 1 … 10"),
-        ("episodes", "0", "--episodes 0 is not a positive number"),
+        ("episodes", "0", "--episodes 0 is not 1 or more"),
         ("episodes", "many", "Error parsing --episodes"),
         ("seed", "-1", "--seed -1 is not 0 or more"),
         ("device", "abacus", "device 'abacus' cannot be used here"),
@@ -194,3 +196,42 @@ def test_video(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert cli.run([*arguments(checkpoint, tmp_path, samplers="ddim:2"), "--video"]) == 0
     assert (tmp_path / "ddim-2.mp4").stat().st_size > 1000
+
+
+def test_tune_keeps_what_it_measured_with_the_policy(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "5", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["command"] == "tune"
+    assert results["plans"] == 5
+    assert results["file"] == str(checkpoint / "asd_tuning.safetensors")
+    windows = {each["window"]: each["expected_plan_ms"] for each in results["windows"]}
+    assert results["window"] == min(windows, key=lambda window: windows[window])
+    assert results["expected_speedup"] >= 1
+    policy = load_policy(checkpoint)
+    assert policy.experience.plans == 5
+    assert policy.experience.latency.keys() == windows.keys()
+    # In an environment, to a file of one's own; nothing of the earlier tuning is left in it.
+    out = tmp_path / "other"
+    words = ["tune", "--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--plans", "2", "--out", str(out)]
+    assert cli.run(words) == 0
+    assert "window" in capsys.readouterr().err
+    assert load_tuning(out, policy.chain, 32, policy.device).plans < 5 + 2
+    (checkpoint / "asd_tuning.safetensors").write_bytes(b"damaged")
+    assert "asd_tuning.safetensors cannot be read" in one_line(arguments(checkpoint, tmp_path / "results"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--plans", "0"), "--plans 0 is not 1 or more"),
+        (("--seed", "-1"), "--seed -1 is not 0 or more"),
+        (("--env", "asd/MetaWorld-reach-v0"), "the policy's actions have shape (2,)"),
+    ],
+)
+def test_tune_refuses(
+    words: tuple[str, ...], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in one_line(["tune", "--policy", str(checkpoint), *words], capsys)
+    assert not (checkpoint / "asd_tuning.safetensors").exists()

@@ -384,7 +384,7 @@ def test_verify_fails_a_mutant(
     ("more", "message"),
     [
         (("--samples", "15"), "--samples 15 is not in 16 … 4096"),
-        (("--observations", "0"), "--observations 0 is not a positive number"),
+        (("--observations", "0"), "--observations 0 is not 1 or more"),
         (("--alpha", "1"), "--alpha 1.0 is not between 0 and 1"),
         (("--seed", "-1"), "--seed -1 is not 0 or more"),
         (("--sampler", "fast"), "no sampler 'fast'"),

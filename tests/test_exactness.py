@@ -127,6 +127,19 @@ def test_law_on_a_mixture(setting: Asd, mixture: MixtureDenoiser, chain: Gaussia
     assert two_sample_p_value(draw(setting, mixture, chain, seed=3), sequential) > LEVEL
 
 
+@pytest.mark.parametrize("setting", SETTINGS[::4], ids=IDS[::4])
+def test_law_given_a_coordinate(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """Inpainting: with one coordinate given, the others have the law of the sequential sampler with it given."""
+    mask = torch.tensor([[False, False], [False, True]]).expand(N, *EVENT)
+    held = Held(mask, torch.full((N, *EVENT), 0.3, dtype=DTYPE))
+    samples = [
+        sampler.sample(mixture, chain, (N, *EVENT), tape=make_tape(N, chain, seed), held=held).sample.flatten(1)
+        for seed, sampler in enumerate((setting, make_sampler("ddpm")))
+    ]
+    assert (samples[0][:, 3] == 0.3).all()
+    assert two_sample_p_value(*samples) > LEVEL
+
+
 # Mutants: each breaks one thing that exactness rests on, and must be caught by the two tests above.
 
 

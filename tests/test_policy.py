@@ -10,6 +10,8 @@ from torch import Tensor
 
 import asd_policy
 from asd_policy.policy import ENVIRONMENT_STATE, STATE, Policy
+from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.base import Past
 
 OBSERVATION = {"agent_pos": np.zeros(4), "environment_state": np.zeros(3)}
 
@@ -131,3 +133,36 @@ def test_bad_observations_are_named(bad: Any, message: str, policy: Policy) -> N
         policy.select_action(bad)
     assert message in str(error.value)
     assert not policy.plans
+
+
+def test_the_last_plan_begins_the_next(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved on by the actions executed; an episode's first plan has none."""
+    fast = asd_policy.accelerate(policy, "asd:window=4")
+    pasts: list[Past] = []
+    sample = Asd.sample
+
+    def spy(self: Asd, *arguments: Any, **options: Any) -> Any:
+        pasts.append(options["past"])
+        return sample(self, *arguments, **options)
+
+    monkeypatch.setattr(Asd, "sample", spy)
+    for _ in range(17):
+        fast.select_action(OBSERVATION)
+    first, second, third = pasts
+    assert first.last_plan is None
+    for past, plan in ((second, fast.plans[0]), (third, fast.plans[1])):
+        assert past.last_plan is not None
+        assert torch.equal(past.last_plan[:, :8], plan.sample[:, 8:])
+        assert (past.last_plan[:, 8:] == plan.sample[:, -1:]).all()
+    assert fast.experience.plans == 3
+    fast.reset()
+    fast.select_action(OBSERVATION)
+    assert pasts[-1].last_plan is None
+    assert fast.experience.plans == 4  # an episode's end is no end to learning
+
+
+def test_accelerate_refuses_a_random_network(policy: Policy) -> None:
+    network = policy.denoiser
+    policy.denoiser = lambda x, timestep, cond: network(x, timestep, cond) + 0.1 * torch.randn_like(x)
+    with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
+        asd_policy.accelerate(policy, "asd")

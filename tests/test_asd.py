@@ -1,0 +1,171 @@
+"""The engine: static and compact rounds, held coordinates, extreme gaps."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.draft import DRAFTS, Path
+from asd_policy.errors import DenoiserError
+from asd_policy.experience import Experience, Response
+from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd import Asd, Round, begin
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held, Target
+from asd_policy.verify import VERIFIERS
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+EVENT = (2, 2)
+DTYPE = torch.float64
+pairs = pytest.mark.parametrize(("draft", "verify"), [(draft, verify) for draft in DRAFTS for verify in VERIFIERS])
+
+
+def make_tape(rows: int, chain: GaussianChain, seed: int = 0) -> NoiseTape:
+    return NoiseTape.draw((rows, *EVENT), len(chain), torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def make_round(
+    draft: str, verify: str, window: int, mixture: MixtureDenoiser, chain: GaussianChain, rows: int
+) -> tuple[Round, Path]:
+    experience = Experience()
+    Asd(4).sample(mixture, chain, (50, *EVENT), tape=make_tape(50, chain, 9), past=Past(None, experience))
+    response = experience.response(torch.device("cpu"), DTYPE) if DRAFTS[draft].responds else None
+    target = Target(mixture, chain, (rows, *EVENT))
+    return Round(target, DRAFTS[draft], VERIFIERS[verify], response, window), begin(
+        target, make_tape(rows, chain), None
+    )
+
+
+@pairs
+@pytest.mark.parametrize("window", [2, 5, 12])
+def test_static_rounds_are_compact_ones(
+    draft: str, verify: str, window: int, mixture: MixtureDenoiser, chain: GaussianChain
+) -> None:
+    """Computing rows and points that nobody needs changes nothing that anybody reads."""
+    round_, static = make_round(draft, verify, window, mixture, chain, rows=9)
+    compact = copy.deepcopy(static)
+    every = torch.arange(9)
+    for _ in range(len(chain) + 1):
+        round_(static, every, compact=False)
+        going = (compact.cursor < len(chain)).nonzero().squeeze(1)
+        if len(going):
+            round_(compact, going, compact=True)
+        for name in ("x", "cursor", "rounds", "rejected"):
+            torch.testing.assert_close(getattr(static, name), getattr(compact, name), rtol=0, atol=1e-12)
+        for name in ("points", "clean", "seen", "refused", "judged", "normals", "uniforms"):
+            found, expected = (getattr(path, name)[:, : len(chain)] for path in (static, compact))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert (static.cursor == len(chain)).all()
+
+
+@pairs
+def test_a_static_round_waits_for_nothing(draft: str, verify: str, chain: GaussianChain) -> None:
+    """On tensors without data there is nothing to branch on, to read, or to take a shape from: as in a CUDA graph."""
+    chain.tables(torch.device("meta"), DTYPE)
+    tape = NoiseTape(*(torch.empty(size, dtype=DTYPE, device="meta") for size in ((3, 2, 2), (3, 12, 2, 2), (3, 12))))
+    held = Held(torch.empty((3, *EVENT), dtype=torch.bool, device="meta"), tape.initial)
+    target = Target(lambda x, timestep, cond: x * timestep.view(-1, 1, 1), chain, (3, *EVENT), None, held)
+    response = Response(*(torch.empty(size, dtype=DTYPE, device="meta") for size in ((4, 4), (12, 4))))
+    path = begin(target, tape, None)
+    round_ = Round(target, DRAFTS[draft], VERIFIERS[verify], response if DRAFTS[draft].responds else None, 5)
+    round_(path, torch.arange(3, device="meta"), compact=False)
+    assert path.x.shape == (3, 4)
+    with pytest.raises((RuntimeError, NotImplementedError)):  # leaving out what is done does wait
+        round_(path, torch.arange(3, device="meta"), compact=True)
+
+
+# Held coordinates.
+
+
+@pytest.fixture
+def held() -> Held:
+    mask = torch.tensor([[True, False], [False, True]]).expand(6, *EVENT)
+    values = torch.linspace(-1, 1, 24, dtype=DTYPE).view(6, *EVENT)
+    return Held(mask, values)
+
+
+@pairs
+@pytest.mark.parametrize("window", [1, 2, 5, 12])
+def test_held_coordinates_are_given(
+    draft: str, verify: str, window: int, held: Held, mixture: MixtureDenoiser, chain: GaussianChain
+) -> None:
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        assert cond is not None
+        owner = cond[:, 0].long()
+        assert torch.equal(x[held.mask[owner]], held.values[owner][held.mask[owner]])
+        seen.append(x)
+        return mixture(x, timestep)
+
+    cond = torch.arange(6.0)[:, None]
+    past = Past(torch.zeros((6, *EVENT), dtype=DTYPE), Experience())
+    result = Asd(window, draft, verify).sample(
+        network, chain, (6, *EVENT), cond, tape=make_tape(6, chain), held=held, past=past
+    )
+    assert seen
+    assert torch.equal(result.sample[held.mask], held.values[held.mask])
+    assert result.sample[~held.mask].isfinite().all()
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "ddim:5", "dpmsolver:5", "paradigms:window=4", "asd:window=4"])
+def test_holding_everything_leaves_nothing_to_sample(spec: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    values = torch.rand((3, *EVENT), dtype=DTYPE)
+    held = Held(torch.ones((3, *EVENT), dtype=torch.bool), values)
+    result = make_sampler(spec).sample(mixture, chain, (3, *EVENT), tape=make_tape(3, chain), held=held)
+    assert torch.equal(result.sample, values)
+
+
+@pairs
+def test_held_coordinates_cost_nothing(draft: str, verify: str, chain: GaussianChain) -> None:
+    """Whatever the network says of them, drafts are judged by the others: here they are right from the start."""
+    alone = GaussianChain.from_scheduler({**chain.config, "prediction_type": "sample"}, len(chain))
+    mask = torch.tensor([[True, False], [False, True]]).expand(3, *EVENT)
+    held = Held(mask, torch.full((3, *EVENT), 0.3, dtype=DTYPE))
+
+    def wild(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        return torch.where(mask[:1], 100 * timestep.view(-1, 1, 1).double().sin(), 0)
+
+    result = Asd(12, draft, verify).sample(wild, alone, (3, *EVENT), tape=make_tape(3, chain), held=held)
+    assert max(result.stats.rounds) <= 2
+
+
+def test_what_does_not_fit_is_refused(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    wrong = torch.zeros((3, 2), dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"held mask has shape \(3, 2\), the samples \(3, 2, 2\)"):
+        Asd(4).sample(mixture, chain, (3, *EVENT), held=Held(wrong, torch.zeros(3, *EVENT)))
+    with pytest.raises(ValueError, match="last plan has shape"):
+        Asd(4).sample(mixture, chain, (3, *EVENT), past=Past(torch.zeros(1, *EVENT)))
+
+
+# Extremes.
+
+
+@pairs
+@pytest.mark.parametrize("size", [1e3, 1e15, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, DTYPE])
+def test_a_gap_that_overflows_commits_the_target(
+    draft: str, verify: str, size: float, dtype: torch.dtype, chain: GaussianChain
+) -> None:
+    """A prediction of another sign at every step is never guessed; the sample must still be its last one."""
+    alone = GaussianChain.from_scheduler({**chain.config, "prediction_type": "sample"}, len(chain))
+    last = int(alone.timesteps[-1])
+
+    def jumping(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        value = torch.where(timestep == last, 1.0, torch.where(timestep % 16 == 0, size, -size))
+        return value.view(-1, 1, 1).to(x).expand_as(x)
+
+    tape = NoiseTape.draw((4, *EVENT), len(chain), torch.Generator().manual_seed(0), dtype=dtype)
+    result = Asd(5, draft, verify).sample(jumping, alone, (4, *EVENT), tape=tape)
+    torch.testing.assert_close(result.sample, torch.ones_like(result.sample), rtol=0, atol=size * 1e-5)
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "asd:window=4"])
+def test_odd_outputs_are_named(spec: str, chain: GaussianChain) -> None:
+    for output, message in (("text", "returned a str"), (torch.ones((1, *EVENT), dtype=torch.int64), "torch.int64")):
+        with pytest.raises(DenoiserError, match=message):
+            make_sampler(spec).sample(lambda *_, output=output: output, chain, (1, *EVENT))  # pyright: ignore[reportArgumentType]  # the mistake under test

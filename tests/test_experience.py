@@ -1,0 +1,187 @@
+"""What plans teach: the response fitted to them, how it is kept, and what a damaged file is refused with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.errors import CheckpointError
+from asd_policy.experience import Experience, Response
+from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.base import Past
+from asd_policy.tuning import load_tuning, save_tuning
+
+CPU = torch.device("cpu")
+DTYPE = torch.float64
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def data() -> Tensor:
+    """The covariance of correlated data [D, D]."""
+    factor = torch.randn((DIM, DIM), generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    return factor @ factor.T / DIM
+
+
+def denoise(chain: GaussianChain, covariance: Tensor) -> tuple[MixtureDenoiser, Tensor]:
+    """Return the perfect denoiser of N(0, covariance), and its Jacobians J_k = √ᾱ C (ᾱC + (1 − ᾱ)I)⁻¹, [K, D, D]."""
+    variances, basis = torch.linalg.eigh(covariance)
+    turned = MixtureDenoiser(chain, torch.zeros((1, DIM), dtype=DTYPE), variances.sqrt().unsqueeze(0))
+
+    def network(x: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
+        return turned(x @ basis, timestep) @ basis.T
+
+    alpha = torch.as_tensor(chain.input_scale**-2)[:, None]
+    gains = alpha.sqrt() * variances / (alpha * variances + 1 - alpha)
+    network_: MixtureDenoiser = network  # type: ignore[assignment]  # a denoiser like any other
+    return network_, basis @ torch.diag_embed(gains) @ basis.T
+
+
+def learn(network: MixtureDenoiser, chain: GaussianChain, plans: int, window: int = 12) -> Experience:
+    experience = Experience()
+    tape = NoiseTape.draw((plans, DIM), len(chain), torch.Generator().manual_seed(1), dtype=DTYPE)
+    make_sampler(f"asd:window={window}").sample(network, chain, (plans, DIM), tape=tape, past=Past(None, experience))
+    return experience
+
+
+def jacobians(response: Response | None) -> Tensor:
+    assert response is not None
+    return response.basis @ torch.diag_embed(response.gain) @ response.basis.T
+
+
+def test_the_response_of_gaussian_data_is_found(data: Tensor) -> None:
+    """It is linear there, with a Jacobian by Tweedie's formula that one basis diagonalises."""
+    chain = GaussianChain.from_scheduler(
+        {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, 100
+    )
+    network, expected = denoise(chain, data)
+    found = jacobians(learn(network, chain, 4000, window=32).response(CPU, DTYPE))
+    # The smoothing over neighbouring steps is a bias, largest at the end, where J rises steeply.
+    assert (found - expected)[50:95].abs().max() < 0.1
+    assert (found - expected)[50:].norm() < 0.12 * expected[50:].norm()
+
+
+def test_a_known_response_saves_rounds(data: Tensor, chain: GaussianChain) -> None:
+    network, _ = denoise(chain, data)
+    experience = learn(network, chain, 1000)
+    experience.freeze()
+    tape = NoiseTape.draw((200, DIM), len(chain), torch.Generator().manual_seed(2), dtype=DTYPE)
+    rounds = {}
+    for draft in ("warm", "response"):
+        sampler = make_sampler(f"asd:window=12,draft={draft}")
+        result = sampler.sample(network, chain, (200, DIM), tape=tape, past=Past(None, experience))
+        rounds[draft] = sum(result.stats.rounds)
+    assert rounds["response"] < 0.8 * rounds["warm"]
+
+
+def test_noise_alone_teaches_nothing(chain: GaussianChain) -> None:
+    """Predictions that change without regard to the noise have no response; what is found by chance is small."""
+    generator = torch.Generator().manual_seed(3)
+    experience = Experience()
+    points, clean = torch.randn((2, 50, len(chain), DIM), generator=generator, dtype=DTYPE)
+    tables = chain.tables(CPU, DTYPE)
+    for k in range(len(chain) - 1):
+        noise = torch.randn((50, DIM), generator=generator, dtype=DTYPE)
+        points[:, k + 1] = tables.a[k] * clean[:, k] + tables.b[k] * points[:, k] + tables.sigma[k] * noise
+    nothing = torch.zeros((50, len(chain)), dtype=torch.bool)
+    experience.learn(points, clean, None, nothing, nothing, chain)
+    response = experience.response(CPU, DTYPE)
+    assert response is not None
+    unshrunk = 1 / tables.sigma[:-1].min()
+    assert response.gain.mean() < 0.05 * unshrunk
+
+
+def test_without_plans_there_is_no_response() -> None:
+    assert Experience().response(CPU, DTYPE) is None
+
+
+def test_it_is_fitted_once_per_doubling() -> None:
+    experience, made = Experience(), []
+    for plans in range(9):
+        experience.plans = plans
+        experience.once_per_doubling("key", lambda plans=plans: made.append(plans))
+    assert made == [0, 1, 2, 4, 8]
+
+
+def test_frozen_it_stays(data: Tensor, chain: GaussianChain) -> None:
+    network, _ = denoise(chain, data)
+    experience = learn(network, chain, 5)
+    experience.freeze()
+    before = {name: sums.clone() for name, sums in experience.moments.items()}
+    tape = NoiseTape.draw((3, DIM), len(chain), torch.Generator().manual_seed(2), dtype=DTYPE)
+    make_sampler("asd:window=4").sample(network, chain, (3, DIM), tape=tape, past=Past(None, experience))
+    assert experience.plans == 5
+    assert all(torch.equal(before[name], experience.moments[name]) for name in before)
+
+
+def test_a_copy_goes_its_own_way(data: Tensor, chain: GaussianChain) -> None:
+    experience = learn(denoise(chain, data)[0], chain, 5)
+    other = experience.copy()
+    other.moments["noise"] += 1
+    other.plans += 1
+    other.latency[1] = 2.0
+    assert experience.plans == 5
+    assert not experience.latency
+    assert not torch.equal(other.moments["noise"], experience.moments["noise"])
+
+
+# On disk.
+
+
+@pytest.fixture
+def saved(data: Tensor, chain: GaussianChain, tmp_path: Path) -> Path:
+    experience = learn(denoise(chain, data)[0], chain, 5)
+    experience.latency = {1: 0.5, 4: 0.75}
+    experience.overhead = 0.125
+    save_tuning(tmp_path / "tuning", experience, CPU)
+    return tmp_path / "tuning"
+
+
+def test_tuning_round_trips(saved: Path, data: Tensor, chain: GaussianChain) -> None:
+    experience = load_tuning(saved, chain, DIM, CPU)
+    expected = learn(denoise(chain, data)[0], chain, 5)
+    assert (experience.plans, experience.overhead, experience.latency) == (5, 0.125, {1: 0.5, 4: 0.75})
+    assert experience.learning
+    for name, sums in expected.moments.items():
+        torch.testing.assert_close(experience.moments[name], sums.float())
+
+
+def test_latencies_of_another_machine_are_left_out(
+    saved: Path, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asd_policy.tuning.hardware", lambda device: "another")
+    experience = load_tuning(saved, chain, DIM, CPU)
+    assert experience.latency == {}
+    assert experience.plans == 5
+
+
+def test_tuning_of_another_policy_is_refused(saved: Path, chain: GaussianChain) -> None:
+    with pytest.raises(CheckpointError, match=r"is of another policy: cross has shape \(12, 6, 6\), not \(12, 7, 7\)"):
+        load_tuning(saved, chain, DIM + 1, CPU)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, 2000])
+def test_damaged_tuning_is_refused(cut: int, saved: Path, chain: GaussianChain) -> None:
+    saved.write_bytes(saved.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tuning(saved, chain, DIM, CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("plans", "-3"), ("plans", "many"), ("overhead", "nan"), ("latency", "{"), ("latency", "[1]"), ("version", "2")],
+)
+def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: GaussianChain) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(saved, framework="pt") as file:
+        metadata = {**file.metadata(), key: value}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    save_file(tensors, saved, metadata)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tuning(saved, chain, DIM, CPU)
