@@ -1,6 +1,7 @@
 """Seeded closed-loop rollouts of a policy in a gymnasium environment, and what they add up to."""
 
 import importlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,11 +133,14 @@ def calibrate(
     Raises:
         AsdError: As `rollouts`.
     """
-    for index in range(plans):  # an episode has one plan or more
-        if planner.experience.plans >= plans:
+    for index in itertools.count():
+        before = planner.experience.plans
+        if before >= plans:
             return
         _run_episode(planner, env, index, seed)
         advance()
+        if planner.experience.plans == before:
+            return  # with a window of 1 there is nothing to learn
 
 
 def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:

@@ -18,6 +18,7 @@ from asd_policy.noise import NoiseTape
 from asd_policy.samplers import asd, make_sampler
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held
 from asd_policy.verify import VERIFIERS, Judge, Verdict, Verifier, block, reflection
 
 N = 40_000

@@ -1,9 +1,12 @@
 """`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from asd_policy import evaluate, law, report
@@ -13,7 +16,8 @@ from asd_policy.experience import Experience
 from asd_policy.policy import Policy
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
-from asd_policy.samplers.window import window_costs
+from asd_policy.samplers.target import Target
+from asd_policy.samplers.window import DEFAULT_WINDOW, measure_latency, window_costs
 from asd_policy.tuning import FILE, save_tuning
 
 
@@ -42,26 +46,22 @@ class TuneCommand:
         """Measure, learn, choose and write; return the exit status."""
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
-        sampler = Asd()
-        policy = load_policy(self.policy, device=self.device).with_sampler(sampler)
+        policy = load_policy(self.policy, device=self.device)
+        policy = policy.with_sampler(Asd(min(DEFAULT_WINDOW, len(policy.chain))))
         policy.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
         policy.check()
         record = report.run_record("tune", self.policy, self.env, self.seed, policy.device)
-        with progress_bar(console) as progress:
+        with _open(policy, self.env) as env, progress_bar(console) as progress:
             task = progress.add_task("plans", total=self.plans)
 
             def advance() -> None:
                 progress.update(task, completed=min(policy.experience.plans, self.plans))
 
-            if self.env is None:
+            if env is None:
                 _plan_at_random(policy, self.plans, self.seed, advance)
             else:
-                env = evaluate.make_env(self.env)
-                try:
-                    evaluate.check_fit(policy, env)
-                    evaluate.calibrate(policy, env, self.plans, self.seed, advance)
-                finally:
-                    env.close()
+                evaluate.calibrate(policy, env, self.plans, self.seed, advance)
+        _measure(policy)
         costs = window_costs(policy.experience, 1, len(policy.chain))
         window = min(costs, key=lambda window: costs[window])
         path = self.out or Path(self.policy) / FILE
@@ -89,11 +89,38 @@ class TuneCommand:
         return DONE
 
 
+@contextmanager
+def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
+    """Yield the environment, if one is named and fits, and close it at the end."""
+    if env_id is None:
+        yield None
+        return
+    env = evaluate.make_env(env_id)
+    try:
+        evaluate.check_fit(policy, env)
+        yield env
+    finally:
+        env.close()
+
+
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan one by one at random observations."""
-    shape = (1, policy.horizons.horizon, policy.action_dim)
     policy.reset(seed)
     for cond in law.at_random(policy, plans, seed):
         past = Past(None, policy.experience)
-        policy.sampler.sample(policy.denoiser, policy.chain, shape, cond.unsqueeze(0), policy.generator, past=past)
+        policy.sampler.sample(
+            policy.denoiser, policy.chain, _shape(policy), cond.unsqueeze(0), policy.generator, past=past
+        )
         advance()
+
+
+def _measure(policy: Policy) -> None:
+    """Time the network for single plans."""
+    cond = law.at_random(policy, 1, seed=0)
+    target = Target(policy.denoiser, policy.chain, _shape(policy), cond)
+    with torch.inference_mode():
+        measure_latency(target, torch.zeros(_shape(policy), device=policy.device), policy.experience)
+
+
+def _shape(policy: Policy) -> tuple[int, int, int]:
+    return 1, policy.horizons.horizon, policy.action_dim

@@ -37,16 +37,21 @@ def choose_window(target: Target, initial: Tensor, experience: Experience | None
     if experience is None:
         return min(DEFAULT_WINDOW, steps)
     batch = len(initial)
-    windows = [window for window in WINDOWS if window <= steps]
-    missing = [window for window in windows if batch * window not in experience.latency]
-    if missing:
-        experience.latency |= {batch * window: _time_call(target, initial, window) for window in missing}
+    measure_latency(target, initial, experience)
 
     def choose() -> int:
         costs = window_costs(experience, batch, steps)
         return min(costs, key=lambda window: costs[window])
 
     return experience.once_per_doubling(("window", batch, draft), choose)
+
+
+def measure_latency(target: Target, initial: Tensor, experience: Experience) -> None:
+    """Time the network on the points of each window in `WINDOWS`, for a batch like `initial`, where not yet done."""
+    for window in WINDOWS:
+        points = len(initial) * window
+        if window <= len(target.chain) and points not in experience.latency:
+            experience.latency[points] = _time_call(target, initial, window)
 
 
 def window_costs(experience: Experience, batch: int, steps: int) -> dict[int, float]:
