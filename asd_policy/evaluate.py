@@ -22,7 +22,8 @@ Advance = Callable[[], object]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 WARM_UP_PLANS = 3
 CALIBRATION_PLANS = 32
-_CALIBRATION_SEED = 2**64 - 1
+_CALIBRATION_SEED = 0
+_LEARNING = 1  # spawn key of the noise of plans to learn from
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,20 @@ def calibrate(
     Raises:
         AsdError: As `rollouts`.
     """
+    seed = learning_seed(seed)
     for index in range(plans):  # an episode has one plan or more
         if planner.experience.plans >= plans:
             return
         _run_episode(planner, env, index, seed)
         advance()
+
+
+def learning_seed(seed: int) -> int:
+    """Return the seed of plans to learn from, given the user's: another one.
+
+    An evaluation with the same seed must not meet the noise that its drafts were fitted to: that would be peeking.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=(_LEARNING,)).generate_state(1, np.uint64)[0])
 
 
 def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:

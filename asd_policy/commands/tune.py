@@ -92,7 +92,7 @@ class TuneCommand:
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan one by one at random observations."""
     shape = (1, policy.horizons.horizon, policy.action_dim)
-    policy.reset(seed)
+    policy.reset(evaluate.learning_seed(seed))
     for cond in law.at_random(policy, plans, seed):
         past = Past(None, policy.experience)
         policy.sampler.sample(policy.denoiser, policy.chain, shape, cond.unsqueeze(0), policy.generator, past=past)
