@@ -185,7 +185,9 @@ def modes(plans: Array) -> npt.NDArray[np.int64]:
     return found
 
 
-def detectable_moves(first: Array, second: Array, level: float, seed: int) -> dict[str, dict[str, float | None]]:
+def detectable_moves(
+    first: Array, second: Array, level: float, seed: int, powers: Sequence[float] = POWERS
+) -> dict[str, dict[str, float | None]]:
     """Return the smallest moves of all plans that the energy test would probably have seen.
 
     By simulation: the pooled plans are split at random, which makes the law hold, a difference is put into one half,
@@ -196,11 +198,12 @@ def detectable_moves(first: Array, second: Array, level: float, seed: int) -> di
         second: Plans [O, N, D] of the reference.
         level: What the test's p-value is held to.
         seed: Of the splits.
+        powers: Probabilities to see the move.
 
     Returns:
-        By difference, then by power ("80", "90"): `mean_shift_sd`, every coordinate moved by this many standard
-        deviations; `scale`, every deviation from the mean longer by this fraction. None where even the largest tried,
-        10, is not seen.
+        By difference, then by power in percent ("80", "90"): `mean_shift_sd`, every coordinate moved by this many
+        standard deviations; `scale`, every deviation from the mean longer by this fraction. None where even the
+        largest tried, 10, is not seen.
     """
     splits = SPLITS
     pooled = np.concatenate([first, second], axis=1)  # [O, 2N, D]
@@ -218,10 +221,12 @@ def detectable_moves(first: Array, second: Array, level: float, seed: int) -> di
             energy += _energy_after(plans, plans + size * step, half)
         return float((energy >= threshold).mean())
 
-    return {name: {_percent(power): _smallest(seen, move, power) for power in POWERS} for name, move in moves.items()}
+    return {name: {_percent(power): _smallest(seen, move, power) for power in powers} for name, move in moves.items()}
 
 
-def detectable_effects(checks: Sequence[Check], level: float) -> dict[str, dict[str, dict[str, float]]]:
+def detectable_effects(
+    checks: Sequence[Check], level: float, powers: Sequence[float] = POWERS
+) -> dict[str, dict[str, dict[str, float]]]:
     """Return, by test, effect and power, the smallest effect that each test with a standard error probably sees.
 
     In closed form: (effect / standard error)² is the non-centrality of the test's χ².
@@ -239,7 +244,7 @@ def detectable_effects(checks: Sequence[Check], level: float) -> dict[str, dict[
     return {
         check.name: {
             next(iter(check.effects)): {
-                _percent(power): smallest(check, check.standard_error, power) for power in POWERS
+                _percent(power): smallest(check, check.standard_error, power) for power in powers
             }
         }
         for check in checks

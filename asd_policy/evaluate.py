@@ -23,7 +23,8 @@ Advance = Callable[[], object]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 WARM_UP_PLANS = 3
 CALIBRATION_PLANS = 32
-_CALIBRATION_SEED = 2**64 - 1
+_CALIBRATION_SEED = 0
+_LEARNING = 1  # spawn key of the noise of plans to learn from
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def calibrate(
     Raises:
         AsdError: As `rollouts`.
     """
+    seed = learning_seed(seed)
     for index in itertools.count():
         before = planner.experience.plans
         if before >= plans:
@@ -141,6 +143,14 @@ def calibrate(
         advance()
         if planner.experience.plans == before:
             return  # with a window of 1 there is nothing to learn
+
+
+def learning_seed(seed: int) -> int:
+    """Return the seed of plans to learn from, given the user's: another one.
+
+    An evaluation with the same seed must not meet the noise that its drafts were fitted to: that would be peeking.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=(_LEARNING,)).generate_state(1, np.uint64)[0])
 
 
 def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> Iterator[Episode]:

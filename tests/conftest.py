@@ -5,42 +5,36 @@ from pathlib import Path
 import pytest
 import torch
 
+from asd_policy import testing
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.lerobot import ACTION, DiffusionConfig, save_lerobot
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import ENVIRONMENT_STATE, STATE
 
-DTYPE = torch.float64
-
 
 @pytest.fixture(scope="session")
 def chain() -> GaussianChain:
     """Twelve steps, so coarse that drafts are often wrong."""
-    return GaussianChain.from_scheduler(
-        {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, 12
-    )
+    return testing.short_chain()
 
 
 @pytest.fixture(scope="session")
-def schedule(chain: GaussianChain) -> GaussianChain:
+def schedule() -> GaussianChain:
     """Every timestep of the same noise schedule: what networks know, and few-step samplers may ask for."""
-    return GaussianChain.from_scheduler(chain.config)
+    return testing.full_chain()
 
 
 @pytest.fixture(scope="session")
-def gaussian(schedule: GaussianChain) -> MixtureDenoiser:
+def gaussian() -> MixtureDenoiser:
     """Data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
-    means = torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE)
-    return MixtureDenoiser(schedule, means, torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE))
+    return testing.gaussian_denoiser()
 
 
 @pytest.fixture(scope="session")
-def mixture(schedule: GaussianChain) -> MixtureDenoiser:
+def mixture() -> MixtureDenoiser:
     """Data from three unequal, narrow modes; events [2, 2]."""
-    means = torch.tensor([[-1.0, 0.0, 0.5, 0.0], [1.0, 0.5, 0.0, -0.5], [0.2, -1.0, -1.0, 1.0]], dtype=DTYPE)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=DTYPE)
-    return MixtureDenoiser(schedule, means.view(3, 2, 2), torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE), weights)
+    return testing.mixture_denoiser()
 
 
 @pytest.fixture(scope="session")

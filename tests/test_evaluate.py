@@ -54,6 +54,19 @@ def test_an_episode_does_not_depend_on_those_before(checkpoint: Path) -> None:
     assert [signature(e) for e in alone] == [signature(e) for e in among[:2]]
 
 
+def test_what_is_learned_from_is_not_evaluated(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one seed for both: a draft fitted to the noise that will judge it would peek."""
+    seeds: list[int] = []
+    policy = asd_policy.load_policy(checkpoint)
+    planner = policy.with_sampler(make_sampler("asd:window=5"))
+    env = evaluate.make_env("asd/Avoid-v0")
+    monkeypatch.setattr(planner, "reset", lambda seed: (seeds.append(seed), type(planner).reset(planner, seed)))
+    evaluate.calibrate(planner, env, planner.experience.plans + 1, seed=3)
+    learned = set(seeds)
+    list(evaluate.rollouts([planner], env, 3, seed=3))
+    assert learned and learned.isdisjoint(seeds[len(learned) :])
+
+
 def fake_episode(
     spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
 ) -> Episode:

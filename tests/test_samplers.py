@@ -13,6 +13,7 @@ from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.base import Past
 from asd_policy.verify import VERIFIERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
@@ -128,6 +129,16 @@ def test_generator_per_row(spec: str, mixture: MixtureDenoiser, chain: GaussianC
     torch.testing.assert_close(single[0], batch[1])
     with pytest.raises(ValueError, match="3 generators for a batch of 2"):
         sampler.sample(mixture, chain, (2, *EVENT), generator=generators)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
+def test_what_is_passed_in_is_left_alone(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """Tape and last plan are the caller's."""
+    tape = NoiseTape.draw((3, *EVENT), len(chain), torch.Generator().manual_seed(8), dtype=DTYPE)
+    given = [tape.initial, tape.normals, tape.uniforms, torch.ones((3, *EVENT), dtype=DTYPE)]
+    before = [tensor.clone() for tensor in given]
+    setting.sample(mixture, chain, (3, *EVENT), tape=tape, past=Past(last_plan=given[-1]))
+    assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
 
 
 def test_ddim_is_approximate_and_deterministic(mixture: MixtureDenoiser, chain: GaussianChain) -> None:

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from asd_policy import verify
+from asd_policy.testing import normal_p_value
 from asd_policy.verify import VERIFIERS, Judge, Verdict, accepts, block, reflect, reflection
 
 N = 100_000
@@ -158,15 +159,6 @@ def sample_part(
     return (path[:, 1:] - mean) / sigmas.unsqueeze(-1)
 
 
-def smallest_p_value(result: Tensor) -> float:
-    """Test vectors [N, …] for standard normality: coordinates, oblique projections, radius."""
-    flat = result.double().flatten(1)
-    oblique = torch.randn((flat.shape[1], 12), generator=torch.Generator().manual_seed(7), dtype=flat.dtype)
-    values = torch.cat((flat, flat @ (oblique / oblique.norm(dim=0))), 1)
-    p_values = [stats.kstest(column.numpy(), "norm").pvalue for column in values.T]
-    return min(*p_values, stats.kstest(flat.square().sum(1).numpy(), stats.chi2(flat.shape[1]).cdf).pvalue)
-
-
 @pytest.mark.parametrize(
     ("dtype", "sizes"),
     [
@@ -180,7 +172,7 @@ def smallest_p_value(result: Tensor) -> float:
 )
 @pytest.mark.parametrize("name", VERIFIERS)
 def test_joint_law_of_a_chain(name: str, dtype: torch.dtype, sizes: tuple[float, ...]) -> None:
-    assert smallest_p_value(sample_chains(VERIFIERS[name].judge, sizes, dtype)) > LEVEL
+    assert normal_p_value(sample_chains(VERIFIERS[name].judge, sizes, dtype)) > LEVEL
 
 
 def accept_all(right: Verdict, noise: Tensor, live: Tensor) -> Verdict:
@@ -203,19 +195,19 @@ def test_the_chain_test_has_power(mutate: Callable[[Verdict, Tensor, Tensor], Ve
     def judge(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
         return mutate(block(gap, scale, noise, uniform, live), noise, live)
 
-    assert smallest_p_value(sample_chains(judge, UNEVEN, torch.float32, number=N // 2)) < LEVEL
+    assert normal_p_value(sample_chains(judge, UNEVEN, torch.float32, number=N // 2)) < LEVEL
 
 
 def test_the_chain_test_sees_a_wrong_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """S = p gives h = p, the acceptance of a prefix taken by itself."""
     monkeypatch.setattr(verify, "log_mass", lambda y, delta, log_weight: log_weight)
-    assert smallest_p_value(sample_chains(block, UNEVEN, torch.float32, number=N // 2)) < LEVEL
+    assert normal_p_value(sample_chains(block, UNEVEN, torch.float32, number=N // 2)) < LEVEL
 
 
 @pytest.mark.parametrize("judge", [reflection, block])
 def test_the_chain_test_sees_a_draft_that_peeks(judge: Judge) -> None:
     """What was seen one point further depends on the step's own noise."""
-    assert smallest_p_value(sample_chains(judge, UNEVEN, torch.float32, number=N // 2, peek=1)) < LEVEL
+    assert normal_p_value(sample_chains(judge, UNEVEN, torch.float32, number=N // 2, peek=1)) < LEVEL
 
 
 def equal_gaps(norm: float, points: int, number: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -265,4 +257,4 @@ def test_a_step_without_noise_or_too_far_is_refused(name: str, size: float) -> N
     verdict = VERIFIERS[name].judge(gap, scale, noise, uniform, live)
     assert (verdict.last == 1).all() and verdict.rejected.all()
     assert stats.kstest((verdict.noise[:, 1] @ torch.tensor([0.6, 0.0, -0.8])).numpy(), "norm").pvalue > LEVEL
-    assert smallest_p_value(verdict.noise[:, 1:]) > LEVEL
+    assert normal_p_value(verdict.noise[:, 1:]) > LEVEL

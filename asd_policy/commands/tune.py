@@ -105,7 +105,7 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
 
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan one by one at random observations."""
-    policy.reset(seed)
+    policy.reset(evaluate.learning_seed(seed))
     for cond in law.at_random(policy, plans, seed):
         past = Past(None, policy.experience)
         policy.sampler.sample(

@@ -108,7 +108,7 @@ def begin(target: Target, tape: NoiseTape, last_plan: Tensor | None) -> Path:
         points=x.new_zeros((batch, steps + 1, x.shape[1])),
         clean=x.new_zeros((batch, steps + 1, x.shape[1])),
         seen=none.clone(),
-        latest=torch.zeros_like(x) if last_plan is None else last_plan.flatten(1).to(x, copy=True),
+        latest=torch.zeros_like(x) if last_plan is None else last_plan.flatten(1).to(x, copy=True),  # not the caller's
         innovation=torch.zeros_like(x),
         rejected=torch.ones(batch, dtype=torch.bool, device=x.device),
         refused=none.clone(),
