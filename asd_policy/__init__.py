@@ -13,9 +13,12 @@ from asd_policy.errors import (
     ObservationError,
     SpecError,
 )
+from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy, accelerate
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held
 from asd_policy.types import Plan, SampleResult, SpeculationStats
 
 try:
@@ -29,9 +32,12 @@ __all__ = [
     "CheckpointError",
     "DenoiserError",
     "EnvError",
+    "Experience",
     "GaussianChain",
+    "Held",
     "NoiseTape",
     "ObservationError",
+    "Past",
     "Plan",
     "Policy",
     "SampleResult",

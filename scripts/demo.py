@@ -15,7 +15,14 @@ from asd_policy.commands.common import DONE
 from asd_policy.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLERS = ("ddpm", "ddim:10", "asd:window=8,draft=frozen", "asd:window=8", "asd:window=16", "asd:window=32")
+SAMPLERS = (
+    "ddpm",
+    "ddim:10",
+    "asd:window=8,draft=frozen,verify=reflection",  # the paper's
+    "asd:window=32,draft=picard,verify=reflection",
+    "asd:window=32",
+    "asd",
+)
 
 
 @dataclass(frozen=True)
