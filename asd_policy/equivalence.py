@@ -202,8 +202,8 @@ def detectable_moves(
 
     Returns:
         By difference, then by power in percent ("80", "90"): `mean_shift_sd`, every coordinate moved by this many
-        standard deviations; `scale`, every deviation from the mean longer by this fraction. None where even the largest tried,
-        10, is not seen.
+        standard deviations; `scale`, every deviation from the mean longer by this fraction. None where even the
+        largest tried, 10, is not seen.
     """
     splits = SPLITS
     pooled = np.concatenate([first, second], axis=1)  # [O, 2N, D]
