@@ -9,10 +9,12 @@ from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
+from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.target import Held
 from asd_policy.testing import (
     DTYPE,
@@ -61,17 +63,25 @@ def test_law_on_a_mixture(setting: Asd, mixture: MixtureDenoiser, chain: Gaussia
     assert mixture_p_value(draw(setting, mixture, chain, 3, N), sequential) > LEVEL
 
 
-@pytest.mark.parametrize("setting", SETTINGS[::4], ids=IDS[::4])
-def test_law_given_a_coordinate(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
-    """Inpainting: with one coordinate given, the others have the law of the sequential sampler with it given."""
-    mask = torch.tensor([[False, False], [False, True]]).expand(N, *EVENT)
-    held = Held(mask, torch.full((N, *EVENT), 0.3, dtype=DTYPE))
-    samples = [
-        sampler.sample(mixture, chain, (N, *EVENT), tape=make_tape(N, chain, seed), held=held).sample.flatten(1)
-        for seed, sampler in enumerate((setting, make_sampler("ddpm")))
+@pytest.mark.parametrize("verify", VERIFIERS)
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_law_with_a_given_coordinate(draft: str, verify: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """Between two of the modes, it leaves the others a joint law of their own."""
+    mask = torch.zeros((N, 2, 2), dtype=torch.bool)
+    mask[:, 0, 1] = True
+    held = Held(mask, torch.full((N, 2, 2), 0.2, dtype=torch.float64))
+    few = Held(held.mask[:500], held.values[:500])
+    experience = Experience()
+    tape = make_tape(500, chain, 7)
+    Asd(5).sample(mixture, chain, (500, 2, 2), tape=tape, held=few, past=Past(None, experience))
+    past = Past(held.values, experience)
+    found = [
+        sampler.sample(mixture, chain, (N, 2, 2), tape=make_tape(N, chain, seed), held=held, past=past).sample
+        for seed, sampler in enumerate((Ddpm(), Asd(5, draft, verify)), start=5)
     ]
-    assert (samples[0][:, 3] == 0.3).all()
-    assert mixture_p_value(*samples) > LEVEL
+    found = [sample.flatten(1) for sample in found]
+    assert (found[1][:, 1] == 0.2).all()
+    assert mixture_p_value(found[1], found[0]) > LEVEL
 
 
 # Mutants: each breaks one thing that exactness rests on, and must be caught by the two tests above.

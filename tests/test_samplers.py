@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS
+from asd_policy.draft import DRAFTS, Path
 from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers import SAMPLERS, make_sampler
-from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.asd import Asd, Round
 from asd_policy.samplers.base import Past
 from asd_policy.verify import VERIFIERS
 
@@ -129,6 +129,24 @@ def test_generator_per_row(spec: str, mixture: MixtureDenoiser, chain: GaussianC
     torch.testing.assert_close(single[0], batch[1])
     with pytest.raises(ValueError, match="3 generators for a batch of 2"):
         sampler.sample(mixture, chain, (2, *EVENT), generator=generators)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
+def test_static_shapes_change_nothing(
+    setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU computes finished rows and points beyond the end as well, and must take no notice of them."""
+    tape = NoiseTape.draw((6, *EVENT), len(chain), torch.Generator().manual_seed(9), dtype=DTYPE)
+    compact = setting.sample(mixture, chain, (6, *EVENT), tape=tape)
+    advance = Round.__call__
+
+    def advance_all(round_: Round, path: Path, rows: Tensor, compact: bool) -> None:
+        advance(round_, path, torch.arange(len(path.x)), False)
+
+    monkeypatch.setattr(Round, "__call__", advance_all)
+    static = setting.sample(mixture, chain, (6, *EVENT), tape=tape)
+    torch.testing.assert_close(static.sample, compact.sample, rtol=0, atol=1e-9)
+    assert static.stats.rounds == compact.stats.rounds
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
