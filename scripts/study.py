@@ -77,8 +77,8 @@ def main() -> None:
 GRID_NOTE = """\
 ## Rounds by draft, verifier and window
 
-Cells: algorithmic speedup K / mean rounds [95 % interval] · network evaluations / K · 95th percentile of rounds; columns:
-window θ. Counts do not depend on the machine's load. All settings plan the same states on the same tapes.
+Cells: algorithmic speedup K / mean rounds [95 % interval] · network evaluations / K · 95th percentile of rounds;
+columns: window θ; n: plans. Counts do not depend on the machine's load. All settings plan the same states on the same tapes.
 """
 
 

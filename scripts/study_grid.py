@@ -72,8 +72,8 @@ def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
     lines += [f"Approximate peer `{peer['spec']}`, n = {peer['n']}: {cell(peer)}.\n"]
     whole = max(records, key=lambda record: record["n"])
     lines.append(
-        f"K = {whole['steps']}; {whole['n']} states from {whole['episodes']} episodes (intervals treat an episode as one "
-        f"observation); `response` has learned from {subject.experience.plans} plans of other episodes.\n"
+        f"K = {whole['steps']}; {whole['n']} states from {whole['episodes']} episodes (intervals treat an episode as "
+        f"one observation); `response` has learned from {subject.experience.plans} plans of other episodes.\n"
     )
     return "\n".join(lines)
 
