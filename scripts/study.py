@@ -37,14 +37,14 @@ class Options:
     """Names of bundled checkpoints, folders of checkpoints/."""
     states: int = 200
     """States of each checkpoint to plan from."""
-    peer_states: int = 64
-    """How many of them drafts other than the default are measured on."""
+    peer_states: int = 32
+    """How many of them drafts other than the default, and the network's scaling, are measured on."""
     calibration: int = 64
     """States to learn the experience from: as many plans, or the rest of the last episode more."""
     windows: tuple[int, ...] = (4, 8, 16, 32, 64, 100)
     """Of the grid."""
-    mixture_plans: int = 32
-    """Plans for each point of the scaling."""
+    mixture_plans: int = 128
+    """Plans for each point of the mixtures' scaling."""
     steps: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)
     """Numbers of steps K of the mixtures' scaling."""
     network_steps: tuple[int, ...] = (10, 20, 25, 50, 100)
@@ -82,36 +82,38 @@ def main() -> None:
         return Results(options.out / f"{part}.json", values)
 
     line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
-    if options.part in ("all", "grid"):
-        records = results("grid", "peer_states")
-        sections = [GRID_NOTE]
-        for name in options.checkpoints:
-            found = study_grid.measure(subject(name), options.windows, options.peer_states, options.seed, records)
-            sections.append(study_grid.markdown(subject(name), found))
-            write_section(options.docs, "grid", [*sections, line])
-    if options.part in ("all", "wallclock"):
-        records = results("wallclock", "clock_plans", "compile")
-        tables = []
-        for name in options.checkpoints:
-            entered = study_wallclock.contenders(subject(name), options.compile)
-            clocked = (subject(name), entered, options.clock_plans, options.seed, records, "network")
-            tables.append((name, study_wallclock.measure(*clocked)))
-        name = options.row_by_row
-        entered = study_wallclock.row_by_row(subject(name))
-        clocked = (subject(name), entered, options.clock_plans, options.seed, records, "row by row")
-        tables.append((name, study_wallclock.measure(*clocked)))
-        write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
     if options.part in ("all", "scaling"):
-        records = results("scaling", "mixture_plans")
+        records = results("scaling", "mixture_plans", "peer_states")
         problems = [
             study_scaling.mixture(event, options.steps, options.mixture_plans, options.calibration, options.seed)
             for event in study_scaling.MIXTURES
         ]
         network = subject(options.network)
-        problems.append(study_scaling.trained(network, options.network_steps, options.mixture_plans))
-        measured = [study_scaling.measure(problem, options.seed, records) for problem in problems]
-        study_scaling.plot(measured, options.docs.parent / "scaling.svg")
-        write_section(options.docs, "scaling", [SCALING_NOTE, *map(study_scaling.markdown, measured), line])
+        problems.append(study_scaling.trained(network, options.network_steps, options.peer_states))
+        curves = [study_scaling.measure(problem, options.seed, records) for problem in problems]
+        study_scaling.plot(curves, options.docs.parent / "scaling.svg")
+        write_section(options.docs, "scaling", [SCALING_NOTE, *map(study_scaling.markdown, curves), line])
+    if options.part in ("all", "grid"):
+        records = results("grid")
+        sections = [GRID_NOTE]
+        for name in options.checkpoints:
+            measured = list(
+                study_grid.measure(subject(name), options.windows, options.peer_states, options.seed, records)
+            )
+            sections.append(study_grid.markdown(subject(name), measured))
+            write_section(options.docs, "grid", [*sections, line])
+    if options.part in ("all", "wallclock"):
+        records = results("wallclock", "clock_plans", "compile")
+        entered = [
+            (name, "network", study_wallclock.contenders(subject(name), options.compile))
+            for name in options.checkpoints
+        ]
+        entered.append((options.row_by_row, "row by row", study_wallclock.row_by_row(subject(options.row_by_row))))
+        tables = []
+        for name, key, contenders in entered:
+            clocked = (subject(name), contenders, options.clock_plans, options.seed, records, key)
+            tables.append((name, study_wallclock.measure(*clocked)))
+            write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
 
 
 GRID_NOTE = """\

@@ -175,11 +175,16 @@ def clustered_error(values: npt.NDArray[Any], clusters: npt.NDArray[np.int64]) -
     """Return the standard error of a mean over independent clusters, and the reach of its 95 % interval.
 
     The sandwich estimator with G/(G − 1) and Student's t for G clusters (Cameron and Miller 2015, section II);
-    with one value in each it is the ordinary one. Two clusters at least.
+    with one value in each it is the ordinary one.
+
+    Raises:
+        ValueError: There is one cluster only, and so no spread between any.
     """
     _, owner = np.unique(clusters, return_inverse=True)
     sums = np.bincount(owner, weights=values - values.mean())
     groups = len(sums)
+    if groups < 2:
+        raise ValueError(f"all {len(values)} states are of one episode, which has no standard error; take more states")
     error = float(np.sqrt(groups / (groups - 1) * np.square(sums).sum()) / len(values))
     return error, float(stats.t.ppf(0.975, groups - 1)) * error
 

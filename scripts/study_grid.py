@@ -1,5 +1,6 @@
 """How many rounds does each draft × verifier × window need, on the states that a policy meets in closed loop?"""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.progress import track
@@ -17,8 +18,8 @@ PEER = "paradigms"
 
 def measure(
     subject: Subject, windows: tuple[int, ...], peer_states: int, seed: int, results: Results
-) -> list[dict[str, Any]]:
-    """Return one record per setting, those of the default draft on all the states first.
+) -> Iterator[dict[str, Any]]:
+    """Yield one record per setting, those of the default draft on all the states first.
 
     Args:
         subject: The checkpoint and its states.
@@ -36,7 +37,6 @@ def measure(
         for verifier in VERIFIERS
         for window in windows
     ]
-    records = []
     for spec in track([*specs, PEER], f"grid, {subject.name}", console=console):
         sampler = make_sampler(spec)
         is_default = isinstance(sampler, Asd) and sampler.draft == Asd().draft
@@ -45,15 +45,10 @@ def measure(
         def run(sampler: Any = sampler, states: Any = states) -> dict[str, Any]:
             counts = count(policy.denoiser, policy.chain, sampler, states, subject.experience, seed)
             options = {"draft": sampler.draft, "verify": sampler.verify} if isinstance(sampler, Asd) else {}
-            return {
-                "spec": sampler.spec,
-                "window": sampler.window,
-                **options,
-                **summarize(counts, states.episode, len(policy.chain)),
-            }
+            summary = summarize(counts, states.episode, len(policy.chain))
+            return {"spec": sampler.spec, "window": sampler.window, **options, **summary}
 
-        records.append(results.once(f"{subject.name} {spec}", run))
-    return records
+        yield results.once(f"{subject.name} {spec} {len(states)}", run)
 
 
 def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
