@@ -11,14 +11,11 @@ from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.target import Held
 from asd_policy.testing import (
-    DTYPE,
-    EVENT,
     MUTANTS,
     draw,
     draw_sequentially,

@@ -1,0 +1,166 @@
+"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock.
+
+    python scripts/study.py all
+
+Run again after an interruption, and it goes on where it stopped; other code, weights or options start afresh.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+import study_grid
+import study_scaling
+import study_wallclock
+from asd_policy.files import atomic_file
+from study_common import ROOT, Results, Subject, bundled, console, load, provenance
+
+ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
+Part = Literal["all", "grid", "scaling", "wallclock"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the family of samplers and write the tables into docs/benchmarks.md."""
+
+    part: tyro.conf.Positional[Part] = "all"
+    """Which study."""
+    checkpoints: tuple[str, ...] = tuple(bundled())
+    """Names of bundled checkpoints, folders of checkpoints/."""
+    states: int = 200
+    """States of each checkpoint to plan from."""
+    peer_states: int = 32
+    """How many of them drafts other than the default, and the network's scaling, are measured on."""
+    calibration: int = 64
+    """States to learn the experience from: as many plans, or the rest of the last episode more."""
+    windows: tuple[int, ...] = (4, 8, 16, 32, 64, 100)
+    """Of the grid."""
+    mixture_plans: int = 128
+    """Plans for each point of the mixtures' scaling."""
+    steps: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)
+    """Numbers of steps K of the mixtures' scaling."""
+    network_steps: tuple[int, ...] = (10, 20, 25, 50, 100)
+    """Numbers of steps K of the trained network's scaling, at most those of its training."""
+    network: str = "metaworld-pick-place"
+    """The checkpoint of that."""
+    clock_plans: int = 50
+    """Plans of each contender for the wall clock, at most the states."""
+    row_by_row: str = "avoid"
+    """The checkpoint whose network is evaluated row by row, for a backend without parallelism."""
+    compile: bool = True
+    """Measure torch.compile too; it takes minutes to compile."""
+    seed: int = 0
+    """Of episodes and tapes."""
+    threads: int = 1
+    """Of torch."""
+    out: Path = Path("runs/study")
+    """Folder for the records."""
+    docs: Path = ROOT / "docs/benchmarks.md"
+    """File whose sections are replaced."""
+
+
+def main() -> None:
+    """Run the chosen studies, each with its section."""
+    options = tyro.cli(Options, description=__doc__)
+    torch.set_num_threads(options.threads)
+
+    @cache
+    def subject(name: str) -> Subject:
+        with console.status(f"rolling out {name}"):
+            return load(name, options.states, options.calibration, options.seed)
+
+    def results(part: str, *relevant: str) -> Results:
+        values = {name: value for name, value in asdict(options).items() if name in (*ALWAYS_RELEVANT, *relevant)}
+        return Results(options.out / f"{part}.json", values)
+
+    line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
+    if options.part in ("all", "scaling"):
+        records = results("scaling", "mixture_plans", "peer_states")
+        problems = [
+            study_scaling.mixture(event, options.steps, options.mixture_plans, options.calibration, options.seed)
+            for event in study_scaling.MIXTURES
+        ]
+        network = subject(options.network)
+        problems.append(study_scaling.trained(network, options.network_steps, options.peer_states))
+        curves = [study_scaling.measure(problem, options.seed, records) for problem in problems]
+        study_scaling.plot(curves, options.docs.parent / "scaling.svg")
+        write_section(options.docs, "scaling", [SCALING_NOTE, *map(study_scaling.markdown, curves), line])
+    if options.part in ("all", "grid"):
+        records = results("grid")
+        sections = [GRID_NOTE]
+        for name in options.checkpoints:
+            measured = list(
+                study_grid.measure(subject(name), options.windows, options.peer_states, options.seed, records)
+            )
+            sections.append(study_grid.markdown(subject(name), measured))
+            write_section(options.docs, "grid", [*sections, line])
+    if options.part in ("all", "wallclock"):
+        records = results("wallclock", "clock_plans", "compile")
+        entered = [
+            (name, "network", study_wallclock.contenders(subject(name), options.compile))
+            for name in options.checkpoints
+        ]
+        entered.append((options.row_by_row, "row by row", study_wallclock.row_by_row(subject(options.row_by_row))))
+        tables = []
+        for name, key, contenders in entered:
+            clocked = (subject(name), contenders, options.clock_plans, options.seed, records, key)
+            tables.append((name, study_wallclock.measure(*clocked)))
+            write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
+
+
+GRID_NOTE = """\
+## Rounds by draft, verifier and window
+
+Cells: algorithmic speedup K / mean rounds [95 % interval] · network evaluations / K · 95th percentile of rounds;
+columns: window θ; n: plans. Counts do not depend on the machine's load. All settings plan the same states on the same
+tapes; the states are those that a policy meets in closed loop, with the plan before.
+"""
+
+WALLCLOCK_NOTE = """\
+## Wall clock on a CPU
+
+Plans at batch 1, contenders interleaved in rotating order, on the same states and tapes; the first of each checkpoint
+is the baseline. `asd` is the default, window auto. On a noisy machine ratios within the run mean more than
+milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can be
+gained there, and `asd` should not lose.
+"""
+
+SCALING_NOTE = """\
+## Rounds against the number of steps
+
+Window = K. Exponents are slopes of log mean rounds against log K, by least squares, with their standard errors. In
+theory they are 1 (sequential), 2/3 (ASD, arXiv 2505.03983) and 1/2 (sequence-level acceptance, arXiv 2511.07869).
+Mixtures: 8 modes of standard deviation 0.05 to 0.2 and an exact denoiser, K of the 1000 noise levels of a
+squared-cosine schedule; there is no last plan, so no `warm`. The trained network has 100 training steps, so K ends
+there.
+
+![Mean rounds against K, by draft and verifier](scaling.svg)
+"""
+
+
+def write_section(path: Path, name: str, parts: Sequence[str]) -> None:
+    """Put text between the markers of a section, which come to the end of the file where there are none."""
+    begin, end = f"<!-- study:{name} -->", f"<!-- /study:{name} -->"
+    text = "\n".join(parts)
+    section = f"{begin}\n{text}\n{end}"
+    document = path.read_text() if path.exists() else ""
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if pattern.search(document):
+        document = pattern.sub(lambda _: section, document)
+    else:
+        document = f"{document.rstrip()}\n\n{section}\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(document)
+    console.print(f"wrote section {name} of {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

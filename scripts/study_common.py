@@ -1,0 +1,234 @@
+"""What the studies share: planning states of a checkpoint, counts of a sampler on them, results kept as they come."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from scipy import stats
+from torch import Tensor
+
+import asd_policy
+from asd_policy import evaluate, report
+from asd_policy.chain import GaussianChain
+from asd_policy.denoiser import Denoiser
+from asd_policy.experience import Experience
+from asd_policy.files import write_json
+from asd_policy.policy import Policy
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.base import Past
+
+ROOT = Path(__file__).resolve().parents[1]
+CHUNK = 64
+"""Plans that are sampled together: no count depends on it, memory does."""
+CALIBRATION_SEED = 1_000_000
+"""Added to a study's seed for the plans that an experience is learned from."""
+ROLL_OUT = "asd:window=32"
+"""Plans the episodes that states are taken from: exact, so the states are those that DDPM would meet."""
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class States:
+    """Situations to plan in."""
+
+    cond: Tensor
+    """What the network is told of the observations [N, …]."""
+    last_plan: Tensor
+    """The plan before, moved on to the present; zeros at an episode's start, [N, *event]."""
+    episode: npt.NDArray[np.int64]
+    """The episode that each comes from [N]; those of one episode are not independent."""
+
+    def __len__(self) -> int:
+        """Return their number N."""
+        return len(self.cond)
+
+    def first(self, count: int) -> "States":
+        """Return the first `count` of them."""
+        return States(self.cond[:count], self.last_plan[:count], self.episode[:count])
+
+    @classmethod
+    def none(cls, count: int, event: Sequence[int]) -> "States":
+        """Return `count` states of a denoiser that looks at nothing, with no plan before."""
+        return cls(torch.zeros(count, 1), torch.zeros(count, *event), np.arange(count))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, and where and with what experience it plans."""
+
+    name: str
+    env: str
+    policy: Policy
+    states: States
+    calibration: States
+    """States of other episodes, with other seeds."""
+    experience: Experience
+    """Learned from the plans of the episodes that `calibration` is taken from; learns no more."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What each of N plans cost."""
+
+    rounds: npt.NDArray[np.int64]
+    nfe: npt.NDArray[np.int64]
+
+
+def bundled() -> dict[str, str]:
+    """Return the environment of each bundled checkpoint by its name."""
+    entries = json.loads((ROOT / "checkpoints/manifest.json").read_text())
+    return {Path(entry["path"]).name: entry["env"] for entry in entries}
+
+
+def load(name: str, states: int, calibration: int, seed: int) -> Subject:
+    """Load a bundled checkpoint and roll it out until there are states enough.
+
+    Args:
+        name: Of its folder in checkpoints/.
+        states: Number of states to measure on.
+        calibration: Number of states to learn from; the experience has all the plans of their episodes.
+        seed: Of the episodes.
+    """
+    env_id = bundled()[name]
+    env = evaluate.make_env(env_id)
+    planner = asd_policy.load_policy(ROOT / "checkpoints" / name, ROLL_OUT)
+    learned_from = collect(planner, env, calibration, seed + CALIBRATION_SEED)
+    planner.experience.freeze()
+    measured = collect(planner, env, states, seed)
+    env.close()
+    return Subject(name, env_id, planner, measured, learned_from, planner.experience)
+
+
+def collect(planner: Policy, env: evaluate.Env, count: int, seed: int) -> States:
+    """Return states from closed-loop episodes, in random order so that the first few are of many episodes."""
+    conds, last_plans, owners = [], [], []
+    for episode in evaluate.rollouts([planner], env, count, seed):
+        last_plan = torch.zeros_like(episode.plans[0].sample)
+        for plan in episode.plans:
+            conds.append(plan.cond)
+            last_plans.append(last_plan)
+            owners.append(episode.index)
+            last_plan = planner.move_on(plan.sample)
+        if len(owners) >= count:
+            break
+    order = np.random.default_rng(seed).permutation(len(owners))[:count]
+    rows = torch.as_tensor(order)
+    return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
+
+
+def count(
+    denoiser: Denoiser, chain: GaussianChain, sampler: Sampler, states: States, experience: Experience | None, seed: int
+) -> Counts:
+    """Sample one plan per state. State i has the same tape whatever the sampler and the other states."""
+    rounds: list[int] = []
+    nfe: list[int] = []
+    for start in range(0, len(states), CHUNK):
+        rows = slice(start, start + CHUNK)
+        last_plan = states.last_plan[rows]
+        generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(last_plan))]
+        past = Past(last_plan, experience)
+        result = sampler.sample(denoiser, chain, last_plan.shape, states.cond[rows], generators, past=past)
+        rounds += result.stats.rounds
+        nfe += result.stats.nfe
+    return Counts(np.asarray(rounds), np.asarray(nfe))
+
+
+def learn(denoiser: Denoiser, chain: GaussianChain, spec: str, states: States, seed: int) -> Experience:
+    """Return the frozen experience of a sampler's plans, one per state, on tapes of their own."""
+    experience = Experience()
+    count(denoiser, chain, make_sampler(spec), states, experience, seed + CALIBRATION_SEED)
+    experience.freeze()
+    return experience
+
+
+def summarize(counts: Counts, episodes: npt.NDArray[np.int64], steps: int) -> dict[str, Any]:
+    """Return what the counts of N plans add up to.
+
+    Args:
+        counts: Of the plans.
+        episodes: The episode of each [N].
+        steps: Length K of the chain.
+    """
+    mean = float(counts.rounds.mean())
+    error, reach = clustered_error(counts.rounds, episodes)
+    return {
+        "n": len(episodes),
+        "episodes": len(np.unique(episodes)),
+        "steps": steps,
+        "rounds_mean": mean,
+        "rounds_standard_error": error,
+        "rounds_p95": float(np.percentile(counts.rounds, 95)),
+        "nfe_per_step": float(counts.nfe.mean() / steps),
+        "speedup": steps / mean,
+        "speedup_ci95": [steps / (mean + reach), steps / max(mean - reach, 1.0)],  # no plan takes less than a round
+    }
+
+
+def clustered_error(values: npt.NDArray[Any], clusters: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return the standard error of a mean over independent clusters, and the reach of its 95 % interval.
+
+    The sandwich estimator with G/(G − 1) and Student's t for G clusters (Cameron and Miller 2015, section II);
+    with one value in each it is the ordinary one.
+
+    Raises:
+        ValueError: There is one cluster only, and so no spread between any.
+    """
+    _, owner = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(owner, weights=values - values.mean())
+    groups = len(sums)
+    if groups < 2:
+        raise ValueError(f"all {len(values)} states are of one episode, which has no standard error; take more states")
+    error = float(np.sqrt(groups / (groups - 1) * np.square(sums).sum()) / len(values))
+    return error, float(stats.t.ppf(0.975, groups - 1)) * error
+
+
+class Results:
+    """Records by key in a JSON file that is written after each, so that an interruption loses one."""
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        """Take up what the file, `<part>.json`, has, if it is of the same code, checkpoints and options."""
+        self._path = path
+        self._records: dict[str, Any] = {"fingerprint": fingerprint(path.stem, options), "records": {}}
+        if path.exists():
+            found = json.loads(path.read_text())
+            if found["fingerprint"] == self._records["fingerprint"]:
+                self._records = found
+
+    def once(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the record of a key, measured now if it is not there."""
+        records = self._records["records"]
+        if key not in records:
+            records[key] = measure()
+            write_json(self._path, self._records)
+        return records[key]
+
+
+def fingerprint(part: str, options: dict[str, Any]) -> str:
+    """Return a digest of all that the results of a part depend on: package, script, weights, options."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    files = [*(ROOT / "asd_policy").rglob("*.py"), Path(__file__), ROOT / f"scripts/study_{part}.py"]
+    files += (ROOT / "checkpoints").glob("*/model.safetensors")
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def provenance(command: str, seed: int) -> str:
+    """Return the line that says on what a table was measured, and with which code."""
+    commit = report.commit()
+    code = f"asd_policy {asd_policy.__version__}" + (f" at {commit[:8]}" if commit else "")
+    device = report.hardware(torch.device("cpu"))
+    return f"{device}; torch {torch.__version__}, float32; seed {seed}; {code}; `{command}`."
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
