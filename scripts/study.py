@@ -37,13 +37,11 @@ class Options:
     """Names of bundled checkpoints, folders of checkpoints/."""
     states: int = 200
     """States of each checkpoint to plan from."""
-    peer_states: int = 32
-    """How many of them drafts other than the default, and the network's scaling, are measured on."""
-    calibration: int = 64
+    calibration: int = 300
     """States to learn the experience from: as many plans, or the rest of the last episode more."""
     windows: tuple[int, ...] = (4, 8, 16, 32, 64, 100)
     """Of the grid."""
-    mixture_plans: int = 128
+    mixture_plans: int = 200
     """Plans for each point of the mixtures' scaling."""
     steps: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)
     """Numbers of steps K of the mixtures' scaling."""
@@ -83,13 +81,13 @@ def main() -> None:
 
     line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
     if options.part in ("all", "scaling"):
-        records = results("scaling", "mixture_plans", "peer_states")
+        records = results("scaling", "mixture_plans")
         problems = [
             study_scaling.mixture(event, options.steps, options.mixture_plans, options.calibration, options.seed)
             for event in study_scaling.MIXTURES
         ]
         network = subject(options.network)
-        problems.append(study_scaling.trained(network, options.network_steps, options.peer_states))
+        problems.append(study_scaling.trained(network, options.network_steps))
         curves = [study_scaling.measure(problem, options.seed, records) for problem in problems]
         study_scaling.plot(curves, options.docs.parent / "scaling.svg")
         write_section(options.docs, "scaling", [SCALING_NOTE, *map(study_scaling.markdown, curves), line])
@@ -97,9 +95,7 @@ def main() -> None:
         records = results("grid")
         sections = [GRID_NOTE]
         for name in options.checkpoints:
-            measured = list(
-                study_grid.measure(subject(name), options.windows, options.peer_states, options.seed, records)
-            )
+            measured = list(study_grid.measure(subject(name), options.windows, options.seed, records))
             sections.append(study_grid.markdown(subject(name), measured))
             write_section(options.docs, "grid", [*sections, line])
     if options.part in ("all", "wallclock"):
@@ -120,7 +116,7 @@ GRID_NOTE = """\
 ## Rounds by draft, verifier and window
 
 Cells: algorithmic speedup K / mean rounds [95 % interval] · network evaluations / K · 95th percentile of rounds;
-columns: window θ; n: plans. Counts do not depend on the machine's load. All settings plan the same states on the same
+columns: window θ. Counts do not depend on the machine's load. All settings plan the same states on the same
 tapes; the states are those that a policy meets in closed loop, with the plan before.
 """
 

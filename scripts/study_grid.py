@@ -16,15 +16,12 @@ TARGETS = ((32, 14.0), (64, 17.0))
 PEER = "paradigms"
 
 
-def measure(
-    subject: Subject, windows: tuple[int, ...], peer_states: int, seed: int, results: Results
-) -> Iterator[dict[str, Any]]:
+def measure(subject: Subject, windows: tuple[int, ...], seed: int, results: Results) -> Iterator[dict[str, Any]]:
     """Yield one record per setting, those of the default draft on all the states first.
 
     Args:
         subject: The checkpoint and its states.
         windows: To try; those longer than the chain count as its length.
-        peer_states: How many of the states the other drafts are measured on.
         seed: Of the tapes.
         results: Where records are kept.
     """
@@ -39,16 +36,14 @@ def measure(
     ]
     for spec in track([*specs, PEER], f"grid, {subject.name}", console=console):
         sampler = make_sampler(spec)
-        is_default = isinstance(sampler, Asd) and sampler.draft == Asd().draft
-        states = subject.states if is_default else subject.states.first(peer_states)
 
-        def run(sampler: Any = sampler, states: Any = states) -> dict[str, Any]:
-            counts = count(policy.denoiser, policy.chain, sampler, states, subject.experience, seed)
+        def run(sampler: Any = sampler) -> dict[str, Any]:
+            counts = count(policy.denoiser, policy.chain, sampler, subject.states, subject.experience, seed)
             options = {"draft": sampler.draft, "verify": sampler.verify} if isinstance(sampler, Asd) else {}
-            summary = summarize(counts, states.episode, len(policy.chain))
+            summary = summarize(counts, subject.states.episode, len(policy.chain))
             return {"spec": sampler.spec, "window": sampler.window, **options, **summary}
 
-        yield results.once(f"{subject.name} {spec} {len(states)}", run)
+        yield results.once(f"{subject.name} {spec}", run)
 
 
 def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
@@ -57,17 +52,15 @@ def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
     (peer,) = (record for record in records if "draft" not in record)
     windows = sorted({window for _, _, window in grid})
     rows = [
-        [f"`{draft}` + `{verifier}`", str(grid[draft, verifier, windows[0]]["n"])]
-        + [cell(grid[draft, verifier, window]) for window in windows]
+        [f"`{draft}` + `{verifier}`", *(cell(grid[draft, verifier, window]) for window in windows)]
         for draft in DRAFTS
         for verifier in VERIFIERS
     ]
-    lines = [f"### `{subject.name}` in `{subject.env}`\n", markdown_table(["", "n", *map(str, windows)], rows)]
+    lines = [f"### `{subject.name}` in `{subject.env}`\n", markdown_table(["", *map(str, windows)], rows)]
     lines += [f"{target_line(list(grid.values()), limit, target)}  " for limit, target in TARGETS]
-    lines += [f"Approximate peer `{peer['spec']}`, n = {peer['n']}: {cell(peer)}.\n"]
-    whole = max(records, key=lambda record: record["n"])
+    lines += [f"Approximate peer `{peer['spec']}`: {cell(peer)}.\n"]
     lines.append(
-        f"K = {whole['steps']}; {whole['n']} states from {whole['episodes']} episodes (intervals treat an episode as "
+        f"K = {peer['steps']}; n = {peer['n']} states from {peer['episodes']} episodes (intervals treat an episode as "
         f"one observation); `response` has learned from {subject.experience.plans} plans of other episodes.\n"
     )
     return "\n".join(lines)

@@ -65,14 +65,14 @@ def mixture(event: Sequence[int], steps: tuple[int, ...], plans: int, calibratio
     return Problem(name, denoiser, *none, steps, tuple(draft for draft in DRAFTS if draft != "warm"))
 
 
-def trained(subject: Subject, steps: tuple[int, ...], plans: int) -> Problem:
+def trained(subject: Subject, steps: tuple[int, ...]) -> Problem:
     """Return a checkpoint's network in coarser chains over its own noise schedule, which has its last step."""
     config = subject.policy.chain.config
 
     def denoiser(count: int) -> tuple[Denoiser, GaussianChain]:
         return subject.policy.denoiser, GaussianChain.from_scheduler(config, count)
 
-    return Problem(subject.name, denoiser, subject.states.first(plans), subject.calibration, steps, tuple(DRAFTS))
+    return Problem(subject.name, denoiser, subject.states, subject.calibration, steps, tuple(DRAFTS))
 
 
 def measure(problem: Problem, seed: int, results: Results) -> list[dict[str, Any]]:

@@ -180,11 +180,19 @@ def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
     words = arguments(checkpoint, tmp_path / "out", episodes=100_000)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "asd_policy.cli", *words], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "asd_policy.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        time.sleep(8)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
     if "before anything was done" not in said:  # on a very slow machine eight seconds may not reach the rollouts

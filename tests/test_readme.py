@@ -18,7 +18,7 @@ SMALLER = {"--episodes": "1", "--steps": "2", "--demonstrations": "1", "--sample
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
 def test_there_is_something_to_test() -> None:

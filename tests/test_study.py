@@ -50,7 +50,7 @@ def test_every_part_writes_its_section_and_resumes(
     docs.parent.mkdir()
     docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
     words = "--checkpoints small --network small --row-by-row small --no-compile --windows 4 100".split()
-    words += "--states 30 --peer-states 25 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
+    words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
     words += "--steps 20 40 --network-steps 5 10".split()
     words += ["--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "out"), "--docs", str(docs)]
     monkeypatch.setattr(sys, "argv", ["study.py", "all", *words])
