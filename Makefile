@@ -38,7 +38,7 @@ test: $(STAMP) ## run the whole test suite that needs no GPU
 
 lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
 	@$(PY) -m pyright --pythonpath $(LEROBOT)/bin/python plugins tests/with_lerobot
-	@PYTHONPATH=tests/with_lerobot/site $(LEROBOT)/bin/python -m pytest tests/with_lerobot
+	@PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
 
 $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml
 	@test -x $(LEROBOT)/bin/python || python3 -m venv $(LEROBOT)

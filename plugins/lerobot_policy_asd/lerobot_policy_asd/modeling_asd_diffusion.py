@@ -7,7 +7,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
-from asd_policy import CheckpointError, accelerate
+from asd_policy import CheckpointError, SpecError, accelerate
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
 _HUB_OPTIONS = ("force_download", "resume_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
@@ -44,7 +44,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         Raises:
             CheckpointError: The checkpoint is of another type.
             ChainError: Its noise scheduler has no exact acceleration.
-            SpecError: The sampler does not fit it.
+            SpecError: The sampler does not fit it, or `config` has none.
         """
         hub = {name: value for name, value in kwargs.items() if name in _HUB_OPTIONS}
         checkpoint = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
@@ -53,9 +53,11 @@ class AsdDiffusionPolicy(DiffusionPolicy):
                 f"{pretrained_name_or_path} is a checkpoint of the type {checkpoint.type!r}; asd_diffusion loads "
                 "those of the types 'diffusion' and 'asd_diffusion'"
             )
-        if isinstance(checkpoint, AsdDiffusionConfig):
-            config = config or checkpoint
-        else:
-            config = config or AsdDiffusionConfig(device=checkpoint.device)
+        plain = not isinstance(checkpoint, AsdDiffusionConfig)
+        if config is None:
+            config = AsdDiffusionConfig(device=checkpoint.device) if plain else checkpoint
+        if not isinstance(config, AsdDiffusionConfig):
+            raise SpecError(f"config is a {type(config).__name__}, which has no sampler; give an AsdDiffusionConfig")
+        if plain:
             config.fill_from(checkpoint)
         return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
