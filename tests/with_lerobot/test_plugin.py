@@ -97,12 +97,8 @@ def test_processors_by_lerobots_convention(state_policy: DiffusionPolicy) -> Non
 def test_training_is_as_before(folder: Path) -> None:
     """The loss and its gradients do not go through the sampler."""
     policies = [DiffusionPolicy.from_pretrained(folder), AsdDiffusionPolicy.from_pretrained(folder)]
-    generator = torch.Generator().manual_seed(0)
-    batch = {
-        name: torch.rand((3, 2, dim), generator=generator)
-        for name, dim in (("observation.state", 2), ("observation.environment_state", 16))
-    }
-    batch |= {"action": torch.rand((3, 16, 2), generator=generator), "action_is_pad": torch.zeros(3, 16).bool()}
+    batch = {name: values.unsqueeze(1).expand(-1, 2, -1) for name, values in observe(policies[0], 3).items()}
+    batch |= {"action": torch.rand(3, 16, 2), "action_is_pad": torch.zeros(3, 16).bool()}
     gradients = []
     for policy in policies:
         torch.manual_seed(0)
@@ -120,6 +116,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         AsdDiffusionPolicy.from_pretrained(folder, config=AsdDiffusionConfig(sampler="asd:window=99"))
     with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0"):
         AsdDiffusionPolicy.from_pretrained(folder, config=AsdDiffusionConfig(noise_scheduler_type="DDIM"))
+    with pytest.raises(asd_policy.SpecError, match="config is a DiffusionConfig, which has no sampler"):
+        AsdDiffusionPolicy.from_pretrained(folder, config=make_config())
     ACTConfig(device="cpu").save_pretrained(tmp_path / "act")
     with pytest.raises(asd_policy.CheckpointError, match="of the type 'act'; asd_diffusion loads those of the types"):
         AsdDiffusionPolicy.from_pretrained(tmp_path / "act")
