@@ -1,8 +1,9 @@
 """A live LeRobot policy, accelerated: LeRobot's own numbers on one tape, its law, its queues, and no trace after."""
 
 import copy
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -248,18 +249,21 @@ def test_accelerating_again_replaces(state_policy: DiffusionPolicy) -> None:
 
 def test_what_was_patched_before_comes_back(state_policy: DiffusionPolicy) -> None:
     """Another tool's attribute on the instance is not ours to remove."""
-    model = state_policy.diffusion
-    theirs = model.conditional_sample
-    model.conditional_sample = theirs
+    resets: list[int] = []
+    state_policy.reset = theirs = lambda: resets.append(1)
     asd_policy.accelerate(state_policy)
-    assert model.conditional_sample is not theirs
+    state_policy.reset()
+    assert resets == [1]
     asd_policy.restore(state_policy)
-    assert vars(model)["conditional_sample"] is theirs
+    assert vars(state_policy)["reset"] is theirs
 
 
-def test_copies_are_accelerated_on_their_own(state_policy: DiffusionPolicy) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_copies_are_accelerated_on_their_own(
+    state_policy: DiffusionPolicy, copied: Callable[[DiffusionPolicy], DiffusionPolicy]
+) -> None:
     asd_policy.accelerate(state_policy, "asd:window=6")
-    other = copy.deepcopy(state_policy)
+    other = copied(state_policy)
     nn.init.zeros_(other.diffusion.unet.final_conv[1].weight)
     for policy in (state_policy, other):
         torch.manual_seed(0)
