@@ -44,7 +44,7 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
         policy.check()
         return accelerated
     adapter = _find(policy)
-    if is_accelerated(policy):
+    if _is_accelerated(policy):
         restore(policy)
     undo = [_apply(patch) for patch in adapter.patches(policy, sampler)]
     setattr(policy, _UNDO, undo)
@@ -57,7 +57,7 @@ def restore(policy: P) -> P:
     Raises:
         SpecError: It is not accelerated.
     """
-    if not is_accelerated(policy):
+    if not _is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
@@ -68,7 +68,7 @@ def restore(policy: P) -> P:
     return policy
 
 
-def is_accelerated(policy: Any) -> bool:
+def _is_accelerated(policy: Any) -> bool:
     """Return whether a live object plans with a sampler of this package."""
     return hasattr(policy, _UNDO)
 

@@ -188,7 +188,7 @@ def test_steps_have_the_law_of_the_chain(state_policy: DiffusionPolicy, spec: st
 @pytest.mark.parametrize(("spec", "same"), [("asd:window=6", True), ("ddim:2", False)])
 def test_plans_have_the_law_of_lerobots_loop(policy: DiffusionPolicy, spec: str, same: bool) -> None:
     """Through `select_action`'s own path of observations; an approximate sampler shows that a difference is seen."""
-    batch, rows = observe(policy), 512
+    batch, rows = observe(policy), 256
     batch = {name: values.expand(rows, *values.shape[1:]) for name, values in batch.items()}
 
     def plans(seed: int) -> equivalence.Array:
