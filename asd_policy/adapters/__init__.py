@@ -89,6 +89,6 @@ def _find(policy: Any) -> Adapter:
         if any(name in adapter.classes for name in names):
             return adapter
     raise SpecError(
-        f"cannot accelerate a {type(policy).__name__}; what can be is a Policy (load_policy returns one), "
+        f"cannot accelerate a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
         f"{', '.join(ADAPTERS)}"
     )

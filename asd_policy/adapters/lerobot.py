@@ -1,7 +1,7 @@
 """LeRobot's `DiffusionPolicy`, live: `DiffusionModel.conditional_sample` is the one place where it samples.
 
-The same in lerobot 0.4.4 and 0.6.1 (`lerobot/policies/diffusion/modeling_diffusion.py`). Observation queues, encoders and
-processors are outside it, and stay as they are.
+The same in lerobot 0.4.4 and 0.6.1 (`lerobot/policies/diffusion/modeling_diffusion.py`). Observation queues, encoders
+and processors are outside it, and stay as they are.
 """
 
 from collections.abc import Callable
