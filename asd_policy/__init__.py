@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from asd_policy.adapters import accelerate, restore
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import (
@@ -15,7 +16,7 @@ from asd_policy.errors import (
 )
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
-from asd_policy.policy import Policy, accelerate
+from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
@@ -48,4 +49,5 @@ __all__ = [
     "accelerate",
     "load_policy",
     "make_sampler",
+    "restore",
 ]

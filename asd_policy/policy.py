@@ -14,10 +14,10 @@ from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, check_deterministic
-from asd_policy.errors import ObservationError, SpecError
+from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
 from asd_policy.normalize import Affine
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers import Sampler
 from asd_policy.samplers.base import Past
 from asd_policy.types import Plan
 
@@ -165,8 +165,7 @@ class Policy:
 
     def move_on(self, sample: Tensor) -> Tensor:
         """Return samples [B, horizon, action_dim] as seen `n_action_steps` later, their last action held."""
-        executed = self.horizons.n_action_steps
-        return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)
+        return move_on(sample, self.horizons.n_action_steps)
 
     def plan(self, history: Mapping[str, Tensor], generator: Any = None, last_plan: Tensor | None = None) -> Plan:
         """Sample a batch of action chunks.
@@ -224,19 +223,6 @@ def _describe(dims: Mapping[str, int]) -> str:
     return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())
 
 
-def accelerate(policy: Policy, spec: str = "asd") -> Policy:
-    """Return the policy with another sampler; the one given stays as it is.
-
-    Args:
-        policy: From `load_policy`.
-        spec: A sampler spec such as `asd:window=16`.
-
-    Raises:
-        DenoiserError: The network is not one that can be sampled from, see `Policy.check`.
-        SpecError: The spec does not exist or does not fit the policy's chain.
-    """
-    if not isinstance(policy, Policy):
-        raise SpecError(f"cannot accelerate a {type(policy).__name__}; load_policy returns what can be")
-    accelerated = policy.with_sampler(make_sampler(spec))
-    policy.check()
-    return accelerated
+def move_on(sample: Tensor, executed: int) -> Tensor:
+    """Return samples [B, horizon, action_dim] as seen so many actions later, their last action held."""
+    return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)
