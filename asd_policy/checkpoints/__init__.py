@@ -1,30 +1,41 @@
 """Public checkpoint formats: each is a loader, found by the content of the path."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from asd_policy.checkpoints.lerobot import is_lerobot, load_lerobot
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.lerobot import describe_lerobot, is_lerobot, load_lerobot
+from asd_policy.checkpoints.plugins import find_plugin, plugin_names
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers import make_sampler
 from asd_policy.tuning import FILE, load_tuning
 
+__all__ = ["FORMATS", "Description", "Format", "find_format", "load_policy"]
 
-@dataclass(frozen=True)
-class Format:
-    """A checkpoint format."""
-
-    detect: Callable[[Path], bool]
-    """Whether a path holds this format; reads as little as will tell."""
-    load: Callable[[Path, Sampler, torch.device], Policy]
-    """Loads it; never runs code from it."""
+FORMATS: dict[str, Format] = {
+    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot),
+}
+"""Every format of this package by its name in messages; `plugins.py` finds those of others."""
 
 
-FORMATS: dict[str, Format] = {"LeRobot diffusion folder": Format(is_lerobot, load_lerobot)}
-"""Every format by its name in messages."""
+def find_format(path: Path) -> tuple[str, Format]:
+    """Return the name and the format of a checkpoint; plugins are asked where no format of this package fits.
+
+    Raises:
+        CheckpointError: No such path, or no known format.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: the path does not exist")
+    for name, form in FORMATS.items():
+        if form.detect(path):
+            return name, form
+    found, failures = find_plugin(path)
+    if found is None:
+        known = ", ".join([*FORMATS, *plugin_names()])
+        raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
+    return found
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") -> Policy:
@@ -41,12 +52,8 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}: the path does not exist")
-    found = next((form for form in FORMATS.values() if form.detect(path)), None)
-    if found is None:
-        raise CheckpointError(f"{path} is not a checkpoint of a known format: {', '.join(FORMATS)}")
-    policy = found.load(path, make_sampler(sampler), _device(device))
+    _, form = find_format(path)
+    policy = form.load(path, make_sampler(sampler), _device(device))
     tuning = path / FILE
     if tuning.exists():
         dim = policy.horizons.horizon * policy.action_dim

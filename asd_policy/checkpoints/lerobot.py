@@ -4,7 +4,6 @@ The format is that of lerobot 0.4 (`PreTrainedPolicy.save_pretrained` and `Polic
 nothing of lerobot is imported, and nothing but JSON and safetensors is read.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.base import Description
+from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.errors import CheckpointError
 from asd_policy.files import atomic_folder, write_json
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
@@ -90,11 +90,32 @@ _PLAIN_FIELDS = [f for f in fields(DiffusionConfig) if f.name not in ("input_dim
 
 def is_lerobot(folder: Path) -> bool:
     """Return whether a folder holds a LeRobot policy of the diffusion type."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("type") == "diffusion"
+    return find_json(folder, "config.json").get("type") == "diffusion"
+
+
+def describe_lerobot(folder: Path) -> Description:
+    """Say what a LeRobot diffusion folder holds; also of an image policy, which cannot be loaded here.
+
+    Raises:
+        CheckpointError: config.json or model.safetensors cannot be read.
+    """
+    raw = read_json(folder, "config.json")
+    inputs, outputs = _entries(raw.get("input_features")), _entries(raw.get("output_features"))
+    modes = _entries(raw.get("normalization_mapping"))
+    stored: dict[str, Any] = {spec.name: raw[spec.name] for spec in _PLAIN_FIELDS if spec.name in raw}
+    config = DiffusionConfig(**{"input_dims": {}, "action_dim": 0, "normalization_mapping": {}} | stored)
+    return Description(
+        network="DiffusionConditionalUnet1d",
+        parameters=count_numbers(read_shapes(folder, "model.safetensors")),
+        observation={name: _entries(entry).get("shape") for name, entry in inputs.items()},
+        action={name: _entries(entry).get("shape") for name, entry in outputs.items()},
+        horizons={name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
+        scheduler=config.scheduler,
+        num_inference_steps=config.num_inference_steps,
+        normalization={
+            name: modes.get(str(_entries(entry).get("type")), "IDENTITY") for name, entry in (inputs | outputs).items()
+        },
+    )
 
 
 def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy:
@@ -110,9 +131,9 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         ChainError: The noise scheduler is not one that can be sampled here.
         SpecError: The sampler's options do not fit the chain.
     """
-    config = _parse_config(_read_json(folder / "config.json"))
+    config = _parse_config(read_json(folder, "config.json"))
     chain = GaussianChain.from_scheduler(config.scheduler, config.num_inference_steps)
-    network = _load_unet(config.unet, _read_tensors(folder / "model.safetensors"))
+    network = _load_unet(config.unet, read_tensors(folder, "model.safetensors"))
     before = _read_statistics(folder, "policy_preprocessor.json", "normalizer_processor")
     after = _read_statistics(folder, "policy_postprocessor.json", "unnormalizer_processor")
 
@@ -128,29 +149,6 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         action=affine(after, ACTION, config.action_dim),
         device=device,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: No such file")
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
 
 
 def _parse_config(raw: dict[str, Any]) -> DiffusionConfig:
@@ -223,6 +221,11 @@ def _parse_field(name: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _entries(value: Any) -> dict[str, Any]:
+    """Return what should be a JSON object, an empty one if it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 def _dim(feature: str, entry: Any) -> int:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not (isinstance(shape, list) and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > 0):
@@ -264,7 +267,7 @@ def _read_statistics(folder: Path, name: str, registry_name: str) -> Statistics:
         raise CheckpointError(
             f"{path} is missing: normalisation statistics are read from the processor files of lerobot 0.4 and later"
         )
-    steps = _read_json(path).get("steps")
+    steps = read_json(folder, name).get("steps")
     if not isinstance(steps, list):
         raise CheckpointError(f"{path} has no list of steps")
     entry = next((s for s in steps if isinstance(s, dict) and s.get("registry_name") == registry_name), None)
@@ -274,7 +277,7 @@ def _read_statistics(folder: Path, name: str, registry_name: str) -> Statistics:
     if Path(state_file).name != state_file:
         raise CheckpointError(f"{path}: state_file {state_file!r} is not a plain file name")
     statistics: Statistics = {}
-    for key, value in _read_tensors(folder / state_file).items():
+    for key, value in read_tensors(folder, state_file).items():
         feature, _, statistic = key.rpartition(".")
         statistics.setdefault(feature, {})[statistic] = value
     return statistics
