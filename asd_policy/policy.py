@@ -18,7 +18,7 @@ from asd_policy.errors import ObservationError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, move_on
 from asd_policy.types import Plan
 
 STATE = "observation.state"
@@ -165,8 +165,7 @@ class Policy:
 
     def move_on(self, sample: Tensor) -> Tensor:
         """Return samples [B, horizon, action_dim] as seen `n_action_steps` later, their last action held."""
-        executed = self.horizons.n_action_steps
-        return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)
+        return move_on(sample, self.horizons.n_action_steps)
 
     def plan(self, history: Mapping[str, Tensor], generator: Any = None, last_plan: Tensor | None = None) -> Plan:
         """Sample a batch of action chunks.

@@ -5,19 +5,34 @@ from pathlib import Path
 import torch
 
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.lerobot import describe_lerobot, is_lerobot, load_lerobot
+from asd_policy.checkpoints.hub import fetch, is_hub_id
+from asd_policy.checkpoints.lerobot import HUB_FILES, describe_lerobot, is_lerobot, load_lerobot
 from asd_policy.checkpoints.plugins import find_plugin, plugin_names
 from asd_policy.errors import CheckpointError, SpecError
+from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.tuning import FILE, load_tuning
+from asd_policy.tuning import load_tuning, tuning_file
 
-__all__ = ["FORMATS", "Description", "Format", "find_format", "load_policy"]
+__all__ = ["FORMATS", "Description", "Format", "find_format", "load_fn", "load_policy", "locate"]
+
+MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 FORMATS: dict[str, Format] = {
-    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot),
+    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES),
 }
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
+
+
+def locate(path: str | Path) -> Path:
+    """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
+
+    Raises:
+        CheckpointError: It looks like a Hub id, and the Hub has no such repository or cannot be asked.
+    """
+    if Path(path).exists() or not is_hub_id(str(path)):
+        return Path(path)
+    return fetch(str(path), [pattern for form in FORMATS.values() for pattern in form.hub_files])
 
 
 def find_format(path: Path) -> tuple[str, Format]:
@@ -42,23 +57,59 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
-        path: A LeRobot diffusion folder of a state-based policy.
+        path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
+        device: A torch device such as "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
+    """
+    folder = locate(path)
+    name, form = find_format(folder)
+    policy = form.load(folder, make_sampler(sampler), _device(device))
+    if not isinstance(policy, Policy):
+        raise CheckpointError(
+            f"{path} ({name}) is no policy: it does not say which numbers are observations and which are actions, nor "
+            "how they are normalised; asd_policy.load_fn samples from it"
+        )
+    _check_size(policy)
+    tuning = tuning_file(folder)
+    if tuning.exists():
+        dim = policy.horizons.horizon * policy.action_dim
+        policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
+    return policy
+
+
+def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
+    """Load a checkpoint's network and noise schedule as something to sample from, in the network's own numbers.
+
+    Args:
+        path: As for `load_policy`; a checkpoint that is no policy too.
+        sampler: Spec of the sampler.
         device: A torch device such as "cpu" or "cuda".
 
     Raises:
         CheckpointError: No such path, no known format, or a checkpoint that is broken.
         ChainError: Its noise scheduler cannot be sampled here.
-        SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
-    path = Path(path)
-    _, form = find_format(path)
-    policy = form.load(path, make_sampler(sampler), _device(device))
-    tuning = path / FILE
-    if tuning.exists():
-        dim = policy.horizons.horizon * policy.action_dim
-        policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
-    return policy
+    folder = locate(path)
+    loaded = find_format(folder)[1].load(folder, make_sampler(sampler), _device(device))
+    if isinstance(loaded, Policy):
+        return AcceleratedFn(loaded.denoiser, loaded.chain, loaded.sampler, loaded.device)
+    return loaded
+
+
+def _check_size(policy: Policy) -> None:
+    """Refuse a policy whose plans need more memory than a configuration should be trusted with."""
+    numbers = len(policy.chain) * policy.horizons.horizon * policy.action_dim
+    if numbers > MAX_PLAN:
+        raise CheckpointError(
+            f"a plan of {policy.horizons.horizon} × {policy.action_dim} numbers in {len(policy.chain)} steps needs "
+            f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 
@@ -39,8 +40,8 @@ class Format:
 
     detect: Callable[[Path], bool]
     """Whether a path holds this format, by content; reads as little as will tell, and raises nothing."""
-    load: Callable[[Path, Sampler, torch.device], Policy]
-    """Loads it; raises a `CheckpointError` that names what is wrong."""
+    load: Callable[[Path, Sampler, torch.device], Policy | AcceleratedFn]
+    """Loads it, as a policy where it is one; raises a `CheckpointError` that names what is wrong."""
     describe: Callable[[Path], Description]
     """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""
     hub_files: tuple[str, ...] = ()
