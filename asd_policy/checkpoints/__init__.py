@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from asd_policy.checkpoints import diffusers, lerobot
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
-from asd_policy.checkpoints.lerobot import HUB_FILES, describe_lerobot, is_lerobot, load_lerobot
 from asd_policy.checkpoints.plugins import find_plugin, plugin_names
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
@@ -19,7 +19,8 @@ __all__ = ["FORMATS", "Description", "Format", "find_format", "load_fn", "load_p
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 FORMATS: dict[str, Format] = {
-    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES),
+    "LeRobot diffusion folder": lerobot.FORMAT,
+    "diffusers UNet1DModel folder": diffusers.FORMAT,
 }
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.base import Description
+from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.lerobot_config import (
     ACTION,
     PLAIN_FIELDS,
@@ -25,13 +25,13 @@ from asd_policy.checkpoints.lerobot_config import (
 )
 from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, Statistics, read_normalization
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
-from asd_policy.errors import CheckpointError
+from asd_policy.checkpoints.weights import build
 from asd_policy.files import atomic_folder, write_json
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
-__all__ = ["ACTION", "DiffusionConfig", "Statistics", "describe_lerobot", "is_lerobot", "load_lerobot", "save_lerobot"]
+__all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 UNET_PREFIX = "diffusion.unet."
@@ -84,7 +84,13 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
     config = parse_config(modernize(read_json(folder, CONFIG)))
     chain = GaussianChain.from_scheduler(config.scheduler, config.num_inference_steps)
     tensors = read_tensors(folder, WEIGHTS)
-    network = _load_unet(config.unet, tensors)
+    # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
+    weights = {
+        key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(UNET_PREFIX)
+    }
+    network = build(lambda: ConditionalUnet1d(config.unet), weights, (WEIGHTS, CONFIG), UNET_PREFIX)
     normalization = read_normalization(folder, config, tensors)
     return Policy(
         denoiser=network.to(device),
@@ -95,38 +101,6 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         action=normalization.action,
         device=device,
     )
-
-
-def _load_unet(config: UnetConfig, tensors: dict[str, Tensor]) -> ConditionalUnet1d:
-    """Build the network, after the file's tensors were found to fit: a hostile config allocates nothing."""
-    # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
-    weights = {
-        key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(UNET_PREFIX)
-    }
-    try:
-        with torch.device("meta"):
-            expected = ConditionalUnet1d(config).state_dict()
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have, even on no device
-        raise CheckpointError(f"config.json describes no possible network: {error}") from None
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or surplus:
-        raise CheckpointError(
-            f"model.safetensors does not fit config.json: {len(missing)} tensors missing, {len(surplus)} unknown, "
-            f"first {UNET_PREFIX}{(missing or surplus)[0]}"
-        )
-    for key, weight in weights.items():
-        if weight.shape != expected[key].shape:
-            raise CheckpointError(
-                f"model.safetensors does not fit config.json: {UNET_PREFIX}{key} has shape {tuple(weight.shape)}, "
-                f"not {tuple(expected[key].shape)}"
-            )
-        if not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(f"model.safetensors: {UNET_PREFIX}{key} holds NaN or infinity")
-    network = ConditionalUnet1d(config)
-    network.load_state_dict(weights)  # copies into float32, whatever the stored dtype
-    return network.eval().requires_grad_(False)
 
 
 def save_lerobot(
@@ -184,3 +158,6 @@ def save_lerobot(
             [(UNNORMALIZER, normalizer(outputs)), ("device_processor", device)],
         )
         write_json(temporary / "training.json", dict(notes))
+
+
+FORMAT = Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES)
