@@ -94,6 +94,11 @@ class Policy:
         """Length of an action."""
         return len(self._action.origin)
 
+    @property
+    def normalization(self) -> dict[str, Affine]:
+        """The map of each observation feature by its name, and of the action as "action"."""
+        return {**self._observation, "action": self._action}
+
     def with_sampler(self, sampler: Sampler) -> "Policy":
         """Return a policy with the same network and another sampler; history, noise and experience are its own.
 
