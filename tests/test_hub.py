@@ -78,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
         content = self.server.files[path.removeprefix(f"{REPO}/resolve/{COMMIT}/")]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if self.server.cut and self.command == "GET":
-            return self._send(500, b"", {})
+            return self._send(403, b"", {})
         return self._send(200, content, headers)
 
     def _send_json(self, value: Any) -> None:
@@ -97,9 +97,13 @@ class Answer(BaseHTTPRequestHandler):
 def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub with the small checkpoint, and an empty cache."""
     server = Hub({path.name: path.read_bytes() for path in checkpoint.iterdir()} | EXTRA)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"  # made of the endpoint at import
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     yield server
     server.shutdown()
@@ -215,7 +219,7 @@ def test_other_paths_are_never_asked_for(path: str, hub: Hub) -> None:
 
 def test_the_environment_variables_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:
     """Endpoint and cache as a shell sets them, in a process of its own."""
-    variables = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other"), "NO_PROXY": "127.0.0.1"}
+    variables = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0"}
     words = [sys.executable, "-m", "asd_policy.cli", "inspect", "--policy", REPO, "--json"]
     root = Path(__file__).parents[1]
     done = subprocess.run(words, capture_output=True, text=True, cwd=root, env={**os.environ, **variables}, timeout=120)

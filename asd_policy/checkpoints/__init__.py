@@ -8,6 +8,7 @@ from asd_policy.checkpoints import diffusers, lerobot
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, plugin_names
+from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
@@ -109,7 +110,7 @@ def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
         tuning = tuning_file(path)
         if tuning.exists():
             dim = loaded.horizons.horizon * loaded.action_dim
-            loaded.experience = load_tuning(tuning, loaded.chain, dim, loaded.device)
+            loaded.experience = load_tuning(file_in(tuning.parent, tuning.name), loaded.chain, dim, loaded.device)
     return loaded
 
 

@@ -33,7 +33,8 @@ def build(make: Callable[[], Network], weights: Mapping[str, Tensor], files: tup
             expected = make().state_dict()
     # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
     except Exception as error:
-        raise CheckpointError(f"{config_file} describes no possible network: {error}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{config_file} describes no possible network: {reason}") from None
     missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     misfit = f"{weights_file} does not fit {config_file}"
     if missing or surplus:
