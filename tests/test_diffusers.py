@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import asd_policy
+from asd_policy import inspection
 from asd_policy.checkpoints import find_format
 from asd_policy.errors import AsdError, CheckpointError, SpecError
 from asd_policy.samplers.target import Held
@@ -160,3 +161,14 @@ def test_broken_folders_are_named(breakage: Callable[[Path], Any], message: str,
     with pytest.raises(AsdError) as error:
         asd_policy.load_fn(folder)
     assert message in str(error.value)
+
+
+def test_inspect_says_what_it_is_and_what_is_missing(folder: Path) -> None:
+    said = inspection.inspect(str(folder))
+    assert said["network"] == "UNet1DModel"
+    assert said["runs_here"] and not said["is_policy"]
+    assert said["chain"]["steps"] == 20
+    assert said["prediction_type"] == "sample"
+    assert any("which channels are what, and their units, is not in the checkpoint" in note for note in said["notes"])
+    assert any("ValueGuidedRLPipeline pushes samples towards value" in note for note in said["notes"])
+    assert {each["name"] for each in said["files"]} == {CONFIG, WEIGHTS, SCHEDULER, "model_index.json"}

@@ -46,8 +46,6 @@ class Hub(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     """The part of the Hub's interface that a download uses (huggingface.co/docs/hub/api)."""
 
-    server: Hub
-
     def do_GET(self) -> None:
         """Answer with content."""
         self._answer()
@@ -59,25 +57,31 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
+    @property
+    def hub(self) -> Hub:
+        """The server."""
+        assert isinstance(self.server, Hub)
+        return self.server
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        self.server.asked.append(path)
+        self.hub.asked.append(path)
         errors = {"robots/none": (404, "RepoNotFound"), "robots/gated": (403, "GatedRepo"), "robots/down": (500, "")}
         for repo, (status, code) in errors.items():
             if repo in path:
                 return self._send(status, b"{}", {"X-Error-Code": code} if code else {})
         if path in (f"api/models/{REPO}/revision/main", f"api/models/{REPO}/revision/v1", f"api/models/{REPO}"):
-            siblings = [{"rfilename": name} for name in self.server.files]
+            siblings = [{"rfilename": name} for name in self.hub.files]
             return self._send_json({"id": REPO, "sha": COMMIT, "siblings": siblings})
         if path.startswith(f"api/models/{REPO}/revision/"):
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if path.startswith(f"api/models/{REPO}/tree/"):
             listing = [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                       for name, content in self.server.files.items()]  # fmt: skip
+                       for name, content in self.hub.files.items()]  # fmt: skip
             return self._send_json(listing)
-        content = self.server.files[path.removeprefix(f"{REPO}/resolve/{COMMIT}/")]
+        content = self.hub.files[path.removeprefix(f"{REPO}/resolve/{COMMIT}/")]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        if self.server.cut and self.command == "GET":
+        if self.hub.cut and self.command == "GET":
             return self._send(403, b"", {})
         return self._send(200, content, headers)
 
@@ -108,11 +112,6 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     yield server
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def test_a_hub_id_loads_what_the_folder_loads(hub: Hub, checkpoint: Path) -> None:
@@ -172,8 +171,8 @@ def test_what_the_hub_refuses_is_one_line(
     assert message in said
 
 
-@pytest.mark.usefixtures("offline")
-def test_offline_and_not_in_the_cache(hub: Hub) -> None:
+def test_offline_and_not_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="is not whole in the Hub's cache, and HF_HUB_OFFLINE forbids"):
         locate(REPO)
     assert not hub.asked

@@ -147,9 +147,10 @@ def test_what_is_no_file_is_not_waited_for(name: str, checkpoint: Path) -> None:
         asd_policy.load_policy(checkpoint)
 
 
-@pytest.mark.parametrize(
-    "content", ["[" * 100_000, '{"a":' * 50_000, " " * (17 * 2**20), "\ud800", "{", '{"a": 1' + "0" * 5000 + "}"]
-)
+BAD_JSON = ["[" * 100_000, '{"a":' * 50_000, " " * (17 * 2**20), "\ud800", "{", '{"a": 1' + "0" * 5000 + "}"]
+
+
+@pytest.mark.parametrize("content", BAD_JSON, ids=range(len(BAD_JSON)))
 def test_json_that_is_none(content: str, checkpoint: Path) -> None:
     (checkpoint / "policy_preprocessor.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(CheckpointError, match=r"policy_preprocessor.json (is not JSON|has \d+ bytes)"):
