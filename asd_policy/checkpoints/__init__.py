@@ -1,11 +1,13 @@
 """Public checkpoint formats: each is a loader, found by the content of the path."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from asd_policy.checkpoints.diffusion_policy import is_diffusion_policy, load_diffusion_policy
 from asd_policy.checkpoints.lerobot import is_lerobot, load_lerobot
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.policy import Policy
@@ -23,7 +25,10 @@ class Format:
     """Loads it; never runs code from it."""
 
 
-FORMATS: dict[str, Format] = {"LeRobot diffusion folder": Format(is_lerobot, load_lerobot)}
+FORMATS: dict[str, Format] = {
+    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot),
+    "Diffusion Policy .ckpt": Format(is_diffusion_policy, load_diffusion_policy),
+}
 """Every format by its name in messages."""
 
 
@@ -49,7 +54,7 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
     policy = found.load(path, make_sampler(sampler), _device(device))
     tuning = path / FILE
     if tuning.exists():
-        dim = policy.horizons.horizon * policy.action_dim
+        dim = math.prod(policy.event)
         policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
     return policy
 

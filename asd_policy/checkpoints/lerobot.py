@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError
 from asd_policy.files import atomic_folder, write_json
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
@@ -178,19 +179,10 @@ def _parse_config(raw: dict[str, Any]) -> DiffusionConfig:
         action_dim=_dim(ACTION, outputs[ACTION]),
         **values,
     )
-    factor = 2 ** (len(config.down_dims) - 1)
     longest = config.horizon - config.n_obs_steps + 1
-    problem = (
-        f"horizon {config.horizon} is not a multiple of {factor}, as {len(config.down_dims)} down_dims need"
-        if config.horizon % factor
-        else f"n_action_steps {config.n_action_steps} is not in 1 … {longest} (horizon − n_obs_steps + 1)"
+    problem = config.unet.problem(config.horizon) or (
+        f"n_action_steps {config.n_action_steps} is not in 1 … {longest} (horizon − n_obs_steps + 1)"
         if config.n_action_steps > longest
-        else f"down_dims {list(config.down_dims)} are not multiples of n_groups {config.n_groups}"
-        if any(channels % config.n_groups for channels in config.down_dims)
-        else f"kernel_size {config.kernel_size} is not odd"
-        if config.kernel_size % 2 == 0
-        else f"diffusion_step_embed_dim {config.diffusion_step_embed_dim} is not even and at least 4"
-        if config.diffusion_step_embed_dim % 2 or config.diffusion_step_embed_dim < 4
         else None
     )
     if problem:
@@ -231,30 +223,10 @@ def _dim(feature: str, entry: Any) -> int:
 
 
 def _load_unet(config: UnetConfig, tensors: dict[str, Tensor]) -> ConditionalUnet1d:
-    """Build the network, after the file's tensors were found to fit: a hostile config allocates nothing."""
-    weights = {key.removeprefix(UNET_PREFIX): t for key, t in tensors.items() if key.startswith(UNET_PREFIX)}
-    try:
-        with torch.device("meta"):
-            expected = ConditionalUnet1d(config).state_dict()
-    except RuntimeError as error:  # sizes beyond what a tensor can have, even one without memory
-        raise CheckpointError(f"config.json describes no possible network: {error}") from None
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or surplus:
-        raise CheckpointError(
-            f"model.safetensors does not fit config.json: {len(missing)} tensors missing, {len(surplus)} unknown, "
-            f"first {UNET_PREFIX}{(missing or surplus)[0]}"
-        )
-    for key, weight in weights.items():
-        if weight.shape != expected[key].shape:
-            raise CheckpointError(
-                f"model.safetensors does not fit config.json: {UNET_PREFIX}{key} has shape {tuple(weight.shape)}, "
-                f"not {tuple(expected[key].shape)}"
-            )
-        if not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(f"model.safetensors: {UNET_PREFIX}{key} holds NaN or infinity")
-    network = ConditionalUnet1d(config)
-    network.load_state_dict(weights)  # copies into float32, whatever the stored dtype
-    return network.eval().requires_grad_(False)
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(UNET_PREFIX)}
+    return load_weights(
+        lambda: ConditionalUnet1d(config), weights, lambda key: UNET_PREFIX + key, "model.safetensors", "config.json"
+    )
 
 
 def _read_statistics(folder: Path, name: str, registry_name: str) -> Statistics:
