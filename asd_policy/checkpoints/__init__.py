@@ -12,7 +12,7 @@ from asd_policy.checkpoints.lerobot import is_lerobot, load_lerobot
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.tuning import FILE, load_tuning
+from asd_policy.tuning import load_tuning, tuning_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
-        path: A LeRobot diffusion folder of a state-based policy.
+        path: A LeRobot diffusion folder, or a Diffusion Policy or robomimic file, of a state-based policy.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
         device: A torch device such as "cpu" or "cuda".
 
@@ -52,7 +52,7 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
     if found is None:
         raise CheckpointError(f"{path} is not a checkpoint of a known format: {', '.join(FORMATS)}")
     policy = found.load(path, make_sampler(sampler), _device(device))
-    tuning = path / FILE
+    tuning = tuning_file(path)
     if tuning.exists():
         dim = math.prod(policy.event)
         policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)

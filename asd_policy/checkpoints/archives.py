@@ -1,4 +1,4 @@
-"""The zip files of `torch.save` (torch 1.6 and later): a pickle, `data.pkl`, and an entry of raw numbers per storage."""
+"""The zip files of `torch.save` (torch 1.6 and later): a pickle, `data.pkl`, and an entry of numbers per storage."""
 
 import zipfile
 from pathlib import Path

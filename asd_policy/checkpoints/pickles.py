@@ -143,6 +143,7 @@ def _run(data: bytes) -> Any:
         items, stack = stack, below.pop()
         return items
 
+    argument: Any  # of a kind that the instruction's name tells
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
         if name in _VALUES:

@@ -107,8 +107,8 @@ class ResidualBlock(nn.Module):
 class ConditionalUnet1d(nn.Module):
     """Noise prediction network of Diffusion Policy (Chi et al., arXiv 2303.04137), FiLM on the observation.
 
-    State-dict keys and numerics are those of `diffusion.unet` in a LeRobot diffusion checkpoint. The `ConditionalUnet1D`
-    of diffusion_policy and of robomimic is the same function of the same tensors, under other keys
+    State-dict keys and numerics are those of `diffusion.unet` in a LeRobot diffusion checkpoint. `ConditionalUnet1D` of
+    diffusion_policy and of robomimic is the same function of the same tensors, under other keys
     (`diffusion_policy_name`).
     """
 
