@@ -12,7 +12,7 @@ from asd_policy.errors import DenoiserError
 class Denoiser(Protocol):
     """A diffusion model's network. Each row's output depends on that row alone, and on nothing random."""
 
-    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
         """Predict what the chain's `prediction_type` says.
 
         Args:

@@ -18,7 +18,7 @@ from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.target import Held
 from asd_policy.types import Plan
 
@@ -254,8 +254,3 @@ class Policy:
 
 def _describe(dims: Mapping[str, int]) -> str:
     return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())
-
-
-def move_on(sample: Tensor, executed: int) -> Tensor:
-    """Return samples [B, horizon, action_dim] as seen so many actions later, their last action held."""
-    return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)

@@ -18,8 +18,8 @@ _VERSION = "1"
 
 
 def tuning_file(checkpoint: Path) -> Path:
-    """Return where a checkpoint's experience is kept: in its folder, or beside a checkpoint that is one file."""
-    return checkpoint.with_name(f"{checkpoint.name}.{FILE}") if checkpoint.is_file() else checkpoint / FILE
+    """Return where a checkpoint's tuning is: in its folder, or beside it where it is a file."""
+    return checkpoint / FILE if checkpoint.is_dir() else checkpoint.with_name(f"{checkpoint.name}.{FILE}")
 
 
 def save_tuning(path: Path, experience: Experience, device: torch.device) -> None:

@@ -12,9 +12,8 @@ from asd_policy.denoiser import Denoiser, check_deterministic
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
-from asd_policy.policy import move_on
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.target import Held
 from asd_policy.types import SpeculationStats
 

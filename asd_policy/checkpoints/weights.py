@@ -36,7 +36,7 @@ def load_weights(
     try:
         with torch.device("meta"):
             expected = build().state_dict()
-    except RuntimeError as error:  # sizes beyond what a tensor can have, even one without memory
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have, even on no device
         raise CheckpointError(f"{settings} describes no possible network: {error}") from None
     names = {key: name_of(key) for key in expected}
     missing, surplus = sorted(set(names.values()) - tensors.keys()), sorted(tensors.keys() - set(names.values()))

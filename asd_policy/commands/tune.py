@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from asd_policy import evaluate, law, report
-from asd_policy.checkpoints import load_policy
+from asd_policy.checkpoints import load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.experience import Experience
 from asd_policy.policy import Policy
@@ -64,7 +64,7 @@ class TuneCommand:
         _measure(policy)
         costs = window_costs(policy.experience, 1, len(policy.chain))
         window = min(costs, key=lambda window: costs[window])
-        path = self.out or tuning_file(Path(self.policy))
+        path = self.out or tuning_file(locate(self.policy))
         save_tuning(path, policy.experience, policy.device)
         results = {
             **record,

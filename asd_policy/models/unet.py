@@ -26,7 +26,7 @@ class UnetConfig:
     def problem(self, horizon: int) -> str | None:
         """Return what makes this no network for plans of `horizon` steps, or None."""
         levels = len(self.down_dims)
-        factor = 2 ** (levels - 1)
+        factor = 2 ** min(levels - 1, horizon.bit_length())  # beyond that no horizon is a multiple
         if horizon % factor:
             return f"horizon {horizon} is not a multiple of {factor}, as {levels} down_dims need"
         if any(channels % self.n_groups for channels in self.down_dims):
