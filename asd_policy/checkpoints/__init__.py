@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from asd_policy.checkpoints import diffusion_policy, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.lerobot import HUB_FILES, describe_lerobot, is_lerobot, load_lerobot
@@ -21,6 +22,8 @@ MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 FORMATS: dict[str, Format] = {
     "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES),
+    "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
+    "robomimic .pth": robomimic.FORMAT,
 }
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 

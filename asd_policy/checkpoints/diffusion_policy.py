@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.archives import TorchArchive, mentions, read_state_dict
+from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError
@@ -95,6 +96,44 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
         device=device,
         inpaints=layout.inpaints,
     )
+
+
+def describe_diffusion_policy(path: Path) -> Description:
+    """Say what a workspace's checkpoint holds, one of an image policy too.
+
+    Raises:
+        CheckpointError: The file is damaged or hostile, or has no policy.
+    """
+    with TorchArchive(path) as archive:
+        payload = Settings(archive.payload(), "", str(path))
+    config = payload.section("cfg")
+    policy = config.section("policy")
+    values = policy.plain()
+    kind = policy.text("_target_").rpartition(".")[2]
+    if "shape_meta" in values:  # of an image policy
+        meta = policy.section("shape_meta")
+        observed = {name: _shape(meta.section("obs"), name) for name in meta.section("obs")}
+        action = {ACTION: _shape(meta, ACTION)}
+    else:
+        observed, action = {OBS: [values.get("obs_dim")]}, {ACTION: [values.get("action_dim")]}
+    names = payload.section("state_dicts").section("model")
+    return Description(
+        network=policy.section("model").text("_target_").rpartition(".")[2] if "model" in values else kind,
+        parameters=names.numbers(),
+        observation=observed,
+        action=action,
+        horizons={name: values.get(name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
+        scheduler=_scheduler(policy),
+        num_inference_steps=values.get("num_inference_steps"),
+        normalization={name: "x · scale + offset" for name in (*observed, ACTION)},
+    )
+
+
+FORMAT = Format(is_diffusion_policy, load_diffusion_policy, describe_diffusion_policy)
+
+
+def _shape(features: Settings, name: str) -> Any:
+    return features.section(name).plain().get("shape")
 
 
 def _unet_layout(policy: Settings, source: str) -> _Layout:

@@ -4,12 +4,16 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from asd_policy.checkpoints.pickles import Record, StoredTensor
 from asd_policy.errors import CheckpointError
 
 MOST = 100_000
 """The largest size or count believed of a policy, unless it is said otherwise."""
 _REQUIRED = object()
+_LARGE = 1e30  # no measured quantity has such a size, and float32 can still be computed with
 _SHOWN = 60  # [characters] of a wrong value in a message
 
 
@@ -92,6 +96,31 @@ class Settings:
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """Return a finite number."""
         return self._check(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number")
+
+    def row(self, name: str, dim: int | None, nonzero: bool = False) -> Tensor:
+        """Return a list of one list of finite numbers as a tensor [dim], float32.
+
+        Args:
+            name: Of the value.
+            dim: How many numbers; None for any.
+            nonzero: Whether 0 is none.
+        """
+
+        def valid(value: Any) -> bool:
+            if not (isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and value[0]):
+                return False
+            if any(type(number) not in (int, float) or not abs(number) < _LARGE for number in value[0]):
+                return False
+            return (dim is None or len(value[0]) == dim) and not (nonzero and 0 in value[0])
+
+        size = "a positive number of" if dim is None else dim
+        kind = f"a list of one list of {size} finite {'nonzero ' if nonzero else ''}numbers"
+        return torch.tensor(self._check(name, _REQUIRED, valid, kind)[0], dtype=torch.float32)
+
+    def numbers(self) -> int:
+        """Return how many numbers the tensors in this section have together."""
+        tensors = [value for value in self._values.values() if isinstance(value, StoredTensor)]
+        return sum(math.prod(tensor.shape) for tensor in tensors)
 
     def stored_tensor(self, name: str) -> StoredTensor:
         """Return a tensor that was not read yet."""
