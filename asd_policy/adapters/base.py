@@ -100,7 +100,6 @@ class Planner:
         shape: tuple[int, ...],
         executed: int,
         device: torch.device,
-        dtype: torch.dtype,
         cond: Tensor | None = None,
         generator: Generators = None,
         noise: Tensor | None = None,
@@ -109,49 +108,41 @@ class Planner:
         """Sample a batch of plans. The first call looks whether the network is one that can be sampled from.
 
         Args:
-            denoiser: The policy's network; it is given points of the policy's dtype.
+            denoiser: The policy's network.
             shape: (B, horizon, action_dim).
             executed: Actions that will be executed before the next plan.
             device: The policy's.
-            dtype: The policy's. The chain has at least single precision.
             cond: Conditioning [B, …], or None.
             generator: Source of the noise; None for torch's global one.
             noise: The start of the chain, of `shape`, in the place of a drawn one.
             held: Coordinates that are given, not sampled.
 
         Returns:
-            Plans of `shape` and `dtype`.
+            Plans of `shape`, float32.
 
         Raises:
             DenoiserError: The network is random, depends on the other rows of a batch, or its output is not finite.
             ObservationError: The noise is not of `shape`.
         """
-
-        def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-            return denoiser(x.to(dtype), timestep, cond)
-
-        precision = torch.promote_types(dtype, torch.float32)
         if not self._checked:
-            self._check(network, shape, device, precision, cond)
-        tape = NoiseTape.draw(shape, len(self.chain), generator, device, precision)
+            self._check(denoiser, shape, device, cond)
+        tape = NoiseTape.draw(shape, len(self.chain), generator, device)
         if noise is not None:
             if tuple(noise.shape) != shape:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
-            tape = replace(tape, initial=noise.to(device, precision))
+            tape = replace(tape, initial=noise.to(device, torch.float32))
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
         past = Past(self._last, self.experience)
-        result = self.sampler.sample(network, self.chain, shape, cond, tape=tape, held=held, past=past)
+        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape=tape, held=held, past=past)
         self._last = move_on(result.sample, executed)
         self.stats.add(result.stats)
-        return result.sample.to(dtype, copy=True)  # made in inference mode, which the library need not be in
+        return result.sample.clone()  # it was made in inference mode, which the library need not be in
 
-    def _check(
-        self, network: Denoiser, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, cond: Tensor | None
-    ) -> None:
+    def _check(self, denoiser: Denoiser, shape: tuple[int, ...], device: torch.device, cond: Tensor | None) -> None:
         """Try the network on noise, for the first row's observation."""
-        x = torch.randn((3, *shape[1:]), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        x = torch.randn((3, *shape[1:]), generator=torch.Generator().manual_seed(0)).to(device)
         timesteps = torch.as_tensor(self.chain.timesteps[[0, len(self.chain) // 2, -1]], device=device)
         with torch.inference_mode():
-            check_deterministic(network, x, timesteps, None if cond is None else cond[:1].expand(3, *cond.shape[1:]))
+            check_deterministic(denoiser, x, timesteps, None if cond is None else cond[:1].expand(3, *cond.shape[1:]))
         self._checked = True

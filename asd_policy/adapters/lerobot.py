@@ -49,12 +49,9 @@ class _Sampling:
         def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
             return model.unet(x, timestep, global_cond=cond)
 
-        parameter = next(model.parameters())
         shape = (batch_size, config.horizon, config.action_feature.shape[0])
-        executed = config.n_action_steps
-        return self.planner.sample(
-            denoise, shape, executed, parameter.device, parameter.dtype, global_cond, generator, noise
-        )
+        device = next(model.parameters()).device
+        return self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
 
     def reset(self) -> None:
         """Begin an episode."""
