@@ -230,7 +230,8 @@ _NETWORKS = {"DiffusionUnetLowdimPolicy": _unet, "DiffusionTransformerLowdimPoli
 def _scheduler(policy: Settings) -> dict[str, Any]:
     """Return the noise scheduler's configuration in diffusers' words."""
     scheduler = policy.section("noise_scheduler")
-    return scheduler.plain() | {"_class_name": scheduler.text("_target_").rpartition(".")[2]}
+    name = scheduler.text("_target_").rpartition(".")[2]
+    return {"_class_name": name} | {key: value for key, value in scheduler.plain().items() if key != "_target_"}
 
 
 def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
