@@ -8,6 +8,7 @@ what it names, REDUCE calls it, BUILD sets its attributes. This machine runs the
 
 import math
 import pickletools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -208,6 +209,7 @@ def _expect(value: Any, kind: Any) -> Any:
 
 
 def _mention(name: str) -> Global:
+    name = re.sub(r"^__builtin__\.", "builtins.", name)  # what protocol 2 calls that module
     if not any(fnmatchcase(name, pattern) for pattern in KNOWN):
         raise CheckpointError(
             f"the pickle asks for {name!r}, which no checkpoint of this kind needs; nothing was run, and the file "

@@ -44,7 +44,7 @@ class Settings:
         opened = unwrap(values)
         self._name, self._source = name, source
         if not isinstance(opened, Mapping):
-            raise CheckpointError(f"{source}: the configuration's {name or 'root'} is {_show(opened)}, not a mapping")
+            raise CheckpointError(f"{source}: {name or 'its content'} is {_show(opened)}, not a mapping")
         self._values: Mapping[str, Any] = opened
 
     def section(self, name: str) -> "Settings":
@@ -135,7 +135,7 @@ class Settings:
     def _get(self, name: str, default: Any) -> Any:
         value = unwrap(self._values.get(name, default))
         if value is _REQUIRED:
-            raise CheckpointError(f"{self._source}: the configuration has no {self._path(name)}")
+            raise CheckpointError(f"{self._source} has no {self._path(name)}")
         return value
 
     def _path(self, name: str) -> str:
