@@ -2,12 +2,15 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+LEROBOT := .venv-lerobot
 EXTRAS := dev,metaworld
+PIP := pip install -q --disable-pip-version-check -c constraints.txt
+NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types clean
+.PHONY: help install demo test lerobot lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -23,10 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "make: python3 lacks the venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt hatchling editables || \
-		{ echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]' || \
-		{ echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
+	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
+	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
 	@touch $@
 
 demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
@@ -34,6 +35,19 @@ demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES
 
 test: $(STAMP) ## run the whole test suite that needs no GPU
 	@$(PY) -m pytest
+
+lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
+	@$(PY) -m pyright --pythonpath $(LEROBOT)/bin/python plugins tests/with_lerobot
+	@PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
+
+$(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml
+	@test -x $(LEROBOT)/bin/python || python3 -m venv $(LEROBOT)
+	@echo "installing lerobot and what it imports into $(LEROBOT)"
+	@$(LEROBOT)/bin/python -m $(PIP) hatchling editables || $(NO_PIP)
+	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation -e . -r tests/with_lerobot/requirements.txt || $(NO_PIP)
+	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision -e plugins/lerobot_policy_asd || \
+		$(NO_PIP)
+	@touch $@
 
 lint: $(STAMP) ## check style and formatting
 	@$(PY) -m ruff check .
@@ -46,5 +60,5 @@ format: $(STAMP) ## put files into the project's format
 types: $(STAMP) ## check types
 	@$(PY) -m pyright
 
-clean: ## remove .venv, caches and results
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, .venv-lerobot, caches and results
+	rm -rf $(VENV) $(LEROBOT) .pytest_cache .ruff_cache .hypothesis runs

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from asd_policy.adapters import accelerate, restore
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints import load_fn, load_policy
 from asd_policy.errors import (
@@ -16,7 +17,7 @@ from asd_policy.errors import (
 from asd_policy.experience import Experience
 from asd_policy.function import AcceleratedFn, accelerate_fn
 from asd_policy.noise import NoiseTape
-from asd_policy.policy import Policy, accelerate
+from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
@@ -52,4 +53,5 @@ __all__ = [
     "load_fn",
     "load_policy",
     "make_sampler",
+    "restore",
 ]

@@ -1,4 +1,4 @@
-"""Normalisation of observations and actions, as LeRobot's processors define it."""
+"""Normalisation of observations and actions: affine, and built as LeRobot's processors define it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ class Affine:
     """Shape [feature_dim], in the feature's own unit."""
     gain: Tensor
     """Shape [feature_dim]; never 0."""
-    shift: float
+    shift: Tensor
+    """Shape [feature_dim]."""
 
     def normalize(self, x: Tensor) -> Tensor:
         """Map values [..., feature_dim] from physical units."""
@@ -30,7 +31,7 @@ class Affine:
 
     def to(self, device: torch.device) -> "Affine":
         """Return the same map on another device."""
-        return Affine(self.origin.to(device), self.gain.to(device), self.shift)
+        return Affine(self.origin.to(device), self.gain.to(device), self.shift.to(device))
 
 
 def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int) -> Affine:
@@ -63,9 +64,9 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
         low = statistic("min")
         width = statistic("max") - low
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
-        return Affine(low, 2 / width, -1.0)
+        return Affine(low, 2 / width, -torch.ones(dim))
     if mode == "MEAN_STD":
-        return Affine(statistic("mean"), 1 / (statistic("std") + EPSILON), 0.0)
+        return Affine(statistic("mean"), 1 / (statistic("std") + EPSILON), torch.zeros(dim))
     if mode == "IDENTITY":
-        return Affine(torch.zeros(dim), torch.ones(dim), 0.0)
+        return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
     raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

@@ -1,4 +1,4 @@
-"""A policy's experience as a file: what `asd-policy tune` writes into a checkpoint's folder and `load_policy` reads."""
+"""A policy's experience as a file: what `asd-policy tune` leaves at a checkpoint and `load_policy` reads."""
 
 import json
 from pathlib import Path

@@ -1,10 +1,11 @@
 """Public checkpoint formats: each is a loader, found by the content of the path."""
 
+import math
 from pathlib import Path
 
 import torch
 
-from asd_policy.checkpoints import diffusers, lerobot
+from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, plugin_names
@@ -22,6 +23,8 @@ MAX_PLAN = 2**27  # random numbers; half a gigabyte
 FORMATS: dict[str, Format] = {
     "LeRobot diffusion folder": lerobot.FORMAT,
     "diffusers UNet1DModel folder": diffusers.FORMAT,
+    "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
+    "robomimic .pth": robomimic.FORMAT,
 }
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 
@@ -109,17 +112,17 @@ def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
         _check_size(loaded)
         tuning = tuning_file(path)
         if tuning.exists():
-            dim = loaded.horizons.horizon * loaded.action_dim
+            dim = math.prod(loaded.event)
             loaded.experience = load_tuning(file_in(tuning.parent, tuning.name), loaded.chain, dim, loaded.device)
     return loaded
 
 
 def _check_size(policy: Policy) -> None:
     """Refuse a policy whose plans need more memory than a configuration should be trusted with."""
-    numbers = len(policy.chain) * policy.horizons.horizon * policy.action_dim
+    numbers = len(policy.chain) * math.prod(policy.event)
     if numbers > MAX_PLAN:
         raise CheckpointError(
-            f"a plan of {policy.horizons.horizon} × {policy.action_dim} numbers in {len(policy.chain)} steps needs "
+            f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {len(policy.chain)} steps needs "
             f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
         )
 

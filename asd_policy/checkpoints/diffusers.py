@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
-from asd_policy.checkpoints.weights import build
+from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.samplers import Sampler
@@ -101,7 +101,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     def make() -> nn.Module:
         return UNet1DModel(**known)
 
-    network = build(make, weights, (weights_file, f"{at}{CONFIG}"), "").to(device)
+    network = load_weights(make, weights, lambda key: key, weights_file, f"{at}{CONFIG}").to(device)
     return AcceleratedFn(Unet1dDenoiser(network, config.get("in_channels", CHANNELS)), chain, sampler, device)
 
 

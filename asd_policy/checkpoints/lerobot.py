@@ -25,7 +25,7 @@ from asd_policy.checkpoints.lerobot_config import (
 )
 from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, Statistics, read_normalization
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
-from asd_policy.checkpoints.weights import build
+from asd_policy.checkpoints.weights import load_weights
 from asd_policy.files import atomic_folder, write_json
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import Horizons, Policy
@@ -86,11 +86,13 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
     tensors = read_tensors(folder, WEIGHTS)
     # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
     weights = {
-        key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
+        UNET_PREFIX + key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
         for key, tensor in tensors.items()
         if key.startswith(UNET_PREFIX)
     }
-    network = build(lambda: ConditionalUnet1d(config.unet), weights, (WEIGHTS, CONFIG), UNET_PREFIX)
+    network = load_weights(
+        lambda: ConditionalUnet1d(config.unet), weights, lambda key: UNET_PREFIX + key, WEIGHTS, CONFIG
+    )
     normalization = read_normalization(folder, config, tensors)
     return Policy(
         denoiser=network.to(device),

@@ -151,19 +151,10 @@ def _contradiction(config: DiffusionConfig) -> str | None:
     """Return what is wrong with fields that are of the right kind each."""
     if config.horizon > MAX_HORIZON:  # first: it bounds the number of down_dims
         return f"horizon {config.horizon} is not in 1 … {MAX_HORIZON}"
-    levels, longest = len(config.down_dims), config.horizon - config.n_obs_steps + 1
-    factor = 2 ** min(levels - 1, MAX_HORIZON.bit_length())
-    if config.horizon % factor:
-        return f"horizon {config.horizon} is not a multiple of {factor}, as {levels} down_dims need"
+    longest = config.horizon - config.n_obs_steps + 1
     if config.n_action_steps > longest:
         return f"n_action_steps {config.n_action_steps} is not in 1 … {longest} (horizon − n_obs_steps + 1)"
-    if any(channels % config.n_groups for channels in config.down_dims):
-        return f"down_dims {list(config.down_dims)} are not multiples of n_groups {config.n_groups}"
-    if config.kernel_size % 2 == 0:
-        return f"kernel_size {config.kernel_size} is not odd"
-    if config.diffusion_step_embed_dim % 2 or config.diffusion_step_embed_dim < 4:
-        return f"diffusion_step_embed_dim {config.diffusion_step_embed_dim} is not even and at least 4"
-    return None
+    return config.unet.problem(config.horizon)
 
 
 def _parse_field(name: str, value: Any, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weights into a network, after they were found to fit: a hostile configuration allocates nothing."""
+"""Weights from an untrusted file into a network: every tensor finds its place, or an error names it."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -11,45 +11,58 @@ from asd_policy.errors import CheckpointError
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def build(make: Callable[[], Network], weights: Mapping[str, Tensor], files: tuple[str, str], prefix: str) -> Network:
-    """Make a network and load its weights.
+def load_weights(
+    build: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    name_of: Callable[[str], str],
+    source: str,
+    settings: str,
+) -> Network:
+    """Build a network, after the tensors were found to fit: a hostile configuration allocates nothing.
 
     Args:
-        make: Makes it with random weights; called on torch's meta device first, where tensors have shapes only.
-        weights: What its state dict shall be, in any floating-point type.
-        files: Where the weights and the sizes come from, for messages.
-        prefix: What the weights' names begin with in their file, for messages.
+        build: Builds the network that the configuration describes.
+        tensors: By the file's names. Those of buffers are constants, and have to be those of the network.
+        name_of: The network's key → the file's name.
+        source: The file with the tensors, for messages.
+        settings: What describes the network, for messages.
 
     Returns:
-        The network on the CPU in float32, in evaluation mode, without gradients.
+        The network with these weights in float32, for inference.
 
     Raises:
-        CheckpointError: There is no such network, or names, shapes or types of the weights are not its own, or one is
-            not finite.
+        CheckpointError: There is no such network, or a tensor is missing, unknown, misshapen or not finite.
     """
-    weights_file, config_file = files
     try:
         with torch.device("meta"):
-            expected = make().state_dict()
+            expected = build().state_dict()
     # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{config_file} describes no possible network: {reason}") from None
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    misfit = f"{weights_file} does not fit {config_file}"
+        raise CheckpointError(f"{settings} describes no possible network: {reason}") from None
+    names = {key: name_of(key) for key in expected}
+    missing, surplus = sorted(set(names.values()) - tensors.keys()), sorted(tensors.keys() - set(names.values()))
     if missing or surplus:
         raise CheckpointError(
-            f"{misfit}: {len(missing)} tensors missing, {len(surplus)} unknown, first {prefix}{(missing or surplus)[0]}"
+            f"{source} does not fit {settings}: {len(missing)} tensors missing, {len(surplus)} unknown, "
+            f"first {(missing or surplus)[0]}"
         )
-    for key, weight in weights.items():
-        if weight.shape != expected[key].shape:
+    for key, name in names.items():
+        if tensors[name].shape != expected[key].shape:
             raise CheckpointError(
-                f"{misfit}: {prefix}{key} has shape {tuple(weight.shape)}, not {tuple(expected[key].shape)}"
+                f"{source} does not fit {settings}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"not {tuple(expected[key].shape)}"
             )
-        if not weight.is_floating_point():
-            raise CheckpointError(f"{weights_file}: {prefix}{key} is of type {weight.dtype}, not floating-point")
-        if not bool(torch.isfinite(weight.float()).all()):
-            raise CheckpointError(f"{weights_file}: {prefix}{key} holds NaN or infinity")
-    network = make()
-    network.load_state_dict(weights)  # copies into float32, whatever the stored dtype
+    network = build()
+    constants = dict(network.named_buffers())
+    for key, name in names.items():
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"{source}: {name} holds {tensors[name].dtype}, not floating-point numbers")
+        if key in constants:
+            if not torch.equal(tensors[name].float(), constants[key]):
+                raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
+        elif not bool(torch.isfinite(tensors[name]).all()):
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+    # Copies into float32, whatever the stored dtype.
+    network.load_state_dict({key: tensors[name] for key, name in names.items()})
     return network.eval().requires_grad_(False)

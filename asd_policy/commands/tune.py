@@ -107,9 +107,15 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
     """Plan one by one at random observations."""
     policy.reset(evaluate.learning_seed(seed))
     for cond in law.at_random(policy, plans, seed):
-        past = Past(None, policy.experience)
+        batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(
-            policy.denoiser, policy.chain, _shape(policy), cond.unsqueeze(0), policy.generator, past=past
+            policy.denoiser,
+            policy.chain,
+            (1, *policy.event),
+            batch,
+            policy.generator,
+            held=policy.held(batch),
+            past=past,
         )
         advance()
 
@@ -117,10 +123,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
 def _measure(policy: Policy) -> None:
     """Time the network for single plans."""
     cond = law.at_random(policy, 1, seed=0)
-    target = Target(policy.denoiser, policy.chain, _shape(policy), cond)
+    shape = (1, *policy.event)
+    target = Target(policy.denoiser, policy.chain, shape, cond, policy.held(cond))
     with torch.inference_mode():
-        measure_latency(target, torch.zeros(_shape(policy), device=policy.device), policy.experience)
-
-
-def _shape(policy: Policy) -> tuple[int, int, int]:
-    return 1, policy.horizons.horizon, policy.action_dim
+        measure_latency(target, torch.zeros(shape, device=policy.device), policy.experience)

@@ -1,0 +1,98 @@
+"""Policies that are accelerated: this package's own, and live objects of other libraries, in place."""
+
+from typing import Any, TypeVar, overload
+
+from asd_policy.adapters import diffusion_policy, lerobot
+from asd_policy.adapters.base import Adapter, Patch
+from asd_policy.errors import SpecError
+from asd_policy.policy import Policy
+from asd_policy.samplers import make_sampler
+
+P = TypeVar("P")
+
+ADAPTERS: dict[str, Adapter] = {
+    "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
+    "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
+    "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
+}
+"""Every adapter by the name of its policies in messages."""
+
+_UNDO = "_asd_undo"  # on an accelerated object: patches that bring back what was there before
+_ABSENT = ...  # the value of an attribute to remove; the same object after a copy or a pickle
+
+
+@overload
+def accelerate(policy: Policy, spec: str = "asd") -> Policy: ...
+@overload
+def accelerate(policy: P, spec: str = "asd") -> P: ...
+def accelerate(policy: Any, spec: str = "asd") -> Any:
+    """Make a policy plan with another sampler.
+
+    Args:
+        policy: A `Policy` from `load_policy`, or a live object of a class in `ADAPTERS`.
+        spec: A sampler spec such as `asd:window=16`.
+
+    Returns:
+        Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
+        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
+            has to see an observation, raises it when it makes its first plan.
+        ChainError: The policy's noise scheduler has no exact acceleration.
+        SpecError: The spec does not exist or does not fit the policy's chain, or the object is no policy known here.
+    """
+    sampler = make_sampler(spec)
+    if isinstance(policy, Policy):
+        accelerated = policy.with_sampler(sampler)
+        policy.check()
+        return accelerated
+    adapter = _find(policy)
+    if is_accelerated(policy):
+        restore(policy)
+    undo = [_apply(patch) for patch in adapter.patches(policy, sampler)]
+    setattr(policy, _UNDO, undo)
+    return policy
+
+
+def restore(policy: P) -> P:
+    """Give an accelerated live object its own sampling back, and return it.
+
+    Raises:
+        SpecError: It is not accelerated.
+    """
+    if not is_accelerated(policy):
+        raise SpecError(
+            f"this {type(policy).__name__} is not accelerated"
+            + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
+        )
+    for patch in getattr(policy, _UNDO):
+        _apply(patch)
+    delattr(policy, _UNDO)
+    return policy
+
+
+def is_accelerated(policy: Any) -> bool:
+    """Return whether a live object plans with a sampler of this package."""
+    return hasattr(policy, _UNDO)
+
+
+def _apply(patch: Patch) -> Patch:
+    """Set an instance's attribute, or remove it; return the patch that undoes this."""
+    before = vars(patch.owner).get(patch.name, _ABSENT)
+    if patch.value is _ABSENT:
+        delattr(patch.owner, patch.name)
+    else:
+        setattr(patch.owner, patch.name, patch.value)
+    return Patch(patch.owner, patch.name, before)
+
+
+def _find(policy: Any) -> Adapter:
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(policy).__mro__]
+    for adapter in ADAPTERS.values():
+        if any(name in adapter.classes for name in names):
+            return adapter
+    raise SpecError(
+        f"cannot accelerate a {type(policy).__name__}; what can be is a Policy (load_policy returns one), "
+        f"{', '.join(ADAPTERS)}"
+    )

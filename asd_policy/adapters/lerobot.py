@@ -1,0 +1,74 @@
+"""LeRobot's `DiffusionPolicy`, live: `DiffusionModel.conditional_sample` is the one place where it samples.
+
+The same in lerobot 0.3 to 0.6 (`lerobot/policies/diffusion/modeling_diffusion.py`). Observation queues, encoders and
+processors are outside it, and stay as they are.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.chain import GaussianChain
+from asd_policy.errors import ChainError
+from asd_policy.samplers import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampling:
+    """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
+
+    policy: Any
+    planner: Planner
+    scheduler: Any
+    """The noise scheduler that the planner's chain was read from."""
+
+    def conditional_sample(
+        self,
+        batch_size: int,
+        global_cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim].
+
+        Raises:
+            ChainError: The policy's noise scheduler has been changed.
+            DenoiserError: See `Planner.sample`.
+            ObservationError: The noise does not fit.
+        """
+        model, config = self.policy.diffusion, self.policy.config
+        if model.noise_scheduler is not self.scheduler or model.num_inference_steps != len(self.planner.chain):
+            raise ChainError(
+                f"the policy was accelerated with another noise scheduler or {len(self.planner.chain)} inference "
+                f"steps, it now has {model.num_inference_steps}; accelerate it again"
+            )
+
+        def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+            return model.unet(x, timestep, global_cond=cond)
+
+        shape = (batch_size, config.horizon, config.action_feature.shape[0])
+        device = next(model.parameters()).device
+        return self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        type(self.policy).reset(self.policy)
+        self.planner.begin_episode()
+
+
+def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
+    model = policy.diffusion
+    chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
+    planner = Planner(sampler, chain)
+    sampling = _Sampling(policy, planner, model.noise_scheduler)
+    return [
+        Patch(model, "conditional_sample", sampling.conditional_sample),
+        Patch(policy, "reset", sampling.reset),
+        Patch(policy, "asd_stats", planner.stats),
+    ]
+
+
+ADAPTER = Adapter(("lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",), _patches)

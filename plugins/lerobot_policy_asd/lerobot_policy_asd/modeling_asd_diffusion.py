@@ -1,0 +1,63 @@
+"""The policy type `asd_diffusion`: LeRobot's diffusion policy, accelerated from the start."""
+
+from pathlib import Path
+from typing import Any
+
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+
+from asd_policy import CheckpointError, SpecError, accelerate
+from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
+
+_HUB_OPTIONS = ("force_download", "resume_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
+
+
+class AsdDiffusionPolicy(DiffusionPolicy):
+    """A `DiffusionPolicy` that samples with `config.sampler`; networks, weights and processors are the same."""
+
+    config_class = AsdDiffusionConfig
+    name = "asd_diffusion"
+
+    def __init__(self, config: AsdDiffusionConfig, **kwargs: Any) -> None:
+        """Build the policy with new weights; `from_pretrained` loads some.
+
+        Raises:
+            ChainError: The noise scheduler has no exact acceleration.
+            SpecError: The sampler does not fit the noise scheduler.
+        """
+        super().__init__(config, **kwargs)
+        accelerate(self, config.sampler)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
+    ) -> "AsdDiffusionPolicy":
+        """Load a checkpoint of the type `diffusion` or `asd_diffusion`.
+
+        Args:
+            pretrained_name_or_path: A folder, or a repository on the Hub.
+            config: For a `diffusion` checkpoint what to do otherwise than it says, see `AsdDiffusionConfig.fill_from`;
+                for an `asd_diffusion` one the whole configuration. By default the checkpoint's own.
+            **kwargs: As for `PreTrainedPolicy.from_pretrained`.
+
+        Raises:
+            CheckpointError: The checkpoint is of another type.
+            ChainError: Its noise scheduler has no exact acceleration.
+            SpecError: The sampler does not fit it, or `config` has none.
+        """
+        hub = {name: value for name, value in kwargs.items() if name in _HUB_OPTIONS}
+        checkpoint = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
+        if not isinstance(checkpoint, DiffusionConfig):
+            raise CheckpointError(
+                f"{pretrained_name_or_path} is a checkpoint of the type {checkpoint.type!r}; asd_diffusion loads "
+                "those of the types 'diffusion' and 'asd_diffusion'"
+            )
+        plain = not isinstance(checkpoint, AsdDiffusionConfig)
+        if config is None:
+            config = AsdDiffusionConfig(device=checkpoint.device) if plain else checkpoint
+        if not isinstance(config, AsdDiffusionConfig):
+            raise SpecError(f"config is a {type(config).__name__}, which has no sampler; give an AsdDiffusionConfig")
+        if plain:
+            config.fill_from(checkpoint)
+        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)

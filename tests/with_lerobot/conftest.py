@@ -1,0 +1,77 @@
+"""Fixtures: small LeRobot policies with random weights, one that observes numbers and one that observes images too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from lerobot.policies.factory import make_pre_post_processors
+from torch import Tensor
+
+STATE, ENVIRONMENT_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.image"
+STEPS = 12
+
+
+def make_config(**changes: object) -> DiffusionConfig:
+    """A policy of a few thousand parameters for gym-pusht without images."""
+    sizes = {"down_dims": (8, 16), "kernel_size": 3, "n_groups": 4, "diffusion_step_embed_dim": 16}
+    values: dict[str, object] = {
+        "input_features": {
+            STATE: PolicyFeature(FeatureType.STATE, (2,)),
+            ENVIRONMENT_STATE: PolicyFeature(FeatureType.ENV, (16,)),
+        },
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        "num_train_timesteps": STEPS,
+        "device": "cpu",
+        **sizes,
+        **changes,
+    }
+    return DiffusionConfig(**values)  # pyright: ignore[reportArgumentType]  # a mapping of mixed types
+
+
+def make_policy(kind: str) -> DiffusionPolicy:
+    """Of the kind "state" or "image"."""
+    torch.manual_seed(0)
+    changes: dict[str, object] = {}
+    if kind == "image":
+        image = PolicyFeature(FeatureType.VISUAL, (3, 32, 32))
+        changes["input_features"] = {STATE: PolicyFeature(FeatureType.STATE, (2,)), IMAGE: image}
+    return DiffusionPolicy(make_config(**changes)).eval()
+
+
+@pytest.fixture(params=["state", "image"])
+def policy(request: pytest.FixtureRequest) -> DiffusionPolicy:
+    return make_policy(request.param)
+
+
+@pytest.fixture
+def state_policy() -> DiffusionPolicy:
+    return make_policy("state")
+
+
+@pytest.fixture
+def folder(state_policy: DiffusionPolicy, tmp_path: Path) -> Path:
+    """What LeRobot saves of a trained policy."""
+    path = tmp_path / "trained"
+    state_policy.save_pretrained(path)
+    dims = {STATE: 2, ENVIRONMENT_STATE: 16, "action": 2}
+    statistics = {name: {"min": torch.zeros(dim), "max": torch.full((dim,), 512.0)} for name, dim in dims.items()}
+    for pipeline in make_pre_post_processors(state_policy.config, dataset_stats=statistics):
+        pipeline.save_pretrained(path)
+    return path
+
+
+def observe(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """Observations at random, normalised [batch, …]."""
+    generator = torch.Generator().manual_seed(seed)
+    features = policy.config.input_features or {}
+    return {name: torch.rand((batch, *feature.shape), generator=generator) for name, feature in features.items()}
+
+
+def condition(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> Tensor:
+    """The same as the network is told of them [batch, cond_dim]."""
+    features = policy.diffusion.unet.mid_modules[0].cond_encoder[1].in_features
+    dims = features - policy.config.diffusion_step_embed_dim
+    return 2 * torch.rand((batch, dims), generator=torch.Generator().manual_seed(seed)) - 1

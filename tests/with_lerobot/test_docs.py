@@ -1,0 +1,40 @@
+"""What docs/lerobot.md tells people to type works, with a small policy and short episodes, offline."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/lerobot.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
+SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_length": "20"}
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Run with LeRobot's Hub access off, from a folder; return what it printed."""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
+    done = subprocess.run(words, cwd=folder, env=offline, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_document(folder: Path) -> None:
+    """Its blocks build on one another: wrap, look, undo; evaluate; save under the new type; evaluate that."""
+    assert (len(PYTHON), len(COMMANDS)) == (3, 2)
+    place = folder.parent
+    folder.rename(place / "PATH")
+    printed = run([sys.executable, "-c", PYTHON[0] + PYTHON[1]], place).splitlines()
+    assert printed[-3].startswith("SpeculationStats(steps=12, rounds=(")
+    assert float(printed[-1]) >= 1
+    run([sys.executable, "-c", PYTHON[2]], place)
+    assert json.loads((place / "COPY/config.json").read_text())["sampler"] == "asd:window=8"
+    for number, command in enumerate(COMMANDS):
+        words = dict(word.split("=", 1) for word in command.split()[1:]) | SMALLER | {"--output_dir": f"out{number}"}
+        program = str(Path(sys.executable).with_name("lerobot-eval"))
+        run([program, *(f"{name}={value}" for name, value in words.items())], place)
+        info = json.loads((place / f"out{number}/eval_info.json").read_text())
+        assert info["overall"]["n_episodes"] == 2

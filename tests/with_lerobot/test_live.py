@@ -1,0 +1,338 @@
+"""A live LeRobot policy, accelerated: LeRobot's own numbers on one tape, its law, its queues, and no trace after."""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import STEPS, condition, make_policy, observe
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionModel, DiffusionPolicy
+from torch import Tensor, nn
+
+import asd_policy
+from asd_policy import equivalence, law, testing
+from asd_policy.chain import GaussianChain
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.asd import Asd
+
+EVENT = (16, 2)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def own_loop(policy: DiffusionPolicy, cond: Tensor, tape: NoiseTape, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Sample with LeRobot's own loop and scheduler along a tape."""
+    noises: Iterator[Tensor] = iter(tape.normals.unbind(1))
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noises))
+        return DiffusionModel.conditional_sample(policy.diffusion, len(cond), cond, noise=tape.initial)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_window_one_is_lerobots_own_loop(
+    policy: DiffusionPolicy, batch: int, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the chain's start is drawn with the rest of the tape, or given as `noise`."""
+    cond = condition(policy, batch)
+    tape = NoiseTape.draw((batch, *EVENT), STEPS, seeded(5))
+    noise = torch.randn((batch, *EVENT), generator=seeded(6)) if given else None
+    expected = own_loop(policy, cond, tape if noise is None else replace(tape, initial=noise), monkeypatch)
+    asd_policy.accelerate(policy, "asd:window=1")
+    plans = policy.diffusion.conditional_sample(batch, cond, seeded(5), noise)
+    torch.testing.assert_close(plans, expected, rtol=0, atol=1e-5)
+
+
+def test_mixed_precision(policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobot's `use_amp`. A bfloat16 has eight bits, and one that rounds the other way moves the plan by some 0.02."""
+    cond = condition(policy, 2)
+    tape = NoiseTape.draw((2, *EVENT), STEPS, seeded(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = own_loop(policy, cond, tape, monkeypatch)
+        asd_policy.accelerate(policy, "asd:window=1")
+        plans = policy.diffusion.conditional_sample(2, cond, seeded(5))
+        asd_policy.accelerate(policy, "asd:window=6")
+        policy.diffusion.conditional_sample(2, cond)
+    assert plans.dtype == torch.float32
+    torch.testing.assert_close(plans, expected, rtol=0, atol=0.1)
+    assert policy.asd_stats.algorithmic_speedup > 1
+
+
+def test_the_interface_is_as_before(policy: DiffusionPolicy) -> None:
+    """Queues, chunks, seeds, autograd: with a window of one nobody can tell."""
+
+    def drive() -> list[Tensor]:
+        policy.reset()
+        actions: list[Tensor] = []
+        for step in range(19):
+            torch.manual_seed(step)
+            actions.append(policy.select_action(observe(policy, seed=step)))
+        torch.manual_seed(19)
+        chunk = policy.predict_action_chunk({name: torch.zeros(()) for name in policy._queues if name != "action"})
+        queued = torch.stack(list(policy._queues["action"]))
+        assert not any(part.is_inference() or part.requires_grad for part in (*actions, chunk))
+        return [*actions, chunk, queued]
+
+    before = drive()
+    asd_policy.accelerate(policy, "asd:window=1")
+    for new, old in zip(drive(), before, strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
+    assert policy.asd_stats.plans == 4
+    policy.reset()
+    given = [policy.select_action(observe(policy), noise=torch.full((1, *EVENT), value)) for value in (1.0, -1.0)]
+    assert policy.asd_stats.plans == 5  # the second action was in the queue
+    assert not torch.equal(*given)
+
+
+@pytest.mark.parametrize("window", [1, 6])
+def test_given_noise_is_the_start(state_policy: DiffusionPolicy, window: int) -> None:
+    asd_policy.accelerate(state_policy, f"asd:window={window}")
+    sample, cond = state_policy.diffusion.conditional_sample, condition(state_policy, 2)
+    sample(2, cond)  # the first plan also tries the network
+    calls: list[Any] = []
+    state_policy.diffusion.unet.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    noise = torch.randn((2, *EVENT), generator=seeded(1))
+    state_policy.reset()
+    plans = sample(2, cond, seeded(2), noise)
+    points, timesteps = calls[0]
+    first = points[timesteps == STEPS - 1]
+    assert torch.equal(first, noise)
+    state_policy.reset()
+    assert not torch.equal(plans, sample(2, cond, seeded(2)))
+    with pytest.raises(asd_policy.ObservationError, match=r"the noise has shape \(2, 8, 2\), the plans \(2, 16, 2\)"):
+        sample(2, cond, noise=noise[:, :8])
+
+
+def test_a_generator_decides_everything(state_policy: DiffusionPolicy) -> None:
+    asd_policy.accelerate(state_policy, "asd:window=6,draft=picard")
+    sample, cond = state_policy.diffusion.conditional_sample, condition(state_policy, 2)
+    state = torch.get_rng_state()
+    one, again, other = (sample(2, cond, seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(0)
+    free = sample(2, cond)
+    torch.manual_seed(0)
+    assert torch.equal(free, sample(2, cond))
+
+
+def test_the_encoder_runs_once_per_plan() -> None:
+    policy = make_policy("image")
+    seen: list[int] = []
+    policy.diffusion.rgb_encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    asd_policy.accelerate(policy, "asd:window=6")
+    for step in range(17):
+        policy.select_action(observe(policy, 3, step))
+    assert seen == [6, 6, 6]  # three robots, two images each
+
+
+def residual_checks(policy: DiffusionPolicy, chain: GaussianChain, cond: Tensor) -> list[equivalence.Check]:
+    """Test every step that a batch of plans took."""
+    rows, unet = len(cond), policy.diffusion.unet
+
+    def call(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        return unet(x, timestep, global_cond=cond)
+
+    recorder = law.PathRecorder(call, chain, rows, 32)
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x: Tensor, timestep: Tensor, global_cond: Tensor) -> Tensor:
+            return recorder(x, timestep, global_cond)
+
+    policy.diffusion.unet = Watched()  # pyright: ignore[reportAttributeAccessIssue]  # stands in for the U-Net
+    plans = policy.diffusion.conditional_sample(rows, recorder.tag(cond), seeded(11))
+    policy.diffusion.unet = unet
+    points = np.concatenate([recorder.points, plans.flatten(1)[:, None].double().numpy()], axis=1)
+    guesses = {"earlier prediction": recorder.earlier, "window's start": recorder.start}
+    steps = equivalence.residual_steps(points, recorder.predictions, chain.a, chain.b, chain.sigma, guesses)
+    return equivalence.residual_checks(steps)
+
+
+@pytest.mark.parametrize("spec", ["asd:window=6", "asd:window=12,draft=picard,verify=reflection"])
+@pytest.mark.parametrize("mutant", [None, "accept-always"])
+def test_steps_have_the_law_of_the_chain(state_policy: DiffusionPolicy, spec: str, mutant: str | None) -> None:
+    """And a coupling that is broken on purpose does not."""
+    asd_policy.accelerate(state_policy, spec)
+    cond = condition(state_policy).expand(512, -1)
+    for seed in range(3):  # the draft then starts from the last plan and responds as the plans before taught it to
+        state_policy.diffusion.conditional_sample(512, cond, seeded(seed))
+    chain = GaussianChain.from_scheduler(state_policy.diffusion.noise_scheduler)
+    if mutant is None:
+        assert equivalence.judge(residual_checks(state_policy, chain, cond), 0.01).holds
+        assert state_policy.asd_stats.algorithmic_speedup > 1.5
+    else:
+        with testing.mutated(mutant):
+            assert not equivalence.judge(residual_checks(state_policy, chain, cond), 0.01).holds
+
+
+@pytest.mark.parametrize(("spec", "same"), [("asd:window=6", True), ("ddim:2", False)])
+def test_plans_have_the_law_of_lerobots_loop(policy: DiffusionPolicy, spec: str, same: bool) -> None:
+    """Through `select_action`'s own path of observations; an approximate sampler shows that a difference is seen."""
+    batch, rows = observe(policy), 512
+    batch = {name: values.expand(rows, *values.shape[1:]) for name, values in batch.items()}
+
+    def plans(seed: int) -> equivalence.Array:
+        torch.manual_seed(seed)
+        policy.reset()
+        policy.select_action(batch)
+        return torch.stack(list(policy._queues["action"]), 1).flatten(1).double().numpy()[None]
+
+    reference = plans(1)
+    asd_policy.accelerate(policy, spec)
+    plans(2)
+    drawn = plans(3)
+    checks = [equivalence.energy_check(drawn, reference, 4, 999), equivalence.marginal_check(drawn, reference)]
+    assert equivalence.judge(checks, 0.01).holds is same
+
+
+def test_stats(state_policy: DiffusionPolicy) -> None:
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    stats = state_policy.asd_stats
+    assert (stats.last, stats.plans) == (None, 0)
+    start = time.perf_counter()
+    for _ in range(9):
+        state_policy.select_action(observe(state_policy, 2))
+    elapsed = time.perf_counter() - start
+    assert stats is state_policy.asd_stats
+    assert (stats.plans, stats.steps) == (4, 4 * STEPS)
+    assert stats.last is not None
+    assert len(stats.last.rounds) == len(stats.last.nfe) == 2
+    assert sum(stats.last.rounds) < stats.rounds < stats.nfe
+    assert 0 < stats.last.seconds < stats.seconds < elapsed
+    assert stats.algorithmic_speedup == stats.steps / stats.rounds > 1
+
+
+def test_restore_leaves_no_trace(policy: DiffusionPolicy) -> None:
+    """Attributes, weights and numbers are those of before, and no other policy was ever touched."""
+
+    def drive(policy: DiffusionPolicy) -> list[Tensor]:
+        torch.manual_seed(0)
+        policy.reset()
+        return [policy.select_action(observe(policy, 2, step)) for step in range(9)]
+
+    before, names = drive(policy), [set(vars(part)) for part in (policy, policy.diffusion)]
+    weights, other = list(policy.state_dict()), copy.deepcopy(policy)
+    assert asd_policy.accelerate(policy, "asd:window=6") is policy
+    assert list(policy.state_dict()) == weights
+    assert not all(torch.equal(new, old) for new, old in zip(drive(policy), before, strict=True))
+    assert all(torch.equal(new, old) for new, old in zip(drive(other), before, strict=True))
+    assert asd_policy.restore(policy) is policy
+    assert [set(vars(part)) for part in (policy, policy.diffusion)] == names
+    assert all(torch.equal(new, old) for new, old in zip(drive(policy), before, strict=True))
+    with pytest.raises(asd_policy.SpecError, match="this DiffusionPolicy is not accelerated"):
+        asd_policy.restore(policy)
+
+
+def test_accelerating_again_replaces(state_policy: DiffusionPolicy) -> None:
+    names = set(vars(state_policy))
+    for spec in ("asd:window=6", "ddpm"):
+        asd_policy.accelerate(state_policy, spec)
+    state_policy.select_action(observe(state_policy))
+    assert state_policy.asd_stats.rounds == STEPS
+    asd_policy.restore(state_policy)
+    assert set(vars(state_policy)) == names
+
+
+def test_what_was_patched_before_comes_back(state_policy: DiffusionPolicy) -> None:
+    """Another tool's attribute on the instance is not ours to remove."""
+    model = state_policy.diffusion
+    theirs = model.conditional_sample
+    model.conditional_sample = theirs
+    asd_policy.accelerate(state_policy)
+    assert model.conditional_sample is not theirs
+    asd_policy.restore(state_policy)
+    assert vars(model)["conditional_sample"] is theirs
+
+
+def test_copies_are_accelerated_on_their_own(state_policy: DiffusionPolicy) -> None:
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    other = copy.deepcopy(state_policy)
+    nn.init.zeros_(other.diffusion.unet.final_conv[1].weight)
+    for policy in (state_policy, other):
+        torch.manual_seed(0)
+        policy.reset()
+    first, second = state_policy.select_action(observe(other)), other.select_action(observe(other))
+    assert not torch.equal(first, second)
+    assert (state_policy.asd_stats.plans, other.asd_stats.plans) == (1, 1)
+    asd_policy.restore(other)
+    state_policy.select_action(observe(other))
+    assert not hasattr(other, "asd_stats")
+
+
+def test_the_last_plan_begins_the_next(state_policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved on by the actions executed; not across a reset, nor to another number of robots."""
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    starts: list[Tensor | None] = []
+    sampled: list[Tensor] = []
+    sample = Asd.sample
+
+    def spy(self: Asd, *arguments: Any, **options: Any) -> Any:
+        starts.append(options["past"].last_plan)
+        result = sample(self, *arguments, **options)
+        sampled.append(result.sample)
+        return result
+
+    monkeypatch.setattr(Asd, "sample", spy)
+    for _ in range(9):
+        state_policy.select_action(observe(state_policy, 2))
+    first, second = starts
+    assert first is None
+    assert second is not None
+    assert torch.equal(second, torch.cat([sampled[0][:, 8:], sampled[0][:, -1:].expand(-1, 8, -1)], dim=1))
+    state_policy.reset()
+    state_policy.select_action(observe(state_policy, 2))
+    state_policy.diffusion.conditional_sample(3, condition(state_policy, 3))
+    assert starts[2:] == [None, None]
+
+
+def test_refusals(state_policy: DiffusionPolicy) -> None:
+    names = set(vars(state_policy))
+    with pytest.raises(asd_policy.SpecError, match="window=13 is not in 1 … 12"):
+        asd_policy.accelerate(state_policy, "asd:window=13")
+    model = state_policy.diffusion
+    model.noise_scheduler = DDIMScheduler.from_config(model.noise_scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]  # its stub
+    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*use a DDPMScheduler with the same"):
+        asd_policy.accelerate(state_policy)
+    assert set(vars(state_policy)) == names
+    with pytest.raises(asd_policy.SpecError, match="cannot accelerate a DiffusionModel; what can be is a Policy"):
+        asd_policy.accelerate(model)
+
+
+def test_a_scheduler_changed_afterwards_is_noticed(state_policy: DiffusionPolicy) -> None:
+    asd_policy.accelerate(state_policy, "asd:window=2")
+    model = state_policy.diffusion
+    model.num_inference_steps = 4
+    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate it again"):
+        state_policy.select_action(observe(state_policy))
+    asd_policy.accelerate(state_policy, "asd:window=2")
+    state_policy.select_action(observe(state_policy))
+    assert state_policy.asd_stats.steps == 4
+    model.noise_scheduler = DDPMScheduler(num_train_timesteps=STEPS, clip_sample=False)
+    with pytest.raises(asd_policy.ChainError, match="another noise scheduler"):
+        state_policy.diffusion.conditional_sample(1, condition(state_policy))
+
+
+def test_a_network_that_cannot_be_sampled_from(state_policy: DiffusionPolicy) -> None:
+    """Found at the first plan."""
+    unet = state_policy.diffusion.unet
+    unet.final_conv.append(nn.Dropout())
+    asd_policy.accelerate(state_policy.train())
+    with pytest.raises(asd_policy.DenoiserError, match=r"two equal calls .* is dropout left on\? Call .eval\(\)"):
+        state_policy.select_action(observe(state_policy))
+    state_policy.eval().select_action(observe(state_policy))
+    nn.init.constant_(unet.final_conv[1].bias, float("nan"))
+    with pytest.raises(asd_policy.DenoiserError, match="NaN or infinity"):
+        state_policy.diffusion.conditional_sample(1, condition(state_policy))
