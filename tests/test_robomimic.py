@@ -148,9 +148,7 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("breakage", "message"), BREAKAGES, ids=[message for _, message in BREAKAGES])
-def test_broken_checkpoints_are_named(
-    breakage: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path
-) -> None:
+def test_broken_checkpoints_are_named(breakage: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
     payload = files.robomimic()
     breakage(payload)
     path = files.save_robomimic(tmp_path / "model.pth", payload)

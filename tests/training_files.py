@@ -1,7 +1,7 @@
 """Writes checkpoints as the training code of diffusion_policy and robomimic does, without either installed.
 
-`tests/golden/networks.safetensors` has what their own networks and policies compute, on the weights, inputs and noise of
-`fill`: for each case `<case>/output`, its network's output at timesteps 0, 3 and 9, and `<case>/chunk` and
+`tests/golden/networks.safetensors` has what their own networks and policies compute, on the weights, inputs and noise
+of `fill`: for each case `<case>/output`, its network's output at timesteps 0, 3 and 9, and `<case>/chunk` and
 `<case>/actions`, its policy's `predict_action` with each of its random draws, in their order, taken from the tape. Its
 metadata has the names and shapes of each network's state dict. It was made with real-stanford/diffusion_policy (commit
 5ba07ac) and ARISE-Initiative/robomimic (0.5, commit d309eae), whose classes were built from the configurations here, on
@@ -307,7 +307,9 @@ def _wrap(value: Any, key: Any, parent: Any, names: Mapping[str, Any]) -> Any:
     kind = "DictConfig" if isinstance(value, dict) else "ListConfig" if isinstance(value, list) else "AnyNode"
     node = names[kind]()
     metadata = names["Metadata" if kind == "AnyNode" else "ContainerMetadata"]()
-    metadata.__dict__.update(ref_type=Any, object_type=names["dict"], optional=True, key=key, flags={}, resolver_cache={})
+    metadata.__dict__.update(
+        ref_type=Any, object_type=names["dict"], optional=True, key=key, flags={}, resolver_cache={}
+    )
     node.__dict__.update(_metadata=metadata, _parent=parent)
     if isinstance(value, dict):
         node.__dict__["_content"] = {name: _wrap(item, name, node, names) for name, item in value.items()}
