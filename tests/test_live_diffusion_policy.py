@@ -334,9 +334,13 @@ def test_schedulers_that_step_otherwise_are_refused() -> None:
         asd_policy.accelerate(make(noise_scheduler=old, steps=10), "asd:window=4")
 
 
+def _drop_out(_: Any, __: Any, output: Tensor) -> Tensor:
+    return nn.functional.dropout(output, 0.5)
+
+
 def test_random_networks_are_refused() -> None:
     policy = make()
-    policy.model.register_forward_hook(lambda _, __, output: nn.functional.dropout(output, 0.5))
+    policy.model.register_forward_hook(_drop_out)
     asd_policy.accelerate(policy, "asd:window=4")
     with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
         policy.predict_action(observation())
