@@ -71,7 +71,9 @@ def test_a_failure_leaves_the_policy_its_own(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_accelerated_cannot_be_restored() -> None:
     with pytest.raises(asd_policy.SpecError, match="this Arm is not accelerated"):
         asd_policy.restore(Arm())
-    with pytest.raises(asd_policy.SpecError, match="cannot accelerate a Arm; what can be accelerated: a Policy .*LeRobot's"):
+    with pytest.raises(
+        asd_policy.SpecError, match="cannot accelerate a Arm; what can be accelerated: a Policy .*LeRobot's"
+    ):
         asd_policy.accelerate(Arm())
 
 

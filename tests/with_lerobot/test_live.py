@@ -317,7 +317,9 @@ def test_refusals(state_policy: DiffusionPolicy) -> None:
     with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*use a DDPMScheduler with the same"):
         asd_policy.accelerate(state_policy)
     assert set(vars(state_policy)) == names
-    with pytest.raises(asd_policy.SpecError, match="cannot accelerate a DiffusionModel; what can be accelerated: a Policy"):
+    with pytest.raises(
+        asd_policy.SpecError, match="cannot accelerate a DiffusionModel; what can be accelerated: a Policy"
+    ):
         asd_policy.accelerate(model)
 
 
