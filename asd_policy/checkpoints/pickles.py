@@ -220,8 +220,8 @@ def _mention(name: str) -> Global:
     name = re.sub(r"^__builtin__\.", "builtins.", name)  # what protocol 2 calls that module
     if not _KNOWN.match(name):
         raise CheckpointError(
-            f"the pickle asks for {name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing was run, and the "
-            "file should not be opened with torch.load or dill"
+            f"the pickle asks for {name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing was run, and "
+            "the file should not be opened with torch.load or dill"
         )
     return Global(name)
 
