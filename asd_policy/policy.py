@@ -111,6 +111,11 @@ class Policy:
         return len(self._action.origin)
 
     @property
+    def normalization(self) -> dict[str, Affine]:
+        """The map of each observation feature by its name, and of the action as "action"."""
+        return {**self._observation, "action": self._action}
+
+    @property
     def event(self) -> tuple[int, int]:
         """Shape of one sample: horizon and numbers for each of its steps."""
         dims = sum(self.observation_dims.values()) if self.inpaints else 0

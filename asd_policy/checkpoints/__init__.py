@@ -5,23 +5,24 @@ from pathlib import Path
 
 import torch
 
-from asd_policy.checkpoints import diffusion_policy, robomimic
+from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
-from asd_policy.checkpoints.lerobot import HUB_FILES, describe_lerobot, is_lerobot, load_lerobot
 from asd_policy.checkpoints.plugins import find_plugin, plugin_names
+from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.tuning import load_tuning, tuning_file
 
-__all__ = ["FORMATS", "Description", "Format", "find_format", "load_fn", "load_policy", "locate"]
+__all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
 
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 FORMATS: dict[str, Format] = {
-    "LeRobot diffusion folder": Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES),
+    "LeRobot diffusion folder": lerobot.FORMAT,
+    "diffusers UNet1DModel folder": diffusers.FORMAT,
     "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
     "robomimic .pth": robomimic.FORMAT,
 }
@@ -70,39 +71,49 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
     """
-    folder = locate(path)
-    name, form = find_format(folder)
-    policy = form.load(folder, make_sampler(sampler), _device(device))
-    if not isinstance(policy, Policy):
+    loaded = load(locate(path), sampler, device)
+    if not isinstance(loaded, Policy):
         raise CheckpointError(
-            f"{path} ({name}) is no policy: it does not say which numbers are observations and which are actions, nor "
-            "how they are normalised; asd_policy.load_fn samples from it"
+            f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
+            "are normalised; asd_policy.load_fn samples from it"
         )
-    _check_size(policy)
-    tuning = tuning_file(folder)
-    if tuning.exists():
-        dim = math.prod(policy.event)
-        policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
-    return policy
+    return loaded
 
 
 def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
-    """Load a checkpoint's network and noise schedule as something to sample from, in the network's own numbers.
+    """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
 
     Args:
-        path: As for `load_policy`; a checkpoint that is no policy too.
+        path: As for `load_policy`.
         sampler: Spec of the sampler.
         device: A torch device such as "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is a policy.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
+    """
+    loaded = load(locate(path), sampler, device)
+    if isinstance(loaded, Policy):
+        raise CheckpointError(f"{path} is a policy: asd_policy.load_policy loads it")
+    return loaded
+
+
+def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
+    """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
 
     Raises:
         CheckpointError: No such path, no known format, or a checkpoint that is broken.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
-    folder = locate(path)
-    loaded = find_format(folder)[1].load(folder, make_sampler(sampler), _device(device))
+    loaded = find_format(path)[1].load(path, make_sampler(sampler), _device(device))
     if isinstance(loaded, Policy):
-        return AcceleratedFn(loaded.denoiser, loaded.chain, loaded.sampler, loaded.device)
+        _check_size(loaded)
+        tuning = tuning_file(path)
+        if tuning.exists():
+            dim = math.prod(loaded.event)
+            loaded.experience = load_tuning(file_in(tuning.parent, tuning.name), loaded.chain, dim, loaded.device)
     return loaded
 
 

@@ -32,6 +32,8 @@ class Description:
     """Steps of the chain; None for all the training steps."""
     normalization: Mapping[str, Any] = field(default_factory=dict)
     """How each feature is normalised."""
+    notes: tuple[str, ...] = ()
+    """What else a user has to know of it, a sentence each."""
 
 
 @dataclass(frozen=True)

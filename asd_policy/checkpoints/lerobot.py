@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.base import Description
+from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.lerobot_config import (
     ACTION,
     PLAIN_FIELDS,
@@ -27,11 +27,11 @@ from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, 
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.weights import load_weights
 from asd_policy.files import atomic_folder, write_json
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
-__all__ = ["ACTION", "DiffusionConfig", "Statistics", "describe_lerobot", "is_lerobot", "load_lerobot", "save_lerobot"]
+__all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 UNET_PREFIX = "diffusion.unet."
@@ -84,7 +84,15 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
     config = parse_config(modernize(read_json(folder, CONFIG)))
     chain = GaussianChain.from_scheduler(config.scheduler, config.num_inference_steps)
     tensors = read_tensors(folder, WEIGHTS)
-    network = _load_unet(config.unet, tensors)
+    # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
+    weights = {
+        UNET_PREFIX + key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(UNET_PREFIX)
+    }
+    network = load_weights(
+        lambda: ConditionalUnet1d(config.unet), weights, lambda key: UNET_PREFIX + key, WEIGHTS, CONFIG
+    )
     normalization = read_normalization(folder, config, tensors)
     return Policy(
         denoiser=network.to(device),
@@ -94,18 +102,6 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         observation=normalization.observation,
         action=normalization.action,
         device=device,
-    )
-
-
-def _load_unet(config: UnetConfig, tensors: dict[str, Tensor]) -> ConditionalUnet1d:
-    # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
-    weights = {
-        UNET_PREFIX + key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(UNET_PREFIX)
-    }
-    return load_weights(
-        lambda: ConditionalUnet1d(config), weights, lambda key: UNET_PREFIX + key, "model.safetensors", "config.json"
     )
 
 
@@ -164,3 +160,6 @@ def save_lerobot(
             [(UNNORMALIZER, normalizer(outputs)), ("device_processor", device)],
         )
         write_json(temporary / "training.json", dict(notes))
+
+
+FORMAT = Format(is_lerobot, load_lerobot, describe_lerobot, HUB_FILES)

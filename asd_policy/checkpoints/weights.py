@@ -36,8 +36,10 @@ def load_weights(
     try:
         with torch.device("meta"):
             expected = build().state_dict()
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what a tensor can have, even on no device
-        raise CheckpointError(f"{settings} describes no possible network: {error}") from None
+    # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{settings} describes no possible network: {reason}") from None
     names = {key: name_of(key) for key in expected}
     missing, surplus = sorted(set(names.values()) - tensors.keys()), sorted(tensors.keys() - set(names.values()))
     if missing or surplus:

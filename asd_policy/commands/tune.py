@@ -26,7 +26,7 @@ class TuneCommand:
     """Measure network latency and what plans teach, and keep both with the policy for the sampler `asd`."""
 
     policy: str
-    """Checkpoint: a LeRobot diffusion folder."""
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     env: str | None = None
     """Gymnasium id: learn in its episodes, and not at observations at random in the normalisation's range."""
     plans: int = 64
