@@ -37,7 +37,7 @@ test: $(STAMP) ## run the whole test suite that needs no GPU
 	@$(PY) -m pytest
 
 lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
-	@$(PY) -m pyright --pythonpath $(LEROBOT)/bin/python plugins tests/with_lerobot
+	@$(PY) -m pyright -p tests/with_lerobot
 	@PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
 
 $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml

@@ -329,3 +329,40 @@ def test_mutated_pickles_fail_clearly(kind: str, tmp_path: Path) -> None:
             assert 0 < len(str(error)) < 1000
             refused += 1
     assert refused > MUTATIONS / 2
+
+
+def test_weights_that_share_a_storage_are_not_larger_than_the_file(tmp_path: Path) -> None:
+    """A file of a megabyte that describes a network of gigabytes is refused before one is built."""
+    payload = files.workspace("unet")
+    shared = torch.zeros(2**18)
+    payload["state_dicts"]["ema_model"] = {f"model.{number}": shared.view(512, 512) for number in range(100)}
+    with pytest.raises(CheckpointError, match="104857600 bytes of weights in a file of"):
+        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
+
+
+def test_values_that_cannot_be_shown_are_not(tmp_path: Path) -> None:
+    """Where a scheduler's option, a name or a key is huge, the message is not."""
+    bomb: Any = "lol"
+    for _ in range(30):
+        bomb = [bomb, bomb]
+    path = tmp_path / "latest.ckpt"
+    for value in (bomb, "x" * 10**6, 10**600, {"a": bomb}, 2.5):
+        payload = files.workspace("unet")
+        policy = {**payload["cfg"]["policy"]}
+        policy["noise_scheduler"] = {**files.SCHEDULER, "beta_start": value}
+        torch.save({**payload, "cfg": {**payload["cfg"], "policy": policy}}, path)
+        with pytest.raises(AsdError, match="beta_start .* is not a number in") as error:
+            asd_policy.load_policy(path)
+        assert len(str(error.value)) < 300
+    payload["state_dicts"]["ema_model"]["x" * 1000] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="a str as a key, or a huge one"):
+        asd_policy.load_policy(files.save_workspace(path, payload))
+
+
+def test_deep_values_do_not_exhaust_the_stack() -> None:
+    """Tuples in each other, and records."""
+    value = read_pickle(PROTOCOL + b"N" + b"\x85" * 10**5 + b".", "x")
+    assert isinstance(value, tuple)
+    known = b"cnumpy\ndtype\nq\x01"
+    value = read_pickle(PROTOCOL + known + b"h\x01" * 10**5 + b")" + b"R\x85" * 10**5 + b".", "x")
+    assert isinstance(value, tuple)

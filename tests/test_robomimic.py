@@ -130,7 +130,7 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (entry("obs_normalization_stats/object/offset", [[1.0, torch.inf]]), "not a list of one list of 2 finite numbers"),
     (entry("action_normalization_stats/gripper/offset", [[1, 2]]), "scale is a list, not a list of one list of 2"),
     (config("train.action_keys", ["position"]), "action_normalization_stats are for 1 numbers, not 2"),
-    (config("train.action_keys", "position"), "train.action_keys is no list of names"),
+    (config("train.action_keys", "position"), "train.action_keys is 'position', not a list of names"),
     (config("train.action_config.position.format", "rot_6d"), "'position' is a rotation that robomimic converts"),
     (config("observation.modalities.obs.rgb", ["image"]), "observes obs.rgb: only obs.low_dim can be read here"),
     (config("observation.modalities.goal.low_dim", ["object"]), "observes goal.low_dim: only obs.low_dim"),

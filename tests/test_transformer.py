@@ -113,8 +113,11 @@ def test_equals_a_second_computation(case: str, steps: int) -> None:
 
 
 def test_every_tensor_counts() -> None:
-    """The output changes with each tensor of the state dict, so none is carried along unused."""
-    for config in CONFIGS.values():
+    """The output changes with each tensor of the state dict, so none is carried along unused.
+
+    Not so in "not told", where attention over the timestep alone has nothing to choose from.
+    """
+    for config in (config for case, config in CONFIGS.items() if case != "not told"):
         made = network(config)
         x, cond, timestep = torch.randn(2, 6, 3), torch.randn(2, 8), torch.tensor([3, 70])
         before = made(x, timestep, cond)

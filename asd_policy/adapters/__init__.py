@@ -48,7 +48,7 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
         policy.check()
         return accelerated
     adapter = _find(policy)
-    if is_accelerated(policy):
+    if _is_accelerated(policy):
         restore(policy)
     undo = [_apply(patch) for patch in adapter.patches(policy, sampler)]
     setattr(policy, _UNDO, undo)
@@ -61,7 +61,7 @@ def restore(policy: P) -> P:
     Raises:
         SpecError: It is not accelerated.
     """
-    if not is_accelerated(policy):
+    if not _is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
@@ -72,7 +72,7 @@ def restore(policy: P) -> P:
     return policy
 
 
-def is_accelerated(policy: Any) -> bool:
+def _is_accelerated(policy: Any) -> bool:
     """Return whether a live object plans with a sampler of this package."""
     return hasattr(policy, _UNDO)
 
@@ -93,6 +93,6 @@ def _find(policy: Any) -> Adapter:
         if any(name in adapter.classes for name in names):
             return adapter
     raise SpecError(
-        f"cannot accelerate a {type(policy).__name__}; what can be is a Policy (load_policy returns one), "
+        f"cannot accelerate a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
         f"{', '.join(ADAPTERS)}"
     )

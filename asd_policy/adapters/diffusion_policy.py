@@ -37,6 +37,8 @@ class _Sampling:
     planner: Planner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
+    options: Mapping[str, Any]
+    """Those of its step."""
 
     def sample(
         self,
@@ -65,10 +67,10 @@ class _Sampling:
         """
         policy = self.policy
         same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == len(self.planner.chain)
-        if not same or options != policy.kwargs:
+        if not same or options != self.options:
             raise ChainError(
                 f"the policy was accelerated with another noise scheduler, {len(self.planner.chain)} inference steps "
-                f"or other options of its step than {sorted(options)}; accelerate it again"
+                f"or options of its step, which were {self.options}; accelerate it again"
             )
         given = {name: value for name, value in told.items() if value is not None}
         if len(given) > 1:
@@ -119,7 +121,7 @@ def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
     chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
     _check_step(scheduler, chain, policy.kwargs)
     planner = Planner(sampler, chain)
-    sampling = _Sampling(policy, planner, scheduler)
+    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs))
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),
         Patch(policy, "reset", sampling.reset),

@@ -1,9 +1,10 @@
 """LeRobot's `DiffusionPolicy`, live: `DiffusionModel.conditional_sample` is the one place where it samples.
 
-The same in lerobot 0.3 to 0.6 (`lerobot/policies/diffusion/modeling_diffusion.py`). Observation queues, encoders and
-processors are outside it, and stay as they are.
+The same in lerobot 0.4.4 and 0.6.1 (`lerobot/policies/diffusion/modeling_diffusion.py`). Observation queues, encoders
+and processors are outside it, and stay as they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class _Sampling:
     planner: Planner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
+    own_reset: Callable[[], None]
+    """The policy's own method."""
 
     def conditional_sample(
         self,
@@ -55,7 +58,7 @@ class _Sampling:
 
     def reset(self) -> None:
         """Begin an episode."""
-        type(self.policy).reset(self.policy)
+        self.own_reset()
         self.planner.begin_episode()
 
 
@@ -63,7 +66,7 @@ def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     model = policy.diffusion
     chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
     planner = Planner(sampler, chain)
-    sampling = _Sampling(policy, planner, model.noise_scheduler)
+    sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
     return [
         Patch(model, "conditional_sample", sampling.conditional_sample),
         Patch(policy, "reset", sampling.reset),

@@ -1,5 +1,6 @@
 """The zip files of `torch.save` (torch 1.6 and later): a pickle, `data.pkl`, and an entry of numbers per storage."""
 
+import math
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ class TorchArchive:
             self._zip.close()
             raise CheckpointError(f"{path} is not a zip file of torch.save: it has {len(pickles)} pickles, not 1")
         self._root = pickles[0].removesuffix("data.pkl")
+        self._storages: dict[str, bytearray] = {}  # read once each, however many tensors there are in one
 
     def __enter__(self) -> "TorchArchive":
         """Return the open archive."""
@@ -84,8 +86,22 @@ class TorchArchive:
             raise CheckpointError(f"{self.path}: {name} has {found} bytes, its tensor {needed}")
         if storage.numel == 0:
             return torch.empty(stored.shape, dtype=storage.dtype)
-        numbers = torch.frombuffer(bytearray(self._read(name)), dtype=storage.dtype)
+        if name not in self._storages:
+            self._storages[name] = bytearray(self._read(name))
+        numbers = torch.frombuffer(self._storages[name], dtype=storage.dtype)
         return numbers.as_strided(stored.shape, stored.stride, stored.offset)
+
+    def state_dict(self, state: Settings) -> dict[str, Tensor]:
+        """Return the tensors of a state dict, which is a section of the payload.
+
+        Raises:
+            CheckpointError: An entry is no tensor, or damaged, or tensors share storages to be larger than the file.
+        """
+        stored = {name: state.stored_tensor(name) for name in state}
+        size = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in stored.values())
+        if size > self._size:
+            raise CheckpointError(f"{self.path}: {size} bytes of weights in a file of {self._size}")
+        return {name: self.tensor(tensor) for name, tensor in stored.items()}
 
     def _read(self, name: str) -> bytes:
         """Return an entry whose checksum is right."""
@@ -99,24 +115,13 @@ class TorchArchive:
             raise CheckpointError(f"{self.path} is damaged: {error}") from None
 
 
-def read_state_dict(archive: TorchArchive, state: Settings) -> dict[str, Tensor]:
-    """Return the tensors of a state dict.
-
-    Args:
-        archive: Where it is.
-        state: The state dict, as the archive's payload has it.
-
-    Raises:
-        CheckpointError: An entry is no tensor, or damaged.
-    """
-    return {name: archive.tensor(state.stored_tensor(name)) for name in state}
-
-
 def mentions(path: Path, name: str) -> bool:
     """Return whether a file of `torch.save` has an entry of this name; of one that is damaged, True: it might have.
 
     A pickle holds every string as it is, so nothing need be interpreted.
     """
+    if not path.is_file():  # a pipe would wait
+        return False
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import TorchArchive, mentions, read_state_dict
+from asd_policy.checkpoints.archives import TorchArchive, mentions
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.checkpoints.weights import load_weights
@@ -82,7 +82,7 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
                 "diffusion_policy itself and pass the live policy to asd_policy.accelerate"
             )
         name = "ema_model" if config.section("training").flag("use_ema") else "model"
-        tensors = read_state_dict(archive, payload.section("state_dicts").section(name))
+        tensors = archive.state_dict(payload.section("state_dicts").section(name))
     weights, normalizer = _split(tensors, source)
     layout = _LAYOUTS[kind](policy, source)
     network = _NETWORKS[kind](policy.section("model"), layout, weights, source)

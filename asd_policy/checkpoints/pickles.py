@@ -11,7 +11,7 @@ import pickletools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 import torch
@@ -64,7 +64,9 @@ KNOWN = (
 )
 """Names that a pickle may mention, as patterns. None of them is imported; any other means that the file is not what it
 says, or an attack."""
+MAX_NAME = 500  # [characters] of a key or a storage's name; the longest of a real policy have a hundred
 
+_KNOWN = re.compile("|".join(map(translate, KNOWN)))
 _MEMO = {"BINPUT", "LONG_BINPUT"}
 _RECALL = {"BINGET", "LONG_BINGET"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -178,7 +180,7 @@ def _run(data: bytes) -> Any:
             items = to_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
             keys = items[::2]
             for key in keys:
-                _expect(key, (str, int))  # what checkpoints have; a tuple's hash may take for ever
+                _check_key(key)
             _expect(stack[-1], dict).update(zip(keys, items[1::2], strict=True))
         elif name == "GLOBAL":
             stack.append(_mention(argument.replace(" ", ".", 1)))
@@ -201,6 +203,12 @@ def _run(data: bytes) -> Any:
     raise ValueError("it has no end")  # genops has raised the same before
 
 
+def _check_key(key: Any) -> None:
+    """Refuse keys that no checkpoint has: a tuple's hash may take for ever, long integers can be made to collide."""
+    if not (len(key) <= MAX_NAME if isinstance(key, str) else isinstance(key, int) and abs(key) < 2**31):
+        raise TypeError(f"a {type(key).__name__} as a key, or a huge one")
+
+
 def _expect(value: Any, kind: Any) -> Any:
     """Return a value of a kind, or raise the TypeError of a damaged pickle."""
     if not isinstance(value, kind):
@@ -210,10 +218,10 @@ def _expect(value: Any, kind: Any) -> Any:
 
 def _mention(name: str) -> Global:
     name = re.sub(r"^__builtin__\.", "builtins.", name)  # what protocol 2 calls that module
-    if not any(fnmatchcase(name, pattern) for pattern in KNOWN):
+    if not _KNOWN.match(name):
         raise CheckpointError(
-            f"the pickle asks for {name!r}, which no checkpoint of this kind needs; nothing was run, and the file "
-            "should not be opened with torch.load or dill"
+            f"the pickle asks for {name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing was run, and "
+            "the file should not be opened with torch.load or dill"
         )
     return Global(name)
 
@@ -238,7 +246,8 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
 def _storage(identifier: Any) -> Storage:
     """Return the storage that `torch.save` calls ("storage", class, key, device, numel)."""
     _, kind, key, _, numel = _expect(identifier, tuple)
-    if not (isinstance(kind, Global) and kind.name in DTYPES and isinstance(key, str) and _counts((numel,))):
+    named = isinstance(key, str) and len(key) <= MAX_NAME
+    if not (isinstance(kind, Global) and kind.name in DTYPES and named and _counts((numel,))):
         raise ValueError("a storage whose class, key or length is none")
     return Storage(DTYPES[kind.name], key, numel)
 

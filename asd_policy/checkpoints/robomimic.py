@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import TorchArchive, mentions, read_state_dict
+from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, mentions
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.checkpoints.weights import load_weights
@@ -53,7 +53,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
         config = _configuration(payload, source)
         algo = config.section("algo")
         averaged = algo.section("ema").flag("enabled")
-        tensors = read_state_dict(archive, payload.section("model").section("ema" if averaged else "nets"))
+        tensors = archive.state_dict(payload.section("model").section("ema" if averaged else "nets"))
     shapes = payload.section("shape_metadata")
     dims = _observations(config, shapes.section("all_shapes"), source)
     unet = _unet(algo.section("unet"), tensors, source)
@@ -129,7 +129,7 @@ def _configuration(payload: Settings, source: str) -> Settings:
     if algorithm != "diffusion_policy":
         raise CheckpointError(f"{source} holds a policy of algorithm {algorithm!r}; only 'diffusion_policy' is known")
     try:
-        raw = json.loads(payload.text("config"))
+        raw = json.loads(payload.text("config", most=MAX_PICKLE))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its configuration is not JSON: {error}") from None
     return Settings(raw, "", source)
@@ -138,9 +138,10 @@ def _configuration(payload: Settings, source: str) -> Settings:
 def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, int]:
     """Return the length of each observation, in the order the network reads them (`Algo._create_shapes`)."""
     observation = config.section("observation")
-    for group, modalities in observation.section("modalities").plain().items():
-        for modality, names in Settings(modalities, f"observation.modalities.{group}", source).plain().items():
-            if names and (group, modality) != ("obs", "low_dim"):
+    groups = observation.section("modalities")
+    for group in groups:
+        for modality in groups.section(group):
+            if groups.section(group).names(modality) and (group, modality) != ("obs", "low_dim"):
                 raise CheckpointError(
                     f"{source} observes {group}.{modality}: only obs.low_dim can be read here (a policy with images or "
                     "goals needs robomimic itself)"
@@ -148,9 +149,8 @@ def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, 
     encoder = observation.section("encoder").section("low_dim").plain()
     if encoder.get("core_class") is not None or encoder.get("obs_randomizer_class") is not None:
         raise CheckpointError(f"{source}: observation.encoder.low_dim encodes or randomises; only plain ones are known")
-    low_dim = observation.section("modalities").section("obs").plain().get("low_dim")
-    names = [name for name in shapes if isinstance(low_dim, list) and name in low_dim]
-    dims = {name: shapes.counts(name, most=1)[0] for name in names}
+    low_dim = groups.section("obs").names("low_dim")
+    dims = {name: shapes.counts(name, most=1)[0] for name in shapes if name in low_dim}
     if not dims:
         raise CheckpointError(f"{source}: shape_metadata has none of the observations in obs.low_dim")
     return dims
@@ -219,9 +219,7 @@ def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> A
     if statistics is None:
         return _identity(dim)
     train = config.section("train")
-    names = train.plain().get("action_keys")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{source}: train.action_keys is no list of names")
+    names = train.names("action_keys")
     for name in names:
         if train.section("action_config").section(name).plain().get("format") == "rot_6d":
             raise CheckpointError(

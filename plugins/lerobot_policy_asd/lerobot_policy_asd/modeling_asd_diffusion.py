@@ -8,6 +8,7 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
 from asd_policy import CheckpointError, SpecError, accelerate
+from asd_policy.adapters.base import AsdStats
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
 _HUB_OPTIONS = ("force_download", "resume_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
@@ -18,6 +19,8 @@ class AsdDiffusionPolicy(DiffusionPolicy):
 
     config_class = AsdDiffusionConfig
     name = "asd_diffusion"
+    config: AsdDiffusionConfig
+    asd_stats: AsdStats
 
     def __init__(self, config: AsdDiffusionConfig, **kwargs: Any) -> None:
         """Build the policy with new weights; `from_pretrained` loads some.
