@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser, check_deterministic
+from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators
@@ -75,7 +75,8 @@ class AcceleratedFn:
         """
         if self._event != tuple(shape[1:]):
             self.reset()
-            self._check(shape, cond)
+            where = self.device or (cond.device if cond is not None else torch.device("cpu"))
+            check_on_noise(self.denoise, self.chain.timesteps, shape[1:], cond, where)
             self._event = tuple(shape[1:])
         last = None if executed is None else self._moved_on(tuple(shape), executed)
         result = self.sampler.sample(
@@ -100,14 +101,6 @@ class AcceleratedFn:
         if self._last.shape != shape:
             raise SpecError(f"executed={executed}, but the last call had {len(self._last)} rows, this one {shape[0]}")
         return move_on(self._last, executed)
-
-    def _check(self, shape: Sequence[int], cond: Tensor | None) -> None:
-        """Call the function a few times, on noise, to see whether it is one that can be sampled from."""
-        where = self.device or (cond.device if cond is not None else torch.device("cpu"))
-        x = torch.randn((3, *shape[1:]), generator=torch.Generator().manual_seed(0)).to(where)
-        steps = torch.as_tensor(self.chain.timesteps[[0, len(self.chain) // 2, -1]], device=where)
-        with torch.inference_mode():
-            check_deterministic(self.denoise, x, steps, None if cond is None else cond[:1].expand(3, *cond.shape[1:]))
 
 
 def accelerate_fn(

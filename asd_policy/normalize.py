@@ -64,9 +64,7 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
         low = statistic("min")
         width = statistic("max") - low
         if not bool(((width >= 0) & torch.isfinite(width)).all()):
-            raise CheckpointError(
-                f"statistic 'max' of {feature!r} is below 'min', or farther above than a float32 holds"
-            )
+            raise CheckpointError(f"statistic 'max' of {feature!r} is below 'min', or too far above it")
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
         return Affine(low, 2 / width, -torch.ones(dim))
     if mode == "MEAN_STD":

@@ -165,10 +165,7 @@ def inspection_table(said: dict[str, Any]) -> Table:
     row("chain", said["chain"]["why"])
     for exact, title in ((True, "exact"), (False, "approximate")):
         samplers = [each for each in said["samplers"] if each["exact"] is exact]
-        row(
-            title,
-            *(f"{each['spec']}: {'' if each['usable'] else 'not on this chain: '}{each['why']}" for each in samplers),
-        )
+        row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
     if said["normalization"]:
         row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
     for feature, ends in said["ranges"].items():

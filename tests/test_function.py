@@ -124,6 +124,12 @@ def test_functions_without_a_law_are_refused_at_the_first_call(denoise: Any, mes
     assert message in str(error.value)
 
 
+def test_a_function_that_mixes_the_conditioning_of_rows_is_refused() -> None:
+    sample = asd_policy.accelerate_fn(lambda x, t, c: x + (0 if c is None else c.mean()), SCHEDULER)
+    with pytest.raises(DenoiserError, match="with and without other rows beside it"):
+        sample((2, 2, 2), torch.tensor([[0.0], [9.0]]))
+
+
 def test_schedulers_and_specs_are_checked_before_a_call(mixture: MixtureDenoiser) -> None:
     with pytest.raises(ChainError, match="DDIMScheduler with eta=0"):
         asd_policy.accelerate_fn(mixture, DDIMScheduler())

@@ -157,7 +157,7 @@ def test_a_local_path_wins(hub: Hub, checkpoint: Path) -> None:
     [
         ("robots/none", "the Hub has no repository robots/none that you may see"),
         ("robots/gated", "the Hub's robots/gated is gated: ask for access on its page"),
-        ("robots/down", "robots/down is not whole in the Hub's cache, and the Hub cannot be reached (HfHubHTTPError)"),
+        ("robots/down", "not in the Hub's cache, or not all of it, and the Hub cannot be reached (HfHubHTTPError)"),
         (f"{REPO}@v9", "the Hub's robots/avoid has no revision 'v9'"),
     ],
 )
@@ -173,7 +173,7 @@ def test_what_the_hub_refuses_is_one_line(
 
 def test_offline_and_not_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="is not whole in the Hub's cache, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(CheckpointError, match="or not all of it, and HF_HUB_OFFLINE forbids"):
         locate(REPO)
     assert not hub.asked
 
@@ -181,7 +181,7 @@ def test_offline_and_not_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 def test_no_network(hub: Hub) -> None:
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(CheckpointError, match=r"not whole in the Hub's cache, and the Hub cannot be reached \(Conn"):
+    with pytest.raises(CheckpointError, match=r"or not all of it, and the Hub cannot be reached \(Conn"):
         locate(REPO)
 
 

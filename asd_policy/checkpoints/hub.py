@@ -52,11 +52,12 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
         reason = f"the Hub's {repo} has no revision {revision!r}"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cause = error.__cause__ or error
-        reason = (
-            f"{repo} is not whole in the Hub's cache, and HF_HUB_OFFLINE forbids to download it"
+        hindrance = (
+            "HF_HUB_OFFLINE forbids to download it"
             if constants.HF_HUB_OFFLINE
-            else f"{repo} is not whole in the Hub's cache, and the Hub cannot be reached ({type(cause).__name__})"
+            else f"the Hub cannot be reached ({type(cause).__name__})"
         )
+        reason = f"{repo} is not in the Hub's cache, or not all of it, and {hindrance}"
     except Exception as error:  # a download fails in the ways of several libraries, which change with their versions
         reason = f"the download of {repo} failed: {type(error).__name__}: {error}"
     raise CheckpointError(f"no checkpoint at {hub_id}: the path does not exist, and {reason}")

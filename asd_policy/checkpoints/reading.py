@@ -27,15 +27,19 @@ def file_in(folder: Path, name: str) -> Path:
             folder; in a snapshot of the Hub's cache links may lead to the repository's blobs, which is its layout.
     """
     path = folder / name
-    real = path.resolve()
-    roots = [folder.resolve()]
-    if roots[0].parent.name == "snapshots":
+    try:
+        real = path.resolve()
+        roots = [folder.resolve()]
+        exists, regular = real.exists(), real.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a link to itself, a name with a zero byte
+        raise CheckpointError(f"{folder} has no file {name[:80]!r}: {error}") from None
+    if roots[0].parent.name == "snapshots" and roots[0].parent.parent.name.startswith("models--"):
         roots.append(roots[0].parent.parent / "blobs")
     if not any(real.is_relative_to(root) for root in roots):
         raise CheckpointError(f"{path} leads out of the checkpoint, to {real}")
-    if not real.exists():
+    if not exists:
         raise CheckpointError(f"{path}: No such file")
-    if not real.is_file():
+    if not regular:
         raise CheckpointError(f"{path} is not a regular file")
     return path
 
