@@ -157,6 +157,16 @@ def test_what_is_no_file_is_not_waited_for(name: str, checkpoint: Path) -> None:
         asd_policy.load_policy(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["a" * 1000, "a\0b", "..", ".", "", "loop", "none"])
+def test_names_in_a_checkpoint_that_are_no_file(name: str, checkpoint: Path) -> None:
+    (checkpoint / "loop").symlink_to("loop")
+    processor = json.loads((checkpoint / "policy_preprocessor.json").read_text())
+    processor["steps"][3]["state_file"] = name
+    (checkpoint / "policy_preprocessor.json").write_text(json.dumps(processor))
+    with pytest.raises(CheckpointError, match="has no file|leads out|is not a regular file|No such file"):
+        asd_policy.load_policy(checkpoint)
+
+
 BAD_JSON = ["[" * 100_000, '{"a":' * 50_000, " " * (17 * 2**20), "\ud800", "{", '{"a": 1' + "0" * 5000 + "}"]
 
 
