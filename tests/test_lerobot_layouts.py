@@ -102,9 +102,9 @@ def test_earlier_layouts_are_the_same_policy(layout: Callable[[Path], None], che
 def test_a_checkpoint_that_lerobot_0_3_2_saved_plans_as_it_did_there() -> None:
     """Of random weights and known statistics, and what its `select_action` returned.
 
-    Made with lerobot 0.3.2 and torch 2.13.0: `torch.manual_seed(0)`, `DiffusionPolicy(config, dataset_stats=…)` with the
-    sizes in its config.json, `save_pretrained`; then four calls of `select_action` with the observation below. The start
-    of the chain and the noise of its steps were `torch.randn((1, 6, 8, 2))` of a generator with seed 7, given to it in the
+    Made with lerobot 0.3.2 and torch 2.13.0: `torch.manual_seed(0)`, `DiffusionPolicy(config, dataset_stats=…)` of the
+    sizes in config.json, `save_pretrained`; then four calls of `select_action` with the observation below. The chain's
+    start and the noise of its steps were `torch.randn((1, 6, 8, 2))` of a generator with seed 7, given to it in the
     place of `torch.randn` and of the scheduler's `randn_tensor`.
     """
     expected = load_file(GOLDEN / "expected_actions.safetensors")["actions"]
