@@ -171,8 +171,9 @@ def inspection_table(said: dict[str, Any]) -> Table:
     for feature, ends in said["ranges"].items():
         low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
         row(f"range of {printable(feature)}", f"−1 is {low}", f"+1 is {high}")
-    tuning = said["tuning"]
-    row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
+    if said["is_policy"]:
+        tuning = said["tuning"]
+        row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
     row("files", *(f"{each['name']} {each['bytes']:,} bytes, sha256 {each['sha256'][:16]}…" for each in said["files"]))
     for note in said["notes"]:
         row("note", note)
