@@ -78,8 +78,8 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
         kind = policy.text("_target_").rpartition(".")[2]
         if kind not in _NETWORKS:
             raise CheckpointError(
-                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here. Load it with "
-                "diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here: load it "
+                "with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
             )
         name = "ema_model" if config.section("training").flag("use_ema") else "model"
         tensors = archive.state_dict(payload.section("state_dicts").section(name))
