@@ -263,7 +263,7 @@ def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str)
         value = normalizer[key].float()
         if tuple(value.shape) not in ((dim,), (1,)):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool((value != 0).all())):
+        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
         parts[name] = value.expand(dim).clone()
     return Affine(torch.zeros(dim), parts["scale"], parts["offset"])
