@@ -3,15 +3,18 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import asd_policy
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints import Format, find_format, load, locate
 from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import AsdError, ChainError, SpecError
+from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.tuning import FILE, tuning_file
@@ -47,9 +50,7 @@ def inspect(path: str) -> dict[str, Any]:
         "package": asd_policy.__version__,
         "format": name,
         **asdict(description),
-        "normalization": {
-            feature: {"mode": mode} | _range(policy, feature) for feature, mode in description.normalization.items()
-        },
+        "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
         "prediction_type": chain.config["prediction_type"] if isinstance(chain, GaussianChain) else None,
         "chain": _describe_chain(chain),
         "samplers": [_describe_sampler(spec, chain) for spec in SAMPLERS],
@@ -90,18 +91,13 @@ def _describe_sampler(spec: str, chain: GaussianChain | ChainError) -> dict[str,
         sampler.check(chain)
     except SpecError as error:
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": str(error)}
-    options = ", ".join(field.name for field in fields(SAMPLERS[spec]))  # pyright: ignore[reportArgumentType]  # all are dataclasses
-    whatever = f", whatever its {options}" if options else ""
-    why = f"the law of the full chain{whatever}" if sampler.exact else "another law than that of the full chain"
+    why = "the law of the full chain, with any options" if sampler.exact else "another law than that of the full chain"
     return {"spec": spec, "usable": True, "exact": sampler.exact, "why": why}
 
 
-def _range(policy: Policy | None, feature: str) -> dict[str, Any]:
-    """Return the values, in physical units, that a feature's network input or output of -1 and 1 stand for."""
-    affine = policy.normalization.get(feature) if policy else None
-    if affine is None:
-        return {}
-    ones = affine.origin.new_ones(affine.origin.shape)
+def _range(affine: Affine) -> dict[str, list[float]]:
+    """Return the values, in physical units, that numbers of the network of -1 and 1 stand for."""
+    ones = torch.ones_like(affine.origin)
     return {"at_minus_one": affine.unnormalize(-ones).tolist(), "at_one": affine.unnormalize(ones).tolist()}
 
 

@@ -63,10 +63,17 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
     if mode == "MIN_MAX":
         low = statistic("min")
         width = statistic("max") - low
+        if not bool(((width >= 0) & torch.isfinite(width)).all()):
+            raise CheckpointError(
+                f"statistic 'max' of {feature!r} is below 'min', or farther above than a float32 holds"
+            )
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
         return Affine(low, 2 / width, -torch.ones(dim))
     if mode == "MEAN_STD":
-        return Affine(statistic("mean"), 1 / (statistic("std") + EPSILON), torch.zeros(dim))
+        deviation = statistic("std")
+        if not bool((deviation >= 0).all()):
+            raise CheckpointError(f"statistic 'std' of {feature!r} is negative")
+        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros(dim))
     if mode == "IDENTITY":
         return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
     raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

@@ -165,9 +165,15 @@ def inspection_table(said: dict[str, Any]) -> Table:
     row("chain", said["chain"]["why"])
     for exact, title in ((True, "exact"), (False, "approximate")):
         samplers = [each for each in said["samplers"] if each["exact"] is exact]
-        row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
-    for feature, entry in said["normalization"].items():
-        row(f"range of {printable(feature)}", *_range(entry))
+        row(
+            title,
+            *(f"{each['spec']}: {'' if each['usable'] else 'not on this chain: '}{each['why']}" for each in samplers),
+        )
+    if said["normalization"]:
+        row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
+    for feature, ends in said["ranges"].items():
+        low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
+        row(f"range of {printable(feature)}", f"−1 is {low}", f"+1 is {high}")
     tuning = said["tuning"]
     row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
     row("files", *(f"{each['name']} {each['bytes']:,} bytes, sha256 {each['sha256'][:16]}…" for each in said["files"]))
@@ -181,14 +187,6 @@ def inspection_table(said: dict[str, Any]) -> Table:
 def printable(text: str) -> str:
     """Return text with what a terminal would act on, or not show, written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _range(entry: dict[str, Any]) -> list[str]:
-    """Return how a feature is normalised, in two lines at most."""
-    if "at_one" not in entry:
-        return [str(entry["mode"])]
-    low, high = (", ".join(f"{value:.4g}" for value in entry[key]) for key in ("at_minus_one", "at_one"))
-    return [f"{entry['mode']}: −1 is {low}", f"{' ' * len(entry['mode'])}  +1 is {high}"]
 
 
 def _words(name: str) -> str:

@@ -49,11 +49,12 @@ def test_a_policy_that_runs_here(checkpoint: Path, capsys: pytest.CaptureFixture
 
 def test_ranges_are_what_the_network_sees_as_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The minimum and the maximum, or the mean less and plus a standard deviation; see the fixture's statistics."""
-    normalization = inspect(checkpoint, capsys)[0]["normalization"]
-    assert normalization["action"]["mode"] == "MIN_MAX"
-    assert normalization["action"]["at_minus_one"] == pytest.approx([-1, -0.5])
-    assert normalization["action"]["at_one"] == pytest.approx([0.5, 2])
-    environment = normalization["observation.environment_state"]
+    said, _ = inspect(checkpoint, capsys)
+    assert said["normalization"]["action"] == "MIN_MAX"
+    ranges = said["ranges"]
+    assert ranges["action"]["at_minus_one"] == pytest.approx([-1, -0.5])
+    assert ranges["action"]["at_one"] == pytest.approx([0.5, 2])
+    environment = ranges["observation.environment_state"]
     assert environment["at_minus_one"] == pytest.approx([-0.6, -1, -1.4])
     assert environment["at_one"] == pytest.approx([0.4, 1, 1.6])
 

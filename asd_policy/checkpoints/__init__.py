@@ -8,7 +8,7 @@ import torch
 from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
-from asd_policy.checkpoints.plugins import find_plugin, plugin_names
+from asd_policy.checkpoints.plugins import find_plugin, load_plugins
 from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
@@ -37,7 +37,8 @@ def locate(path: str | Path) -> Path:
     """
     if Path(path).exists() or not is_hub_id(str(path)):
         return Path(path)
-    return fetch(str(path), [pattern for form in FORMATS.values() for pattern in form.hub_files])
+    formats = [*FORMATS.values(), *load_plugins()[0].values()]
+    return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])
 
 
 def find_format(path: Path) -> tuple[str, Format]:
@@ -53,7 +54,7 @@ def find_format(path: Path) -> tuple[str, Format]:
             return name, form
     found, failures = find_plugin(path)
     if found is None:
-        known = ", ".join([*FORMATS, *plugin_names()])
+        known = ", ".join([*FORMATS, *load_plugins()[0]])
         raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
     return found
 

@@ -1,9 +1,9 @@
 """Checkpoint formats of other distributions, by the entry-point group `asd_policy.checkpoint_formats`.
 
-An entry point names a `Format` object; its own name is the format's name in messages.
+An entry point names a `Format` object; its own name is the format's name in messages. Other people's code may raise
+anything: what fails is named, and keeps no other from being used.
 """
 
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -12,39 +12,31 @@ from asd_policy.checkpoints.base import Format
 GROUP = "asd_policy.checkpoint_formats"
 
 
-def plugin_names() -> list[str]:
-    """Return the names of the installed plugins' formats; nothing of them is imported."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+def load_plugins() -> tuple[dict[str, Format], list[str]]:
+    """Return the formats of the installed plugins by name, and for each plugin that fails what happens."""
+    formats: dict[str, Format] = {}
+    failures: list[str] = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        told = f"the plugin {point.name!r} does not work: {point.value}"
+        try:
+            form = point.load()
+        except Exception as error:
+            failures.append(f"{told} raises {type(error).__name__}: {error}")
+            continue
+        if isinstance(form, Format):
+            formats[point.name] = form
+        else:
+            failures.append(f"{told} is a {type(form).__name__}, not a Format")
+    return formats, failures
 
 
 def find_plugin(path: Path) -> tuple[tuple[str, Format] | None, list[str]]:
-    """Ask the installed plugins for the format of a path.
-
-    One that fails keeps no other from being asked.
-
-    Args:
-        path: The checkpoint.
-
-    Returns:
-        The first name and format that knows the path, if any, and for each plugin that failed before it what happened.
-    """
-    failures: list[str] = []
-    for name, found in _ask(path):
-        if isinstance(found, Format):
-            return (name, found), failures
-        failures.append(f"the plugin {name!r} does not work: {found}")
-    return None, failures
-
-
-def _ask(path: Path) -> Iterator[tuple[str, Format | str]]:
-    """Yield each plugin that knows the path, and the error of each that fails."""
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        origin = f"{point.name} = {point.value}"
+    """Return the name and the format of the first plugin that knows a path, if any, and what failed."""
+    formats, failures = load_plugins()
+    for name, form in formats.items():
         try:
-            form = point.load()
-            if not isinstance(form, Format):
-                yield point.name, f"{origin} is a {type(form).__name__}, not a Format"
-            elif form.detect(path):
-                yield point.name, form
-        except Exception as error:  # other people's code: whatever it raises must not stop the formats after it
-            yield point.name, f"{origin} raises {type(error).__name__}: {error}"
+            if form.detect(path):
+                return (name, form), failures
+        except Exception as error:
+            failures.append(f"the plugin {name!r} does not work: detect raises {type(error).__name__}: {error}")
+    return None, failures
