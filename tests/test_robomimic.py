@@ -78,7 +78,9 @@ def test_description(tmp_path: Path) -> None:
     description = describe_robomimic(files.save_robomimic(tmp_path / "model.pth", files.robomimic()))
     assert description.parameters == sum(value.numel() for value in files.robomimic()["model"]["nets"].values())
     assert description.horizons == {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4}
+    assert description.observation == {"object": [2], "robot0_eef_pos": [3]}
     assert description.scheduler["_class_name"] == "DDPMScheduler"
+    assert set(description.normalization) == {"object", "robot0_eef_pos", "action"}
     assert description.num_inference_steps == files.STEPS
 
 

@@ -78,8 +78,8 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
         kind = policy.text("_target_").rpartition(".")[2]
         if kind not in _NETWORKS:
             raise CheckpointError(
-                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here. Load it with "
-                "diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here: load it "
+                "with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
             )
         name = "ema_model" if config.section("training").flag("use_ema") else "model"
         tensors = archive.state_dict(payload.section("state_dicts").section(name))
@@ -263,7 +263,7 @@ def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str)
         value = normalizer[key].float()
         if tuple(value.shape) not in ((dim,), (1,)):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool((value != 0).all())):
+        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
         parts[name] = value.expand(dim).clone()
     return Affine(torch.zeros(dim), parts["scale"], parts["offset"])

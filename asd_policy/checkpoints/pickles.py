@@ -65,6 +65,7 @@ KNOWN = (
 """Names that a pickle may mention, as patterns. None of them is imported; any other means that the file is not what it
 says, or an attack."""
 MAX_NAME = 500  # [characters] of a key or a storage's name; the longest of a real policy have a hundred
+MAX_DIMENSIONS = 16  # of a tensor; those of a network have 4 at most
 
 _KNOWN = re.compile("|".join(map(translate, KNOWN)))
 _MEMO = {"BINPUT", "LONG_BINPUT"}
@@ -253,5 +254,7 @@ def _storage(identifier: Any) -> Storage:
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    """Return whether values are a tuple of sizes that a tensor can have; True and False are none."""
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    """Return whether values are a tuple of sizes or strides that a tensor can have; True and False are none."""
+    if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
+        return False
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)

@@ -25,6 +25,7 @@ from asd_policy.normalize import Affine
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
+ACTION = "action"
 PREFIX = "policy.noise_pred_net."
 GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet says
 
@@ -103,12 +104,18 @@ def describe_robomimic(path: Path) -> Description:
     horizon = algo.section("horizon").plain()
     shapes = payload.section("shape_metadata")
     scheduler, steps = _scheduler(algo)
-    observed = payload.plain().get("obs_normalization_stats") is not None
+    groups = config.section("observation").section("modalities").section("obs")
+    observed = [name for modality in groups for name in groups.names(modality)]
+    maps = {
+        feature: "none" if payload.plain().get(name) is None else "(x − offset) / scale"
+        for name, features in (("obs_normalization_stats", observed), ("action_normalization_stats", [ACTION]))
+        for feature in features
+    }
     return Description(
         network="ConditionalUnet1D",
         parameters=payload.section("model").section("nets").numbers(),
-        observation=shapes.section("all_shapes").plain(),
-        action={"action": [shapes.plain().get("ac_dim")]},
+        observation={name: shape for name, shape in shapes.section("all_shapes").plain().items() if name in observed},
+        action={ACTION: [shapes.plain().get("ac_dim")]},
         horizons={
             "n_obs_steps": horizon.get("observation_horizon"),
             "horizon": horizon.get("prediction_horizon"),
@@ -116,7 +123,7 @@ def describe_robomimic(path: Path) -> Description:
         },
         scheduler=scheduler,
         num_inference_steps=steps,
-        normalization={"observations": "(x − offset) / scale" if observed else "none"},
+        normalization=maps,
     )
 
 
@@ -200,7 +207,8 @@ def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
     name = "ddpm" if algo.section("ddpm").flag("enabled") else "ddim"  # robomimic asks in this order
     options = algo.section(name).plain()
     steps = options.pop("num_inference_timesteps", None)
-    return options | {"_class_name": f"{name.upper()}Scheduler"}, steps
+    options.pop("enabled", None)
+    return {"_class_name": f"{name.upper()}Scheduler"} | options, steps
 
 
 def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, int], source: str) -> dict[str, Affine]:

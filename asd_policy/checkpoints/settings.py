@@ -104,10 +104,6 @@ class Settings:
 
         return tuple(self._check(name, default, valid, f"a list of 1 … {most} integers in 1 … {MOST}"))
 
-    def number(self, name: str, default: Any = _REQUIRED) -> float:
-        """Return a finite number."""
-        return self._check(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a finite number")
-
     def row(self, name: str, dim: int | None, nonzero: bool = False) -> Tensor:
         """Return a list of one list of finite numbers as a tensor [dim], float32.
 
@@ -120,9 +116,10 @@ class Settings:
         def valid(value: Any) -> bool:
             if not (isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and value[0]):
                 return False
-            if any(type(number) not in (int, float) or not abs(number) < _LARGE for number in value[0]):
+            least = 1 / _LARGE if nonzero else 0
+            if any(type(number) not in (int, float) or not least <= abs(number) < _LARGE for number in value[0]):
                 return False
-            return (dim is None or len(value[0]) == dim) and not (nonzero and 0 in value[0])
+            return dim is None or len(value[0]) == dim
 
         size = "a positive number of" if dim is None else dim
         kind = f"a list of one list of {size} finite {'nonzero ' if nonzero else ''}numbers"
