@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from asd_policy.adapters import accelerate, restore
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import load_policy
+from asd_policy.checkpoints import load_fn, load_policy
 from asd_policy.errors import (
     AsdError,
     ChainError,
@@ -15,6 +15,7 @@ from asd_policy.errors import (
     SpecError,
 )
 from asd_policy.experience import Experience
+from asd_policy.function import AcceleratedFn, accelerate_fn
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -28,6 +29,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AcceleratedFn",
     "AsdError",
     "ChainError",
     "CheckpointError",
@@ -47,6 +49,8 @@ __all__ = [
     "SpeculationStats",
     "__version__",
     "accelerate",
+    "accelerate_fn",
+    "load_fn",
     "load_policy",
     "make_sampler",
     "restore",

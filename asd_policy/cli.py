@@ -13,15 +13,17 @@ from rich.console import Console
 import asd_policy
 from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
 from asd_policy.commands.evaluate import EvalCommand
+from asd_policy.commands.inspect import InspectCommand
 from asd_policy.commands.tune import TuneCommand
 from asd_policy.commands.verify import VerifyCommand
 from asd_policy.errors import AsdError, SpecError
+from asd_policy.report import printable
 from asd_policy.samplers import SAMPLERS
 
 REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 
 
-COMMANDS = {"eval": EvalCommand, "verify": VerifyCommand, "tune": TuneCommand}
+COMMANDS = {"eval": EvalCommand, "verify": VerifyCommand, "tune": TuneCommand, "inspect": InspectCommand}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,7 +83,7 @@ def _fold(box: str) -> str:
 
 
 def _fail(error: Exception) -> int:
-    print("asd-policy: " + " ".join(str(error).split()), file=sys.stderr)
+    print("asd-policy: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return BAD_INPUT
 
 

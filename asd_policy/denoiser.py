@@ -1,8 +1,11 @@
 """The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from asd_policy.errors import DenoiserError
 class Denoiser(Protocol):
     """A diffusion model's network. Each row's output depends on that row alone, and on nothing random."""
 
-    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
         """Predict what the chain's `prediction_type` says.
 
         Args:
@@ -107,6 +110,31 @@ def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: T
             f"the network's output for a row differs by {change:.2g} with and without other rows beside it "
             f"(its largest output is {scale:.2g}); is batch normalisation in training mode? Call .eval()"
         )
+
+
+def check_on_noise(
+    denoiser: Denoiser,
+    timesteps: npt.NDArray[np.int64],
+    event: Sequence[int],
+    cond: Tensor | None,
+    device: torch.device,
+) -> None:
+    """Call a network a few times, on noise, to see whether it is one that can be sampled from.
+
+    Args:
+        denoiser: The network.
+        timesteps: Those of its chain [K].
+        event: Shape of one sample.
+        cond: Conditioning [B, …] of the kind that it will be given, or None.
+        device: Where it is.
+
+    Raises:
+        DenoiserError: As `check_deterministic`.
+    """
+    x = torch.randn((3, *event), generator=torch.Generator().manual_seed(0)).to(device)
+    steps = torch.as_tensor(timesteps[[0, len(timesteps) // 2, -1]], device=device)
+    with torch.inference_mode():
+        check_deterministic(denoiser, x, steps, None if cond is None else cond[torch.arange(3) % len(cond)])
 
 
 def check_finite(sample: Tensor) -> None:

@@ -44,15 +44,19 @@ class PathRecorder:
     speculates: evaluate the points of a step until one stands, so that the last one evaluated is the committed one.
     """
 
-    def __init__(self, denoiser: Denoiser, chain: GaussianChain, rows: int, dim: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, chain: GaussianChain, rows: int, dim: int, free: Tensor | None = None
+    ) -> None:
         """Begin a batch.
 
         Args:
             denoiser: The network.
             chain: Whose steps to recognise, by their timesteps.
             rows: Plans in the batch B.
-            dim: Numbers in a plan D.
+            dim: Numbers in a plan D, as far as they are sampled.
+            free: Which numbers of an event those are, in a row; None for all.
         """
+        self._free = slice(None) if free is None else free
         self._denoiser = denoiser
         self._chain = chain
         self._step_of = {int(timestep): step for step, timestep in enumerate(chain.timesteps)}
@@ -87,8 +91,8 @@ class PathRecorder:
         clean = self._chain.predict(x[known], output[known], index)
         before = np.minimum(steps, self._furthest[rows])
         self.earlier[rows, steps] = np.where(before[:, None] >= 0, self.predictions[rows, before], np.nan)
-        self.points[rows, steps] = x[known].cpu().numpy()
-        self.predictions[rows, steps] = clean.cpu().numpy()
+        self.points[rows, steps] = x[known][:, self._free].cpu().numpy()
+        self.predictions[rows, steps] = clean[:, self._free].cpu().numpy()
         first, last = np.full((2, len(self._furthest)), [[len(self._chain)], [-1]])
         np.minimum.at(first, rows, steps)
         np.maximum.at(last, rows, steps)
@@ -125,9 +129,10 @@ def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     """Return the sampler with the window it chooses for a single plan: the one in use, not one for a large batch."""
     if not (isinstance(sampler, Asd) and sampler.window is None):
         return sampler
-    shape = (1, policy.horizons.horizon, policy.action_dim)
-    past = Past(None, policy.experience.copy())
-    result = sampler.sample(policy.denoiser, policy.chain, shape, conds[:1], policy.generator, past=past)
+    past, held = Past(None, policy.experience.copy()), policy.held(conds[:1])
+    result = sampler.sample(
+        policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, held=held, past=past
+    )
     return replace(sampler, window=result.stats.window)
 
 
@@ -155,7 +160,8 @@ def draw(
         AsdError: The sampler does not fit the chain, or the network failed.
     """
     chain, generator = policy.chain, torch.Generator(policy.device).manual_seed(seed)
-    event = (policy.horizons.horizon, policy.action_dim)
+    free = _free(policy, conds)
+    dim = int(free.sum())
     pasts = _pasts(policy, sampler, conds, generator)
     recorders: list[tuple[PathRecorder, Array]] = []
     plans: list[Array] = []
@@ -164,16 +170,17 @@ def draw(
         for start in range(0, count, BATCH):
             rows = min(BATCH, count - start)
             batch = cond.expand(rows, -1)
+            held, shape = policy.held(batch), (rows, *policy.event)
             if watch and watched + rows <= max(BATCH, PATHS // len(conds)):
-                recorder = PathRecorder(policy.denoiser, chain, rows, event[0] * event[1])
+                recorder = PathRecorder(policy.denoiser, chain, rows, dim, free)
                 result = sampler.sample(
-                    recorder, chain, (rows, *event), recorder.tag(batch), generator, past=past(rows)
+                    recorder, chain, shape, recorder.tag(batch), generator, held=held, past=past(rows)
                 )
-                recorders.append((recorder, result.sample.flatten(1).cpu().double().numpy()))
+                recorders.append((recorder, result.sample.flatten(1)[:, free].cpu().double().numpy()))
                 watched += rows
             else:
-                result = sampler.sample(policy.denoiser, chain, (rows, *event), batch, generator, past=past(rows))
-            plans.append(result.sample.flatten(1).cpu().double().numpy())
+                result = sampler.sample(policy.denoiser, chain, shape, batch, generator, held=held, past=past(rows))
+            plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
     return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), _step_checks(chain, recorders))
 
@@ -186,15 +193,27 @@ def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Gen
     if not sampler.learns:
         return [lambda rows: Past()] * len(conds)
     experience = policy.experience.copy()
-    shape = (CALIBRATION, policy.horizons.horizon, policy.action_dim)
+    shape = (CALIBRATION, *policy.event)
     last_plans = [
         sampler.sample(
-            policy.denoiser, policy.chain, shape, cond.expand(CALIBRATION, -1), generator, past=Past(None, experience)
+            policy.denoiser,
+            policy.chain,
+            shape,
+            batch,
+            generator,
+            held=policy.held(batch),
+            past=Past(None, experience),
         ).sample
-        for cond in conds
+        for batch in conds.unsqueeze(1).expand(-1, CALIBRATION, -1)
     ]
     experience.freeze()
     return [partial(_past, experience, last_plan) for last_plan in last_plans]
+
+
+def _free(policy: Policy, conds: Tensor) -> Tensor:
+    """Return which numbers of a plan, in a row, are sampled and not given [D]."""
+    held = policy.held(conds[:1])
+    return torch.ones(policy.event, dtype=torch.bool).flatten() if held is None else ~held.mask[0].flatten()
 
 
 def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:

@@ -1,4 +1,4 @@
-"""Normalisation of observations and actions, as LeRobot's processors define it."""
+"""Normalisation of observations and actions: affine, and built as LeRobot's processors define it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ class Affine:
     """Shape [feature_dim], in the feature's own unit."""
     gain: Tensor
     """Shape [feature_dim]; never 0."""
-    shift: float
+    shift: Tensor
+    """Shape [feature_dim]."""
 
     def normalize(self, x: Tensor) -> Tensor:
         """Map values [..., feature_dim] from physical units."""
@@ -30,7 +31,7 @@ class Affine:
 
     def to(self, device: torch.device) -> "Affine":
         """Return the same map on another device."""
-        return Affine(self.origin.to(device), self.gain.to(device), self.shift)
+        return Affine(self.origin.to(device), self.gain.to(device), self.shift.to(device))
 
 
 def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int) -> Affine:
@@ -62,10 +63,15 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
     if mode == "MIN_MAX":
         low = statistic("min")
         width = statistic("max") - low
+        if not bool(((width >= 0) & torch.isfinite(width)).all()):
+            raise CheckpointError(f"statistic 'max' of {feature!r} is below 'min', or too far above it")
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
-        return Affine(low, 2 / width, -1.0)
+        return Affine(low, 2 / width, -torch.ones(dim))
     if mode == "MEAN_STD":
-        return Affine(statistic("mean"), 1 / (statistic("std") + EPSILON), 0.0)
+        deviation = statistic("std")
+        if not bool((deviation >= 0).all()):
+            raise CheckpointError(f"statistic 'std' of {feature!r} is negative")
+        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros(dim))
     if mode == "IDENTITY":
-        return Affine(torch.zeros(dim), torch.ones(dim), 0.0)
+        return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
     raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

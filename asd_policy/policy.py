@@ -13,18 +13,22 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser, check_deterministic
+from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, move_on
+from asd_policy.samplers.target import Held
 from asd_policy.types import Plan
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 ENVIRONMENT_KEYS = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
 """Policy feature → key in an environment's observation dictionary, by LeRobot's convention."""
+OBS = "obs"
+"""The one feature of policies whose library has a single observation vector."""
+_ALIASES = {name: (key,) for name, key in ENVIRONMENT_KEYS.items()} | {OBS: (STATE, ENVIRONMENT_KEYS[STATE])}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Horizons:
     """Actions a plan has, the first for the oldest of those observations."""
     n_action_steps: int
     """Actions executed before the next plan."""
+    first_action: int | None = None
+    """Place in a plan of the first action executed; None for n_obs_steps − 1, the action for the latest observation."""
+
+    @property
+    def executed(self) -> slice:
+        """The part of a plan that is executed."""
+        first = self.n_obs_steps - 1 if self.first_action is None else self.first_action
+        return slice(first, first + self.n_action_steps)
 
 
 class Policy:
@@ -54,6 +66,7 @@ class Policy:
         observation: Mapping[str, Affine],
         action: Affine,
         device: torch.device,
+        inpaints: bool = False,
     ) -> None:
         """Put a policy together; `load_policy` does it from a checkpoint.
 
@@ -65,11 +78,14 @@ class Policy:
             observation: Normalisation of each observation feature, in the order the network reads them.
             action: Normalisation of the action.
             device: Where to plan.
+            inpaints: Whether the network generates actions and observations side by side, those that are known held
+                (arXiv 2303.04137 with `obs_as_global_cond=False`), in place of being told the observations.
 
         Raises:
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
+        self.inpaints = inpaints
         self.denoiser = denoiser
         self.chain = chain
         self.sampler = sampler
@@ -94,6 +110,28 @@ class Policy:
         """Length of an action."""
         return len(self._action.origin)
 
+    @property
+    def normalization(self) -> dict[str, Affine]:
+        """The map of each observation feature by its name, and of the action as "action"."""
+        return {**self._observation, "action": self._action}
+
+    @property
+    def event(self) -> tuple[int, int]:
+        """Shape of one sample: horizon and numbers for each of its steps."""
+        dims = sum(self.observation_dims.values()) if self.inpaints else 0
+        return self.horizons.horizon, self.action_dim + dims
+
+    def held(self, cond: Tensor) -> Held | None:
+        """Return the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, give."""
+        if not self.inpaints:
+            return None
+        known = cond.unflatten(1, (self.horizons.n_obs_steps, -1))
+        values = cond.new_zeros((len(cond), *self.event))
+        values[:, : self.horizons.n_obs_steps, self.action_dim :] = known
+        mask = torch.zeros_like(values, dtype=torch.bool)
+        mask[:, : self.horizons.n_obs_steps, self.action_dim :] = True
+        return Held(mask, values)
+
     def with_sampler(self, sampler: Sampler) -> "Policy":
         """Return a policy with the same network and another sampler; history, noise and experience are its own.
 
@@ -115,13 +153,9 @@ class Policy:
         Raises:
             DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
         """
-        generator = torch.Generator().manual_seed(0)
         dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
-        x = torch.randn((3, self.horizons.horizon, self.action_dim), generator=generator).to(self.device)
-        cond = (2 * torch.rand((3, dims), generator=generator) - 1).to(self.device)
-        steps = torch.as_tensor(self.chain.timesteps[[0, len(self.chain) // 2, -1]], device=self.device)
-        with torch.inference_mode():
-            check_deterministic(self.denoiser, x, steps, cond)
+        cond = (2 * torch.rand((3, dims), generator=torch.Generator().manual_seed(1)) - 1).to(self.device)
+        check_on_noise(self.denoiser, self.chain.timesteps, self.event, cond, self.device)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
@@ -164,7 +198,7 @@ class Policy:
         return self._queue.popleft()
 
     def move_on(self, sample: Tensor) -> Tensor:
-        """Return samples [B, horizon, action_dim] as seen `n_action_steps` later, their last action held."""
+        """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
     def plan(self, history: Mapping[str, Tensor], generator: Any = None, last_plan: Tensor | None = None) -> Plan:
@@ -182,12 +216,11 @@ class Policy:
         start = time.perf_counter()
         normalized = [affine.normalize(history[name].to(self.device)) for name, affine in self._observation.items()]
         cond = torch.cat(normalized, dim=-1).flatten(1)
-        shape = (len(cond), self.horizons.horizon, self.action_dim)
+        shape = (len(cond), *self.event)
         past = Past(last_plan, self.experience)
-        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator, past=past)
-        chunk = self._action.unnormalize(result.sample)
-        first = self.horizons.n_obs_steps - 1  # the chunk begins at the oldest observation
-        actions = chunk[:, first : first + self.horizons.n_action_steps]
+        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator, held=self.held(cond), past=past)
+        chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
+        actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
     def _read(self, observation: Any) -> dict[str, Tensor]:
@@ -204,11 +237,12 @@ class Policy:
             observation = dict(zip(dims, parts, strict=True))
         features = {}
         for name, dim in dims.items():
-            key = name if name in observation else ENVIRONMENT_KEYS[name]
-            if key not in observation:
+            names = (name, *_ALIASES.get(name, ()))
+            key = next((key for key in names if key in observation), None)
+            if key is None:
                 raise ObservationError(
-                    f"the observation has no {name!r} or {key!r}; it has {sorted(observation)}, the policy reads "
-                    f"{_describe(dims)}"
+                    f"the observation has no {' or '.join(map(repr, names))}; it has {sorted(observation)}, the policy "
+                    f"reads {_describe(dims)}"
                 )
             value = torch.as_tensor(observation[key], dtype=torch.float32)
             if tuple(value.shape) != (dim,):
@@ -221,8 +255,3 @@ class Policy:
 
 def _describe(dims: Mapping[str, int]) -> str:
     return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())
-
-
-def move_on(sample: Tensor, executed: int) -> Tensor:
-    """Return samples [B, horizon, action_dim] as seen so many actions later, their last action held."""
-    return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, -1)], dim=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 import asd_policy
 from asd_policy.hardware import hardware
@@ -143,6 +144,47 @@ def verdict(results: dict[str, Any]) -> str:
         return f"{results['sampler']}: no difference from ddpm found ({numbers}{steps})"
     worst = min(results["checks"], key=lambda check: check["p_value"])
     return f"{results['sampler']}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+
+
+def inspection_table(said: dict[str, Any]) -> Table:
+    """Return the JSON object of `inspect` as a table for the terminal. What a checkpoint says may be any text."""
+    rich_table = Table(title=Text(printable(f"{said['policy']}: {said['format']}")), show_header=False)
+    rich_table.add_column(no_wrap=True)
+    rich_table.add_column(overflow="fold")
+
+    def row(name: str, *lines: str) -> None:
+        rich_table.add_row(name, Text("\n".join(printable(line) for line in lines)))
+
+    row("network", f"{said['network']}, {said['parameters']:,} parameters in the checkpoint")
+    for kind in ("observation", "action"):
+        if said[kind]:
+            row(kind, *(f"{name} {shape}" for name, shape in said[kind].items()))
+    if said["horizons"]:
+        row("horizons", ", ".join(f"{name} {steps}" for name, steps in said["horizons"].items()))
+    row("scheduler", ", ".join(f"{key} {value}" for key, value in said["scheduler"].items()))
+    row("chain", said["chain"]["why"])
+    for exact, title in ((True, "exact"), (False, "approximate")):
+        samplers = [each for each in said["samplers"] if each["exact"] is exact]
+        row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
+    if said["normalization"]:
+        row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
+    for feature, ends in said["ranges"].items():
+        low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
+        row(f"range of {printable(feature)}", f"−1 is {low}", f"+1 is {high}")
+    if said["is_policy"]:
+        tuning = said["tuning"]
+        row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
+    row("files", *(f"{each['name']} {each['bytes']:,} bytes, sha256 {each['sha256'][:16]}…" for each in said["files"]))
+    for note in said["notes"]:
+        row("note", note)
+    use = "asd_policy.load_policy" if said["is_policy"] else "asd_policy.load_fn"
+    row("runs here", *([f"yes, {use} loads it"] if said["runs_here"] else ["no:", *said["missing"]]))
+    return rich_table
+
+
+def printable(text: str) -> str:
+    """Return text with what a terminal would act on, or not show, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _words(name: str) -> str:

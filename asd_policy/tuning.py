@@ -1,4 +1,4 @@
-"""A policy's experience as a file: what `asd-policy tune` writes into a checkpoint's folder and `load_policy` reads."""
+"""A policy's experience as a file: what `asd-policy tune` leaves at a checkpoint and `load_policy` reads."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,11 @@ from asd_policy.hardware import hardware
 
 FILE = "asd_tuning.safetensors"
 _VERSION = "1"
+
+
+def tuning_file(checkpoint: Path) -> Path:
+    """Return where a checkpoint's tuning is: in its folder, or beside it where it is a file."""
+    return checkpoint / FILE if checkpoint.is_dir() else checkpoint.with_name(f"{checkpoint.name}.{FILE}")
 
 
 def save_tuning(path: Path, experience: Experience, device: torch.device) -> None:

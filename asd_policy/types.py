@@ -57,4 +57,4 @@ class Plan:
     cond: Tensor
     """What the network was told of the observations: normalised and flattened [B, n_obs_steps · feature dims]."""
     sample: Tensor
-    """The chunk as the network sees it, normalised, [B, horizon, action_dim]."""
+    """The chunk as the network sees it, normalised, [B, horizon, action_dim], or wider for a policy that inpaints."""

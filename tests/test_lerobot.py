@@ -110,6 +110,29 @@ def set_step(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3].update(values))
 
 
+def add_step(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"].append(values))
+
+
+def del_config(name: str) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda c: c.pop(name))
+
+
+def set_modes(**modes: str) -> Callable[[Path], None]:
+    """In config.json and in both processors, as one mistake would be."""
+
+    def update(processor: dict[str, Any]) -> None:
+        for step in processor["steps"]:
+            step["config"].get("norm_map", {}).update(modes)
+
+    def change(folder: Path) -> None:
+        edit_json(folder / "config.json", lambda c: c["normalization_mapping"].update(modes))
+        edit_json(folder / PROCESSOR, update)
+        edit_json(folder / "policy_postprocessor.json", update)
+
+    return change
+
+
 BIAS = "diffusion.unet.mid_modules.0.conv1.block.0.bias"
 BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "model.safetensors").unlink(), "No such file"),
@@ -137,7 +160,19 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_config(num_inference_steps=11), "num_inference_steps 11 is not in 1 … 10"),
     (set_config(noise_scheduler_type="DDIM"), "DDIMScheduler with eta=0, its default"),
     (set_config(normalization_mapping=[1]), "normalization_mapping [1] is not an object"),
-    (set_config(normalization_mapping={"ACTION": "LOG"}), "normalisation mode 'LOG' of 'action'"),
+    (set_modes(ACTION="LOG"), "normalisation mode 'LOG' of 'action'"),
+    (set_config(normalization_mapping={}), "normalises 'observation.state' by 'MIN_MAX', config.json by 'IDENTITY'"),
+    (set_step(config={"normalize_observation_keys": []}), "normalises 'observation.state' by 'IDENTITY'"),
+    (set_step(config={"eps": 0.1}), "eps 0.1 is not 1e-08"),
+    (add_step(registry_name="delta_action_processor"), "has a step 'delta_action_processor', which is not known here"),
+    (add_step(**{"class": "os.system"}), "has a step None, which is not known here"),
+    (add_step(registry_name="device_processor", config={"rename_map": {"a": "b"}}), "renames observations"),
+    (del_config("normalization_mapping"), "has no normalization_mapping"),
+    (set_config(horizon=10**9), "horizon 1000000000 is not in 1 … 4096"),
+    (set_config(horizon=4096, num_train_timesteps=100_000), "819200000 random numbers; 134217728 are the most"),
+    (set_config(down_dims=[8] * 10**5), "horizon 16 is not a multiple of"),
+    (set_config(beta_end=10**400), "is not a finite number"),
+    (set_config(input_features={STATE: {"type": "ENV", "shape": [4]}}), f"type 'ENV' of '{STATE}' is not 'STATE'"),
     (set_config(input_features=None), "no input_features"),
     (set_config(input_features={}), "needs 'observation.state'"),
     (set_config(input_features={STATE: {"shape": [4]}, "observation.image": {"shape": [3, 9, 9]}}), "needs lerobot"),
@@ -152,6 +187,8 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_step(state_file="../../secret.safetensors"), "is not a plain file name"),
     (set_step(state_file="none.safetensors"), "No such file"),
     (set_tensor(STATISTICS, f"{STATE}.min", None), f"MIN_MAX of '{STATE}' needs the statistic 'min'"),
+    (set_tensor(STATISTICS, f"{STATE}.max", torch.full((4,), -9.0)), f"'max' of '{STATE}' is below 'min'"),
+    (set_tensor(STATISTICS, f"{ENVIRONMENT_STATE}.std", torch.full((3,), -1.0)), "is negative"),
     (set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(3)), "has shape (3,), not (4,)"),
     (set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)), "is not finite"),
 ]

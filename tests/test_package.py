@@ -18,7 +18,8 @@ MANIFEST = json.loads((ROOT / "checkpoints/manifest.json").read_text())
 
 
 def test_importing_brings_in_no_environment_and_no_optional_package() -> None:
-    heavy = ("gymnasium", "mujoco", "diffusers", "onnxruntime", "lerobot", "scipy", "matplotlib", "rich", "asd_envs")
+    heavy = ("gymnasium", "mujoco", "diffusers", "huggingface_hub", "onnxruntime", "lerobot", "scipy", "matplotlib",
+             "rich", "asd_envs")  # fmt: skip
     code = f"import sys, asd_policy; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar, overload
 
-from asd_policy.adapters import lerobot
+from asd_policy.adapters import diffusion_policy, lerobot
 from asd_policy.adapters.base import Adapter, Patch
 from asd_policy.errors import SpecError
 from asd_policy.policy import Policy
@@ -10,7 +10,11 @@ from asd_policy.samplers import make_sampler
 
 P = TypeVar("P")
 
-ADAPTERS: dict[str, Adapter] = {"LeRobot's DiffusionPolicy": lerobot.ADAPTER}
+ADAPTERS: dict[str, Adapter] = {
+    "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
+    "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
+    "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
+}
 """Every adapter by the name of its policies in messages."""
 
 _UNDO = "_asd_undo"  # on an accelerated object: patches that bring back what was there before

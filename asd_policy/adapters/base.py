@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser, check_deterministic
+from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
-from asd_policy.policy import move_on
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.target import Held
 from asd_policy.types import SpeculationStats
 
@@ -126,7 +125,8 @@ class Planner:
             ObservationError: The noise is not of `shape`.
         """
         if not self._checked:
-            self._check(denoiser, shape, device, cond)
+            check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
+            self._checked = True
         tape = NoiseTape.draw(shape, len(self.chain), generator, device)
         if noise is not None:
             if tuple(noise.shape) != shape:
@@ -139,11 +139,3 @@ class Planner:
         self._last = move_on(result.sample, executed)
         self.stats.add(result.stats)
         return result.sample.clone()  # it was made in inference mode, which the library need not be in
-
-    def _check(self, denoiser: Denoiser, shape: tuple[int, ...], device: torch.device, cond: Tensor | None) -> None:
-        """Try the network on noise, for the first row's observation."""
-        x = torch.randn((3, *shape[1:]), generator=torch.Generator().manual_seed(0)).to(device)
-        timesteps = torch.as_tensor(self.chain.timesteps[[0, len(self.chain) // 2, -1]], device=device)
-        with torch.inference_mode():
-            check_deterministic(denoiser, x, timesteps, None if cond is None else cond[:1].expand(3, *cond.shape[1:]))
-        self._checked = True

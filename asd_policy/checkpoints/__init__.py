@@ -1,57 +1,131 @@
 """Public checkpoint formats: each is a loader, found by the content of the path."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
 import torch
 
-from asd_policy.checkpoints.lerobot import is_lerobot, load_lerobot
+from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.hub import fetch, is_hub_id
+from asd_policy.checkpoints.plugins import find_plugin, load_plugins
+from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import CheckpointError, SpecError
+from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.tuning import FILE, load_tuning
+from asd_policy.samplers import make_sampler
+from asd_policy.tuning import load_tuning, tuning_file
+
+__all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
+
+MAX_PLAN = 2**27  # random numbers; half a gigabyte
+
+FORMATS: dict[str, Format] = {
+    "LeRobot diffusion folder": lerobot.FORMAT,
+    "diffusers UNet1DModel folder": diffusers.FORMAT,
+    "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
+    "robomimic .pth": robomimic.FORMAT,
+}
+"""Every format of this package by its name in messages; `plugins.py` finds those of others."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """A checkpoint format."""
+def locate(path: str | Path) -> Path:
+    """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
 
-    detect: Callable[[Path], bool]
-    """Whether a path holds this format; reads as little as will tell."""
-    load: Callable[[Path, Sampler, torch.device], Policy]
-    """Loads it; never runs code from it."""
+    Raises:
+        CheckpointError: It looks like a Hub id, and the Hub has no such repository or cannot be asked.
+    """
+    if Path(path).exists() or not is_hub_id(str(path)):
+        return Path(path)
+    formats = [*FORMATS.values(), *load_plugins()[0].values()]
+    return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])
 
 
-FORMATS: dict[str, Format] = {"LeRobot diffusion folder": Format(is_lerobot, load_lerobot)}
-"""Every format by its name in messages."""
+def find_format(path: Path) -> tuple[str, Format]:
+    """Return the name and the format of a checkpoint; plugins are asked where no format of this package fits.
+
+    Raises:
+        CheckpointError: No such path, or no known format.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: the path does not exist")
+    for name, form in FORMATS.items():
+        if form.detect(path):
+            return name, form
+    found, failures = find_plugin(path)
+    if found is None:
+        known = ", ".join([*FORMATS, *load_plugins()[0]])
+        raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
+    return found
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
-        path: A LeRobot diffusion folder of a state-based policy.
+        path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
         device: A torch device such as "cpu" or "cuda".
 
     Raises:
-        CheckpointError: No such path, no known format, or a checkpoint that is broken.
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}: the path does not exist")
-    found = next((form for form in FORMATS.values() if form.detect(path)), None)
-    if found is None:
-        raise CheckpointError(f"{path} is not a checkpoint of a known format: {', '.join(FORMATS)}")
-    policy = found.load(path, make_sampler(sampler), _device(device))
-    tuning = path / FILE
-    if tuning.exists():
-        dim = policy.horizons.horizon * policy.action_dim
-        policy.experience = load_tuning(tuning, policy.chain, dim, policy.device)
-    return policy
+    loaded = load(locate(path), sampler, device)
+    if not isinstance(loaded, Policy):
+        raise CheckpointError(
+            f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
+            "are normalised; asd_policy.load_fn samples from it"
+        )
+    return loaded
+
+
+def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
+    """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
+
+    Args:
+        path: As for `load_policy`.
+        sampler: Spec of the sampler.
+        device: A torch device such as "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is a policy.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
+    """
+    loaded = load(locate(path), sampler, device)
+    if isinstance(loaded, Policy):
+        raise CheckpointError(f"{path} is a policy: asd_policy.load_policy loads it")
+    return loaded
+
+
+def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
+    """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
+
+    Raises:
+        CheckpointError: No such path, no known format, or a checkpoint that is broken.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
+    """
+    loaded = find_format(path)[1].load(path, make_sampler(sampler), _device(device))
+    if isinstance(loaded, Policy):
+        _check_size(loaded)
+        tuning = tuning_file(path)
+        if tuning.exists():
+            dim = math.prod(loaded.event)
+            loaded.experience = load_tuning(file_in(tuning.parent, tuning.name), loaded.chain, dim, loaded.device)
+    return loaded
+
+
+def _check_size(policy: Policy) -> None:
+    """Refuse a policy whose plans need more memory than a configuration should be trusted with."""
+    numbers = len(policy.chain) * math.prod(policy.event)
+    if numbers > MAX_PLAN:
+        raise CheckpointError(
+            f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {len(policy.chain)} steps needs "
+            f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ class EvalCommand:
     """Roll a policy out in an environment with each sampler, on the same seeds, and compare."""
 
     policy: str
-    """Checkpoint: a LeRobot diffusion folder."""
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     env: str
     """Gymnasium id of the environment, such as asd/Avoid-v0."""
     out: Path

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from asd_policy import evaluate, law, report
-from asd_policy.checkpoints import load_policy
+from asd_policy.checkpoints import load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.experience import Experience
 from asd_policy.policy import Policy
@@ -18,7 +18,7 @@ from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Target
 from asd_policy.samplers.window import DEFAULT_WINDOW, measure_latency, window_costs
-from asd_policy.tuning import FILE, save_tuning
+from asd_policy.tuning import save_tuning, tuning_file
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TuneCommand:
     """Measure network latency and what plans teach, and keep both with the policy for the sampler `asd`."""
 
     policy: str
-    """Checkpoint: a LeRobot diffusion folder."""
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     env: str | None = None
     """Gymnasium id: learn in its episodes, and not at observations at random in the normalisation's range."""
     plans: int = 64
@@ -64,7 +64,7 @@ class TuneCommand:
         _measure(policy)
         costs = window_costs(policy.experience, 1, len(policy.chain))
         window = min(costs, key=lambda window: costs[window])
-        path = self.out or Path(self.policy) / FILE
+        path = self.out or tuning_file(locate(self.policy))
         save_tuning(path, policy.experience, policy.device)
         results = {
             **record,
@@ -107,9 +107,15 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
     """Plan one by one at random observations."""
     policy.reset(evaluate.learning_seed(seed))
     for cond in law.at_random(policy, plans, seed):
-        past = Past(None, policy.experience)
+        batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(
-            policy.denoiser, policy.chain, _shape(policy), cond.unsqueeze(0), policy.generator, past=past
+            policy.denoiser,
+            policy.chain,
+            (1, *policy.event),
+            batch,
+            policy.generator,
+            held=policy.held(batch),
+            past=past,
         )
         advance()
 
@@ -117,10 +123,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
 def _measure(policy: Policy) -> None:
     """Time the network for single plans."""
     cond = law.at_random(policy, 1, seed=0)
-    target = Target(policy.denoiser, policy.chain, _shape(policy), cond)
+    shape = (1, *policy.event)
+    target = Target(policy.denoiser, policy.chain, shape, cond, policy.held(cond))
     with torch.inference_mode():
-        measure_latency(target, torch.zeros(_shape(policy), device=policy.device), policy.experience)
-
-
-def _shape(policy: Policy) -> tuple[int, int, int]:
-    return 1, policy.horizons.horizon, policy.action_dim
+        measure_latency(target, torch.zeros(shape, device=policy.device), policy.experience)

@@ -20,7 +20,7 @@ class VerifyCommand:
     """Test whether a sampler's law is the sequential one on a policy: exit status 0 if so, 1 if not."""
 
     policy: str
-    """Checkpoint: a LeRobot diffusion folder."""
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     sampler: str = "asd"
     """Spec of the sampler in question; an approximate one such as ddim:10 should fail."""
     samples: int = 256

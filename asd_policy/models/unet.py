@@ -1,6 +1,7 @@
 """The conditional 1-D U-Net of Diffusion Policy, with the parameter names of LeRobot's `DiffusionPolicy`."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,33 @@ class UnetConfig:
     action_dim: int
     """Channels in and out."""
     cond_dim: int
-    """Length of the flattened observation history."""
+    """Length of the flattened observation history; 0 for a network that is told none."""
     down_dims: tuple[int, ...] = (512, 1024, 2048)
     """Channels of each resolution; the horizon is halved between two of them."""
     kernel_size: int = 5
     n_groups: int = 8
     diffusion_step_embed_dim: int = 128
     use_film_scale_modulation: bool = True
+
+    def problem(self, horizon: int) -> str | None:
+        """Return what makes this no network for plans of `horizon` steps, or None."""
+        levels = len(self.down_dims)
+        factor = 2 ** min(levels - 1, horizon.bit_length())  # beyond that no horizon is a multiple
+        if horizon % factor:
+            return f"horizon {horizon} is not a multiple of {factor}, as {levels} down_dims need"
+        if any(channels % self.n_groups for channels in self.down_dims):
+            return f"down_dims {list(self.down_dims)} are not multiples of n_groups {self.n_groups}"
+        if self.kernel_size % 2 == 0:
+            return f"kernel_size {self.kernel_size} is not odd"
+        if self.diffusion_step_embed_dim % 2 or self.diffusion_step_embed_dim < 4:
+            return f"diffusion_step_embed_dim {self.diffusion_step_embed_dim} is not even and at least 4"
+        return None
+
+
+def diffusion_policy_name(key: str) -> str:
+    """Return what diffusion_policy's `ConditionalUnet1D` (`model/diffusion/conditional_unet1d.py`) calls a tensor."""
+    key = key.replace(".conv1.", ".blocks.0.").replace(".conv2.", ".blocks.1.")
+    return re.sub(r"^((?:down|up)_modules\.\d+\.2)\.", r"\1.conv.", key)
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -86,7 +107,9 @@ class ResidualBlock(nn.Module):
 class ConditionalUnet1d(nn.Module):
     """Noise prediction network of Diffusion Policy (Chi et al., arXiv 2303.04137), FiLM on the observation.
 
-    State-dict keys and numerics are those of `diffusion.unet` in a LeRobot diffusion checkpoint.
+    State-dict keys and numerics are those of `diffusion.unet` in a LeRobot diffusion checkpoint. `ConditionalUnet1D` of
+    diffusion_policy and of robomimic is the same function of the same tensors, under other keys
+    (`diffusion_policy_name`).
     """
 
     def __init__(self, config: UnetConfig) -> None:
@@ -144,12 +167,14 @@ class ConditionalUnet1d(nn.Module):
         Args:
             x: Noisy action chunks [N, horizon, action_dim].
             timestep: Diffusion timesteps [N].
-            cond: Normalised, flattened observation histories [N, cond_dim].
+            cond: Normalised, flattened observation histories [N, cond_dim]; not looked at where cond_dim is 0.
 
         Returns:
             Predictions [N, horizon, action_dim].
         """
-        film = torch.cat([self.diffusion_step_encoder(timestep), cond], dim=-1)
+        film = self.diffusion_step_encoder(timestep)
+        if self.config.cond_dim:
+            film = torch.cat([film, cond], dim=-1)
         hidden = x.transpose(1, 2)
         skips: list[Tensor] = []
         # A ModuleList of ModuleLists is annotated as holding plain modules, which cannot be unpacked.

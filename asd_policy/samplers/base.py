@@ -41,6 +41,11 @@ class Past:
     """Learned from the plans of a policy; a sampler that can learn adds its own."""
 
 
+def move_on(sample: Tensor, executed: int) -> Tensor:
+    """Return samples [B, horizon, …] as seen `executed` control steps later, their last step held."""
+    return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, *sample.shape[2:])], dim=1)
+
+
 class Sampler(abc.ABC):
     """A way to sample a chain. Instances hold options only and can be shared."""
 

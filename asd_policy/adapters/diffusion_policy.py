@@ -1,0 +1,167 @@
+"""The policies of real-stanford/diffusion_policy, live: `conditional_sample` is the one place where each samples.
+
+It is one loop in all of them (`diffusion_policy/policy/diffusion_*_policy.py`): the network's input has the known
+coordinates written into it, then `noise_scheduler.step`. Normalisers and image encoders are outside it, and stay as
+they are; encoders run once per plan.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.chain import GaussianChain, transition
+from asd_policy.errors import ChainError, ObservationError
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.target import Held
+
+_UNETS = {
+    "unet_lowdim": "UnetLowdim",
+    "unet_image": "UnetImage",
+    "unet_hybrid_image": "UnetHybridImage",
+    "unet_video": "UnetVideo",
+}
+_TRANSFORMERS = {"transformer_lowdim": "TransformerLowdim", "transformer_hybrid_image": "TransformerHybridImage"}
+_TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampling:
+    """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
+
+    policy: Any
+    planner: Planner
+    scheduler: Any
+    """The noise scheduler that the planner's chain was read from."""
+    options: Mapping[str, Any]
+    """Those of its step."""
+
+    def sample(
+        self,
+        data: Tensor,
+        mask: Tensor,
+        told: Mapping[str, Tensor | None],
+        generator: torch.Generator | None,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """Sample trajectories.
+
+        Args:
+            data: Known coordinates [B, T, D].
+            mask: Where they are known [B, T, D].
+            told: The network's conditioning by the names of its arguments, one of them at most.
+            generator: Source of the noise; None for torch's global one.
+            options: Of the scheduler's step.
+
+        Returns:
+            Trajectories [B, T, D] in the dtype of `data`.
+
+        Raises:
+            ChainError: The policy's noise scheduler or its options have been changed.
+            DenoiserError: See `Planner.sample`.
+            ObservationError: There are two kinds of conditioning.
+        """
+        policy = self.policy
+        same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == len(self.planner.chain)
+        if not same or options != self.options:
+            raise ChainError(
+                f"the policy was accelerated with another noise scheduler, {len(self.planner.chain)} inference steps "
+                f"or options of its step, which were {self.options}; accelerate it again"
+            )
+        given = {name: value for name, value in told.items() if value is not None}
+        if len(given) > 1:
+            raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
+        name = next(iter(given), None)
+
+        def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+            return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
+
+        held = Held(mask, data.float()) if bool(mask.any()) else None
+        cond = None if name is None else given[name]
+        shape, executed = tuple(data.shape), policy.n_action_steps
+        plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, held=held)
+        return plans.to(data.dtype)
+
+    def of_unet(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        local_cond: Tensor | None = None,
+        global_cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Take the place of a U-Net policy's `conditional_sample`; see `sample`."""
+        told = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.sample(condition_data, condition_mask, told, generator, kwargs)
+
+    def of_transformer(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
+        return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        type(self.policy).reset(self.policy)
+        self.planner.begin_episode()
+
+
+def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
+    scheduler = policy.noise_scheduler
+    chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
+    _check_step(scheduler, chain, policy.kwargs)
+    planner = Planner(sampler, chain)
+    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs))
+    return [
+        Patch(policy, "conditional_sample", getattr(sampling, method)),
+        Patch(policy, "reset", sampling.reset),
+        Patch(policy, "asd_stats", planner.stats),
+    ]
+
+
+def _check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose own steps are not those of the chain that its configuration describes.
+
+    diffusion_policy pins diffusers 0.11, whose DDPMScheduler steps to timestep t − 1 even where it leaves some out.
+
+    Raises:
+        ChainError: A step is another one.
+    """
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(len(chain))
+    x, output = torch.randn((2, 1, 4, 2), generator=torch.Generator().manual_seed(0))
+    tables = chain.tables(x.device, x.dtype)
+    same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()
+    for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
+        expected = own.step(output, timestep, x, generator=torch.Generator().manual_seed(k), **options).prev_sample
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
+        step = transition(tables.a[k], chain.predict(x, output, k), tables.sigma[k], noise, tables.b[k], x)
+        same = same and bool(torch.allclose(step, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
+    if not same:
+        raise ChainError(
+            f"this {type(scheduler).__name__} does not step as its configuration says in {len(chain)} of "
+            f"{chain.config['num_train_timesteps']} timesteps; use a newer diffusers, or as many inference steps as "
+            "training timesteps"
+        )
+
+
+def _classes(names: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"diffusion_policy.policy.diffusion_{file}_policy.Diffusion{name}Policy" for file, name in names.items()
+    )
+
+
+UNET_ADAPTER = Adapter(_classes(_UNETS), lambda policy, sampler: _patches(policy, sampler, "of_unet"))
+TRANSFORMER_ADAPTER = Adapter(
+    _classes(_TRANSFORMERS), lambda policy, sampler: _patches(policy, sampler, "of_transformer")
+)

@@ -1,0 +1,50 @@
+"""What a checkpoint format is: three functions, and a description that needs no weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asd_policy.function import AcceleratedFn
+from asd_policy.policy import Policy
+from asd_policy.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint's files say of it, whether it can be run here or not. Values are as stored, not checked."""
+
+    network: str
+    """What predicts, by its class name in its own library."""
+    parameters: int
+    """Numbers in the weights of the whole checkpoint, encoders included."""
+    observation: Mapping[str, Any] = field(default_factory=dict)
+    """Shape of each observation feature."""
+    action: Mapping[str, Any] = field(default_factory=dict)
+    """Shape of each output feature."""
+    horizons: Mapping[str, Any] = field(default_factory=dict)
+    """`n_obs_steps`, `horizon` and `n_action_steps` as far as they are known, in control steps."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """The noise scheduler's configuration in the words of diffusers, `_class_name` first."""
+    num_inference_steps: Any = None
+    """Steps of the chain; None for all the training steps."""
+    normalization: Mapping[str, Any] = field(default_factory=dict)
+    """How each feature is normalised."""
+    notes: tuple[str, ...] = ()
+    """What else a user has to know of it, a sentence each."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A checkpoint format. None of its functions runs code from a checkpoint."""
+
+    detect: Callable[[Path], bool]
+    """Whether a path holds this format, by content; reads as little as will tell, and raises nothing."""
+    load: Callable[[Path, Sampler, torch.device], Policy | AcceleratedFn]
+    """Loads it, as a policy where it is one; raises a `CheckpointError` that names what is wrong."""
+    describe: Callable[[Path], Description]
+    """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""
+    hub_files: tuple[str, ...] = ()
+    """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""

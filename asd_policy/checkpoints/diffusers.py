@@ -1,0 +1,164 @@
+"""Folders of diffusers with a `UNet1DModel`: trajectory models such as those of Diffuser (arXiv 2205.09991).
+
+As `DiffusionPipeline.save_pretrained` writes them (model_index.json, unet/, scheduler/), or the model and its scheduler
+saved into one folder. They hold a network and a noise schedule and are no policies: which of the channels are actions
+and which observations, and how both were normalised, the pipeline (`ValueGuidedRLPipeline`) takes from an environment.
+"""
+
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
+from asd_policy.checkpoints.weights import load_weights
+from asd_policy.errors import CheckpointError, SpecError
+from asd_policy.function import AcceleratedFn
+from asd_policy.samplers import Sampler
+
+INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler_config.json"
+HUB_FILES = (INDEX, *(at + name for at in ("", "unet/") for name in (CONFIG, WEIGHTS)), SCHEDULER, f"*/{SCHEDULER}")
+CHANNELS = 2  # where a configuration does not say
+PICKLE = "diffusion_pytorch_model.bin"
+MAX_BLOCKS = 32  # of each kind, and layers of each; more would only take time to build
+
+
+@dataclass(frozen=True)
+class Unet1dDenoiser:
+    """A `UNet1DModel` as a denoiser of samples [N, horizon, channels], the layout of `ValueGuidedRLPipeline`."""
+
+    network: nn.Module
+    """The `UNet1DModel`."""
+    channels: int
+    """Numbers per time step of a sample."""
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
+        """Predict what the scheduler's `prediction_type` says.
+
+        Raises:
+            SpecError: There is conditioning, which the network has no input for, or the channels are not its own.
+        """
+        if cond is not None:
+            raise SpecError("a UNet1DModel takes no conditioning; what is known of a sample can be held")
+        if x.ndim != 3 or x.shape[2] != self.channels:
+            raise SpecError(f"the UNet1DModel samples (horizon, {self.channels}), not {tuple(x.shape[1:])}")
+        return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
+
+
+def is_unet1d(folder: Path) -> bool:
+    """Return whether a folder holds a `UNet1DModel` of diffusers."""
+    return _place(folder) is not None
+
+
+def describe_unet1d(folder: Path) -> Description:
+    """Say what a folder with a `UNet1DModel` holds.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    at, config = _read_config(folder)
+    shape = f"(horizon, {config.get('in_channels')!r})"
+    notes = [f"it samples arrays {shape}; which channels are what, and their units, is not in the checkpoint"]
+    pipeline = find_json(folder, INDEX).get("_class_name")
+    if pipeline == "ValueGuidedRLPipeline":
+        notes.append(f"its {pipeline} pushes samples towards value; what is sampled here is the law without that")
+    return Description(
+        network="UNet1DModel",
+        parameters=count_numbers(read_shapes(folder, _weights(folder, at))),
+        scheduler=_read_scheduler(folder, at),
+        notes=tuple(notes),
+    )
+
+
+def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> AcceleratedFn:
+    """Load a `UNet1DModel` and its scheduler.
+
+    Args:
+        folder: As diffusers saves them.
+        sampler: How to sample.
+        device: Where to sample.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or the tensors do not fit the configuration.
+        ChainError: The noise scheduler is not one that can be sampled here.
+        SpecError: The sampler's options do not fit the chain.
+    """
+    from diffusers.models.unets.unet_1d import UNet1DModel
+
+    at, config = _read_config(folder)
+    chain = GaussianChain.from_scheduler(_read_scheduler(folder, at))
+    _check(config, f"{at}{CONFIG}")
+    known = {name: config[name] for name in signature(UNet1DModel.__init__).parameters if name in config}
+    weights_file = _weights(folder, at)
+    weights = read_tensors(folder, weights_file)
+
+    def make() -> nn.Module:
+        return UNet1DModel(**known)
+
+    network = load_weights(make, weights, lambda key: key, weights_file, f"{at}{CONFIG}").to(device)
+    return AcceleratedFn(Unet1dDenoiser(network, config.get("in_channels", CHANNELS)), chain, sampler, device)
+
+
+def _place(folder: Path) -> str | None:
+    """Return where in a folder the model is: "unet/", or "" for the folder itself."""
+    places = (at for at in ("unet/", "") if find_json(folder, at + CONFIG).get("_class_name") == "UNet1DModel")
+    return next(places, None)
+
+
+def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return where the model is, and its configuration."""
+    at = _place(folder) or ""
+    return at, read_json(folder, at + CONFIG)
+
+
+def _read_scheduler(folder: Path, at: str) -> dict[str, Any]:
+    """Return the scheduler's configuration, in the words of diffusers today.
+
+    Before 0.13 a flag `predict_epsilon` could say what is `prediction_type` now, "epsilon" or "sample".
+    """
+    name = f"scheduler/{SCHEDULER}" if at else SCHEDULER
+    config = read_json(folder, name)
+    flag = config.pop("predict_epsilon", None)
+    if flag is not None and "prediction_type" not in config:
+        if not isinstance(flag, bool):
+            raise CheckpointError(f"{name}: predict_epsilon {flag!r} is not true or false")
+        config["prediction_type"] = "epsilon" if flag else "sample"
+    return config
+
+
+def _weights(folder: Path, at: str) -> str:
+    """Return the name of the weights' file.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if not (folder / (at + WEIGHTS)).exists():
+        raise CheckpointError(
+            f"{folder / (at + WEIGHTS)}: No such file; a {PICKLE} in its place is a pickle, which could run code and "
+            "is not read: load and save it with diffusers, which writes safetensors"
+        )
+    return at + WEIGHTS
+
+
+def _check(config: dict[str, Any], name: str) -> None:
+    """Refuse what would take forever to build, and networks that predict something else than a sample's shape."""
+    for key in ("down_block_types", "up_block_types", "block_out_channels"):
+        if not isinstance(config.get(key, []), list) or len(config.get(key, [])) > MAX_BLOCKS:
+            raise CheckpointError(f"{name}: {key} is not a list of {MAX_BLOCKS} entries at most")
+    layers = config.get("layers_per_block", 1)
+    if not isinstance(layers, int) or not 1 <= layers <= MAX_BLOCKS:
+        raise CheckpointError(f"{name}: layers_per_block {layers!r} is not in 1 … {MAX_BLOCKS}")
+    if config.get("out_block_type") == "ValueFunction":
+        raise CheckpointError(f"{name} is of a value function, which predicts a number and no sample")
+    channels, out = (config.get(f"{way}_channels", CHANNELS) for way in ("in", "out"))
+    if channels != out or config.get("extra_in_channels", 0) != 0:
+        raise CheckpointError(f"{name}: {channels!r} channels in (and extra ones?) but {out!r} out make no denoiser")
+
+
+FORMAT = Format(is_unet1d, load_unet1d, describe_unet1d, HUB_FILES)

@@ -1,0 +1,269 @@
+"""Checkpoints of real-stanford/diffusion_policy, low-dimensional policies: one `.ckpt` file of a training workspace.
+
+The format is that of `BaseWorkspace.save_checkpoint`: `torch.save` of `{"cfg", "state_dicts", "pickles"}` with dill,
+where `cfg` is the resolved omegaconf configuration and `state_dicts` has the policies `model` and `ema_model`, their
+normaliser inside. Nothing of diffusion_policy, hydra, omegaconf or dill is imported, and nothing in the file is run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.archives import TorchArchive, mentions
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.settings import Settings
+from asd_policy.checkpoints.weights import load_weights
+from asd_policy.errors import CheckpointError
+from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.normalize import Affine
+from asd_policy.policy import OBS, Horizons, Policy
+from asd_policy.samplers import Sampler
+
+ACTION = "action"
+MODEL_PREFIX = "model."
+NORMALIZER_PREFIX = "normalizer.params_dict."
+STATISTICS = ("min", "max", "mean", "std")  # of the data that a normaliser was fitted to; it does not compute with them
+
+_DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty; they tell a device
+_FIELDS = {
+    *("_target_", "model", "noise_scheduler", "horizon", "obs_dim", "action_dim", "n_action_steps", "n_obs_steps"),
+    *("num_inference_steps", "pred_action_steps_only"),
+}  # of every policy; any other argument goes to the scheduler's step
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a policy's plans are laid out, whichever its network."""
+
+    obs_dim: int
+    action_dim: int
+    horizons: Horizons
+    inpaints: bool
+
+    @property
+    def width(self) -> int:
+        """Numbers in a step of a sample."""
+        return self.action_dim + (self.obs_dim if self.inpaints else 0)
+
+
+def is_diffusion_policy(path: Path) -> bool:
+    """Return whether a file looks like a workspace's checkpoint, or is a damaged zip file that might be one."""
+    return mentions(path, "state_dicts")
+
+
+def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) -> Policy:
+    """Load a low-dimensional policy, with its averaged weights where the training kept them.
+
+    Args:
+        path: A `.ckpt` file of a `DiffusionUnetLowdimPolicy` or a `DiffusionTransformerLowdimPolicy`.
+        sampler: How to plan.
+        device: Where to plan.
+
+    Raises:
+        CheckpointError: The file is damaged or hostile, of another policy, or its weights do not fit its configuration.
+        ChainError: The noise scheduler is not one that can be sampled here.
+        SpecError: The sampler's options do not fit the chain.
+    """
+    source = str(path)
+    with TorchArchive(path) as archive:
+        payload = Settings(archive.payload(), "", source)
+        config = payload.section("cfg")
+        policy = config.section("policy")
+        kind = policy.text("_target_").rpartition(".")[2]
+        if kind not in _NETWORKS:
+            raise CheckpointError(
+                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here: load it "
+                "with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+            )
+        name = "ema_model" if config.section("training").flag("use_ema") else "model"
+        tensors = archive.state_dict(payload.section("state_dicts").section(name))
+    weights, normalizer = _split(tensors, source)
+    layout = _LAYOUTS[kind](policy, source)
+    network = _NETWORKS[kind](policy.section("model"), layout, weights, source)
+    return Policy(
+        denoiser=network.to(device),
+        chain=GaussianChain.from_scheduler(_scheduler(policy), policy.count("num_inference_steps", None)),
+        sampler=sampler,
+        horizons=layout.horizons,
+        observation={OBS: _affine(normalizer, OBS, layout.obs_dim, source)},
+        action=_affine(normalizer, ACTION, layout.action_dim, source),
+        device=device,
+        inpaints=layout.inpaints,
+    )
+
+
+def describe_diffusion_policy(path: Path) -> Description:
+    """Say what a workspace's checkpoint holds, one of an image policy too.
+
+    Raises:
+        CheckpointError: The file is damaged or hostile, or has no policy.
+    """
+    with TorchArchive(path) as archive:
+        payload = Settings(archive.payload(), "", str(path))
+    config = payload.section("cfg")
+    policy = config.section("policy")
+    values = policy.plain()
+    kind = policy.text("_target_").rpartition(".")[2]
+    if "shape_meta" in values:  # of an image policy
+        meta = policy.section("shape_meta")
+        observed = {name: _shape(meta.section("obs"), name) for name in meta.section("obs")}
+        action = {ACTION: _shape(meta, ACTION)}
+    else:
+        observed, action = {OBS: [values.get("obs_dim")]}, {ACTION: [values.get("action_dim")]}
+    names = payload.section("state_dicts").section("model")
+    return Description(
+        network=policy.section("model").text("_target_").rpartition(".")[2] if "model" in values else kind,
+        parameters=names.numbers(),
+        observation=observed,
+        action=action,
+        horizons={name: values.get(name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
+        scheduler=_scheduler(policy),
+        num_inference_steps=values.get("num_inference_steps"),
+        normalization={name: "x · scale + offset" for name in (*observed, ACTION)},
+    )
+
+
+FORMAT = Format(is_diffusion_policy, load_diffusion_policy, describe_diffusion_policy)
+
+
+def _shape(features: Settings, name: str) -> Any:
+    return features.section(name).plain().get("shape")
+
+
+def _unet_layout(policy: Settings, source: str) -> _Layout:
+    if policy.flag("obs_as_local_cond", False):
+        raise CheckpointError(
+            f"{source}: obs_as_local_cond, observations as a second input sequence, is not supported; "
+            "obs_as_global_cond and inpainting (neither of the two) are"
+        )
+    policy.only(_FIELDS | {"obs_as_local_cond", "obs_as_global_cond", "oa_step_convention"})
+    current = policy.flag("oa_step_convention", False)
+    return _layout(policy, policy.flag("obs_as_global_cond", False), current, source)
+
+
+def _transformer_layout(policy: Settings, source: str) -> _Layout:
+    policy.only(_FIELDS | {"obs_as_cond"})
+    return _layout(policy, policy.flag("obs_as_cond", False), True, source)
+
+
+def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout:
+    """Return the layout of plans.
+
+    Args:
+        policy: Its configuration.
+        told: Whether the network is told the observations; otherwise it inpaints.
+        current: Whether execution begins with the action for the latest observation, or with the one after it.
+        source: The file, for messages.
+    """
+    n_obs_steps, n_action_steps = policy.count("n_obs_steps"), policy.count("n_action_steps")
+    if policy.flag("pred_action_steps_only", False):
+        if not told:
+            raise CheckpointError(f"{source}: pred_action_steps_only leaves no room for the observations to inpaint")
+        horizons = Horizons(n_obs_steps, n_action_steps, n_action_steps, first_action=0)
+    else:
+        first = n_obs_steps - 1 if current else n_obs_steps
+        horizons = Horizons(n_obs_steps, policy.count("horizon"), n_action_steps, first)
+    if horizons.executed.stop > horizons.horizon:
+        raise CheckpointError(
+            f"{source}: n_action_steps {n_action_steps} from action {horizons.executed.start} on are more than the "
+            f"horizon {horizons.horizon} has"
+        )
+    return _Layout(policy.count("obs_dim"), policy.count("action_dim"), horizons, inpaints=not told)
+
+
+def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Return the `ConditionalUnet1D`; defaults are those of its constructor."""
+    config = UnetConfig(
+        action_dim=layout.width,
+        cond_dim=0 if layout.inpaints else layout.horizons.n_obs_steps * layout.obs_dim,
+        down_dims=model.counts("down_dims", (256, 512, 1024), most=len(weights)),
+        kernel_size=model.count("kernel_size", 3),
+        n_groups=model.count("n_groups", 8),
+        diffusion_step_embed_dim=model.count("diffusion_step_embed_dim", 256),
+        use_film_scale_modulation=model.flag("cond_predict_scale", False),
+    )
+    problem = config.problem(layout.horizons.horizon)
+    if problem:
+        raise CheckpointError(f"{source}: {problem}")
+    return load_weights(
+        lambda: ConditionalUnet1d(config),
+        weights,
+        lambda key: MODEL_PREFIX + diffusion_policy_name(key),
+        source,
+        "its configuration",
+    )
+
+
+def _transformer(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Return the `TransformerForDiffusion`; defaults are those of its constructor."""
+    config = TransformerConfig(
+        input_dim=layout.width,
+        output_dim=layout.width,
+        horizon=model.count("horizon"),
+        n_obs_steps=layout.horizons.n_obs_steps,
+        cond_dim=0 if layout.inpaints else layout.obs_dim,
+        n_layer=model.count("n_layer", 12, most=len(weights)),
+        n_head=model.count("n_head", 12),
+        n_emb=model.count("n_emb", 768),
+        causal_attn=model.flag("causal_attn", False),
+        time_as_cond=model.flag("time_as_cond", True),
+        n_cond_layers=model.count("n_cond_layers", 0, least=0, most=len(weights)),
+    )
+    problem = config.problem(layout.horizons.horizon)
+    if problem:
+        raise CheckpointError(f"{source}: {problem}")
+    return load_weights(
+        lambda: DiffusionTransformer(config), weights, lambda key: MODEL_PREFIX + key, source, "its configuration"
+    )
+
+
+_LAYOUTS = {"DiffusionUnetLowdimPolicy": _unet_layout, "DiffusionTransformerLowdimPolicy": _transformer_layout}
+_NETWORKS = {"DiffusionUnetLowdimPolicy": _unet, "DiffusionTransformerLowdimPolicy": _transformer}
+
+
+def _scheduler(policy: Settings) -> dict[str, Any]:
+    """Return the noise scheduler's configuration in diffusers' words."""
+    scheduler = policy.section("noise_scheduler")
+    name = scheduler.text("_target_").rpartition(".")[2]
+    return {"_class_name": name} | {key: value for key, value in scheduler.plain().items() if key != "_target_"}
+
+
+def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the network's tensors, and the normaliser's by the rest of their names; there are no others."""
+    weights, normalizer = {}, {}
+    for key, tensor in tensors.items():
+        if key in _DUMMIES and tensor.numel() == 0:
+            continue
+        if key.startswith(MODEL_PREFIX):
+            weights[key] = tensor
+        elif key.startswith(NORMALIZER_PREFIX):
+            normalizer[key.removeprefix(NORMALIZER_PREFIX)] = tensor
+        else:
+            raise CheckpointError(f"{source}: {key} belongs to neither the network nor the normaliser")
+    for key in normalizer:
+        field, _, name = key.partition(".")
+        if field not in (OBS, ACTION) or name not in ("scale", "offset", *(f"input_stats.{s}" for s in STATISTICS)):
+            raise CheckpointError(f"{source}: the normaliser has {key!r}; only {OBS!r} and {ACTION!r} are known")
+    return weights, normalizer
+
+
+def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str) -> Affine:
+    """Return the map of a field of a `LinearNormalizer` (`model/common/normalizer.py`), x · scale + offset."""
+    parts = {}
+    for name in ("scale", "offset"):
+        key = f"{field}.{name}"
+        if key not in normalizer:
+            raise CheckpointError(f"{source}: the normaliser has no {key}; was the policy saved before its training?")
+        value = normalizer[key].float()
+        if tuple(value.shape) not in ((dim,), (1,)):
+            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} has shape {tuple(value.shape)}, not ({dim},)")
+        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
+            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
+        parts[name] = value.expand(dim).clone()
+    return Affine(torch.zeros(dim), parts["scale"], parts["offset"])

@@ -1,0 +1,63 @@
+"""Checkpoints on the Hugging Face Hub, through huggingface_hub: its cache, its credentials, its environment variables.
+
+`HF_HOME` or `HF_HUB_CACHE` say where the cache is, `HF_HUB_OFFLINE=1` that nothing but the cache is asked.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from asd_policy.errors import CheckpointError
+from asd_policy.tuning import FILE
+
+_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether a text has the form of a Hub id, `owner/name` or `owner/name@revision`."""
+    return _ID.fullmatch(text) is not None
+
+
+def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
+    """Return the folder of a Hub repository in the cache, after download of what is not there yet.
+
+    Args:
+        hub_id: As `is_hub_id` takes it; the revision is a branch, a tag or a commit, `main` if none is given.
+        patterns: Of the files that a format may need. Others are not downloaded, pickles among them.
+
+    Raises:
+        CheckpointError: There is no such repository or revision, it is not open to this user, or neither the Hub nor a
+            whole copy in the cache can be reached.
+    """
+    # Here and not above: the import takes half a second, which only Hub ids are worth.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    found = _ID.fullmatch(hub_id)
+    assert found is not None
+    repo, revision = found["repo"], found["revision"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*patterns, FILE]))
+    except GatedRepoError:
+        reason = f"the Hub's {repo} is gated: ask for access on its page, then log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = f"the Hub has no repository {repo} that you may see; for a private one log in with `hf auth login`"
+    except RevisionNotFoundError:
+        reason = f"the Hub's {repo} has no revision {revision!r}"
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        cause = error.__cause__ or error
+        hindrance = (
+            "HF_HUB_OFFLINE forbids to download it"
+            if constants.HF_HUB_OFFLINE
+            else f"the Hub cannot be reached ({type(cause).__name__})"
+        )
+        reason = f"{repo} is not in the Hub's cache, or not all of it, and {hindrance}"
+    except Exception as error:  # a download fails in the ways of several libraries, which change with their versions
+        reason = f"the download of {repo} failed: {type(error).__name__}: {error}"
+    raise CheckpointError(f"no checkpoint at {hub_id}: the path does not exist, and {reason}")

@@ -1,0 +1,42 @@
+"""Checkpoint formats of other distributions, by the entry-point group `asd_policy.checkpoint_formats`.
+
+An entry point names a `Format` object; its own name is the format's name in messages. Other people's code may raise
+anything: what fails is named, and keeps no other from being used.
+"""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from asd_policy.checkpoints.base import Format
+
+GROUP = "asd_policy.checkpoint_formats"
+
+
+def load_plugins() -> tuple[dict[str, Format], list[str]]:
+    """Return the formats of the installed plugins by name, and for each plugin that fails what happens."""
+    formats: dict[str, Format] = {}
+    failures: list[str] = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        told = f"the plugin {point.name!r} does not work: {point.value}"
+        try:
+            form = point.load()
+        except Exception as error:
+            failures.append(f"{told} raises {type(error).__name__}: {error}")
+            continue
+        if isinstance(form, Format):
+            formats[point.name] = form
+        else:
+            failures.append(f"{told} is a {type(form).__name__}, not a Format")
+    return formats, failures
+
+
+def find_plugin(path: Path) -> tuple[tuple[str, Format] | None, list[str]]:
+    """Return the name and the format of the first plugin that knows a path, if any, and what failed."""
+    formats, failures = load_plugins()
+    for name, form in formats.items():
+        try:
+            if form.detect(path):
+                return (name, form), failures
+        except Exception as error:
+            failures.append(f"the plugin {name!r} does not work: detect raises {type(error).__name__}: {error}")
+    return None, failures

@@ -1,0 +1,258 @@
+"""Checkpoints of ARISE-Initiative/robomimic, algorithm `diffusion_policy`, low-dimensional observations: a `.pth` file.
+
+The format is that of `save_model` in `robomimic/utils/train_utils.py` (robomimic 0.5): `torch.save` of plain values,
+with the configuration as a JSON string and the state dicts `nets` and `ema` under `model`. Nothing of robomimic is
+imported, and nothing in the file is run.
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, mentions
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.settings import Settings
+from asd_policy.checkpoints.weights import load_weights
+from asd_policy.errors import CheckpointError
+from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.normalize import Affine
+from asd_policy.policy import Horizons, Policy
+from asd_policy.samplers import Sampler
+
+ACTION = "action"
+PREFIX = "policy.noise_pred_net."
+GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet says
+
+
+def is_robomimic(path: Path) -> bool:
+    """Return whether a file looks like a robomimic checkpoint."""
+    return mentions(path, "shape_metadata")
+
+
+def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy:
+    """Load a low-dimensional policy, with its averaged weights where the training kept them.
+
+    Args:
+        path: A `.pth` file of a `DiffusionPolicyUNet`.
+        sampler: How to plan.
+        device: Where to plan.
+
+    Raises:
+        CheckpointError: The file is damaged or hostile, of another policy, or its weights do not fit its configuration.
+        ChainError: The noise scheduler is not one that can be sampled here.
+        SpecError: The sampler's options do not fit the chain.
+    """
+    source = str(path)
+    with TorchArchive(path) as archive:
+        payload = Settings(archive.payload(), "", source)
+        config = _configuration(payload, source)
+        algo = config.section("algo")
+        averaged = algo.section("ema").flag("enabled")
+        tensors = archive.state_dict(payload.section("model").section("ema" if averaged else "nets"))
+    shapes = payload.section("shape_metadata")
+    dims = _observations(config, shapes.section("all_shapes"), source)
+    unet = _unet(algo.section("unet"), tensors, source)
+    horizon = algo.section("horizon")
+    horizons = Horizons(
+        horizon.count("observation_horizon"), horizon.count("prediction_horizon"), horizon.count("action_horizon")
+    )
+    if horizons.executed.stop > horizons.horizon:
+        raise CheckpointError(
+            f"{source}: action_horizon {horizons.n_action_steps} after observation_horizon {horizons.n_obs_steps} is "
+            f"more than prediction_horizon {horizons.horizon} has"
+        )
+    problem = unet.problem(horizons.horizon) or _misfit(
+        unet, action_dim=shapes.count("ac_dim"), cond_dim=horizons.n_obs_steps * sum(dims.values())
+    )
+    if problem:
+        raise CheckpointError(f"{source}: {problem}")
+    scheduler, steps = _scheduler(algo)
+    return Policy(
+        denoiser=load_weights(
+            lambda: ConditionalUnet1d(unet),
+            tensors,
+            lambda key: PREFIX + diffusion_policy_name(key),
+            source,
+            "its configuration",
+        ).to(device),
+        chain=GaussianChain.from_scheduler(scheduler, steps),
+        sampler=sampler,
+        horizons=horizons,
+        observation=_observation_maps(payload, config, dims, source),
+        action=_action_map(payload, config, unet.action_dim, source),
+        device=device,
+    )
+
+
+def describe_robomimic(path: Path) -> Description:
+    """Say what a robomimic checkpoint holds, one of an image policy too.
+
+    Raises:
+        CheckpointError: The file is damaged or hostile, or of another algorithm.
+    """
+    source = str(path)
+    with TorchArchive(path) as archive:
+        payload = Settings(archive.payload(), "", source)
+    config = _configuration(payload, source)
+    algo = config.section("algo")
+    horizon = algo.section("horizon").plain()
+    shapes = payload.section("shape_metadata")
+    scheduler, steps = _scheduler(algo)
+    groups = config.section("observation").section("modalities").section("obs")
+    observed = [name for modality in groups for name in groups.names(modality)]
+    maps = {
+        feature: "none" if payload.plain().get(name) is None else "(x − offset) / scale"
+        for name, features in (("obs_normalization_stats", observed), ("action_normalization_stats", [ACTION]))
+        for feature in features
+    }
+    return Description(
+        network="ConditionalUnet1D",
+        parameters=payload.section("model").section("nets").numbers(),
+        observation={name: shape for name, shape in shapes.section("all_shapes").plain().items() if name in observed},
+        action={ACTION: [shapes.plain().get("ac_dim")]},
+        horizons={
+            "n_obs_steps": horizon.get("observation_horizon"),
+            "horizon": horizon.get("prediction_horizon"),
+            "n_action_steps": horizon.get("action_horizon"),
+        },
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        normalization=maps,
+    )
+
+
+FORMAT = Format(is_robomimic, load_robomimic, describe_robomimic)
+
+
+def _configuration(payload: Settings, source: str) -> Settings:
+    """Return the configuration of a diffusion policy with a U-Net."""
+    algorithm = payload.text("algo_name")
+    if algorithm != "diffusion_policy":
+        raise CheckpointError(f"{source} holds a policy of algorithm {algorithm!r}; only 'diffusion_policy' is known")
+    try:
+        raw = json.loads(payload.text("config", most=MAX_PICKLE))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: its configuration is not JSON: {error}") from None
+    return Settings(raw, "", source)
+
+
+def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, int]:
+    """Return the length of each observation, in the order the network reads them (`Algo._create_shapes`)."""
+    observation = config.section("observation")
+    groups = observation.section("modalities")
+    for group in groups:
+        for modality in groups.section(group):
+            if groups.section(group).names(modality) and (group, modality) != ("obs", "low_dim"):
+                raise CheckpointError(
+                    f"{source} observes {group}.{modality}: only obs.low_dim can be read here (a policy with images or "
+                    "goals needs robomimic itself)"
+                )
+    encoder = observation.section("encoder").section("low_dim").plain()
+    if encoder.get("core_class") is not None or encoder.get("obs_randomizer_class") is not None:
+        raise CheckpointError(f"{source}: observation.encoder.low_dim encodes or randomises; only plain ones are known")
+    low_dim = groups.section("obs").names("low_dim")
+    dims = {name: shapes.counts(name, most=1)[0] for name in shapes if name in low_dim}
+    if not dims:
+        raise CheckpointError(f"{source}: shape_metadata has none of the observations in obs.low_dim")
+    return dims
+
+
+def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> UnetConfig:
+    """Return the network's sizes, from its weights: robomimic ignores those in algo.unet."""
+    if not settings.flag("enabled") or settings.count("n_groups", GROUPS) != GROUPS:
+        raise CheckpointError(
+            f"{source}: algo.unet is not enabled, or has n_groups other than {GROUPS}, which the weights do not show "
+            "and robomimic does not use"
+        )
+
+    def shape(name: str, ndim: int) -> torch.Size:
+        tensor = tensors.get(PREFIX + name)
+        if tensor is None or tensor.ndim != ndim or not tensor.numel():
+            raise CheckpointError(f"{source} has no network: {PREFIX}{name} is missing or misshapen")
+        return tensor.shape
+
+    first = "down_modules.{}.0.blocks.0.block.0.weight"
+    levels = [first.format(i) for i in takewhile(lambda i: PREFIX + first.format(i) in tensors, count())]
+    action_dim, kernel_size = shape(first.format(0), 3)[1:]
+    step_dim = shape("diffusion_step_encoder.1.weight", 2)[1]
+    film_dim = shape("mid_modules.0.cond_encoder.1.weight", 2)[1]
+    return UnetConfig(
+        action_dim=action_dim,
+        cond_dim=film_dim - step_dim,
+        down_dims=tuple(shape(level, 3)[0] for level in levels),
+        kernel_size=kernel_size,
+        n_groups=GROUPS,
+        diffusion_step_embed_dim=step_dim,
+    )
+
+
+def _misfit(unet: UnetConfig, action_dim: int, cond_dim: int) -> str | None:
+    """Return how the network differs from what the rest of the file says, or None."""
+    if (unet.action_dim, unet.cond_dim) == (action_dim, cond_dim):
+        return None
+    return (
+        f"the network is for {unet.action_dim} action and {unet.cond_dim} observation numbers, the configuration says "
+        f"{action_dim} and {cond_dim}"
+    )
+
+
+def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
+    """Return the noise scheduler's configuration in diffusers' words, and the number of steps."""
+    name = "ddpm" if algo.section("ddpm").flag("enabled") else "ddim"  # robomimic asks in this order
+    options = algo.section(name).plain()
+    steps = options.pop("num_inference_timesteps", None)
+    options.pop("enabled", None)
+    return {"_class_name": f"{name.upper()}Scheduler"} | options, steps
+
+
+def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, int], source: str) -> dict[str, Affine]:
+    """Return the normalisation of each observation; without statistics there is none."""
+    statistics = _statistics(payload, "obs_normalization_stats", source)
+    if statistics is None and config.section("train").flag("hdf5_normalize_obs", False):
+        raise CheckpointError(f"{source}: train.hdf5_normalize_obs is set, but there are no obs_normalization_stats")
+    return {
+        name: _identity(dim) if statistics is None else _affine(statistics, name, dim) for name, dim in dims.items()
+    }
+
+
+def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> Affine:
+    """Return the normalisation of actions, the parts of `train.action_keys` in a row."""
+    statistics = _statistics(payload, "action_normalization_stats", source)
+    if statistics is None:
+        return _identity(dim)
+    train = config.section("train")
+    names = train.names("action_keys")
+    for name in names:
+        if train.section("action_config").section(name).plain().get("format") == "rot_6d":
+            raise CheckpointError(
+                f"{source}: action {name!r} is a rotation that robomimic converts after planning (rot_6d), which is "
+                "not done here"
+            )
+    parts = [_affine(statistics, name, None) for name in names]
+    whole = Affine(*(torch.cat([getattr(part, field) for part in parts]) for field in ("origin", "gain", "shift")))
+    if len(whole.origin) != dim:
+        raise CheckpointError(f"{source}: action_normalization_stats are for {len(whole.origin)} numbers, not {dim}")
+    return whole
+
+
+def _statistics(payload: Settings, name: str, source: str) -> Settings | None:
+    """Return statistics by feature, or None where the file has none."""
+    return None if payload.plain().get(name) is None else payload.section(name)
+
+
+def _identity(dim: int) -> Affine:
+    return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
+
+
+def _affine(statistics: Settings, feature: str, dim: int | None) -> Affine:
+    """Return (x − offset) / scale (`normalize_dict` in `robomimic/utils/obs_utils.py`), lists [1, dim]."""
+    of_feature = statistics.section(feature)
+    offset = of_feature.row("offset", dim)
+    scale = of_feature.row("scale", len(offset), nonzero=True)
+    return Affine(offset, 1 / scale, torch.zeros_like(offset))

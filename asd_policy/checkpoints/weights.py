@@ -1,0 +1,68 @@
+"""Weights from an untrusted file into a network: every tensor finds its place, or an error names it."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.errors import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_weights(
+    build: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    name_of: Callable[[str], str],
+    source: str,
+    settings: str,
+) -> Network:
+    """Build a network, after the tensors were found to fit: a hostile configuration allocates nothing.
+
+    Args:
+        build: Builds the network that the configuration describes.
+        tensors: By the file's names. Those of buffers are constants, and have to be those of the network.
+        name_of: The network's key → the file's name.
+        source: The file with the tensors, for messages.
+        settings: What describes the network, for messages.
+
+    Returns:
+        The network with these weights in float32, for inference.
+
+    Raises:
+        CheckpointError: There is no such network, or a tensor is missing, unknown, misshapen or not finite.
+    """
+    try:
+        with torch.device("meta"):
+            expected = build().state_dict()
+    # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{settings} describes no possible network: {reason}") from None
+    names = {key: name_of(key) for key in expected}
+    missing, surplus = sorted(set(names.values()) - tensors.keys()), sorted(tensors.keys() - set(names.values()))
+    if missing or surplus:
+        raise CheckpointError(
+            f"{source} does not fit {settings}: {len(missing)} tensors missing, {len(surplus)} unknown, "
+            f"first {(missing or surplus)[0]}"
+        )
+    for key, name in names.items():
+        if tensors[name].shape != expected[key].shape:
+            raise CheckpointError(
+                f"{source} does not fit {settings}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"not {tuple(expected[key].shape)}"
+            )
+    network = build()
+    constants = dict(network.named_buffers())
+    for key, name in names.items():
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"{source}: {name} holds {tensors[name].dtype}, not floating-point numbers")
+        if key in constants:
+            if not torch.equal(tensors[name].float(), constants[key]):
+                raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
+        elif not bool(torch.isfinite(tensors[name]).all()):
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+    # Copies into float32, whatever the stored dtype.
+    network.load_state_dict({key: tensors[name] for key, name in names.items()})
+    return network.eval().requires_grad_(False)

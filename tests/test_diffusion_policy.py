@@ -1,0 +1,258 @@
+"""diffusion_policy's checkpoints: equal to their own library's outputs, and every way in which one can be broken."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_files as files
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import asd_policy
+from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
+from asd_policy.cli import run
+from asd_policy.errors import AsdError, CheckpointError
+from asd_policy.noise import NoiseTape
+from asd_policy.policy import OBS, Policy
+
+GOLDEN = load_file(files.GOLDEN)
+
+
+def load(case: str, folder: Path) -> Policy:
+    return asd_policy.load_policy(files.save_workspace(folder / "latest.ckpt", files.workspace(case)))
+
+
+def noise(policy: Policy, rows: int) -> NoiseTape:
+    start, steps = files.tape(rows, policy.event)
+    drawn = NoiseTape.draw((rows, *policy.event), len(policy.chain), torch.Generator().manual_seed(0))
+    return replace(drawn, initial=start, normals=steps)
+
+
+def plan_along(policy: Policy, tape: NoiseTape, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(NoiseTape, "draw", lambda *_, **__: tape)
+    return policy.plan({OBS: files.history()})
+
+
+@pytest.mark.parametrize("case", files.CASES)
+def test_network_is_that_of_its_library(case: str, tmp_path: Path) -> None:
+    policy = load(case, tmp_path)
+    x = files.fill({"x": (3, *policy.event)}, 1.5)["x"]
+    cond = files.fill({"c": (3, 2, files.OBS_DIM)}, 1.5)["c"].flatten(1)
+    output = policy.denoiser(x, files.TIMESTEPS, cond)
+    torch.testing.assert_close(output, GOLDEN[f"{case}/output"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", files.CASES)
+def test_plans_are_those_of_its_library(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalisation, conditioning or inpainting, the chain, and which actions are executed."""
+    policy = load(case, tmp_path)
+    plan = plan_along(policy, noise(policy, 2), monkeypatch)
+    torch.testing.assert_close(plan.chunk, GOLDEN[f"{case}/chunk"], rtol=0, atol=2e-5)
+    torch.testing.assert_close(plan.actions, GOLDEN[f"{case}/actions"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["unet", "unet-inpainting", "transformer", "transformer-bert"])
+def test_window_one_plans_as_ddpm(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load(case, tmp_path)
+    tape = noise(policy, 2)
+    one = plan_along(asd_policy.accelerate(policy, "asd:window=1"), tape, monkeypatch)
+    assert torch.equal(one.chunk, plan_along(policy, tape, monkeypatch).chunk)
+
+
+def test_inpainting_holds_the_observations(tmp_path: Path) -> None:
+    policy = asd_policy.accelerate(load("unet-inpainting", tmp_path), "asd:window=4")
+    plan = policy.plan({OBS: files.history()})
+    state = files.normalizer()
+    scale, offset = (state[f"normalizer.params_dict.obs.{name}"] for name in ("scale", "offset"))
+    torch.testing.assert_close(plan.sample[:, :2, files.ACTION_DIM :], files.history() * scale + offset)
+    assert plan.chunk.shape == (2, 8, files.ACTION_DIM)
+
+
+def test_averaged_weights_are_used_where_they_were_kept(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    averaged = asd_policy.load_policy(files.save_workspace(tmp_path / "ema.ckpt", payload)).denoiser
+    payload["cfg"]["training"]["use_ema"] = False
+    last = asd_policy.load_policy(files.save_workspace(tmp_path / "last.ckpt", payload)).denoiser
+    assert isinstance(averaged, nn.Module) and isinstance(last, nn.Module)
+    for mine, other in zip(averaged.parameters(), last.parameters(), strict=True):
+        assert torch.equal(0.5 * mine, other)
+
+
+def test_observations_by_any_name(tmp_path: Path) -> None:
+    policy = load("unet", tmp_path)
+    value = np.linspace(-1, 1, files.OBS_DIM)
+    actions = []
+    for observation in (value, {"obs": value}, {"observation.state": value}, {"agent_pos": value, "pixels": None}):
+        policy.reset(seed=1)
+        actions.append(policy.select_action(observation).tolist())
+    assert actions[0] == actions[1] == actions[2] == actions[3]
+    with pytest.raises(asd_policy.ObservationError, match="no 'obs' or 'observation.state' or 'agent_pos'"):
+        policy.select_action({"state": value})
+
+
+def test_closed_loop_executes_from_the_right_action(tmp_path: Path) -> None:
+    """Without oa_step_convention execution begins one action later."""
+    for case, first in (("unet", 1), ("unet-bias", 2), ("unet-actions", 0)):
+        policy = load(case, tmp_path)
+        actions = [policy.select_action(np.zeros(files.OBS_DIM)) for _ in range(5)]
+        assert len(policy.plans) == 2
+        executed = policy.plans[0].chunk[0, first : first + 4].numpy()
+        np.testing.assert_array_equal(np.stack(actions[:4]), executed)
+
+
+def test_nothing_of_the_training_libraries_is_needed_or_imported(tmp_path: Path) -> None:
+    load("unet", tmp_path)
+    assert not {"omegaconf", "hydra", "dill", "diffusion_policy"} & sys.modules.keys()
+
+
+def test_verify_and_tune_know_inpainting(tmp_path: Path) -> None:
+    path = files.save_workspace(tmp_path / "latest.ckpt", files.workspace("unet-inpainting"))
+    assert run(["tune", "--policy", str(path), "--plans", "4"]) == 0
+    assert asd_policy.load_policy(path).experience.plans == 4
+    options = ["--sampler", "asd:window=4", "--samples", "64", "--seed", "1"]
+    assert run(["verify", "--policy", str(path), *options]) == 0
+
+
+def test_description(tmp_path: Path) -> None:
+    path = files.save_workspace(tmp_path / "latest.ckpt", files.workspace("transformer"))
+    description = describe_diffusion_policy(path)
+    assert description.network == "TransformerForDiffusion"
+    assert description.observation == {"obs": [files.OBS_DIM]}
+    assert description.horizons == {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4}
+    assert GaussianChain.from_scheduler(description.scheduler, description.num_inference_steps)
+
+
+IMAGE = {
+    "_target_": "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
+    "shape_meta": {"action": {"shape": [2]}, "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}}},
+    "noise_scheduler": files.SCHEDULER,
+}
+
+
+def test_image_policies_are_described_and_need_their_library(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    payload["cfg"]["policy"] = IMAGE
+    path = files.save_workspace(tmp_path / "latest.ckpt", payload)
+    with pytest.raises(CheckpointError, match="holds a DiffusionUnetHybridImagePolicy.*asd_policy.accelerate"):
+        asd_policy.load_policy(path)
+    assert describe_diffusion_policy(path).observation == {"image": [3, 96, 96]}
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def config(path: str, value: Any) -> Change:
+    """Return what sets a value of the configuration, by its dotted path; Ellipsis removes it."""
+
+    def change(payload: dict[str, Any]) -> None:
+        section = payload["cfg"] = json.loads(json.dumps(payload["cfg"]))
+        *parents, last = path.split(".")
+        for parent in parents:
+            section = section[parent]
+        if value is ...:
+            del section[last]
+        else:
+            section[last] = value
+
+    return change
+
+
+def tensor(name: str, value: Tensor | None) -> Change:
+    """Return what sets a tensor of the averaged policy, or removes it."""
+
+    def change(payload: dict[str, Any]) -> None:
+        state = payload["state_dicts"]["ema_model"]
+        state.pop(name, None)
+        if value is not None:
+            state[name] = value
+
+    return change
+
+
+def entry(name: str, value: Any) -> Change:
+    return lambda payload: payload.update({name: value})
+
+
+BIAS = "model.mid_modules.0.blocks.1.block.0.bias"
+SCALE = "normalizer.params_dict.obs.scale"
+BREAKAGES: list[tuple[Change, str]] = [
+    (entry("cfg", [1]), ": cfg is a list, not a mapping"),
+    (config("policy", ...), "has no cfg.policy"),
+    (config("policy._target_", "x.BETLowdimPolicy"), "holds a BETLowdimPolicy; only DiffusionUnetLowdimPolicy and"),
+    (config("policy.horizon", "${horizon}"), "cfg.policy.horizon is '${horizon}', not an integer in 1 …"),
+    (config("policy.horizon", True), "cfg.policy.horizon is True, not an integer"),
+    (config("policy.horizon", 9), "horizon 9 is not a multiple of 2"),
+    (config("policy.horizon", 10**9), "cfg.policy.horizon is 1000000000, not an integer in 1 … 100000"),
+    (config("policy.horizon", 4), "n_action_steps 4 from action 1 on are more than the horizon 4 has"),
+    (config("policy.n_obs_steps", 3), "does not fit its configuration: model."),
+    (config("policy.obs_dim", 6), "does not fit its configuration: model."),
+    (config("policy.action_dim", ...), "has no cfg.policy.action_dim"),
+    (config("policy.obs_as_local_cond", True), "obs_as_local_cond, observations as a second input sequence"),
+    (config("policy.obs_as_global_cond", False), "does not fit its configuration: model."),
+    (config("policy.eta", 0.5), "cfg.policy.eta is not known here; known are"),
+    (config("policy.num_inference_steps", 11), "num_inference_steps 11 is not in 1 … 10"),
+    (config("policy.noise_scheduler.prediction_type", "x"), "prediction_type 'x' is not one of"),
+    (config("policy.noise_scheduler._target_", "diffusers.DDIMScheduler"), "DDIMScheduler with eta=0"),
+    (config("policy.model.down_dims", [8, 16, 32]), "does not fit its configuration: "),
+    (config("policy.model.down_dims", [8] * 1000), "cfg.policy.model.down_dims is a list, not a list of 1 …"),
+    (config("policy.model.down_dims", []), "cfg.policy.model.down_dims is a list, not a list of 1 …"),
+    (config("policy.model.kernel_size", 4), "kernel_size 4 is not odd"),
+    (config("policy.model.n_groups", 3), "are not multiples of n_groups 3"),
+    (config("policy.model.cond_predict_scale", 1), "cfg.policy.model.cond_predict_scale is 1, not true or false"),
+    (config("training.use_ema", ...), "has no cfg.training.use_ema"),
+    (lambda payload: payload["state_dicts"].pop("ema_model"), "has no state_dicts.ema_model"),
+    (tensor(BIAS, None), f"1 tensors missing, 0 unknown, first {BIAS}"),
+    (tensor(BIAS, torch.zeros(17)), f"{BIAS} has shape (17,), not (16,)"),
+    (tensor(BIAS, torch.full((16,), math.nan)), f"{BIAS} holds NaN or infinity"),
+    (tensor(BIAS, torch.zeros(16, dtype=torch.int32)), f"{BIAS} holds torch.int32, not floating-point numbers"),
+    (tensor("model.local_cond_encoder.0.bias", torch.zeros(1)), "0 tensors missing, 1 unknown"),
+    (tensor("obs_encoder.weight", torch.zeros(1)), "obs_encoder.weight belongs to neither the network nor"),
+    (tensor("_dummy_variable", torch.zeros(1)), "_dummy_variable belongs to neither the network nor"),
+    (tensor(SCALE, None), "the normaliser has no obs.scale"),
+    (tensor(SCALE, torch.ones(4)), f"{SCALE} has shape (4,), not (5,)"),
+    (tensor(SCALE, torch.tensor([1.0, 1, 0, 1, 1])), f"{SCALE} holds NaN, infinity or a scale of 0"),
+    (tensor(SCALE, torch.full((5,), math.inf)), f"{SCALE} holds NaN, infinity or a scale of 0"),
+    (tensor("normalizer.params_dict.image.scale", torch.ones(1)), "the normaliser has 'image.scale'"),
+]
+
+
+@pytest.mark.parametrize(("breakage", "message"), BREAKAGES, ids=[message for _, message in BREAKAGES])
+def test_broken_checkpoints_are_named(breakage: Change, message: str, tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    breakage(payload)
+    with pytest.raises(AsdError) as error:
+        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
+    assert message in str(error.value)
+
+
+TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
+    (config("policy.model.n_head", 3), "n_emb 8 is not even, at least 4 and a multiple of n_head 3"),
+    (config("policy.model.n_layer", 10**6), "cfg.policy.model.n_layer is 1000000, not an integer in 1 …"),
+    (config("policy.model.n_cond_layers", 1), "does not fit its configuration"),
+    (config("policy.model.causal_attn", False), "2 unknown, first model.mask"),
+    (config("policy.model.time_as_cond", False), "time_as_cond false is for networks that are told no observations"),
+    (config("policy.model.horizon", 4), "horizon 8 is more than the network's, 4"),
+    (config("policy.obs_as_cond", False), "does not fit its configuration"),
+    (tensor("model.mask", torch.zeros(8, 8)), "model.mask is not what its configuration makes it"),
+    (tensor("model.memory_mask", torch.full((8, 3), math.nan)), "model.memory_mask is not what its configuration"),
+    (tensor("model.pos_emb", torch.full((1, 8, 8), math.inf)), "model.pos_emb holds NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"), TRANSFORMER_BREAKAGES, ids=[message for _, message in TRANSFORMER_BREAKAGES]
+)
+def test_broken_transformers_are_named(breakage: Change, message: str, tmp_path: Path) -> None:
+    payload = files.workspace("transformer")
+    breakage(payload)
+    with pytest.raises(AsdError) as error:
+        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
+    assert message in str(error.value)

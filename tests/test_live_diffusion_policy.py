@@ -1,0 +1,346 @@
+"""Live policies of diffusion_policy, played by stand-ins of the same names with the same loop in them."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+import asd_policy
+from asd_policy import testing
+from asd_policy.adapters.base import AsdStats
+from asd_policy.chain import GaussianChain
+from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.noise import NoiseTape
+
+HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
+
+
+def scheduler(**options: Any) -> DDPMScheduler:
+    return DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2", **options)
+
+
+class StandIn(nn.Module):
+    """A policy whose observation is its features: the encoder counts its calls."""
+
+    asd_stats: AsdStats
+
+    def __init__(self, model: nn.Module, noise_scheduler: Any, told: str | None, width: int, steps: int = 20) -> None:
+        """Take the parts, as diffusion_policy's do; `told` is how the model is told the observations, None inpaints."""
+        super().__init__()
+        self.model, self.noise_scheduler, self.told, self.width = model, noise_scheduler, told, width
+        self.num_inference_steps, self.n_action_steps, self.horizon = steps, 4, HORIZON
+        self.kwargs: dict[str, Any] = {}
+        self.encoded = self.resets = 0
+
+    def reset(self) -> None:
+        """Count."""
+        self.resets += 1
+
+    def predict_action(self, observation: Tensor) -> Tensor:
+        """Plan from observations [B, N_OBS_STEPS, OBS_DIM]."""
+        self.encoded += 1
+        data = torch.zeros(len(observation), self.horizon, self.width)
+        mask = torch.zeros_like(data, dtype=torch.bool)
+        told: dict[str, Tensor] = {}
+        if self.told is None:
+            data[:, :N_OBS_STEPS, ACTION_DIM:] = observation
+            mask[:, :N_OBS_STEPS, ACTION_DIM:] = True
+        elif self.told == "local_cond":
+            told["local_cond"] = torch.zeros(len(observation), self.horizon, OBS_DIM)
+            told["local_cond"][:, :N_OBS_STEPS] = observation
+        else:
+            told[self.told] = observation if self.told == "cond" else observation.flatten(1)
+        return self.conditional_sample(data, mask, **told, **self.kwargs)
+
+    conditional_sample: Callable[..., Tensor]
+
+    def loop(self, data: Tensor, mask: Tensor, told: dict[str, Any], generator: Any, options: dict[str, Any]) -> Tensor:
+        """Sample one step after the other."""
+        trajectory = torch.randn(data.shape, generator=generator)
+        self.noise_scheduler.set_timesteps(self.num_inference_steps)
+        for timestep in self.noise_scheduler.timesteps:
+            trajectory[mask] = data[mask]
+            output = self.model(trajectory, timestep, **told)
+            stepped = self.noise_scheduler.step(output, timestep, trajectory, generator=generator, **options)
+            trajectory = stepped.prev_sample
+        trajectory[mask] = data[mask]
+        return trajectory
+
+
+class UnetStandIn(StandIn):
+    """A U-Net policy."""
+
+    def conditional_sample(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        local_cond: Tensor | None = None,
+        global_cond: Tensor | None = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sample, by the signature of those policies."""
+        told = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.loop(condition_data, condition_mask, told, generator, kwargs)
+
+
+class TransformerStandIn(StandIn):
+    """A transformer policy."""
+
+    def conditional_sample(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        cond: Tensor | None = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sample, by the signature of those policies."""
+        return self.loop(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+
+
+class UnetModel(nn.Module):
+    """A network with the arguments of `ConditionalUnet1D`."""
+
+    def __init__(self, width: int, cond_dim: int) -> None:
+        """Build it."""
+        super().__init__()
+        self.unet = ConditionalUnet1d(UnetConfig(width, cond_dim, (8, 16), 3, 4, 8))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, local_cond: Tensor | None = None, global_cond: Tensor | None = None
+    ) -> Tensor:
+        """Predict noise."""
+        given = local_cond.flatten(1) if local_cond is not None else global_cond
+        cond = torch.empty(len(sample), 0) if given is None else given
+        return self.unet(sample, timestep.expand(len(sample)), cond)
+
+
+class TransformerModel(nn.Module):
+    """A network with the arguments of `TransformerForDiffusion`."""
+
+    def __init__(self, width: int, cond_dim: int) -> None:
+        """Build it."""
+        super().__init__()
+        config = TransformerConfig(width, width, HORIZON, N_OBS_STEPS, cond_dim, 1, 2, 8, causal_attn=True)
+        self.transformer = DiffusionTransformer(config)
+
+    def forward(self, sample: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Predict noise."""
+        flat = torch.empty(len(sample), 0) if cond is None else cond.flatten(1)
+        return self.transformer(sample, timestep.expand(len(sample)), flat)
+
+
+UNETS = ("UnetLowdim", "UnetImage", "UnetHybridImage", "UnetVideo")
+TRANSFORMERS = ("TransformerLowdim", "TransformerHybridImage")
+FILES = {
+    "UnetLowdim": "unet_lowdim",
+    "UnetImage": "unet_image",
+    "UnetHybridImage": "unet_hybrid_image",
+    "UnetVideo": "unet_video",
+    "TransformerLowdim": "transformer_lowdim",
+    "TransformerHybridImage": "transformer_hybrid_image",
+}
+KINDS = [
+    *((name, told) for name in UNETS for told in ("global_cond", None)),
+    ("UnetLowdim", "local_cond"),
+    *((name, told) for name in TRANSFORMERS for told in ("cond", None)),
+]
+
+
+def make(
+    name: str = "UnetLowdim", told: str | None = "global_cond", noise_scheduler: Any = None, **rest: Any
+) -> StandIn:
+    """Return a stand-in under the name of a class of diffusion_policy."""
+    torch.manual_seed(0)
+    unet = name in UNETS
+    cls = type(f"Diffusion{name}Policy", (UnetStandIn if unet else TransformerStandIn,), {})
+    cls.__module__ = f"diffusion_policy.policy.diffusion_{FILES[name]}_policy"
+    width = ACTION_DIM + (OBS_DIM if told is None else 0)
+    length = {None: 0, "local_cond": HORIZON * OBS_DIM, "cond": OBS_DIM}.get(told, N_OBS_STEPS * OBS_DIM)
+    model = (UnetModel if unet else TransformerModel)(width, length)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    made: Any = cls(model, noise_scheduler or scheduler(), told, width, **rest)
+    return made.eval().requires_grad_(False)
+
+
+def observation(rows: int = 3) -> Tensor:
+    return torch.randn((rows, N_OBS_STEPS, OBS_DIM), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("name", "told"), KINDS)
+def test_window_one_is_its_own_loop(name: str, told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same noise, inpainting or told the observations."""
+    policy = make(name, told)
+    fast = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
+    observed = observation()
+    fast.predict_action(observed)  # the first looks at the network, with noise of its own
+    tape = NoiseTape.draw((3, HORIZON, policy.width), 20, torch.Generator().manual_seed(0))
+
+    def draws() -> Iterator[Tensor]:
+        yield tape.initial.clone()
+        yield from tape.normals.transpose(0, 1)
+
+    noise = draws()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *_, **__: next(noise))
+        own = policy.predict_action(observed)
+    with monkeypatch.context() as patch:
+        patch.setattr(NoiseTape, "draw", lambda *_, **__: tape)
+        planned = fast.predict_action(observed)
+    torch.testing.assert_close(planned, own, rtol=0, atol=1e-5)
+    assert fast.asd_stats.last is not None
+    assert fast.asd_stats.last.rounds == (20, 20, 20)
+    if told is None:
+        assert torch.equal(planned[:, :N_OBS_STEPS, ACTION_DIM:], observed)
+
+
+@pytest.mark.parametrize(("name", "told"), KINDS)
+def test_wider_windows_take_fewer_rounds(name: str, told: str | None) -> None:
+    policy = asd_policy.accelerate(make(name, told), "asd:window=5")
+    for _ in range(3):
+        policy.predict_action(observation())
+    stats = policy.asd_stats
+    assert (stats.plans, stats.steps) == (9, 180)
+    assert stats.algorithmic_speedup > 1.2
+    assert policy.encoded == 3  # once per plan, whatever the sampler does
+
+
+class GaussianModel(nn.Module):
+    """The exact denoiser of a Gaussian with independent coordinates."""
+
+    def __init__(self) -> None:
+        """Build it."""
+        super().__init__()
+        self.denoiser: MixtureDenoiser = testing.gaussian_denoiser()
+
+    def forward(self, sample: Tensor, timestep: Tensor, local_cond: Any = None, global_cond: Any = None) -> Tensor:
+        """Predict noise."""
+        return self.denoiser(sample.double(), timestep.expand(len(sample))).to(sample.dtype)
+
+
+def gaussian_policy() -> tuple[StandIn, GaussianChain]:
+    chain = testing.short_chain()
+    noise_scheduler = DDPMScheduler.from_config(dict(chain.config))
+    policy = make(noise_scheduler=noise_scheduler, steps=len(chain))
+    policy.model, policy.width, policy.horizon = GaussianModel(), 2, 2
+    return policy, chain
+
+
+def p_value(policy: StandIn, chain: GaussianChain, known: Tensor, rows: int = 4000) -> float:
+    """Return a p-value for its plans having the law of the sequential loop, where they are not known [2, 2]."""
+    data = torch.full((rows, 2, 2), 0.7)
+    torch.manual_seed(5)
+    plans = policy.conditional_sample(data, known.expand(rows, 2, 2))
+    assert (plans[:, known] == 0.7).all()
+    mean, deviation = testing.gaussian_law(testing.gaussian_denoiser(), chain)
+    free = ~known.flatten()
+    return testing.normal_p_value((plans.flatten(1)[:, free] - mean[free]) / deviation[free])
+
+
+NOTHING, CORNER = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[False, True], [False, False]])
+
+
+@pytest.mark.parametrize("spec", ["asd:window=4", "asd:window=6,draft=picard,verify=reflection"])
+@pytest.mark.parametrize("known", [NOTHING, CORNER], ids=["nothing", "a coordinate"])
+def test_law_is_that_of_its_own_loop(known: Tensor, spec: str) -> None:
+    policy, chain = gaussian_policy()
+    own = p_value(policy, chain, known)
+    asd_policy.accelerate(policy, spec)
+    assert own > 1e-3
+    assert p_value(policy, chain, known) > 1e-3
+    with testing.mutated("accept-always"):
+        assert p_value(policy, chain, known) < 1e-6
+
+
+def test_restored_policies_are_as_they_were() -> None:
+    policy = make()
+    before = set(vars(policy))
+    assert asd_policy.accelerate(policy, "asd:window=4") is policy
+    policy.reset()
+    assert policy.resets == 1
+    assert set(policy.state_dict()) == set(make().state_dict())
+    asd_policy.restore(policy)
+    assert set(vars(policy)) == before
+    policy.predict_action(observation())
+
+
+def test_subclasses_are_known_and_others_are_not() -> None:
+    policy = make()
+    policy.__class__ = type("Mine", (type(policy),), {})
+    asd_policy.accelerate(policy, "asd:window=4")
+    policy.__class__ = StandIn
+    with pytest.raises(asd_policy.SpecError, match="cannot accelerate a StandIn.*diffusion_policy's U-Net policies"):
+        asd_policy.accelerate(policy, "asd")
+
+
+def test_batches_may_change_and_episodes_begin_anew() -> None:
+    policy = asd_policy.accelerate(make(), "asd:window=4")
+    for rows in (2, 5, 1):
+        assert policy.predict_action(observation(rows)).shape == (rows, HORIZON, ACTION_DIM)
+        policy.reset()
+    assert policy.asd_stats.plans == 8
+
+
+def test_changes_after_acceleration_are_named() -> None:
+    policy = asd_policy.accelerate(make(), "asd:window=4")
+    policy.num_inference_steps = 10
+    with pytest.raises(asd_policy.ChainError, match="accelerated with another noise scheduler, 20 inference steps"):
+        policy.predict_action(observation())
+    policy.num_inference_steps = 20
+    policy.kwargs = {"eta": 0.5}
+    with pytest.raises(asd_policy.ChainError, match="options of its step, which were {}; accelerate it again"):
+        policy.predict_action(observation())
+
+
+def test_two_kinds_of_conditioning_are_refused() -> None:
+    policy = asd_policy.accelerate(make(), "asd:window=4")
+    data = torch.zeros(1, HORIZON, ACTION_DIM)
+    with pytest.raises(asd_policy.ObservationError, match="told local_cond and global_cond; one of them is supported"):
+        policy.conditional_sample(data, data.bool(), torch.zeros(1, HORIZON, 3), torch.zeros(1, 6))
+
+
+def test_ddim_needs_noise() -> None:
+    ddim = DDIMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
+    policy = make(noise_scheduler=ddim, steps=10)
+    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0"):
+        asd_policy.accelerate(policy, "asd")
+    policy.kwargs = {"eta": 1.0}
+    plan = asd_policy.accelerate(policy, "asd:window=4").predict_action(observation())
+    assert plan.shape == (3, HORIZON, ACTION_DIM)
+
+
+class OldScheduler(DDPMScheduler):
+    """Steps from t to t − 1 whatever the number of steps, as diffusers 0.11 does."""
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """Return t − 1."""
+        return timestep - 1
+
+
+def test_schedulers_that_step_otherwise_are_refused() -> None:
+    OldScheduler.__name__ = "DDPMScheduler"
+    old = OldScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
+    asd_policy.accelerate(make(noise_scheduler=old), "asd:window=4")
+    with pytest.raises(asd_policy.ChainError, match="does not step as its configuration says in 10 of 20 timesteps"):
+        asd_policy.accelerate(make(noise_scheduler=old, steps=10), "asd:window=4")
+
+
+def _drop_out(_: Any, __: Any, output: Tensor) -> Tensor:
+    return nn.functional.dropout(output, 0.5)
+
+
+def test_random_networks_are_refused() -> None:
+    policy = make()
+    policy.model.register_forward_hook(_drop_out)
+    asd_policy.accelerate(policy, "asd:window=4")
+    with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
+        policy.predict_action(observation())
