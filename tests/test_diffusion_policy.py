@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -128,6 +129,17 @@ def test_description(tmp_path: Path) -> None:
     assert description.observation == {"obs": [files.OBS_DIM]}
     assert description.horizons == {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4}
     assert GaussianChain.from_scheduler(description.scheduler, description.num_inference_steps)
+
+
+def test_the_documented_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "latest.ckpt" in block)
+    (tmp_path / "checkpoints").mkdir()
+    files.save_workspace(tmp_path / "checkpoints" / "latest.ckpt", files.workspace("unet"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"observation": np.zeros(files.OBS_DIM)}
+    exec(block, names)
+    assert names["action"].shape == (files.ACTION_DIM,)
 
 
 IMAGE = {

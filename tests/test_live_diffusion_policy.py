@@ -1,7 +1,10 @@
 """Live policies of diffusion_policy, played by stand-ins of the same names with the same loop in them."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,6 +274,16 @@ def test_restored_policies_are_as_they_were() -> None:
     asd_policy.restore(policy)
     assert set(vars(policy)) == before
     policy.predict_action(observation())
+
+
+def test_the_documented_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "ema_model" in block)
+    policy = make()
+    names = {"asd_policy": asd_policy, "workspace": SimpleNamespace(ema_model=policy), "obs_dict": observation()}
+    exec(block, names)
+    assert float(capsys.readouterr().out) >= 1
+    assert "conditional_sample" not in vars(policy)
 
 
 def test_subclasses_are_known_and_others_are_not() -> None:

@@ -1,6 +1,8 @@
 """Pickles that were made to do harm, and archives that were damaged: refused in one line, and nothing run."""
 
+import copy
 import io
+import json
 import os
 import pickle
 import random
@@ -258,7 +260,7 @@ def test_another_byte_order(tmp_path: Path) -> None:
         asd_policy.load_policy(write_zip(tmp_path / "x", {"a/data.pkl": data, "a/byteorder": b"big"}))
 
 
-MUTATIONS = 200
+MUTATIONS = 80
 
 
 @pytest.mark.parametrize("kind", ["workspace", "robomimic"])
@@ -366,3 +368,48 @@ def test_deep_values_do_not_exhaust_the_stack() -> None:
     known = b"cnumpy\ndtype\nq\x01"
     value = read_pickle(PROTOCOL + known + b"h\x01" * 10**5 + b")" + b"R\x85" * 10**5 + b".", "x")
     assert isinstance(value, tuple)
+
+
+NASTY: list[Any] = [
+    *(None, True, 0, -1, 3, 2**31, 10**30, 0.5, float("nan"), float("inf"), "", "0", "${horizon}", "os.system"),
+    *([], [[]], [0], [2**62], [8] * 100, {}, {"a": 1}, torch.zeros(2)),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the way to every entry of nested mappings."""
+    if not isinstance(value, dict):
+        return []
+    return [way for key, entry in value.items() for way in ((*path, key), *places(entry, (*path, key)))]
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer", "robomimic"])
+def test_configurations_with_any_values_fail_clearly_or_plan(kind: str, tmp_path: Path) -> None:
+    """One value of the configuration, or of what else is read beside the weights, is replaced or removed."""
+    rng, refused, planned = random.Random(2), 0, 0
+    for _ in range(MUTATIONS):
+        whole = copy.deepcopy(files.robomimic() if kind == "robomimic" else files.workspace(kind))
+        heads = (
+            ("config", "shape_metadata", "obs_normalization_stats", "algo_name") if kind == "robomimic" else ("cfg",)
+        )
+        *way, last = rng.choice([way for way in places(whole) if way[0] in heads])
+        section = whole
+        for key in way:
+            section = section[key]
+        if rng.random() < 0.2:
+            del section[last]
+        else:
+            section[last] = rng.choice(NASTY)
+        path = tmp_path / "x"
+        try:
+            if isinstance(whole.get("config"), dict):  # robomimic's is text
+                whole["config"] = json.dumps(whole["config"], default=str)
+            torch.save(whole, path)
+            policy = asd_policy.load_policy(path)
+            policy.select_action({name: [0.5] * dim for name, dim in policy.observation_dims.items()})
+            planned += 1
+        except AsdError as error:
+            assert 0 < len(str(error)) < 1000
+            refused += 1
+    assert refused > 5
+    assert planned > 5  # most of a configuration is about training

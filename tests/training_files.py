@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -244,7 +245,7 @@ def robomimic(**changes: Any) -> dict[str, Any]:
             "all_obs_keys": ["object", "robot0_eef_pos", "robot0_joint_pos"],
             "use_images": False,
         },
-        "variable_state": {"epoch": 3, "best_return": {"Lift": 0.5}},
+        "variable_state": {"epoch": 3, "best_valid_loss": np.float64(0.25), "best_return": {"Lift": np.zeros(1)}},
         "obs_normalization_stats": {
             "robot0_eef_pos": {"offset": [[0.1, 0.2, 0.3]], "scale": [[1.0, 2.0, 4.0]]},
             "object": {"offset": [[-1.0, 0.0]], "scale": [[0.5, 1.0]]},
