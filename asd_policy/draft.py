@@ -36,6 +36,10 @@ class Path:
     """x̂0 there [B, K + 1, D]."""
     seen: Tensor
     """Whether there was one [B, K + 1]."""
+    shift: Tensor
+    """From the point evaluated before it at that step to this one [B, K + 1, D]; zero where there was none."""
+    change: Tensor
+    """What x̂0 did on the way [B, K + 1, D]."""
     latest: Tensor
     """x̂0 at the last committed step [B, D]; before the first, the first guess."""
     innovation: Tensor
@@ -102,7 +106,9 @@ class WarmDraft(PicardDraft):
 class ResponseDraft(WarmDraft):
     """Warm, corrected to first order for how far each point has moved, and carried on along the noise.
 
-    x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`).
+    x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`), and along the way
+    that the step's own point has moved before with the slope that it met there: Broyden's update of J (1965), which
+    this plan alone knows. A slope of step k comes from points of step k, and so of nothing beyond.
     """
 
     responds = True
@@ -138,20 +144,26 @@ def roll_out(
     a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
     x, guess, innovation = path.x[rows], path.latest[rows], path.innovation[rows]
     clean, anchors, noise = path.clean[at], path.points[at], path.normals[at]
+    shift, change = path.shift[at], path.change[at]
     if response is None:
         gain = torch.zeros_like(clean[:1, :, :1])
     else:  # in the response's own basis every coordinate goes by itself
         gain = response.gain[steps]
-        x, guess, innovation, clean, anchors, noise = (
-            values @ response.basis for values in (x, guess, innovation, clean, anchors, noise)
+        x, guess, innovation, clean, anchors, noise, shift, change = (
+            values @ response.basis for values in (x, guess, innovation, clean, anchors, noise, shift, change)
         )
     noises = sigma * noise
     base = clean - gain * anchors
     drift = gain * torch.cat([innovation.unsqueeze(1), noises[:, :-1]], dim=1)
+    missed = change - gain * shift  # by the average J, on the way that the point has moved before
+    unit = shift / shift.square().sum(-1, keepdim=True).clamp(min=torch.finfo(shift.dtype).tiny)
     known = known.unsqueeze(-1)
     points, guesses = [], []
     for slot in range(steps.shape[1]):
-        guess = torch.where(known[:, slot], base[:, slot] + gain[:, slot] * x, guess + drift[:, slot])
+        # In units of that way; further than it has been, a slope says little.
+        again = (unit[:, slot] * (x - anchors[:, slot])).sum(-1, keepdim=True).clamp(-1, 1)
+        own = base[:, slot] + gain[:, slot] * x + again * missed[:, slot]
+        guess = torch.where(known[:, slot], own, guess + drift[:, slot])
         points.append(x)
         guesses.append(guess)
         x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x

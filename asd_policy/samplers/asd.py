@@ -108,6 +108,8 @@ def begin(target: Target, tape: NoiseTape, last_plan: Tensor | None) -> Path:
         points=x.new_zeros((batch, steps + 1, x.shape[1])),
         clean=x.new_zeros((batch, steps + 1, x.shape[1])),
         seen=none.clone(),
+        shift=x.new_zeros((batch, steps + 1, x.shape[1])),
+        change=x.new_zeros((batch, steps + 1, x.shape[1])),
         latest=torch.zeros_like(x) if last_plan is None else last_plan.flatten(1).to(x, copy=True),  # not the caller's
         innovation=torch.zeros_like(x),
         rejected=torch.ones(batch, dtype=torch.bool, device=x.device),
@@ -186,6 +188,10 @@ class Round:
         drafted = live & ((slots < last.unsqueeze(1)) | ((slots == last.unsqueeze(1)) & rejected.unsqueeze(1)))
         path.judged[rows.unsqueeze(1), torch.where(drafted, steps, end)] = True
         at = (rows.unsqueeze(1), torch.where(live, steps, end))  # what has no place of its own goes behind the end
+        if self.draft.responds:
+            again = path.seen[at].unsqueeze(-1)
+            path.shift[at] = torch.where(again, point - path.points[at], 0)
+            path.change[at] = torch.where(again, clean - path.clean[at], 0)
         path.points[at], path.clean[at], path.seen[at] = point, clean, live
         if self.verifier.renews_noise:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
