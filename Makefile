@@ -34,7 +34,7 @@ demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES
 	@$(PY) scripts/demo.py --episodes $(EPISODES)
 
 test: $(STAMP) ## run the whole test suite that needs no GPU
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
 	@$(PY) -m pyright -p tests/with_lerobot
