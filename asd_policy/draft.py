@@ -14,6 +14,9 @@ from torch import Tensor
 from asd_policy.chain import GaussianChain
 from asd_policy.experience import Response
 
+SLOPE_DECAY = 0.8
+"""Weight of a step's own slope in that of the step after it."""
+
 
 @dataclass
 class Path:
@@ -107,8 +110,8 @@ class ResponseDraft(WarmDraft):
     """Warm, corrected to first order for how far each point has moved, and carried on along the noise.
 
     x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`), and along the way
-    that the step's own point has moved before with the slope that it met there: Broyden's update of J (1965), which
-    this plan alone knows. A slope of step k comes from points of step k, and so of nothing beyond.
+    that the points have moved before with the slope that they met there: Broyden's update of J (1965), which this plan
+    alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond.
     """
 
     responds = True
@@ -155,11 +158,17 @@ def roll_out(
     noises = sigma * noise
     base = clean - gain * anchors
     drift = gain * torch.cat([innovation.unsqueeze(1), noises[:, :-1]], dim=1)
+    # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
+    # rough than from one pair of predictions.
+    slots = torch.arange(steps.shape[1], device=x.device)
+    lag = slots.unsqueeze(1) - slots
+    weights = torch.where(lag >= 0, SLOPE_DECAY ** lag.clamp(min=0).to(x.dtype), 0)
+    shift, change = weights @ shift, weights @ change
     missed = change - gain * shift  # by the average J, on the way that the point has moved before
     unit = shift / shift.square().sum(-1, keepdim=True).clamp(min=torch.finfo(shift.dtype).tiny)
     known = known.unsqueeze(-1)
     points, guesses = [], []
-    for slot in range(steps.shape[1]):
+    for slot in range(len(slots)):
         # In units of that way; further than it has been, a slope says little.
         again = (unit[:, slot] * (x - anchors[:, slot])).sum(-1, keepdim=True).clamp(-1, 1)
         own = base[:, slot] + gain[:, slot] * x + again * missed[:, slot]

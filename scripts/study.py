@@ -37,11 +37,11 @@ class Options:
     """Names of bundled checkpoints, folders of checkpoints/."""
     states: int = 200
     """States of each checkpoint to plan from."""
-    calibration: int = 300
+    calibration: int = 200
     """States to learn the experience from: as many plans, or the rest of the last episode more."""
     windows: tuple[int, ...] = (4, 8, 16, 32, 64, 100)
     """Of the grid."""
-    mixture_plans: int = 200
+    mixture_plans: int = 128
     """Plans for each point of the mixtures' scaling."""
     steps: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)
     """Numbers of steps K of the mixtures' scaling."""
