@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.archives import TorchArchive
 from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
+from asd_policy.checkpoints.settings import Settings
 from asd_policy.cli import run
 from asd_policy.errors import AsdError, CheckpointError
 from asd_policy.noise import NoiseTape
@@ -129,6 +131,20 @@ def test_description(tmp_path: Path) -> None:
     assert description.observation == {"obs": [files.OBS_DIM]}
     assert description.horizons == {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4}
     assert GaussianChain.from_scheduler(description.scheduler, description.num_inference_steps)
+
+
+def test_a_configuration_that_omegaconf_itself_has_pickled() -> None:
+    """The policy's section is as it was given, interpolations resolved."""
+    with TorchArchive(files.GOLDEN_WORKSPACE) as archive:
+        payload = Settings(archive.payload(), "", "x")
+    wanted = Settings(files.CASES["unet"], "", "x")
+    policy = payload.section("cfg").section("policy")
+    assert policy.plain().keys() == wanted.plain().keys()
+    scalars = policy.plain().keys() - {"model", "noise_scheduler"}
+    assert all(policy.plain()[name] == wanted.plain()[name] for name in scalars)
+    for section in ("model", "noise_scheduler"):
+        assert policy.section(section).plain() == wanted.section(section).plain()
+    assert describe_diffusion_policy(files.GOLDEN_WORKSPACE).parameters == 12
 
 
 def test_the_documented_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
