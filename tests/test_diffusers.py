@@ -119,6 +119,16 @@ def test_wrong_calls_are_named(folder: Path) -> None:
         sample((1, HORIZON, ACTION + STATE), torch.zeros(1, 3))
 
 
+def test_a_horizon_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    deep = {"down_block_types": ["DownResnetBlock1D"] * 3, "up_block_types": ["UpResnetBlock1D"] * 2}
+    UNet1DModel(**{**DIFFUSER, **deep, "block_out_channels": [16, 32, 32]}).save_pretrained(tmp_path)
+    DDPMScheduler(num_train_timesteps=5).save_pretrained(tmp_path)
+    sample = asd_policy.load_fn(tmp_path)
+    with pytest.raises(SpecError, match=r"no samples of horizon 10 \(.*\); try a larger one, a multiple of 16"):
+        sample((1, 10, ACTION + STATE))
+    sample((1, 16, ACTION + STATE))
+
+
 def unet(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / CONFIG, **values)
 

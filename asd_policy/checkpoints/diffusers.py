@@ -37,18 +37,30 @@ class Unet1dDenoiser:
     """The `UNet1DModel`."""
     channels: int
     """Numbers per time step of a sample."""
+    multiple: int
+    """Horizons are multiples of it, or of a part of it where blocks keep the length."""
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
         """Predict what the scheduler's `prediction_type` says.
 
         Raises:
-            SpecError: There is conditioning, which the network has no input for, or the channels are not its own.
+            SpecError: There is conditioning, which the network has no input for, or the channels or the horizon are not
+                its own.
         """
         if cond is not None:
             raise SpecError("a UNet1DModel takes no conditioning; what is known of a sample can be held")
         if x.ndim != 3 or x.shape[2] != self.channels:
             raise SpecError(f"the UNet1DModel samples (horizon, {self.channels}), not {tuple(x.shape[1:])}")
-        return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
+        try:
+            return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # which horizons fit is known to its blocks alone, of which there are many kinds
+            reason = str(error).splitlines()[0]
+            raise SpecError(
+                f"the UNet1DModel takes no samples of horizon {x.shape[1]} ({reason}); try a larger one, a multiple of "
+                f"{self.multiple}"
+            ) from None
 
 
 def is_unet1d(folder: Path) -> bool:
@@ -102,7 +114,10 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
         return UNet1DModel(**known)
 
     network = load_weights(make, weights, lambda key: key, weights_file, f"{at}{CONFIG}").to(device)
-    return AcceleratedFn(Unet1dDenoiser(network, config.get("in_channels", CHANNELS)), chain, sampler, device)
+    blocks = len(list(network.get_submodule("down_blocks").children()))
+    multiple = 2 ** (blocks + 1)  # they may halve the length each, and the middle once more
+    denoiser = Unet1dDenoiser(network, config.get("in_channels", CHANNELS), multiple)
+    return AcceleratedFn(denoiser, chain, sampler, device)
 
 
 def _place(folder: Path) -> str | None:
