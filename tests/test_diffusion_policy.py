@@ -235,6 +235,8 @@ BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model.kernel_size", 4), "kernel_size 4 is not odd"),
     (config("policy.model.n_groups", 3), "are not multiples of n_groups 3"),
     (config("policy.model.cond_predict_scale", 1), "cfg.policy.model.cond_predict_scale is 1, not true or false"),
+    (config("policy.model._target_", "x.Unet"), "cfg.policy.model._target_ is a Unet; only ConditionalUnet1D is known"),
+    (config("policy.model.condition_type", "film"), "cfg.policy.model.condition_type is not known here; known are"),
     (config("training.use_ema", ...), "has no cfg.training.use_ema"),
     (lambda payload: payload["state_dicts"].pop("ema_model"), "has no state_dicts.ema_model"),
     (tensor(BIAS, None), f"1 tensors missing, 0 unknown, first {BIAS}"),
@@ -264,6 +266,7 @@ def test_broken_checkpoints_are_named(breakage: Change, message: str, tmp_path: 
 TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model.n_head", 3), "n_emb 8 is not even, at least 4 and a multiple of n_head 3"),
     (config("policy.model.n_layer", 10**6), "cfg.policy.model.n_layer is 1000000, not an integer in 1 …"),
+    (config("policy.model._target_", "ConditionalUnet1D"), "_target_ is a ConditionalUnet1D; only TransformerForDiff"),
     (config("policy.model.n_cond_layers", 1), "does not fit its configuration"),
     (config("policy.model.causal_attn", False), "2 unknown, first model.mask"),
     (config("policy.model.time_as_cond", False), "time_as_cond false is for networks that are told no observations"),
