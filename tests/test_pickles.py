@@ -153,6 +153,8 @@ DAMAGED = {
     "a call without arguments": PROTOCOL + b"cbuiltins\nint\nK\x01R.",
     "an unhashable key": PROTOCOL + b"}]K\x01s.",
     "a key of tuples": PROTOCOL + b"}))\x86K\x01s.",
+    "a key of numbers": PROTOCOL + b"}K\x01K\x01\x86K\x01s.",
+    "a key of many strings": PROTOCOL + b"}(" + b"X\x00\x00\x00\x00" * 17 + b"tK\x01s.",
     "a length beyond the end": PROTOCOL + b"X\xff\xff\xff\x7fabc.",
     "a negative length": PROTOCOL + b"\x8b\xff\xff\xff\xff.",
     "an odd number of items": PROTOCOL + b"}(K\x01u.",

@@ -198,17 +198,14 @@ def _run(data: bytes) -> Any:
 
 
 def _check_key(key: Any) -> None:
-    """Refuse keys that no checkpoint has: a tuple's hash may take for ever, long integers can be made to collide.
+    """Refuse keys that no checkpoint has: a tuple's hash may take for ever, and numbers can be made to collide.
 
     Flat tuples of strings are keys where omegaconf remembers what a resolver, such as hydra's `now`, has said.
     """
     parts = key if isinstance(key, tuple) else (key,)
-    if len(parts) > MAX_PARTS or not all(_is_name(part) for part in parts):
+    named = len(parts) <= MAX_PARTS and all(isinstance(part, str) and len(part) <= MAX_NAME for part in parts)
+    if not named and not (isinstance(key, int) and abs(key) < 2**31):
         raise TypeError(f"a {type(key).__name__} as a key, or a huge one")
-
-
-def _is_name(part: Any) -> bool:
-    return len(part) <= MAX_NAME if isinstance(part, str) else isinstance(part, int) and abs(part) < 2**31
 
 
 def _expect(value: Any, kind: Any) -> Any:
