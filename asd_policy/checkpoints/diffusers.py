@@ -105,8 +105,11 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
 
     at, config = _read_config(folder)
     chain = GaussianChain.from_scheduler(_read_scheduler(folder, at))
-    _check(config, f"{at}{CONFIG}")
-    known = {name: config[name] for name in signature(UNet1DModel.__init__).parameters if name in config}
+    defaults = {
+        name: each.default for name, each in signature(UNet1DModel.__init__).parameters.items() if name != "self"
+    }
+    _check(config, defaults, f"{at}{CONFIG}")
+    known = {name: config[name] for name in defaults if name in config}
     weights_file = _weights(folder, at)
     weights = read_tensors(folder, weights_file)
 
@@ -161,19 +164,33 @@ def _weights(folder: Path, at: str) -> str:
     return at + WEIGHTS
 
 
-def _check(config: dict[str, Any], name: str) -> None:
+def _check(config: dict[str, Any], defaults: dict[str, Any], name: str) -> None:
     """Refuse what would take forever to build, and networks that predict something else than a sample's shape."""
+    for key, default in defaults.items():
+        if key in config and not _is_like(config[key], default):
+            raise CheckpointError(f"{name}: {key} is of type {type(config[key]).__name__}; its default is {default!r}")
     for key in ("down_block_types", "up_block_types", "block_out_channels"):
-        if not isinstance(config.get(key, []), list) or len(config.get(key, [])) > MAX_BLOCKS:
-            raise CheckpointError(f"{name}: {key} is not a list of {MAX_BLOCKS} entries at most")
+        if len(config.get(key, [])) > MAX_BLOCKS:
+            raise CheckpointError(f"{name}: {key} has more than {MAX_BLOCKS} entries")
     layers = config.get("layers_per_block", 1)
-    if not isinstance(layers, int) or not 1 <= layers <= MAX_BLOCKS:
+    if not 1 <= layers <= MAX_BLOCKS:
         raise CheckpointError(f"{name}: layers_per_block {layers!r} is not in 1 … {MAX_BLOCKS}")
     if config.get("out_block_type") == "ValueFunction":
         raise CheckpointError(f"{name} is of a value function, which predicts a number and no sample")
     channels, out = (config.get(f"{way}_channels", CHANNELS) for way in ("in", "out"))
     if channels != out or config.get("extra_in_channels", 0) != 0:
         raise CheckpointError(f"{name}: {channels!r} channels in (and extra ones?) but {out!r} out make no denoiser")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether a value from JSON is of a default's kind; some are not looked at before the first sample."""
+    if default is None:
+        return value is None or isinstance(value, str | int)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, list if isinstance(default, tuple) else str)
 
 
 FORMAT = Format(is_unet1d, load_unet1d, describe_unet1d, HUB_FILES)
