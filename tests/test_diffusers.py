@@ -119,6 +119,16 @@ def test_wrong_calls_are_named(folder: Path) -> None:
         sample((1, HORIZON, ACTION + STATE), torch.zeros(1, 3))
 
 
+def test_a_horizon_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    deep = {"down_block_types": ["DownResnetBlock1D"] * 3, "up_block_types": ["UpResnetBlock1D"] * 2}
+    UNet1DModel(**{**DIFFUSER, **deep, "block_out_channels": [16, 32, 32]}).save_pretrained(tmp_path)
+    DDPMScheduler(num_train_timesteps=5).save_pretrained(tmp_path)
+    sample = asd_policy.load_fn(tmp_path)
+    with pytest.raises(SpecError, match=r"no samples of horizon 10 \(.*\); try a larger one, a multiple of 16"):
+        sample((1, 10, ACTION + STATE))
+    sample((1, 16, ACTION + STATE))
+
+
 def unet(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / CONFIG, **values)
 
@@ -143,9 +153,11 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (unet(block_out_channels=[16, 64]), "does not fit unet/config.json"),
     (unet(block_out_channels=[16, 10**6]), "does not fit unet/config.json"),
     (unet(block_out_channels=[16, 10**12]), "describes no possible network"),
-    (unet(block_out_channels=[16] * 33), "block_out_channels is not a list of 32 entries at most"),
-    (unet(block_out_channels=3), "block_out_channels is not a list"),
+    (unet(block_out_channels=[16] * 33), "block_out_channels has more than 32 entries"),
+    (unet(block_out_channels=3), "block_out_channels is of type int; its default is (32, 32, 64)"),
     (unet(block_out_channels=[]), "describes no possible network"),
+    (unet(freq_shift=[1]), "unet/config.json: freq_shift is of type list; its default is 0.0"),
+    (unet(flip_sin_to_cos=None), "flip_sin_to_cos is of type NoneType; its default is True"),
     (unet(layers_per_block=10**9), "layers_per_block 1000000000 is not in 1 … 32"),
     (unet(mid_block_type="os.system"), "describes no possible network"),
     (unet(act_fn="__import__"), "describes no possible network"),

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.archives import TorchArchive
 from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
+from asd_policy.checkpoints.settings import Settings
 from asd_policy.cli import run
 from asd_policy.errors import AsdError, CheckpointError
 from asd_policy.noise import NoiseTape
@@ -131,6 +133,20 @@ def test_description(tmp_path: Path) -> None:
     assert GaussianChain.from_scheduler(description.scheduler, description.num_inference_steps)
 
 
+def test_a_configuration_that_omegaconf_itself_has_pickled() -> None:
+    """The policy's section is as it was given, interpolations resolved."""
+    with TorchArchive(files.GOLDEN_WORKSPACE) as archive:
+        payload = Settings(archive.payload(), "", "x")
+    wanted = Settings(files.CASES["unet"], "", "x")
+    policy = payload.section("cfg").section("policy")
+    assert policy.plain().keys() == wanted.plain().keys()
+    scalars = policy.plain().keys() - {"model", "noise_scheduler"}
+    assert all(policy.plain()[name] == wanted.plain()[name] for name in scalars)
+    for section in ("model", "noise_scheduler"):
+        assert policy.section(section).plain() == wanted.section(section).plain()
+    assert describe_diffusion_policy(files.GOLDEN_WORKSPACE).parameters == 12
+
+
 def test_the_documented_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "latest.ckpt" in block)
@@ -219,6 +235,8 @@ BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model.kernel_size", 4), "kernel_size 4 is not odd"),
     (config("policy.model.n_groups", 3), "are not multiples of n_groups 3"),
     (config("policy.model.cond_predict_scale", 1), "cfg.policy.model.cond_predict_scale is 1, not true or false"),
+    (config("policy.model._target_", "x.Unet"), "cfg.policy.model._target_ is a Unet; only ConditionalUnet1D is known"),
+    (config("policy.model.condition_type", "film"), "cfg.policy.model.condition_type is not known here; known are"),
     (config("training.use_ema", ...), "has no cfg.training.use_ema"),
     (lambda payload: payload["state_dicts"].pop("ema_model"), "has no state_dicts.ema_model"),
     (tensor(BIAS, None), f"1 tensors missing, 0 unknown, first {BIAS}"),
@@ -248,6 +266,7 @@ def test_broken_checkpoints_are_named(breakage: Change, message: str, tmp_path: 
 TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model.n_head", 3), "n_emb 8 is not even, at least 4 and a multiple of n_head 3"),
     (config("policy.model.n_layer", 10**6), "cfg.policy.model.n_layer is 1000000, not an integer in 1 …"),
+    (config("policy.model._target_", "ConditionalUnet1D"), "_target_ is a ConditionalUnet1D; only TransformerForDiff"),
     (config("policy.model.n_cond_layers", 1), "does not fit its configuration"),
     (config("policy.model.causal_attn", False), "2 unknown, first model.mask"),
     (config("policy.model.time_as_cond", False), "time_as_cond false is for networks that are told no observations"),

@@ -129,3 +129,8 @@ def test_formats_are_found_by_content(checkpoint: Path, tmp_path: Path) -> None:
     for path in (renamed / "config.json", renamed / "model.safetensors"):
         with pytest.raises(CheckpointError, match="not a checkpoint of a known format"):
             find_format(path)
+
+
+def test_a_path_that_no_system_has_is_named() -> None:
+    with pytest.raises(CheckpointError, match=f"^no checkpoint at {'x' * 200}: File name too long$"):
+        asd_policy.load_policy("x" * 5000)

@@ -171,6 +171,13 @@ def test_what_the_hub_refuses_is_one_line(
     assert message in said
 
 
+def test_pickles_are_loaded_from_a_path(hub: Hub) -> None:
+    """A repository that holds a .ckpt file alone."""
+    hub.files = EXTRA
+    with pytest.raises(CheckpointError, match=r"has none of the files .*config.json.*`hf download robots/avoid FILE`"):
+        locate(REPO)
+
+
 def test_offline_and_not_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="or not all of it, and HF_HUB_OFFLINE forbids"):

@@ -6,6 +6,11 @@ of `fill`: for each case `<case>/output`, its network's output at timesteps 0, 3
 metadata has the names and shapes of each network's state dict. It was made with real-stanford/diffusion_policy (commit
 5ba07ac) and ARISE-Initiative/robomimic (0.5, commit d309eae), whose classes were built from the configurations here, on
 torch 2.13 and diffusers 0.42 (CPU). robomimic's has no `chunk`, as its policy does not run without its data sets.
+
+`tests/golden/omegaconf-2.2.3.ckpt` is what a workspace saves, by dill 0.3.5.1 in a program of hydra 1.3.2: the resolved
+configuration with the `policy` section `CASES["unet"]`, where `horizon` was `${horizon}` and `model.input_dim` an
+`${eval:…}`, and with run folders by hydra's `${now:…}`; in the place of a policy's weights, those of a
+`torch.nn.Linear(3, 3)` after one step of AdamW.
 """
 
 import json
@@ -27,6 +32,7 @@ from torch import Tensor
 OBS_DIM, ACTION_DIM, STEPS = 5, 2, 10
 TIMESTEPS = torch.tensor([0, 3, 9])
 GOLDEN = Path(__file__).parent / "golden" / "networks.safetensors"
+GOLDEN_WORKSPACE = GOLDEN.with_name("omegaconf-2.2.3.ckpt")
 
 SCHEDULER = {
     "_target_": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
@@ -308,8 +314,10 @@ def _wrap(value: Any, key: Any, parent: Any, names: Mapping[str, Any]) -> Any:
     kind = "DictConfig" if isinstance(value, dict) else "ListConfig" if isinstance(value, list) else "AnyNode"
     node = names[kind]()
     metadata = names["Metadata" if kind == "AnyNode" else "ContainerMetadata"]()
+    # What resolvers have said, such as hydra's `now`, is kept with the root, by the tuple of their arguments.
+    cache = {"now": {("%Y.%m.%d",): "2023.01.16"}} if parent is None else {}
     metadata.__dict__.update(
-        ref_type=Any, object_type=names["dict"], optional=True, key=key, flags={}, resolver_cache={}
+        ref_type=Any, object_type=names["dict"], optional=True, key=key, flags={}, resolver_cache=cache
     )
     node.__dict__.update(_metadata=metadata, _parent=parent)
     if isinstance(value, dict):

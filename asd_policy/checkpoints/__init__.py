@@ -33,9 +33,14 @@ def locate(path: str | Path) -> Path:
     """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
 
     Raises:
-        CheckpointError: It looks like a Hub id, and the Hub has no such repository or cannot be asked.
+        CheckpointError: The path cannot be looked at; or it looks like a Hub id, and the Hub has no such repository or
+            cannot be asked.
     """
-    if Path(path).exists() or not is_hub_id(str(path)):
+    try:
+        exists = Path(path).exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CheckpointError(f"no checkpoint at {str(path)[:200]}: {error.strerror}") from None
+    if exists or not is_hub_id(str(path)):
         return Path(path)
     formats = [*FORMATS.values(), *load_plugins()[0].values()]
     return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])

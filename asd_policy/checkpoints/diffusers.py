@@ -37,18 +37,30 @@ class Unet1dDenoiser:
     """The `UNet1DModel`."""
     channels: int
     """Numbers per time step of a sample."""
+    multiple: int
+    """Horizons are multiples of it, or of a part of it where blocks keep the length."""
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
         """Predict what the scheduler's `prediction_type` says.
 
         Raises:
-            SpecError: There is conditioning, which the network has no input for, or the channels are not its own.
+            SpecError: There is conditioning, which the network has no input for, or the channels or the horizon are not
+                its own.
         """
         if cond is not None:
             raise SpecError("a UNet1DModel takes no conditioning; what is known of a sample can be held")
         if x.ndim != 3 or x.shape[2] != self.channels:
             raise SpecError(f"the UNet1DModel samples (horizon, {self.channels}), not {tuple(x.shape[1:])}")
-        return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
+        try:
+            return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # which horizons fit is known to its blocks alone, of which there are many kinds
+            reason = str(error).splitlines()[0]
+            raise SpecError(
+                f"the UNet1DModel takes no samples of horizon {x.shape[1]} ({reason}); try a larger one, a multiple of "
+                f"{self.multiple}"
+            ) from None
 
 
 def is_unet1d(folder: Path) -> bool:
@@ -93,8 +105,11 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
 
     at, config = _read_config(folder)
     chain = GaussianChain.from_scheduler(_read_scheduler(folder, at))
-    _check(config, f"{at}{CONFIG}")
-    known = {name: config[name] for name in signature(UNet1DModel.__init__).parameters if name in config}
+    defaults = {
+        name: each.default for name, each in signature(UNet1DModel.__init__).parameters.items() if name != "self"
+    }
+    _check(config, defaults, f"{at}{CONFIG}")
+    known = {name: config[name] for name in defaults if name in config}
     weights_file = _weights(folder, at)
     weights = read_tensors(folder, weights_file)
 
@@ -102,7 +117,10 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
         return UNet1DModel(**known)
 
     network = load_weights(make, weights, lambda key: key, weights_file, f"{at}{CONFIG}").to(device)
-    return AcceleratedFn(Unet1dDenoiser(network, config.get("in_channels", CHANNELS)), chain, sampler, device)
+    blocks = len(list(network.get_submodule("down_blocks").children()))
+    multiple = 2 ** (blocks + 1)  # they may halve the length each, and the middle once more
+    denoiser = Unet1dDenoiser(network, config.get("in_channels", CHANNELS), multiple)
+    return AcceleratedFn(denoiser, chain, sampler, device)
 
 
 def _place(folder: Path) -> str | None:
@@ -146,19 +164,33 @@ def _weights(folder: Path, at: str) -> str:
     return at + WEIGHTS
 
 
-def _check(config: dict[str, Any], name: str) -> None:
+def _check(config: dict[str, Any], defaults: dict[str, Any], name: str) -> None:
     """Refuse what would take forever to build, and networks that predict something else than a sample's shape."""
+    for key, default in defaults.items():
+        if key in config and not _is_like(config[key], default):
+            raise CheckpointError(f"{name}: {key} is of type {type(config[key]).__name__}; its default is {default!r}")
     for key in ("down_block_types", "up_block_types", "block_out_channels"):
-        if not isinstance(config.get(key, []), list) or len(config.get(key, [])) > MAX_BLOCKS:
-            raise CheckpointError(f"{name}: {key} is not a list of {MAX_BLOCKS} entries at most")
+        if len(config.get(key, [])) > MAX_BLOCKS:
+            raise CheckpointError(f"{name}: {key} has more than {MAX_BLOCKS} entries")
     layers = config.get("layers_per_block", 1)
-    if not isinstance(layers, int) or not 1 <= layers <= MAX_BLOCKS:
+    if not 1 <= layers <= MAX_BLOCKS:
         raise CheckpointError(f"{name}: layers_per_block {layers!r} is not in 1 … {MAX_BLOCKS}")
     if config.get("out_block_type") == "ValueFunction":
         raise CheckpointError(f"{name} is of a value function, which predicts a number and no sample")
     channels, out = (config.get(f"{way}_channels", CHANNELS) for way in ("in", "out"))
     if channels != out or config.get("extra_in_channels", 0) != 0:
         raise CheckpointError(f"{name}: {channels!r} channels in (and extra ones?) but {out!r} out make no denoiser")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether a value from JSON is of a default's kind; some are not looked at before the first sample."""
+    if default is None:
+        return value is None or isinstance(value, str | int)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, list if isinstance(default, tuple) else str)
 
 
 FORMAT = Format(is_unet1d, load_unet1d, describe_unet1d, HUB_FILES)

@@ -37,6 +37,19 @@ _FIELDS = {
 }  # of every policy; any other argument goes to the scheduler's step
 
 
+_OPTIONS = {
+    "ConditionalUnet1D": {
+        *("input_dim", "local_cond_dim", "global_cond_dim", "diffusion_step_embed_dim", "down_dims", "kernel_size"),
+        *("n_groups", "cond_predict_scale"),
+    },
+    "TransformerForDiffusion": {
+        *("input_dim", "output_dim", "horizon", "n_obs_steps", "cond_dim", "n_layer", "n_head", "n_emb", "p_drop_emb"),
+        *("p_drop_attn", "causal_attn", "time_as_cond", "obs_as_cond", "n_cond_layers"),
+    },
+}
+"""Arguments of each network; one that is not known may make the same weights compute something else."""
+
+
 @dataclass(frozen=True)
 class _Layout:
     """How a policy's plans are laid out, whichever its network."""
@@ -179,6 +192,7 @@ def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout
 
 def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Return the `ConditionalUnet1D`; defaults are those of its constructor."""
+    _check_network(model, "ConditionalUnet1D", source)
     config = UnetConfig(
         action_dim=layout.width,
         cond_dim=0 if layout.inpaints else layout.horizons.n_obs_steps * layout.obs_dim,
@@ -202,6 +216,7 @@ def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], sourc
 
 def _transformer(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Return the `TransformerForDiffusion`; defaults are those of its constructor."""
+    _check_network(model, "TransformerForDiffusion", source)
     config = TransformerConfig(
         input_dim=layout.width,
         output_dim=layout.width,
@@ -221,6 +236,14 @@ def _transformer(model: Settings, layout: _Layout, weights: Mapping[str, Tensor]
     return load_weights(
         lambda: DiffusionTransformer(config), weights, lambda key: MODEL_PREFIX + key, source, "its configuration"
     )
+
+
+def _check_network(model: Settings, name: str, source: str) -> None:
+    """Refuse another network than the policy's own, and options that are not its own."""
+    kind = model.text("_target_").rpartition(".")[2]
+    if kind != name:
+        raise CheckpointError(f"{source}: cfg.policy.model._target_ is a {kind}; only {name} is known for this policy")
+    model.only(_OPTIONS[name] | {"_target_"})
 
 
 _LAYOUTS = {"DiffusionUnetLowdimPolicy": _unet_layout, "DiffusionTransformerLowdimPolicy": _transformer_layout}

@@ -26,8 +26,8 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
         patterns: Of the files that a format may need. Others are not downloaded, pickles among them.
 
     Raises:
-        CheckpointError: There is no such repository or revision, it is not open to this user, or neither the Hub nor a
-            whole copy in the cache can be reached.
+        CheckpointError: There is no such repository or revision, it is not open to this user, it has none of the files,
+            or neither the Hub nor a whole copy in the cache can be reached.
     """
     # Here and not above: the import takes half a second, which only Hub ids are worth.
     from huggingface_hub import constants, snapshot_download
@@ -43,7 +43,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
     assert found is not None
     repo, revision = found["repo"], found["revision"]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*patterns, FILE]))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*patterns, FILE]))
     except GatedRepoError:
         reason = f"the Hub's {repo} is gated: ask for access on its page, then log in with `hf auth login`"
     except RepositoryNotFoundError:
@@ -60,4 +60,11 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
         reason = f"{repo} is not in the Hub's cache, or not all of it, and {hindrance}"
     except Exception as error:  # a download fails in the ways of several libraries, which change with their versions
         reason = f"the download of {repo} failed: {type(error).__name__}: {error}"
+    else:
+        if any(True for pattern in patterns for _ in folder.glob(pattern)):
+            return folder
+        reason = (
+            f"the Hub's {repo} has none of the files that are read from there ({', '.join(patterns)}); a .ckpt or .pth "
+            f"file is loaded from a path, once `hf download {repo} FILE` has fetched it"
+        )
     raise CheckpointError(f"no checkpoint at {hub_id}: the path does not exist, and {reason}")

@@ -11,7 +11,6 @@ import pickletools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import translate
 from typing import Any
 
 import torch
@@ -37,37 +36,29 @@ DTYPES = {
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict")
 TENSOR = "torch._utils._rebuild_tensor_v2"
 
-# What training code leaves in checkpoints: omegaconf's configurations, numpy's numbers, and how dill names types.
-KNOWN = (
-    *DTYPES,
+# What training code leaves in checkpoints: numpy's numbers, what schedulers of the learning rate count, dates, paths,
+# and how dill names types.
+CALLABLE = {
     *MAPPINGS,
     TENSOR,
     "torch._utils._rebuild_parameter",
-    "omegaconf.base.*",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.*",
-    "typing.*",
+    "torch.Size",
+    "torch.device",
+    "collections.Counter",
+    *(f"datetime.{name}" for name in ("date", "datetime", "timedelta")),
+    *(f"pathlib.{name}" for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
     "dill._dill._load_type",
     "_codecs.encode",
     "numpy.dtype",
-    "numpy.ndarray",
-    "numpy*core.multiarray.scalar",
-    "numpy*core.multiarray._reconstruct",
-    "builtins.bool",
-    "builtins.dict",
-    "builtins.float",
-    "builtins.int",
-    "builtins.list",
-    "builtins.str",
-    "builtins.tuple",
-)
-"""Names that a pickle may mention, as patterns. None of them is imported; any other means that the file is not what it
-says, or an attack."""
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+}
+"""Names that a pickle may call, by REDUCE. None of them is imported; a call of any other means that the file is not
+what it says, or an attack. What is only made, by NEWOBJ, is a record whatever its class."""
 MAX_NAME = 500  # [characters] of a key or a storage's name; the longest of a real policy have a hundred
 MAX_DIMENSIONS = 16  # of a tensor; those of a network have 4 at most
+MAX_PARTS = 16  # of a key that is a tuple
 
-_KNOWN = re.compile("|".join(map(translate, KNOWN)))
 _MEMO = {"BINPUT", "LONG_BINPUT"}
 _RECALL = {"BINGET", "LONG_BINGET"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -126,7 +117,7 @@ def read_pickle(data: bytes, source: str) -> Any:
         source: Its name, for messages.
 
     Raises:
-        CheckpointError: It is damaged, mentions a name that is not in `KNOWN`, or does what no checkpoint needs.
+        CheckpointError: It is damaged, calls what is not in `CALLABLE`, or does what no checkpoint needs.
     """
     try:
         return _run(data)
@@ -184,13 +175,15 @@ def _run(data: bytes) -> Any:
                 _check_key(key)
             _expect(stack[-1], dict).update(zip(keys, items[1::2], strict=True))
         elif name == "GLOBAL":
-            stack.append(_mention(argument.replace(" ", ".", 1)))
+            stack.append(_global(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             last, module = stack.pop(), stack.pop()
-            stack.append(_mention(f"{_expect(module, str)}.{_expect(last, str)}"))
+            stack.append(_global(f"{_expect(module, str)}.{_expect(last, str)}"))
         elif name in ("REDUCE", "NEWOBJ"):
-            arguments, maker = stack.pop(), stack.pop()
-            stack.append(_make(_expect(maker, Global).name, _expect(arguments, tuple)))
+            arguments, maker = stack.pop(), _expect(stack.pop(), Global)
+            if name == "REDUCE":
+                _check_call(maker)
+            stack.append(_make(maker.name, _expect(arguments, tuple)))
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], dict):  # a mapping's attributes, such as a state dict's versions, say nothing
@@ -205,8 +198,13 @@ def _run(data: bytes) -> Any:
 
 
 def _check_key(key: Any) -> None:
-    """Refuse keys that no checkpoint has: a tuple's hash may take for ever, long integers can be made to collide."""
-    if not (len(key) <= MAX_NAME if isinstance(key, str) else isinstance(key, int) and abs(key) < 2**31):
+    """Refuse keys that no checkpoint has: a tuple's hash may take for ever, and numbers can be made to collide.
+
+    Flat tuples of strings are keys where omegaconf remembers what a resolver, such as hydra's `now`, has said.
+    """
+    parts = key if isinstance(key, tuple) else (key,)
+    named = len(parts) <= MAX_PARTS and all(isinstance(part, str) and len(part) <= MAX_NAME for part in parts)
+    if not named and not (isinstance(key, int) and abs(key) < 2**31):
         raise TypeError(f"a {type(key).__name__} as a key, or a huge one")
 
 
@@ -217,14 +215,16 @@ def _expect(value: Any, kind: Any) -> Any:
     return value
 
 
-def _mention(name: str) -> Global:
-    name = re.sub(r"^__builtin__\.", "builtins.", name)  # what protocol 2 calls that module
-    if not _KNOWN.match(name):
+def _global(name: str) -> Global:
+    return Global(re.sub(r"^__builtin__\.", "builtins.", name))  # what protocol 2 calls that module
+
+
+def _check_call(function: Global) -> None:
+    if function.name not in CALLABLE:
         raise CheckpointError(
-            f"the pickle asks for {name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing was run, and "
-            "the file should not be opened with torch.load or dill"
+            f"the pickle asks to call {function.name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing "
+            "was run, and the file should not be opened with torch.load or dill"
         )
-    return Global(name)
 
 
 def _make(name: str, arguments: tuple[Any, ...]) -> Any:
