@@ -43,12 +43,25 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return command.run(console)
     except KeyboardInterrupt:
-        print("asd-policy: interrupted before anything was done", file=sys.stderr)
-        return INTERRUPTED
+        return _stop()
     except (AsdError, OSError) as error:
+        if _is_interrupt(error):
+            return _stop()
         if command.debug:
             raise
         return _fail(error)
+
+
+def _stop() -> int:
+    print("asd-policy: interrupted before anything was done", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C is behind an error: one that hits an import comes out as a package that is missing."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _parse(arguments: Sequence[str]) -> Any:

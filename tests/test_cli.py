@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from asd_policy import cli, evaluate
 from asd_policy.checkpoints import load_policy
+from asd_policy.errors import EnvError
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.tuning import load_tuning
 
@@ -188,15 +189,34 @@ def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        time.sleep(8)
+        while not (tmp_path / "out").exists():  # made when all is prepared
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
-    if "before anything was done" not in said:  # on a very slow machine eight seconds may not reach the rollouts
-        assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+
+
+def test_an_interrupt_that_comes_out_as_another_error(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_env(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            try:
+                raise ImportError("a package is not installed")
+            except ImportError as error:
+                raise EnvError("no such environment") from error
+
+    monkeypatch.setattr(evaluate, "make_env", make_env)
+    assert cli.run(arguments(checkpoint, tmp_path / "out")) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
