@@ -111,8 +111,7 @@ class ResponseDraft(WarmDraft):
 
     x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`), and along the way
     that the points have moved before with the slope that they met there: Broyden's update of J (1965), which this plan
-    alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond. The further
-    the point has moved, in units of its step's noise, the more the guess is the one carried on from the step before.
+    alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond.
     """
 
     responds = True
@@ -138,7 +137,7 @@ def roll_out(
         steps: Consecutive steps from each row's cursor [R, S].
         known: For which of them the guess is an earlier prediction [R, S].
         chain: The target's.
-        response: How predictions follow the points; None for drafts that do not ask.
+        response: How predictions follow the points; None for not at all.
 
     Returns:
         Points x̃ [R, S, D], the first one exact, and guesses of x̂0 at them [R, S, D].
@@ -167,20 +166,13 @@ def roll_out(
     shift, change = weights @ shift, weights @ change
     missed = change - gain * shift  # by the average J, on the way that the point has moved before
     unit = shift / shift.square().sum(-1, keepdim=True).clamp(min=torch.finfo(shift.dtype).tiny)
-    variance = sigma.square().clamp(min=torch.finfo(sigma.dtype).tiny)
     known = known.unsqueeze(-1)
     points, guesses = [], []
     for slot in range(len(slots)):
         # In units of that way; further than it has been, a slope says little.
         again = (unit[:, slot] * (x - anchors[:, slot])).sum(-1, keepdim=True).clamp(-1, 1)
         own = base[:, slot] + gain[:, slot] * x + again * missed[:, slot]
-        carried = guess + drift[:, slot]
-        if (
-            response is not None
-        ):  # where the point has left its place by more than a step's noise, what was seen is stale
-            distance = (x - anchors[:, slot]).square().mean(-1, keepdim=True) / variance[:, slot]
-            own = carried + (own - carried) / (1 + distance.square())
-        guess = torch.where(known[:, slot], own, carried)
+        guess = torch.where(known[:, slot], own, guess + drift[:, slot])
         points.append(x)
         guesses.append(guess)
         x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x

@@ -34,11 +34,6 @@ class Response:
     gain: Tensor
     """g [K, D]."""
 
-    @classmethod
-    def none(cls, x: Tensor, steps: int) -> "Response":
-        """Return what is known before the first plan: J = 0, for points like x [B, D] and a chain of K `steps`."""
-        return cls(torch.eye(x.shape[1], device=x.device, dtype=x.dtype), x.new_zeros((steps, x.shape[1])))
-
 
 @dataclass
 class Experience:

@@ -78,9 +78,8 @@ class Asd(Sampler):
             return Ddpm().run(target, tape, past)
         path = begin(target, tape, past.last_plan if draft.starts_from_last_plan else None)
         response = None
-        if draft.responds:
-            learned = past.experience and past.experience.response(path.x.device, path.x.dtype)
-            response = learned or Response.none(path.x, len(target.chain))
+        if draft.responds and past.experience is not None:
+            response = past.experience.response(path.x.device, path.x.dtype)
         round_ = Round(target, draft, VERIFIERS[self.verify], response, window)
         # A GPU computes all rows in every round, in shapes that never change; a CPU leaves out what is done.
         compact = path.x.device.type == "cpu"
@@ -189,7 +188,7 @@ class Round:
         drafted = live & ((slots < last.unsqueeze(1)) | ((slots == last.unsqueeze(1)) & rejected.unsqueeze(1)))
         path.judged[rows.unsqueeze(1), torch.where(drafted, steps, end)] = True
         at = (rows.unsqueeze(1), torch.where(live, steps, end))  # what has no place of its own goes behind the end
-        if self.response is not None:
+        if self.draft.responds:
             again = path.seen[at].unsqueeze(-1)
             path.shift[at] = torch.where(again, point - path.points[at], 0)
             path.change[at] = torch.where(again, clean - path.clean[at], 0)
