@@ -36,9 +36,11 @@ class MeteredDenoiser:
     reports `network_seconds` has to accept.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        """Wrap a denoiser for the length of one `sample` call."""
+    def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
+        """Wrap a denoiser for the length of one `sample` call, with the autocast that is on now for the device."""
         self._denoiser = denoiser
+        kind = device.type
+        self._autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.seconds = 0.0
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
@@ -48,7 +50,8 @@ class MeteredDenoiser:
             DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
         """
         start = time.perf_counter()
-        output = self._denoiser(x, timestep, cond)
+        with self._autocast:
+            output = self._denoiser(x, timestep, cond)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         self.seconds += time.perf_counter() - start

@@ -9,6 +9,7 @@ from torch import Tensor
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS, Path
 from asd_policy.errors import DenoiserError, SpecError
+from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers import SAMPLERS, make_sampler
@@ -239,3 +240,21 @@ def test_tape_and_conditioning_must_fit(mixture: MixtureDenoiser, chain: Gaussia
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), tape=tape)
     with pytest.raises(ValueError, match="conditioning for 3 rows, but a batch of 2"):
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), cond=torch.zeros(3, 1))
+
+
+def test_autocast_is_for_the_network(chain: GaussianChain) -> None:
+    """The network runs in the precision that is asked for, and the chain in that of the samples."""
+    seen: list[torch.dtype] = []
+
+    def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        output = x.flatten(1) @ torch.eye(4)
+        seen.append(output.dtype)
+        return 0.1 * output.view_as(x)
+
+    experience = Experience()
+    with torch.autocast("cpu", torch.bfloat16):
+        for seed in range(2):  # the second draws on what the first has taught
+            generator = torch.Generator().manual_seed(seed)
+            result = Asd(5).sample(network, chain, (3, *EVENT), generator=generator, past=Past(None, experience))
+    assert set(seen) == {torch.bfloat16}
+    assert result.sample.dtype == torch.float32

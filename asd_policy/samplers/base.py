@@ -129,9 +129,10 @@ class Sampler(abc.ABC):
         ):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
-        metered = MeteredDenoiser(denoiser)
+        metered = MeteredDenoiser(denoiser, tape.initial.device)
         target = Target(metered, chain, tuple(shape), cond, held)
-        with torch.inference_mode():
+        # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
+        with torch.inference_mode(), torch.autocast(tape.initial.device.type, enabled=False):
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)
