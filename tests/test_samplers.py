@@ -256,5 +256,5 @@ def test_autocast_is_for_the_network(chain: GaussianChain) -> None:
         for seed in range(2):  # the second draws on what the first has taught
             generator = torch.Generator().manual_seed(seed)
             result = Asd(5).sample(network, chain, (3, *EVENT), generator=generator, past=Past(None, experience))
+            assert result.sample.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
-    assert result.sample.dtype == torch.float32
