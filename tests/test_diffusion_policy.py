@@ -181,16 +181,18 @@ def config(path: str, value: Any) -> Change:
     """Return what sets a value of the configuration, by its dotted path; Ellipsis removes it."""
 
     def change(payload: dict[str, Any]) -> None:
-        section = payload["cfg"] = json.loads(json.dumps(payload["cfg"]))
-        *parents, last = path.split(".")
-        for parent in parents:
-            section = section[parent]
-        if value is ...:
-            del section[last]
-        else:
-            section[last] = value
+        payload["cfg"] = json.loads(json.dumps(payload["cfg"]))
+        files.put(payload["cfg"], path.split("."), value)
 
     return change
+
+
+def check_refused(case: str, breakage: Change, message: str, folder: Path) -> None:
+    payload = files.workspace(case)
+    breakage(payload)
+    with pytest.raises(AsdError) as error:
+        asd_policy.load_policy(files.save_workspace(folder / "latest.ckpt", payload))
+    assert message in str(error.value)
 
 
 def tensor(name: str, value: Tensor | None) -> Change:
@@ -256,11 +258,7 @@ BREAKAGES: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize(("breakage", "message"), BREAKAGES, ids=[message for _, message in BREAKAGES])
 def test_broken_checkpoints_are_named(breakage: Change, message: str, tmp_path: Path) -> None:
-    payload = files.workspace("unet")
-    breakage(payload)
-    with pytest.raises(AsdError) as error:
-        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
-    assert message in str(error.value)
+    check_refused("unet", breakage, message, tmp_path)
 
 
 TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
@@ -282,8 +280,4 @@ TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
     ("breakage", "message"), TRANSFORMER_BREAKAGES, ids=[message for _, message in TRANSFORMER_BREAKAGES]
 )
 def test_broken_transformers_are_named(breakage: Change, message: str, tmp_path: Path) -> None:
-    payload = files.workspace("transformer")
-    breakage(payload)
-    with pytest.raises(AsdError) as error:
-        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
-    assert message in str(error.value)
+    check_refused("transformer", breakage, message, tmp_path)

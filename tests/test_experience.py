@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
+from asd_policy.denoiser import Denoiser
 from asd_policy.errors import CheckpointError
 from asd_policy.experience import Experience, Response
 from asd_policy.models.analytic import MixtureDenoiser
@@ -27,7 +28,7 @@ def data() -> Tensor:
     return factor @ factor.T / DIM
 
 
-def denoise(chain: GaussianChain, covariance: Tensor) -> tuple[MixtureDenoiser, Tensor]:
+def denoise(chain: GaussianChain, covariance: Tensor) -> tuple[Denoiser, Tensor]:
     """Return the perfect denoiser of N(0, covariance), and its Jacobians J_k = √ᾱ C (ᾱC + (1 − ᾱ)I)⁻¹, [K, D, D]."""
     variances, basis = torch.linalg.eigh(covariance)
     turned = MixtureDenoiser(chain, torch.zeros((1, DIM), dtype=DTYPE), variances.sqrt().unsqueeze(0))
@@ -37,11 +38,10 @@ def denoise(chain: GaussianChain, covariance: Tensor) -> tuple[MixtureDenoiser, 
 
     alpha = torch.as_tensor(chain.input_scale**-2)[:, None]
     gains = alpha.sqrt() * variances / (alpha * variances + 1 - alpha)
-    network_: MixtureDenoiser = network  # type: ignore[assignment]  # a denoiser like any other
-    return network_, basis @ torch.diag_embed(gains) @ basis.T
+    return network, basis @ torch.diag_embed(gains) @ basis.T
 
 
-def learn(network: MixtureDenoiser, chain: GaussianChain, plans: int, window: int = 12) -> Experience:
+def learn(network: Denoiser, chain: GaussianChain, plans: int, window: int = 12) -> Experience:
     experience = Experience()
     tape = NoiseTape.draw((plans, DIM), len(chain), torch.Generator().manual_seed(1), dtype=DTYPE)
     make_sampler(f"asd:window={window}").sample(network, chain, (plans, DIM), tape=tape, past=Past(None, experience))
@@ -181,7 +181,7 @@ def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: Gaussia
 
     with safe_open(saved, framework="pt") as file:
         metadata = {**file.metadata(), key: value}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     save_file(tensors, saved, metadata)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tuning(saved, chain, DIM, CPU)

@@ -72,29 +72,45 @@ def damage_bytes(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {action} at {at}"
 
 
-@pytest.mark.parametrize("damage", [damage_json, damage_bytes])
-def test_damage_is_refused_or_harmless(
-    damage: Callable[[Path, random.Random], str], checkpoint: Path, tmp_path: Path
-) -> None:
+def count_refusals(
+    folder: Path, names: list[str], damage: Callable[[Path, random.Random], str], use: Callable[[], None], rounds: int
+) -> int:
+    """Return how many damaged copies of a checkpoint were refused; each in one line, and `use` works with the others.
+
+    Args:
+        folder: The checkpoint; what was whole is put back before each round.
+        names: Files to damage, one in each round.
+        damage: What is done to it.
+        use: Loads the checkpoint and works with it.
+        rounds: How many copies.
+    """
     rng = random.Random(0)
-    suffix = ".json" if damage is damage_json else ".safetensors"
-    whole = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
-    names = sorted(name for name in whole if name.endswith(suffix) and name != "training.json")
-    held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whole = {name: (folder / name).read_bytes() for name in names}
     refused = 0
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, content in whole.items():
-            (checkpoint / name).write_bytes(content)
-        done = damage(checkpoint / rng.choice(names), rng)
+            (folder / name).write_bytes(content)
+        done = damage(folder / rng.choice(names), rng)
         try:
-            json.dumps(inspection.inspect(str(checkpoint)), allow_nan=False)
-            policy = asd_policy.load_policy(checkpoint)
-            action = policy.select_action([0.0] * sum(policy.observation_dims.values()))
-            assert np.isfinite(action).all(), done
+            json.dumps(inspection.inspect(str(folder)), allow_nan=False)
+            use()
         except AsdError as error:
             refused += 1
             assert "\n" not in str(error), done
         except Exception as error:
             raise AssertionError(done) from error
-    assert refused > 0.3 * ROUNDS
+    return refused
+
+
+@pytest.mark.parametrize("damage", [damage_json, damage_bytes])
+def test_damage_is_refused_or_harmless(damage: Callable[[Path, random.Random], str], checkpoint: Path) -> None:
+    suffix = ".json" if damage is damage_json else ".safetensors"
+    names = sorted(path.name for path in checkpoint.iterdir() if path.suffix == suffix and path.name != "training.json")
+
+    def use() -> None:
+        policy = asd_policy.load_policy(checkpoint)
+        assert np.isfinite(policy.select_action([0.0] * sum(policy.observation_dims.values()))).all()
+
+    held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert count_refusals(checkpoint, names, damage, use, ROUNDS) > 0.3 * ROUNDS
     assert 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < MOST_MEMORY

@@ -88,11 +88,7 @@ def config(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     """Return what sets a value of the configuration, by its dotted path."""
 
     def change(payload: dict[str, Any]) -> None:
-        section = payload["config"]
-        *parents, last = path.split(".")
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
+        files.put(payload["config"], path.split("."), value)
 
     return change
 
@@ -101,14 +97,7 @@ def entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     """Return what sets a value of the file, by its path with slashes; Ellipsis removes it."""
 
     def change(payload: dict[str, Any]) -> None:
-        section: Any = payload
-        *parents, last = path.split("/")
-        for parent in parents:
-            section = section[parent]
-        if value is ...:
-            del section[last]
-        else:
-            section[last] = value
+        files.put(payload, path.split("/"), value)
 
     return change
 

@@ -327,3 +327,14 @@ def _wrap(value: Any, key: Any, parent: Any, names: Mapping[str, Any]) -> Any:
     else:
         node.__dict__["_val"] = value
     return node
+
+
+def put(section: Any, way: Sequence[str], value: Any) -> None:
+    """Set a value in nested mappings, by the keys on the way to it; Ellipsis removes it."""
+    *parents, last = way
+    for parent in parents:
+        section = section[parent]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value

@@ -57,9 +57,10 @@ def find_format(path: Path) -> tuple[str, Format]:
     for name, form in FORMATS.items():
         if form.detect(path):
             return name, form
-    found, failures = find_plugin(path)
+    plugins, failures = load_plugins()
+    found = find_plugin(path, plugins, failures)
     if found is None:
-        known = ", ".join([*FORMATS, *load_plugins()[0]])
+        known = ", ".join([*FORMATS, *plugins])
         raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
     return found
 

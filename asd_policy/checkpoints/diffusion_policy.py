@@ -36,7 +36,6 @@ _FIELDS = {
     *("num_inference_steps", "pred_action_steps_only"),
 }  # of every policy; any other argument goes to the scheduler's step
 
-
 _OPTIONS = {
     "ConditionalUnet1D": {
         *("input_dim", "local_cond_dim", "global_cond_dim", "diffusion_step_embed_dim", "down_dims", "kernel_size"),

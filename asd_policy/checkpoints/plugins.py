@@ -4,6 +4,7 @@ An entry point names a `Format` object; its own name is the format's name in mes
 anything: what fails is named, and keeps no other from being used.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -30,13 +31,12 @@ def load_plugins() -> tuple[dict[str, Format], list[str]]:
     return formats, failures
 
 
-def find_plugin(path: Path) -> tuple[tuple[str, Format] | None, list[str]]:
-    """Return the name and the format of the first plugin that knows a path, if any, and what failed."""
-    formats, failures = load_plugins()
+def find_plugin(path: Path, formats: Mapping[str, Format], failures: list[str]) -> tuple[str, Format] | None:
+    """Return the name and the format of the first plugin that knows a path, if any; add to `failures` what fails."""
     for name, form in formats.items():
         try:
             if form.detect(path):
-                return (name, form), failures
+                return name, form
         except Exception as error:
             failures.append(f"the plugin {name!r} does not work: detect raises {type(error).__name__}: {error}")
-    return None, failures
+    return None

@@ -1,13 +1,13 @@
 """Reading the files of an untrusted checkpoint: regular files inside its folder, JSON and safetensors only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
@@ -83,13 +83,8 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file cannot be read, or is something else.
     """
-    path = file_in(folder, name)
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+    with _open_safetensors(folder, name) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}
 
 
 def read_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
@@ -98,10 +93,16 @@ def read_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: The file cannot be read, or is something else.
     """
+    with _open_safetensors(folder, name) as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+
+
+@contextmanager
+def _open_safetensors(folder: Path, name: str) -> Iterator[safe_open]:
     path = file_in(folder, name)
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
+            yield file
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except SafetensorError as error:

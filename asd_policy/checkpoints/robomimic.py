@@ -21,7 +21,7 @@ from asd_policy.checkpoints.settings import Settings
 from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
-from asd_policy.normalize import Affine
+from asd_policy.normalize import Affine, make_affine
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
@@ -217,7 +217,8 @@ def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, in
     if statistics is None and config.section("train").flag("hdf5_normalize_obs", False):
         raise CheckpointError(f"{source}: train.hdf5_normalize_obs is set, but there are no obs_normalization_stats")
     return {
-        name: _identity(dim) if statistics is None else _affine(statistics, name, dim) for name, dim in dims.items()
+        name: make_affine("IDENTITY", {}, name, dim) if statistics is None else _affine(statistics, name, dim)
+        for name, dim in dims.items()
     }
 
 
@@ -225,7 +226,7 @@ def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> A
     """Return the normalisation of actions, the parts of `train.action_keys` in a row."""
     statistics = _statistics(payload, "action_normalization_stats", source)
     if statistics is None:
-        return _identity(dim)
+        return make_affine("IDENTITY", {}, ACTION, dim)
     train = config.section("train")
     names = train.names("action_keys")
     for name in names:
@@ -244,10 +245,6 @@ def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> A
 def _statistics(payload: Settings, name: str, source: str) -> Settings | None:
     """Return statistics by feature, or None where the file has none."""
     return None if payload.plain().get(name) is None else payload.section(name)
-
-
-def _identity(dim: int) -> Affine:
-    return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
 
 
 def _affine(statistics: Settings, feature: str, dim: int | None) -> Affine:
