@@ -3,10 +3,12 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from asd_policy.adapters import accelerate, restore
+from asd_policy.backends import Backend, make_backend
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints import load_fn, load_policy
 from asd_policy.errors import (
     AsdError,
+    BackendError,
     ChainError,
     CheckpointError,
     DenoiserError,
@@ -31,6 +33,8 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 __all__ = [
     "AcceleratedFn",
     "AsdError",
+    "Backend",
+    "BackendError",
     "ChainError",
     "CheckpointError",
     "DenoiserError",
@@ -52,6 +56,7 @@ __all__ = [
     "accelerate_fn",
     "load_fn",
     "load_policy",
+    "make_backend",
     "make_sampler",
     "restore",
 ]

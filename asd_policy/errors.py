@@ -27,3 +27,7 @@ class DenoiserError(AsdError, ValueError):
 
 class EnvError(AsdError, ValueError):
     """An environment that does not exist, cannot be made here, or does not fit the policy."""
+
+
+class BackendError(AsdError):
+    """A backend cannot run here, or not this network."""

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
@@ -67,6 +69,7 @@ class Policy:
         action: Affine,
         device: torch.device,
         inpaints: bool = False,
+        backend: Backend | None = None,
     ) -> None:
         """Put a policy together; `load_policy` does it from a checkpoint.
 
@@ -80,13 +83,16 @@ class Policy:
             device: Where to plan.
             inpaints: Whether the network generates actions and observations side by side, those that are known held
                 (arXiv 2303.04137 with `obs_as_global_cond=False`), in place of being told the observations.
+            backend: What runs the network; None for PyTorch, operation by operation.
 
         Raises:
+            BackendError: The backend cannot run here, or not this network.
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
         self.inpaints = inpaints
-        self.denoiser = denoiser
+        self.network = denoiser
+        """As loaded."""
         self.chain = chain
         self.sampler = sampler
         self.horizons = horizons
@@ -98,6 +104,7 @@ class Policy:
         self.generator = torch.Generator(device)
         """Source of the noise of `select_action`."""
         self.generator.seed()
+        self._run_on(backend or TorchEager())
         self.reset()
 
     @property
@@ -146,6 +153,25 @@ class Policy:
         other.generator.seed()
         other.reset()
         return other
+
+    def with_backend(self, backend: Backend) -> "Policy":
+        """Return a policy whose network runs on another backend; history, noise and experience are its own.
+
+        Raises:
+            BackendError: It cannot run here, or not this network.
+        """
+        other = self.with_sampler(self.sampler)
+        other._run_on(backend)
+        return other
+
+    def _run_on(self, backend: Backend) -> None:
+        self.backend = backend
+        """What runs the network."""
+        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
+        self.denoiser = backend.prepare(self.network, Job(self.chain, self.event, dims, self.device))
+        """The network as the backend runs it."""
+        # Latencies were measured on another one.
+        self.experience.latency.clear()
 
     def check(self) -> None:
         """Call the network a few times, on noise, to see whether it is one that can be sampled from.

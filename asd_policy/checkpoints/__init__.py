@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from asd_policy.backends import make_backend
 from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
@@ -65,15 +66,17 @@ def find_format(path: Path) -> tuple[str, Format]:
     return found
 
 
-def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") -> Policy:
+def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
         path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
         device: A torch device such as "cpu" or "cuda".
+        backend: Spec of what runs the network; None for the checkpoint's own.
 
     Raises:
+        BackendError: The backend cannot run here, or not this network.
         CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
@@ -84,7 +87,7 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu") ->
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
             "are normalised; asd_policy.load_fn samples from it"
         )
-    return loaded
+    return loaded if backend is None else loaded.with_backend(make_backend(backend))
 
 
 def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:

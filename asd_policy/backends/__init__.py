@@ -1,0 +1,24 @@
+"""Backends by name."""
+
+from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.torch_eager import TorchEager
+from asd_policy.specs import parse
+
+__all__ = ["BACKENDS", "Backend", "Job", "make_backend"]
+
+BACKENDS: dict[str, type[Backend]] = {
+    "torch-eager": TorchEager,
+}
+"""Every backend by its name in a spec. What a backend imports, it imports when it prepares a network."""
+
+
+def make_backend(spec: str) -> Backend:
+    """Make a backend from its spec.
+
+    Args:
+        spec: Such as `torch-eager`.
+
+    Raises:
+        SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
+    """
+    return parse("backend", spec, BACKENDS)
