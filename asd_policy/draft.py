@@ -16,6 +16,8 @@ from asd_policy.experience import Response
 
 SLOPE_DECAY = 0.8
 """Weight of a step's own slope in that of the step after it."""
+DISTANCE_POWER = 4
+"""How sharply what was seen at a point ceases to count, as the step's point moves away by the step's noise."""
 
 
 @dataclass
@@ -111,7 +113,8 @@ class ResponseDraft(WarmDraft):
 
     x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`), and along the way
     that the points have moved before with the slope that they met there: Broyden's update of J (1965), which this plan
-    alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond.
+    alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond. Where a point
+    has moved by more than the noise of its step, the guess is the one carried on from the step before.
     """
 
     responds = True
@@ -145,34 +148,19 @@ def roll_out(
     tables = chain.tables(path.x.device, path.x.dtype)
     at = (rows.unsqueeze(1), steps)
     a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
-    x, guess, innovation = path.x[rows], path.latest[rows], path.innovation[rows]
-    clean, anchors, noise = path.clean[at], path.points[at], path.normals[at]
-    shift, change = path.shift[at], path.change[at]
-    if response is None:
-        gain = torch.zeros_like(clean[:1, :, :1])
-    else:  # in the response's own basis every coordinate goes by itself
-        gain = response.gain[steps]
-        x, guess, innovation, clean, anchors, noise, shift, change = (
-            values @ response.basis for values in (x, guess, innovation, clean, anchors, noise, shift, change)
-        )
-    noises = sigma * noise
-    base = clean - gain * anchors
-    drift = gain * torch.cat([innovation.unsqueeze(1), noises[:, :-1]], dim=1)
-    # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
-    # rough than from one pair of predictions.
-    slots = torch.arange(steps.shape[1], device=x.device)
-    lag = slots.unsqueeze(1) - slots
-    weights = torch.where(lag >= 0, SLOPE_DECAY ** lag.clamp(min=0).to(x.dtype), 0)
-    shift, change = weights @ shift, weights @ change
-    missed = change - gain * shift  # by the average J, on the way that the point has moved before
-    unit = shift / shift.square().sum(-1, keepdim=True).clamp(min=torch.finfo(shift.dtype).tiny)
+    turn = (lambda values: values) if response is None else (lambda values: values @ response.basis)
+    x, guess = turn(path.x[rows]), turn(path.latest[rows])
+    noises = sigma * turn(path.normals[at])
+    clean = turn(path.clean[at])
+    follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
     known = known.unsqueeze(-1)
     points, guesses = [], []
-    for slot in range(len(slots)):
-        # In units of that way; further than it has been, a slope says little.
-        again = (unit[:, slot] * (x - anchors[:, slot])).sum(-1, keepdim=True).clamp(-1, 1)
-        own = base[:, slot] + gain[:, slot] * x + again * missed[:, slot]
-        guess = torch.where(known[:, slot], own, guess + drift[:, slot])
+    for slot in range(steps.shape[1]):
+        own = clean[:, slot]
+        if follow is not None:
+            guess = guess + follow.drift[:, slot]
+            own = follow(slot, own, x, guess)
+        guess = torch.where(known[:, slot], own, guess)
         points.append(x)
         guesses.append(guess)
         x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x
@@ -181,3 +169,55 @@ def roll_out(
         point, guessed = point @ response.basis.T, guessed @ response.basis.T
         point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
     return point, guessed
+
+
+@dataclass(frozen=True)
+class Follow:
+    """How guesses follow the points of a window, in the response's basis, where every coordinate goes by itself."""
+
+    gain: Tensor
+    """J of each step [R, S, D]."""
+    drift: Tensor
+    """What the noise of the step before does to a guess that is carried on [R, S, D]."""
+    anchor: Tensor
+    """Where each step was evaluated last [R, S, D]."""
+    variance: Tensor
+    """Of each step's noise, above zero, [R, S, 1]."""
+    missed: Tensor
+    """What J missed of x̂0 on the way that the point has moved before [R, S, D]."""
+    way: Tensor
+    """This way, divided by its squared length, [R, S, D]."""
+
+    def __call__(self, slot: int, clean: Tensor, x: Tensor, carried: Tensor) -> Tensor:
+        """Return the guess [R, D] for x [R, D] from what was seen at the anchor, and from the guess carried on."""
+        moved = x - self.anchor[:, slot]
+        # In units of that way; further than it has been, a slope says little.
+        again = (self.way[:, slot] * moved).sum(-1, keepdim=True).clamp(-1, 1)
+        own = clean + self.gain[:, slot] * moved + again * self.missed[:, slot]
+        distance = moved.square().mean(-1, keepdim=True) / self.variance[:, slot]
+        return carried + (own - carried) / (1 + distance**DISTANCE_POWER)
+
+
+def follow_window(
+    path: Path, rows: Tensor, steps: Tensor, clean: Tensor, noises: Tensor, sigma: Tensor, response: Response
+) -> Follow:
+    """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
+    at = (rows.unsqueeze(1), steps)
+    anchor, shift, change = (values[at] @ response.basis for values in (path.points, path.shift, path.change))
+    gain = response.gain[steps]
+    innovation = (path.innovation[rows] @ response.basis).unsqueeze(1)
+    # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
+    # rough than from one pair of predictions.
+    slots = torch.arange(steps.shape[1], device=steps.device)
+    lag = slots.unsqueeze(1) - slots
+    weights = torch.where(lag >= 0, SLOPE_DECAY ** lag.clamp(min=0).to(clean.dtype), 0)
+    shift, change = weights @ shift, weights @ change
+    tiny = torch.finfo(clean.dtype).tiny
+    return Follow(
+        gain=gain,
+        drift=gain * torch.cat([innovation, noises[:, :-1]], dim=1),
+        anchor=anchor,
+        variance=sigma.square().clamp(min=tiny),
+        missed=change - gain * shift,
+        way=shift / shift.square().sum(-1, keepdim=True).clamp(min=tiny),
+    )

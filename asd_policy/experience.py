@@ -6,7 +6,7 @@ to judge it, and the law would be another one.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,6 @@ from asd_policy.chain import GaussianChain
 
 T = TypeVar("T")
 
-_OVERHEAD_WEIGHT = 0.1  # of the newest plan in the running mean
 _SMOOTHING = 2  # steps to each side whose statistics are pooled: J changes slowly along the chain
 _BASIS_SHARE = 5  # the basis is that of the last K/5 steps, where the response is strong
 
@@ -34,6 +33,11 @@ class Response:
     gain: Tensor
     """g [K, D]."""
 
+    @classmethod
+    def none(cls, x: Tensor, steps: int) -> "Response":
+        """Return what is known before the first plan: J = 0, for points like x [B, D] and a chain of K `steps`."""
+        return cls(torch.eye(x.shape[1], device=x.device, dtype=x.dtype), x.new_zeros((steps, x.shape[1])))
+
 
 @dataclass
 class Experience:
@@ -42,20 +46,28 @@ class Experience:
     plans: int = 0
     """Plans learned from."""
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """The sums by name: "cross" Σ Δx̂0 ⊗ σξ [K, D, D], "noise" Σ‖σξ‖²/D [K], "change" Σ‖Δx̂0‖²/D [K], "judged" and
-    "refused" drafts [K]; Δx̂0 is the change of the prediction into step k, σξ the noise of the step before."""
+    """The sums by name: "cross" Σ Δx̂0 ⊗ σξ [K, D, D], "noise" Σ‖σξ‖²/D [K], "change" Σ‖Δx̂0‖²/D [K];
+    Δx̂0 is the change of the prediction into step k, σξ the noise of the step before."""
+    judgements: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By draft and verifier, how often a draft was judged and refused at each step, [K] and [K]."""
     latency: dict[int, float] = field(default_factory=dict)
     """Seconds of a network call by its number of points."""
+    overhead: dict[tuple[str, str, int], dict[int, float]] = field(default_factory=dict)
+    """By draft, verifier and batch, seconds of a round outside the network by its window."""
     learning: bool = True
     """Whether `learn` adds; off, a plan depends on its observation, its noise and nothing else."""
-    overhead: float = 1e-3
-    """Seconds of a round outside the network, about."""
     _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
 
     def copy(self) -> "Experience":
         """Return an experience with the same contents that goes its own way."""
-        moments = {name: sums.clone() for name, sums in self.moments.items()}
-        return Experience(self.plans, moments, dict(self.latency), self.learning, self.overhead, dict(self._made))
+        return replace(
+            self,
+            moments={name: sums.clone() for name, sums in self.moments.items()},
+            judgements={pair: (judged.clone(), refused.clone()) for pair, (judged, refused) in self.judgements.items()},
+            latency=dict(self.latency),
+            overhead=dict(self.overhead),
+            _made=dict(self._made),
+        )
 
     def freeze(self) -> None:
         """Stop learning, with the last word on all that was learned."""
@@ -63,7 +75,14 @@ class Experience:
         self._made.clear()
 
     def learn(
-        self, points: Tensor, clean: Tensor, free: Tensor | None, judged: Tensor, refused: Tensor, chain: GaussianChain
+        self,
+        points: Tensor,
+        clean: Tensor,
+        free: Tensor | None,
+        judged: Tensor,
+        refused: Tensor,
+        chain: GaussianChain,
+        pair: tuple[str, str],
     ) -> None:
         """Add the committed paths of a batch of plans.
 
@@ -74,6 +93,7 @@ class Experience:
             judged: Which steps had a draft to be judged [B, K].
             refused: For which of them it was refused [B, K].
             chain: Whose.
+            pair: Names of the draft and of the verifier.
         """
         if not self.learning:
             return
@@ -90,7 +110,9 @@ class Experience:
         }
         # Step 0 has no step before it.
         found = {name: torch.cat([torch.zeros_like(sums[:1]), sums]) for name, sums in found.items()}
-        found |= {"judged": judged.sum(0).to(points.dtype), "refused": refused.sum(0).to(points.dtype)}
+        counts = judged.sum(0).to(points.dtype), refused.sum(0).to(points.dtype)
+        before = self.judgements.get(pair)
+        self.judgements[pair] = counts if before is None else (before[0] + counts[0], before[1] + counts[1])
         for name, sums in found.items():
             self.moments[name] = self.moments[name].to(sums) + sums if name in self.moments else sums
         self.plans += len(points)
@@ -110,11 +132,6 @@ class Experience:
         if plans < 0 or self.plans >= max(1, 2 * plans):
             plans, made = self._made[key] = self.plans, make()
         return made
-
-    def note_overhead(self, seconds: float, rounds: int) -> None:
-        """Take in the time that a plan of so many rounds spent outside the network."""
-        if self.learning:
-            self.overhead += _OVERHEAD_WEIGHT * (seconds / rounds - self.overhead)
 
 
 def fit_response(moments: Mapping[str, Tensor], plans: int, device: torch.device, dtype: torch.dtype) -> Response:

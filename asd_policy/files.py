@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_dir() -> Path:
+    """Return the user's cache folder of this package: $ASD_POLICY_CACHE, else asd_policy in the system's usual one."""
+    own = os.environ.get("ASD_POLICY_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asd_policy"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error."""

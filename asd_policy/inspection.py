@@ -17,7 +17,7 @@ from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
-from asd_policy.tuning import FILE, tuning_file
+from asd_policy.tuning import tuning_file
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _files(folder: Path, form: Format) -> list[dict[str, Any]]:
     """Return name, size and digest of the files that the format reads."""
     if folder.is_file():
         return [_file(folder, folder.name)]
-    paths = sorted({path for pattern in (*form.hub_files, FILE) for path in folder.glob(pattern)})
+    paths = sorted({path for pattern in form.hub_files for path in folder.glob(pattern)})
     return [_file(file_in(folder, str(path.relative_to(folder))), str(path.relative_to(folder))) for path in paths]
 
 

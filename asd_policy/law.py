@@ -126,14 +126,14 @@ def at_random(policy: Policy, count: int, seed: int) -> Tensor:
 
 
 def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
-    """Return the sampler with the window it chooses for a single plan: the one in use, not one for a large batch."""
-    if not (isinstance(sampler, Asd) and sampler.window is None):
+    """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
+    if not isinstance(sampler, Asd):
         return sampler
     past, held = Past(None, policy.experience.copy()), policy.held(conds[:1])
     result = sampler.sample(
         policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, held=held, past=past
     )
-    return replace(sampler, window=result.stats.window)
+    return make_sampler(result.stats.spec)
 
 
 def draw(
@@ -182,7 +182,7 @@ def draw(
                 result = sampler.sample(policy.denoiser, chain, shape, batch, generator, held=held, past=past(rows))
             plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
-    return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), _step_checks(chain, recorders))
+    return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
 
 
 def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator) -> list[Callable[[int], Past]]:
@@ -220,7 +220,8 @@ def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:
     return Past(last_plans[torch.arange(rows, device=last_plans.device) % len(last_plans)], experience)
 
 
-def _step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:
+def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:
+    """Return the checks of the steps that recorders saw, each with the plans they led to [B, D]; none for no steps."""
     if not recorded:
         return []
     recorders = [recorder for recorder, _ in recorded]

@@ -107,13 +107,18 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
 def tuning_table(results: dict[str, Any]) -> Table:
     """Return the results.json object of `tune` as a table for the terminal."""
     rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
-    for column in ("window θ", "network call ms", "expected plan ms", "against sequential"):
+    rows: dict[int, dict[str, dict[str, Any]]] = {}
+    for setting in results["settings"]:
+        rows.setdefault(setting["window"], {})[f"{setting['draft']} + {setting['verify']}"] = setting
+    pairs = list(rows[1])
+    for column in ("window θ", "network call ms", *(f"{pair}, plan ms" for pair in pairs), "best against sequential"):
         rich_table.add_column(column, justify="right")
-    sequential = results["windows"][0]["expected_plan_ms"]
-    for each in results["windows"]:
-        plan = each["expected_plan_ms"]
-        cells = (str(each["window"]), f"{each['call_ms']:.2f}", f"{plan:.0f}", f"{sequential / plan:.2f}×")
-        rich_table.add_row(*cells, style="bold" if each["window"] == results["window"] else None)
+    sequential = rows[1][pairs[0]]["expected_plan_ms"]
+    for window, settings in rows.items():
+        plans = [settings[pair]["expected_plan_ms"] for pair in pairs]
+        cells = (f"{settings[pairs[0]]['call_ms']:.2f}", *(f"{plan:.0f}" for plan in plans))
+        best = f"{sequential / min(plans):.2f}×"
+        rich_table.add_row(str(window), *cells, best, style="bold" if window == results["window"] else None)
     return rich_table
 
 

@@ -3,6 +3,7 @@
 Of no use for planning; nothing else in the package imports it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from asd_policy import draft
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.denoiser import Denoiser
-from asd_policy.draft import Path, roll_out
+from asd_policy.draft import Follow, Path, follow_window, roll_out
 from asd_policy.experience import Experience, Response
+from asd_policy.law import PathRecorder, step_checks
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers import asd
@@ -62,15 +65,40 @@ def make_tape(count: int, chain: GaussianChain, seed: int) -> NoiseTape:
     return NoiseTape.draw((count, *EVENT), len(chain), torch.Generator().manual_seed(seed), dtype=DTYPE)
 
 
-def draw(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> Tensor:
-    """Return samples [count, D] drawn in one batch, by plans that have a past: a last plan and an experience."""
+def draw(
+    sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int, recorder: PathRecorder | None = None
+) -> Tensor:
+    """Return samples [count, D] drawn in one batch, by plans that have a past: a last plan and an experience.
+
+    Args:
+        sampler: What to draw with.
+        denoiser: Of events `EVENT`.
+        chain: Its chain.
+        seed: Of all noise.
+        count: Of samples.
+        recorder: A recorder of the denoiser, which is to watch.
+    """
     experience, earlier_tape = Experience(), make_tape(_EARLIER_PLANS, chain, seed + 1000)
     shape = (_EARLIER_PLANS, *EVENT)
     earlier = Asd(5).sample(denoiser, chain, shape, tape=earlier_tape, past=Past(None, experience))
     experience.freeze()
     past = Past(earlier.sample[torch.arange(count) % _EARLIER_PLANS], experience)
     tape = make_tape(count, chain, seed)
-    return sampler.sample(denoiser, chain, (count, *EVENT), tape=tape, past=past).sample.flatten(1)
+    cond = None if recorder is None else recorder.tag(torch.zeros((count, 0), dtype=DTYPE))
+    watched = recorder or denoiser
+    return sampler.sample(watched, chain, (count, *EVENT), cond, tape=tape, past=past).sample.flatten(1)
+
+
+def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> float:
+    """Return a p-value for the steps of `count` plans being the chain's, given all that was known before each.
+
+    The checks of `asd-policy verify`, with Bonferroni's correction. A broken coupling hardly moves a plan, see
+    docs/architecture.md; it shows in the steps where drafts were wrong.
+    """
+    recorder = PathRecorder(denoiser, chain, count, math.prod(EVENT))
+    sample = draw(sampler, denoiser, chain, seed, count, recorder)
+    checks = step_checks(chain, [(recorder, sample.numpy())])
+    return min(1.0, len(checks) * min(check.p_value for check in checks))
 
 
 def draw_sequentially(denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> Tensor:
@@ -220,12 +248,47 @@ def _peek(size: float) -> Callable[..., tuple[Tensor, Tensor]]:
     return broken
 
 
-def _smooth(path: Path, rows: Tensor, steps: Tensor, known: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Draft with predictions of this plan averaged over neighbouring steps, the next one included."""
-    clean = path.clean.clone()
-    both = path.seen[:, 1:-2] & path.seen[:, 2:-1]
-    clean[:, 1:-2] = torch.where(both.unsqueeze(2), (path.clean[:, 1:-2] + path.clean[:, 2:-1]) / 2, clean[:, 1:-2])
-    return roll_out(replace(path, clean=clean), rows, steps, known, *rest)
+@dataclass(frozen=True)
+class _Smoothed:
+    """A `Follow` whose guesses are averaged with what was seen at the next step."""
+
+    follow: Follow
+    after: Tensor
+    """That, in the response's basis, [R, S, D]."""
+    both: Tensor
+    """For which steps there is such [R, S, 1]."""
+
+    @property
+    def drift(self) -> Tensor:
+        """As it was."""
+        return self.follow.drift
+
+    def __call__(self, slot: int, *known: Tensor) -> Tensor:
+        """Return the smoothed guess [R, D]."""
+        return _halfway(self.follow(slot, *known), self.after[:, slot], self.both[:, slot])
+
+
+def _halfway(values: Tensor, others: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, (values + others) / 2, values)
+
+
+def _smooth(
+    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+) -> tuple[Tensor, Tensor]:
+    """Draft with guesses that are averaged with what this plan saw at the next step."""
+    at, after = (rows.unsqueeze(1), steps), (rows.unsqueeze(1), steps + 1)
+    both = (path.seen[at] & path.seen[after]).unsqueeze(2)
+    if response is None:
+        clean = path.clean.clone()
+        clean[at] = _halfway(clean[at], clean[after], both)
+        return roll_out(replace(path, clean=clean), rows, steps, known, chain, None)
+    seen = path.clean[after] @ response.basis
+
+    def follow(*window: Any) -> Any:
+        return _Smoothed(follow_window(*window), seen, both)
+
+    with mock.patch.object(draft, "follow_window", follow):
+        return roll_out(path, rows, steps, known, chain, response)
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,67 @@
-"""A policy's experience as a file: what `asd-policy tune` leaves at a checkpoint and `load_policy` reads."""
+"""An `Experience` as a file in the user's cache: what `asd-policy tune` measured and learned for a checkpoint."""
 
+import hashlib
 import json
+from collections.abc import Iterable
+from itertools import chain as flatten
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import CheckpointError
 from asd_policy.experience import Experience
-from asd_policy.files import atomic_file
+from asd_policy.files import atomic_file, cache_dir
 from asd_policy.hardware import hardware
 
-FILE = "asd_tuning.safetensors"
-_VERSION = "1"
+_VERSION = "2"
+_EDGE = 2**16  # bytes at either end of a file that tell it from others
 
 
 def tuning_file(checkpoint: Path) -> Path:
-    """Return where a checkpoint's tuning is: in its folder, or beside it where it is a file."""
-    return checkpoint / FILE if checkpoint.is_dir() else checkpoint.with_name(f"{checkpoint.name}.{FILE}")
+    """Return where the tuning of a checkpoint is: in the user's cache, by the checkpoint's contents."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(each for each in checkpoint.iterdir() if each.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            file.seek(max(0, size - _EDGE))
+            digest.update(file.read(_EDGE))
+    return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def save_tuning(path: Path, experience: Experience, device: torch.device) -> None:
+def save_tuning(path: Path, experience: Experience, device: torch.device, backend: str) -> None:
     """Write an experience, atomically.
 
     Args:
         path: File to write.
         experience: With one plan or more.
         device: What its latencies were measured on.
+        backend: Spec of what ran the network.
     """
     metadata = {
         "version": _VERSION,
         "plans": str(experience.plans),
-        "overhead": repr(experience.overhead),
-        "latency": json.dumps(experience.latency),
+        "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in experience.overhead.items()]),
+        "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
         "torch": torch.__version__,
+        "backend": backend,
     }
-    tensors = {name: sums.contiguous().cpu() for name, sums in experience.moments.items()}
+    tensors = dict(experience.moments)
+    for pair, sums in experience.judgements.items():
+        tensors |= {_name(kind, pair): each for kind, each in zip(_JUDGEMENTS, sums, strict=True)}
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file({name: sums.contiguous().cpu() for name, sums in tensors.items()}, temporary, metadata)
 
 
-def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device) -> Experience:
-    """Read an experience. Latencies of other hardware or another torch are left out, and measured anew when needed.
+def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device) -> tuple[Experience, str | None]:
+    """Read an experience.
 
     Args:
         path: Written by `save_tuning`.
@@ -52,32 +69,64 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
         dim: Numbers in one of its plans D.
         device: Where it plans.
 
+    Returns:
+        The experience, and the spec of the backend that its latencies are of. Those of other hardware or torch are
+        left out, to be measured anew when needed, and so is the backend.
+
     Raises:
         CheckpointError: The file is damaged, or of another policy.
     """
     steps = len(chain)
-    shapes = {"cross": (steps, dim, dim), **dict.fromkeys(("noise", "change", "judged", "refused"), (steps,))}
+    shapes = {"cross": (steps, dim, dim), "noise": (steps,), "change": (steps,)}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if metadata.get("version") != _VERSION:
+                raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
+            pairs = [_pair(name) for name in file.keys() if name.startswith(_JUDGEMENTS[0])]  # noqa: SIM118
+            counts = {_name(kind, pair): (steps,) for pair in pairs for kind in _JUDGEMENTS}
             # Looked up before anything is read: a size in the file is not to be trusted with memory.
-            for name, shape in shapes.items():
+            for name, shape in (shapes | counts).items():
                 found = tuple(file.get_slice(name).get_shape())
                 if found != shape:
                     raise CheckpointError(f"{path} is of another policy: {name} has shape {found}, not {shape}")
-            moments = {name: file.get_tensor(name).float().to(device) for name in shapes}
-        if metadata.get("version") != _VERSION:
-            raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
-        plans, overhead = int(metadata["plans"]), float(metadata["overhead"])
-        latency = {int(points): float(seconds) for points, seconds in json.loads(metadata["latency"]).items()}
-        numbers = (overhead, *latency.values())
-        if plans < 1 or not all(0 <= number < float("inf") for number in numbers):
+            read = {name: file.get_tensor(name).float().to(device) for name in shapes | counts}
+        plans = int(metadata["plans"])
+        latency = _seconds(json.loads(metadata["latency"]))
+        overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
+                    for (draft, verify, batch), timed in json.loads(metadata["overhead"])}  # fmt: skip
+        times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
+        if plans < 1 or not all(0 <= seconds < float("inf") for seconds in times):
             raise ValueError("its numbers are out of range")
-        if not all(bool(sums.isfinite().all()) for sums in moments.values()):
+        if not all(bool(sums.isfinite().all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
-    except (SafetensorError, OSError, KeyError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be read: {error}; delete it or run asd-policy tune again") from None
-    same = (metadata.get("hardware"), metadata.get("torch")) == (hardware(device), torch.__version__)
-    return Experience(plans, moments, latency if same else {}, overhead=overhead)
+    judgements = {pair: _both(read, pair) for pair in pairs}
+    moments = {name: read[name] for name in shapes}
+    if (metadata.get("hardware"), metadata.get("torch")) != (hardware(device), torch.__version__):
+        return Experience(plans, moments, judgements), None
+    return Experience(plans, moments, judgements, latency, overhead), metadata.get("backend")
+
+
+_JUDGEMENTS = ("judged", "refused")
+
+
+def _name(kind: str, pair: tuple[str, str]) -> str:
+    return f"{kind} {pair[0]} {pair[1]}"
+
+
+def _pair(name: str) -> tuple[str, str]:
+    _, draft, verify = name.split()
+    return draft, verify
+
+
+def _both(tensors: dict[str, Tensor], pair: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    judged, refused = (tensors[_name(kind, pair)] for kind in _JUDGEMENTS)
+    return judged, refused
+
+
+def _seconds(items: Iterable[tuple[int, float]]) -> dict[int, float]:
+    return {int(size): float(seconds) for size, seconds in items}

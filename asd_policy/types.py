@@ -21,6 +21,8 @@ class SpeculationStats:
     """The part of `seconds` spent inside the network [s]."""
     window: int = 1
     """Most points that a network call evaluated per row."""
+    spec: str = ""
+    """Of the sampler as it ran: what was left to it is settled."""
 
     @property
     def algorithmic_speedup(self) -> float:

@@ -8,6 +8,7 @@ from rich.progress import track
 from asd_policy.draft import DRAFTS
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.choice import DEFAULT
 from asd_policy.verify import VERIFIERS
 from study_common import Results, Subject, console, count, markdown_table, summarize
 
@@ -26,7 +27,7 @@ def measure(subject: Subject, windows: tuple[int, ...], seed: int, results: Resu
         results: Where records are kept.
     """
     policy = subject.policy
-    drafts = sorted(DRAFTS, key=lambda draft: draft != Asd().draft)
+    drafts = sorted(DRAFTS, key=lambda draft: draft != DEFAULT.draft)
     windows = tuple(dict.fromkeys(min(window, len(policy.chain)) for window in windows))
     specs = [
         f"asd:window={window},draft={draft},verify={verifier}"
@@ -78,7 +79,7 @@ def target_line(records: list[dict[str, Any]], limit: int, target: float) -> str
     """Return whether the default sampler, and the best of all, reach a speedup with a window up to `limit`."""
     within = [record for record in records if record["window"] <= limit]
     best = max(within, key=lambda record: record["speedup"])
-    default = Asd()
+    default = DEFAULT
     own = max(
         (r for r in within if (r["draft"], r["verify"]) == (default.draft, default.verify)), key=lambda r: r["speedup"]
     )

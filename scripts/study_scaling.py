@@ -18,7 +18,7 @@ from asd_policy.experience import Experience
 from asd_policy.files import atomic_file
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.asd import Asd
+from asd_policy.samplers.choice import DEFAULT
 from asd_policy.verify import VERIFIERS
 from study_common import Results, States, Subject, console, count, learn, markdown_table, summarize
 
@@ -120,7 +120,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
         exponent, error = slope(curve)
         cells = [f"{r['rounds_mean']:.1f} ± {r['rounds_standard_error']:.1f}" for r in curve]
         rows.append([f"`{draft}` + `{verifier}`", *cells, f"{exponent:.2f} ± {error:.2f}"])
-    exponent, error = slope(found[Asd().draft, Asd().verify])
+    exponent, error = slope(found[DEFAULT.pair])
     word = "reached" if exponent <= TARGET else "not reached"
     return "\n".join(
         [
@@ -156,7 +156,7 @@ def plot(problems: Sequence[list[dict[str, Any]]], path: Path) -> None:
                 [r["rounds_mean"] for r in curve],
                 [2 * r["rounds_standard_error"] for r in curve],
                 color=colours[draft],
-                linestyle="-" if verifier == Asd().verify else ":",
+                linestyle="-" if verifier == DEFAULT.verify else ":",
                 marker="o",
                 markersize=3,
                 label=f"{draft} + {verifier}",

@@ -13,6 +13,13 @@ from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import ENVIRONMENT_STATE, STATE
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, in the place of the user's."""
+    monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def chain() -> GaussianChain:
     """Twelve steps, so coarse that drafts are often wrong."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS, Path, roll_out
+from asd_policy.draft import DISTANCE_POWER, DRAFTS, Path, roll_out
 from asd_policy.errors import DenoiserError
 from asd_policy.experience import Experience, Response
 from asd_policy.models.analytic import MixtureDenoiser
@@ -62,32 +62,38 @@ def test_static_rounds_are_compact_ones(
     assert (static.cursor == len(chain)).all()
 
 
-@pytest.mark.parametrize("basis", [False, True])
+@pytest.mark.parametrize("gain", [0.0, 0.3])
 def test_a_slope_is_followed_along_the_way_it_was_seen_on(
-    basis: bool, mixture: MixtureDenoiser, chain: GaussianChain
+    gain: float, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:
-    """For a linear network that is the true value, across the way it is the average response, beyond it no more."""
+    """For a linear network that is the true value, across the way it is the average response, beyond it no more.
+
+    What is carried on from the step before, here zero, counts the more the further the point is from what was seen.
+    """
     generator = torch.Generator().manual_seed(0)
     slope, turn = torch.randn((2, 4, 4), generator=generator, dtype=DTYPE)
     before, here = torch.randn((2, 1, 4), generator=generator, dtype=DTYPE)
     path = begin(Target(mixture, chain, (1, *EVENT)), make_tape(1, chain), None)
     path.points[:, 0], path.clean[:, 0], path.seen[:, 0] = here, here @ slope, True
-    path.shift[:, 0], path.change[:, 0] = here - before, (here - before) @ slope
-    response = Response(torch.linalg.qr(turn).Q, torch.full((len(chain), 4), 0.3, dtype=DTYPE)) if basis else None
-    gain = 0.3 if basis else 0.0
+    response = Response(torch.linalg.qr(turn).Q, torch.full((len(chain), 4), gain, dtype=DTYPE))
     first = torch.zeros((1, 1), dtype=torch.int64)
 
     def guess(x: Tensor) -> Tensor:
         path.x = x
         return roll_out(path, first[0], first, path.seen[:, :1], chain, response)[1][:, 0]
 
-    way = here - before
+    def check(move: Tensor, own: Tensor) -> None:
+        distance = move.square().mean() / chain.sigma[0] ** 2
+        torch.testing.assert_close(guess(here + move), own / (1 + distance**DISTANCE_POWER))
+
+    way = 0.5 * float(chain.sigma[0]) * (here - before)  # the point moves by about its step's noise
+    path.shift[:, 0], path.change[:, 0] = way, way @ slope
     for share in (-1.0, 0.0, 0.4, 1.0):
-        torch.testing.assert_close(guess(here + share * way), (here + share * way) @ slope)
-    side = torch.randn((1, 4), generator=generator, dtype=DTYPE)
+        check(share * way, (here + share * way) @ slope)
+    side = torch.randn((1, 4), generator=generator, dtype=DTYPE) * float(chain.sigma[0])
     side -= way * (way * side).sum() / way.square().sum()
-    torch.testing.assert_close(guess(here + side), here @ slope + gain * side)
-    torch.testing.assert_close(guess(here + 3 * way), here @ slope + way @ slope + 2 * gain * way)
+    check(side, here @ slope + gain * side)
+    check(3 * way, here @ slope + way @ slope + 2 * gain * way)
 
 
 @pairs

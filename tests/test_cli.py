@@ -233,21 +233,23 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     results = json.loads(capsys.readouterr().out)
     assert results["command"] == "tune"
     assert results["plans"] == 5
-    assert results["file"] == str(checkpoint / "asd_tuning.safetensors")
-    windows = {each["window"]: each["expected_plan_ms"] for each in results["windows"]}
-    assert results["window"] == min(windows, key=lambda window: windows[window])
+    file = Path(results["file"])
+    assert file.is_relative_to(tmp_path / "cache")
+    best = min(results["settings"], key=lambda each: each["expected_plan_ms"])
+    assert results["sampler"] == f"asd:window={best['window']},draft={best['draft']},verify={best['verify']}"
     assert results["expected_speedup"] >= 1
     policy = load_policy(checkpoint)
     assert policy.experience.plans == 5
-    assert policy.experience.latency.keys() == windows.keys()
+    assert policy.experience.latency.keys() == {each["window"] for each in results["settings"]}
+    assert set(policy.experience.judgements) == {(each["draft"], each["verify"]) for each in results["settings"]}
     # In an environment, to a file of one's own; nothing of the earlier tuning is left in it.
     out = tmp_path / "other"
     words = ["tune", "--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--plans", "2", "--out", str(out)]
     assert cli.run(words) == 0
     assert "window" in capsys.readouterr().err
-    assert load_tuning(out, policy.chain, 32, policy.device).plans < 5 + 2
-    (checkpoint / "asd_tuning.safetensors").write_bytes(b"damaged")
-    assert "asd_tuning.safetensors cannot be read" in one_line(arguments(checkpoint, tmp_path / "results"), capsys)
+    assert load_tuning(out, policy.chain, 32, policy.device)[0].plans >= 2
+    file.write_bytes(b"damaged")
+    assert f"{file.name} cannot be read" in one_line(arguments(checkpoint, tmp_path / "results"), capsys)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     ],
 )
 def test_tune_refuses(
-    words: tuple[str, ...], message: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in one_line(["tune", "--policy", str(checkpoint), *words], capsys)
-    assert not (checkpoint / "asd_tuning.safetensors").exists()
+    assert not list(tmp_path.rglob("tuning/*"))

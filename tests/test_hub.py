@@ -19,7 +19,7 @@ import asd_policy
 from asd_policy import cli
 from asd_policy.checkpoints import locate
 from asd_policy.errors import CheckpointError
-from asd_policy.tuning import FILE
+from asd_policy.tuning import tuning_file
 
 REPO, COMMIT = "robots/avoid", "5" * 40
 EXTRA = {"optimizer.bin": b"a pickle", "model.ckpt": b"a pickle", "README.md": b"words", "sub/config.json": b"{}"}
@@ -210,9 +210,9 @@ def test_a_link_out_of_the_cached_repository_is_not_followed(hub: Hub, checkpoin
         asd_policy.load_policy(REPO)
 
 
-def test_tuning_is_kept_with_the_revision(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_is_of_the_revision(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.run(["tune", "--policy", REPO, "--plans", "1"]) == 0
-    assert (locate(REPO) / FILE).exists()
+    assert tuning_file(locate(REPO)).exists()
     assert asd_policy.load_policy(REPO).experience.plans == 1
 
 

@@ -165,7 +165,7 @@ def test_a_link_inside_the_folder_and_a_link_to_it_are_followed(checkpoint: Path
     asd_policy.load_policy(tmp_path / "last")
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "policy_preprocessor.json", STATISTICS, "asd_tuning.safetensors"])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "policy_preprocessor.json", STATISTICS])
 def test_what_is_no_file_is_not_waited_for(name: str, checkpoint: Path) -> None:
     """A pipe would never end, and a device never stop."""
     (checkpoint / name).unlink(missing_ok=True)

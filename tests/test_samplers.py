@@ -182,7 +182,7 @@ def test_specs_round_trip(spec: str) -> None:
 
 
 def test_defaults_are_spelled_out() -> None:
-    assert make_sampler("asd").spec == "asd:window=auto,draft=response,verify=block"
+    assert make_sampler("asd").spec == "asd:window=auto,draft=auto,verify=auto"
     assert make_sampler("ddim").spec == "ddim:10"
     assert make_sampler("dpmsolver:order=2").spec == "dpmsolver:10"
     assert make_sampler("paradigms").spec == "paradigms:window=16,tol=0.1"
@@ -197,8 +197,8 @@ def test_defaults_are_spelled_out() -> None:
         ("asd:window=3,", "no option ''"),
         ("asd:window=3,window=4", "'window' is given twice"),
         ("asd:window=x", "window=x in 'asd:window=x' is not of type int or auto"),
-        ("asd:draft=frosen", f"draft=frosen is not one of {', '.join(DRAFTS)}"),
-        ("asd:verify=no", "verify=no is not one of reflection, block"),
+        ("asd:draft=frosen", f"draft=frosen is not one of auto, {', '.join(DRAFTS)}"),
+        ("asd:verify=no", "verify=no is not one of auto, reflection, block"),
         ("asd:window=0", "window=0 is not in 1"),
         ("ddpm:5", "no option '5' in 'ddpm:5'; ddpm has none"),
         ("ddim:0", "ddim steps 0 is not in 1"),

@@ -10,7 +10,6 @@ from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomim
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
-from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
@@ -123,7 +122,7 @@ def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
         tuning = tuning_file(path)
         if tuning.exists():
             dim = math.prod(loaded.event)
-            loaded.experience = load_tuning(file_in(tuning.parent, tuning.name), loaded.chain, dim, loaded.device)
+            loaded.experience, _ = load_tuning(tuning, loaded.chain, dim, loaded.device)
     return loaded
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asd_policy.errors import CheckpointError
-from asd_policy.tuning import FILE
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
 
@@ -43,7 +42,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
     assert found is not None
     repo, revision = found["repo"], found["revision"]
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*patterns, FILE]))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError:
         reason = f"the Hub's {repo} is gated: ask for access on its page, then log in with `hf auth login`"
     except RepositoryNotFoundError:

@@ -1,7 +1,7 @@
 """`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from asd_policy import evaluate, law, report
 from asd_policy.checkpoints import load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.experience import Experience
+from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.choice import DEFAULT, Setting, candidates, expected_costs, measure
 from asd_policy.samplers.target import Target
-from asd_policy.samplers.window import DEFAULT_WINDOW, measure_latency, window_costs
 from asd_policy.tuning import save_tuning, tuning_file
 
 
@@ -34,7 +35,7 @@ class TuneCommand:
     seed: int = 0
     """Seeds observations and noise."""
     out: Path | None = None
-    """File to write; by default asd_tuning.safetensors in the checkpoint, where it is found again."""
+    """File to write; by default one in the user's cache, where it is found again."""
     device: str = "cpu"
     """Torch device to plan on."""
     json: bool = False
@@ -47,7 +48,7 @@ class TuneCommand:
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
         policy = load_policy(self.policy, device=self.device)
-        policy = policy.with_sampler(Asd(min(DEFAULT_WINDOW, len(policy.chain))))
+        steps = len(policy.chain)
         policy.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
         policy.check()
         record = report.run_record("tune", self.policy, self.env, self.seed, policy.device)
@@ -57,28 +58,36 @@ class TuneCommand:
             def advance() -> None:
                 progress.update(task, completed=min(policy.experience.plans, self.plans))
 
-            if env is None:
-                _plan_at_random(policy, self.plans, self.seed, advance)
-            else:
-                evaluate.calibrate(policy, env, self.plans, self.seed, advance)
-        _measure(policy)
-        costs = window_costs(policy.experience, 1, len(policy.chain))
-        window = min(costs, key=lambda window: costs[window])
+            # Each draft and verifier has its share; those that respond last, when they can.
+            pairs = candidates(steps, min(DEFAULT.window, steps))[::-1]
+            for index, setting in enumerate(pairs):
+                policy.sampler = Asd(*setting)
+                goal = -(-self.plans * (index + 1) // len(pairs))
+                seed = self.seed * len(pairs) + index  # the same noise twice would be known to drafts the second time
+                if env is None:
+                    _plan_at_random(policy, goal, seed, advance)
+                else:
+                    evaluate.calibrate(policy, env, goal, seed, advance)
+        settings = candidates(steps)
+        _measure(policy, settings)
+        costs = expected_costs(settings, policy.experience, 1, steps)
+        best = min(settings, key=lambda setting: costs[setting])
+        sequential = costs[settings[0]]
         path = self.out or tuning_file(locate(self.policy))
-        save_tuning(path, policy.experience, policy.device)
+        save_tuning(path, policy.experience, policy.device, policy.backend.spec)
         results = {
             **record,
-            "sampler": Asd(window).spec,
+            "sampler": Asd(*best).spec,
             "plans": policy.experience.plans,
-            "window": window,
-            "expected_speedup": costs[1] / costs[window],
-            "windows": [
+            "window": best.window,
+            "expected_speedup": sequential / costs[best],
+            "settings": [
                 {
-                    "window": each,
-                    "call_ms": 1e3 * policy.experience.latency[each],
+                    **setting._asdict(),
+                    "call_ms": 1e3 * policy.experience.latency[setting.window],
                     "expected_plan_ms": 1e3 * cost,
                 }
-                for each, cost in costs.items()
+                for setting, cost in costs.items()
             ],
             "file": str(path),
         }
@@ -104,9 +113,9 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
 
 
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
-    """Plan one by one at random observations."""
+    """Plan one by one at random observations until the experience has so many plans."""
     policy.reset(evaluate.learning_seed(seed))
-    for cond in law.at_random(policy, plans, seed):
+    for cond in law.at_random(policy, plans - policy.experience.plans, seed):
         batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(
             policy.denoiser,
@@ -120,10 +129,11 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
         advance()
 
 
-def _measure(policy: Policy) -> None:
-    """Time the network for single plans."""
+def _measure(policy: Policy, settings: Sequence[Setting]) -> None:
+    """Time network and engine for single plans."""
     cond = law.at_random(policy, 1, seed=0)
     shape = (1, *policy.event)
     target = Target(policy.denoiser, policy.chain, shape, cond, policy.held(cond))
+    tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
     with torch.inference_mode():
-        measure_latency(target, torch.zeros(shape, device=policy.device), policy.experience)
+        measure(settings, target, tape, policy.experience)

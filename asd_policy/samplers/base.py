@@ -29,6 +29,8 @@ class Samples:
     """Network evaluations of each row."""
     window: int = 1
     """Most points that a call evaluated per row."""
+    spec: str | None = None
+    """Of the sampler with what it chose; None where it had nothing to choose."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,6 @@ class Sampler(abc.ABC):
             sample = target.hold(samples.sample)
         check_finite(sample)
         seconds = time.perf_counter() - start
-        if past.experience is not None and samples.window > 1:
-            past.experience.note_overhead(seconds - metered.seconds, max(samples.rounds))
         return SampleResult(
             sample,
             SpeculationStats(
@@ -148,6 +148,7 @@ class Sampler(abc.ABC):
                 seconds=seconds,
                 network_seconds=metered.seconds,
                 window=samples.window,
+                spec=samples.spec or self.spec,
             ),
         )
 

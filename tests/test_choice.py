@@ -1,4 +1,4 @@
-"""The cost model behind `window=auto`."""
+"""The cost model behind `auto`."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,15 @@ from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.base import Past
-from asd_policy.samplers.window import WINDOWS, expected_seconds, window_costs
+from asd_policy.samplers.choice import (
+    DEFAULT,
+    PRIOR_REFUSALS,
+    WINDOWS,
+    Setting,
+    candidates,
+    expected_costs,
+    expected_seconds,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,36 +52,67 @@ def test_expected_time_is_that_of_the_rounds(window: int) -> None:
 
 def experience(seconds_per_call: float, seconds_per_point: float, batch: int = 1) -> Experience:
     latency = {batch * window: seconds_per_call + seconds_per_point * batch * window for window in WINDOWS}
-    return Experience(latency=latency, overhead=1e-4)
+    overhead = {(*pair, batch): {2: 1e-4, 64: 1e-4} for pair in PRIOR_REFUSALS}
+    return Experience(latency=latency, overhead=overhead)
+
+
+def best(known: Experience, batch: int = 1) -> Setting:
+    costs = expected_costs(candidates(100), known, batch, 100)
+    return min(costs, key=lambda setting: costs[setting])
+
+
+def told(refused: float) -> tuple[Tensor, Tensor]:
+    """Fifty drafts judged at each step, a share of them refused."""
+    return torch.full((100,), 50.0), torch.full((100,), 50 * refused)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_free_batch_takes_the_largest_window(batch: int) -> None:
-    costs = window_costs(experience(5e-3, 0, batch), batch, 100)
-    assert min(costs, key=lambda window: costs[window]) == max(WINDOWS)
+    assert best(experience(5e-3, 0, batch), batch) == (max(WINDOWS), *DEFAULT.pair)
 
 
 def test_a_batch_at_full_price_takes_none() -> None:
-    costs = window_costs(experience(0, 5e-3), 1, 100)
-    assert min(costs, key=lambda window: costs[window]) == 1
+    assert best(experience(0, 5e-3)).window == 1
 
 
 def test_between_them_lies_a_window_between() -> None:
-    costs = window_costs(experience(5e-3, 5e-4), 1, 100)
-    best = min(costs, key=lambda window: costs[window])
-    assert 1 < best < max(WINDOWS)
-    assert costs[best] < costs[1]
+    known = experience(5e-3, 5e-4)
+    costs = expected_costs(candidates(100), known, 1, 100)
+    assert 1 < best(known).window < max(WINDOWS)
+    assert costs[best(known)] < costs[Setting(1, *DEFAULT.pair)]
 
 
 def test_frequent_refusals_shrink_the_window() -> None:
-    easy, hard = experience(5e-3, 5e-4), experience(5e-3, 5e-4)
-    for known, refused in ((easy, 0.01), (hard, 0.6)):
-        known.moments = {"judged": torch.full((100,), 50.0), "refused": torch.full((100,), 50 * refused)}
     windows = []
-    for known in (easy, hard):
-        costs = window_costs(known, 1, 100)
-        windows.append(min(costs, key=lambda window: costs[window]))
+    for refused in (0.01, 0.6):
+        known = experience(5e-3, 5e-4)
+        known.judgements = {pair: told(refused) for pair in PRIOR_REFUSALS}
+        windows.append(best(known).window)
     assert windows[1] < windows[0]
+
+
+def test_the_pair_with_fewer_refusals_is_taken() -> None:
+    known = experience(5e-3, 0)
+    known.judgements = {pair: told(0.05 if pair == ("warm", "reflection") else 0.1) for pair in PRIOR_REFUSALS}
+    assert best(known).pair == ("warm", "reflection")
+
+
+def test_an_engine_that_costs_more_than_it_saves_is_not_taken() -> None:
+    """Where the network is fast, a simpler draft may be the better one, and is tried unseen."""
+    known = experience(1e-3, 0)
+    known.judgements = {DEFAULT.pair: told(0.05)}
+    for (draft, verify, _), timed in known.overhead.items():
+        timed |= dict.fromkeys(timed, 1e-3 if (draft, verify) == ("warm", "reflection") else 5e-3)
+    assert best(known).pair == ("warm", "reflection")
+    known.judgements["warm", "reflection"] = told(0.5)  # as it turns out
+    assert best(known).pair == DEFAULT.pair
+
+
+def test_what_is_given_stays() -> None:
+    assert {setting.draft for setting in candidates(100, draft="picard")} == {"picard"}
+    assert {setting.verify for setting in candidates(100, verify="block")} == {"block"}
+    assert {setting.window for setting in candidates(100, window=7)} == {7}
+    assert max(setting.window for setting in candidates(12)) == 12
 
 
 @dataclass
