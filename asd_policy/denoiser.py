@@ -1,21 +1,22 @@
 """The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.errors import DenoiserError
 
 
 class Denoiser(Protocol):
     """A diffusion model's network. Each row's output depends on that row alone, and on nothing random."""
 
-    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None, /) -> Tensor:
+    def __call__(self, x: Array, timestep: Array, cond: Array | None, /) -> Array:
         """Predict what the chain's `prediction_type` says.
 
         Args:
@@ -36,14 +37,14 @@ class MeteredDenoiser:
     reports `network_seconds` has to accept.
     """
 
-    def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
+    def __init__(self, denoiser: Denoiser, device: Device) -> None:
         """Wrap a denoiser for the length of one `sample` call, with the autocast that is on now for the device."""
         self._denoiser = denoiser
-        kind = device.type
-        self._autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        self._device = device
+        self._autocast = arrays.ambient_autocast(device)
         self.seconds = 0.0
 
-    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+    def __call__(self, x: Array, timestep: Array, cond: Array | None) -> Array:
         """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
 
         Raises:
@@ -52,22 +53,22 @@ class MeteredDenoiser:
         start = time.perf_counter()
         with self._autocast:
             output = self._denoiser(x, timestep, cond)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
+        arrays.synchronize(self._device)
         self.seconds += time.perf_counter() - start
         check_form(output, x)
-        return output.to(x.dtype)
+        return arrays.cast(output, x.dtype)
 
 
-def check_form(output: Tensor, x: Tensor) -> None:
+def check_form(output: Array, x: Array) -> None:
     """Refuse what is not floating-point numbers in the shape of the network's input.
 
     Raises:
         DenoiserError: It is not.
     """
-    if not isinstance(output, Tensor):
-        raise DenoiserError(f"the network returned a {type(output).__name__}, not a tensor")
-    if not output.is_floating_point():
+    if not isinstance(output, type(x)):
+        wanted = "a NumPy array" if arrays.is_numpy(x) else "a tensor"
+        raise DenoiserError(f"the network returned a {type(output).__name__}, not {wanted}")
+    if not arrays.is_floating(output):
         raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
     if output.shape != x.shape:
         raise DenoiserError(
@@ -76,7 +77,7 @@ def check_form(output: Tensor, x: Tensor) -> None:
         )
 
 
-def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: Tensor | None) -> None:
+def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Array | None) -> None:
     """Refuse a network that breaks the contract of `Denoiser`; what it would plan has no law to keep.
 
     Three calls: twice the same, as dropout left on would show, and the first row alone, as batch normalisation left
@@ -94,13 +95,13 @@ def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: T
     """
     output = denoiser(x, timestep, cond)
     check_form(output, x)
-    if not bool(torch.isfinite(output).all()):
-        bad = int((~torch.isfinite(output)).sum())
-        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {output.numel()} values")
+    if not bool(arrays.namespace(output).isfinite(output).all()):
+        bad = int((~arrays.namespace(output).isfinite(output)).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(output.shape)} values")
     scale = float(output.abs().max())
     change = float((denoiser(x, timestep, cond) - output).abs().max())
     # Kernels may add up in another order from call to call; dropout changes far more.
-    if change > 100 * torch.finfo(output.dtype).eps * scale:
+    if change > 100 * float(arrays.namespace(output).finfo(output.dtype).eps) * scale:
         raise DenoiserError(
             f"two equal calls of the network differ by {change:.2g} (its largest output is {scale:.2g}); "
             "is dropout left on? Call .eval()"
@@ -119,8 +120,8 @@ def check_on_noise(
     denoiser: Denoiser,
     timesteps: npt.NDArray[np.int64],
     event: Sequence[int],
-    cond: Tensor | None,
-    device: torch.device,
+    cond: Array | None,
+    device: Device,
 ) -> None:
     """Call a network a few times, on noise, to see whether it is one that can be sampled from.
 
@@ -134,13 +135,14 @@ def check_on_noise(
     Raises:
         DenoiserError: As `check_deterministic`.
     """
-    x = torch.randn((3, *event), generator=torch.Generator().manual_seed(0)).to(device)
-    steps = torch.as_tensor(timesteps[[0, len(timesteps) // 2, -1]], device=device)
-    with torch.inference_mode():
-        check_deterministic(denoiser, x, steps, None if cond is None else cond[torch.arange(3) % len(cond)])
+    noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
+    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
+    with arrays.sampling(device):
+        rows = None if cond is None else cond[np.arange(3) % len(cond)]
+        check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
 
 
-def check_finite(sample: Tensor) -> None:
+def check_finite(sample: Array) -> None:
     """Refuse a sample with NaN or infinities in it.
 
     One look at the end of a plan is enough: the samplers end whatever the network returns, and a value that is
@@ -149,6 +151,7 @@ def check_finite(sample: Tensor) -> None:
     Raises:
         DenoiserError: The sample is not finite.
     """
-    if not bool(torch.isfinite(sample).all()):
-        bad = int((~torch.isfinite(sample)).sum())
-        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {sample.numel()} sampled values")
+    finite = arrays.namespace(sample).isfinite(sample)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(sample.shape)} sampled values")

@@ -8,9 +8,8 @@ roll-out carries the last prediction on to the others; nothing else can leak.
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.experience import Response
 
@@ -27,37 +26,37 @@ class Path:
     What is kept by step has one place more, K, for results of points beyond the end: nobody reads it.
     """
 
-    x: Tensor
+    x: Array
     """The last exact point of each row [B, D]."""
-    cursor: Tensor
+    cursor: Array
     """The step that leaves it, 0 … K, [B]."""
-    normals: Tensor
+    normals: Array
     """The noise of each step [B, K + 1, D]."""
-    uniforms: Tensor
+    uniforms: Array
     """The uniforms of each step [B, K + 1]."""
-    points: Tensor
+    points: Array
     """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one."""
-    clean: Tensor
+    clean: Array
     """x̂0 there [B, K + 1, D]."""
-    seen: Tensor
+    seen: Array
     """Whether there was one [B, K + 1]."""
-    shift: Tensor
+    shift: Array
     """From the point evaluated before it at that step to this one [B, K + 1, D]; zero where there was none."""
-    change: Tensor
+    change: Array
     """What x̂0 did on the way [B, K + 1, D]."""
-    latest: Tensor
+    latest: Array
     """x̂0 at the last committed step [B, D]; before the first, the first guess."""
-    innovation: Tensor
+    innovation: Array
     """σξ of that step [B, D]; zero before the first."""
-    rejected: Tensor
+    rejected: Array
     """Whether the last round ended by a rejection [B]; true before the first."""
-    refused: Tensor
+    refused: Array
     """Whether each step was taken after its draft was refused [B, K + 1]."""
-    judged: Tensor
+    judged: Array
     """Whether each step had a draft to be judged [B, K + 1]."""
-    rounds: Tensor
+    rounds: Array
     """Rounds so far [B]."""
-    nfe: Tensor
+    nfe: Array
     """Points evaluated so far [B]."""
 
 
@@ -69,13 +68,13 @@ class Draft:
     responds: bool = False
     """Whether guesses follow the noise, as the policy's `Experience` says they do."""
 
-    def quota(self, path: Path, rows: Tensor, window: int) -> Tensor:
+    def quota(self, path: Path, rows: Array, window: int) -> Array:
         """Return how many points, 1 … θ, the coming round evaluates for each of `rows` [R]."""
-        return torch.full_like(rows, window)
+        return arrays.namespace(rows).full_like(rows, window)
 
-    def known(self, path: Path, rows: Tensor, steps: Tensor) -> Tensor:
+    def known(self, path: Path, rows: Array, steps: Array) -> Array:
         """Return for which `steps` [R, S] of `rows` [R] an earlier prediction is the guess; booleans [R, S]."""
-        return path.seen[rows.unsqueeze(1), steps]
+        return path.seen[rows[:, None], steps]
 
 
 class FrozenDraft(Draft):
@@ -85,13 +84,13 @@ class FrozenDraft(Draft):
     whole window stood, its last evaluation already did.
     """
 
-    def quota(self, path: Path, rows: Tensor, window: int) -> Tensor:
+    def quota(self, path: Path, rows: Array, window: int) -> Array:
         """Return 1 after a rejection and at the start, else θ."""
-        return torch.where(path.rejected[rows], 1, window)
+        return arrays.namespace(rows).where(path.rejected[rows], 1, window)
 
-    def known(self, path: Path, rows: Tensor, steps: Tensor) -> Tensor:
+    def known(self, path: Path, rows: Array, steps: Array) -> Array:
         """Return false: the last committed prediction is held."""
-        return torch.zeros_like(steps, dtype=torch.bool)
+        return arrays.zeros(steps.shape, steps, bool)
 
 
 class PicardDraft(Draft):
@@ -130,8 +129,8 @@ DRAFTS: dict[str, Draft] = {
 
 
 def roll_out(
-    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
-) -> tuple[Tensor, Tensor]:
+    path: Path, rows: Array, steps: Array, known: Array, chain: GaussianChain, response: Response | None
+) -> tuple[Array, Array]:
     """Draft the chain from each row's exact point, along its noise.
 
     Args:
@@ -145,26 +144,26 @@ def roll_out(
     Returns:
         Points x̃ [R, S, D], the first one exact, and guesses of x̂0 at them [R, S, D].
     """
-    tables = chain.tables(path.x.device, path.x.dtype)
-    at = (rows.unsqueeze(1), steps)
-    a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
+    xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
+    at = (rows[:, None], steps)
+    a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
     turn = (lambda values: values) if response is None else (lambda values: values @ response.basis)
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
     clean = turn(path.clean[at])
     follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
-    known = known.unsqueeze(-1)
+    known = known[:, :, None]
     points, guesses = [], []
     for slot in range(steps.shape[1]):
         own = clean[:, slot]
         if follow is not None:
             guess = guess + follow.drift[:, slot]
             own = follow(slot, own, x, guess)
-        guess = torch.where(known[:, slot], own, guess)
+        guess = xp.where(known[:, slot], own, guess)
         points.append(x)
         guesses.append(guess)
         x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x
-    point, guessed = torch.stack(points, dim=1), torch.stack(guesses, dim=1)
+    point, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
     if response is not None:
         point, guessed = point @ response.basis.T, guessed @ response.basis.T
         point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
@@ -175,49 +174,49 @@ def roll_out(
 class Follow:
     """How guesses follow the points of a window, in the response's basis, where every coordinate goes by itself."""
 
-    gain: Tensor
+    gain: Array
     """J of each step [R, S, D]."""
-    drift: Tensor
+    drift: Array
     """What the noise of the step before does to a guess that is carried on [R, S, D]."""
-    anchor: Tensor
+    anchor: Array
     """Where each step was evaluated last [R, S, D]."""
-    variance: Tensor
+    variance: Array
     """Of each step's noise, above zero, [R, S, 1]."""
-    missed: Tensor
+    missed: Array
     """What J missed of x̂0 on the way that the point has moved before [R, S, D]."""
-    way: Tensor
+    way: Array
     """This way, divided by its squared length, [R, S, D]."""
 
-    def __call__(self, slot: int, clean: Tensor, x: Tensor, carried: Tensor) -> Tensor:
+    def __call__(self, slot: int, clean: Array, x: Array, carried: Array) -> Array:
         """Return the guess [R, D] for x [R, D] from what was seen at the anchor, and from the guess carried on."""
         moved = x - self.anchor[:, slot]
         # In units of that way; further than it has been, a slope says little.
-        again = (self.way[:, slot] * moved).sum(-1, keepdim=True).clamp(-1, 1)
+        again = (self.way[:, slot] * moved).sum(-1)[..., None].clip(-1, 1)
         own = clean + self.gain[:, slot] * moved + again * self.missed[:, slot]
-        distance = moved.square().mean(-1, keepdim=True) / self.variance[:, slot]
+        distance = (moved * moved).mean(-1)[..., None] / self.variance[:, slot]
         return carried + (own - carried) / (1 + distance**DISTANCE_POWER)
 
 
 def follow_window(
-    path: Path, rows: Tensor, steps: Tensor, clean: Tensor, noises: Tensor, sigma: Tensor, response: Response
+    path: Path, rows: Array, steps: Array, clean: Array, noises: Array, sigma: Array, response: Response
 ) -> Follow:
     """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
-    at = (rows.unsqueeze(1), steps)
+    xp, at = arrays.namespace(clean), (rows[:, None], steps)
     anchor, shift, change = (values[at] @ response.basis for values in (path.points, path.shift, path.change))
     gain = response.gain[steps]
-    innovation = (path.innovation[rows] @ response.basis).unsqueeze(1)
+    innovation = (path.innovation[rows] @ response.basis)[:, None]
     # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
     # rough than from one pair of predictions.
-    slots = torch.arange(steps.shape[1], device=steps.device)
-    lag = slots.unsqueeze(1) - slots
-    weights = torch.where(lag >= 0, SLOPE_DECAY ** lag.clamp(min=0).to(clean.dtype), 0)
+    slots = arrays.arange(steps.shape[1], steps)
+    lag = slots[:, None] - slots
+    weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), clean.dtype), 0)
     shift, change = weights @ shift, weights @ change
-    tiny = torch.finfo(clean.dtype).tiny
+    tiny = arrays.tiny(clean)
     return Follow(
         gain=gain,
-        drift=gain * torch.cat([innovation, noises[:, :-1]], dim=1),
+        drift=gain * xp.concatenate([innovation, noises[:, :-1]], axis=1),
         anchor=anchor,
-        variance=sigma.square().clamp(min=tiny),
+        variance=(sigma * sigma).clip(min=tiny),
         missed=change - gain * shift,
-        way=shift / shift.square().sum(-1, keepdim=True).clamp(min=tiny),
+        way=shift / (shift * shift).sum(-1)[..., None].clip(min=tiny),
     )

@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
 
 T = TypeVar("T")
@@ -28,15 +30,17 @@ class Response:
     directions of time × action for all k, so that one basis serves, and D numbers for each step.
     """
 
-    basis: Tensor
+    basis: Array
     """U, orthonormal columns [D, D]."""
-    gain: Tensor
+    gain: Array
     """g [K, D]."""
 
     @classmethod
-    def none(cls, x: Tensor, steps: int) -> "Response":
+    def none(cls, x: Array, steps: int) -> "Response":
         """Return what is known before the first plan: J = 0, for points like x [B, D] and a chain of K `steps`."""
-        return cls(torch.eye(x.shape[1], device=x.device, dtype=x.dtype), x.new_zeros((steps, x.shape[1])))
+        return cls(
+            arrays.asarray(np.eye(x.shape[1]), arrays.device_of(x), x.dtype), arrays.zeros((steps, x.shape[1]), x)
+        )
 
 
 @dataclass
@@ -45,10 +49,10 @@ class Experience:
 
     plans: int = 0
     """Plans learned from."""
-    moments: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Array] = field(default_factory=dict)
     """The sums by name: "cross" Σ Δx̂0 ⊗ σξ [K, D, D], "noise" Σ‖σξ‖²/D [K], "change" Σ‖Δx̂0‖²/D [K];
     Δx̂0 is the change of the prediction into step k, σξ the noise of the step before."""
-    judgements: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    judgements: dict[tuple[str, str], tuple[Array, ...]] = field(default_factory=dict)
     """By draft and verifier, how often a draft was judged and refused at each step, [K] and [K]."""
     latency: dict[int, float] = field(default_factory=dict)
     """Seconds of a network call by its number of points."""
@@ -62,8 +66,8 @@ class Experience:
         """Return an experience with the same contents that goes its own way."""
         return replace(
             self,
-            moments={name: sums.clone() for name, sums in self.moments.items()},
-            judgements={pair: (judged.clone(), refused.clone()) for pair, (judged, refused) in self.judgements.items()},
+            moments={name: arrays.contiguous(sums) for name, sums in self.moments.items()},
+            judgements=dict(self.judgements),
             latency=dict(self.latency),
             overhead=dict(self.overhead),
             _made=dict(self._made),
@@ -76,11 +80,11 @@ class Experience:
 
     def learn(
         self,
-        points: Tensor,
-        clean: Tensor,
-        free: Tensor | None,
-        judged: Tensor,
-        refused: Tensor,
+        points: Array,
+        clean: Array,
+        free: Array | None,
+        judged: Array,
+        refused: Array,
         chain: GaussianChain,
         pair: tuple[str, str],
     ) -> None:
@@ -97,27 +101,29 @@ class Experience:
         """
         if not self.learning:
             return
-        tables = chain.tables(points.device, points.dtype)
-        a, b = tables.a[:-1].unsqueeze(1), tables.b[:-1].unsqueeze(1)
+        device, xp = arrays.device_of(points), arrays.namespace(points)
+        tables = chain.tables(device, points.dtype)
+        a, b = tables.a[:-1, None], tables.b[:-1, None]
         noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])  # [B, K − 1, D]
         change = clean[:, 1:] - clean[:, :-1]
         if free is not None:
-            noise, change = noise * free.unsqueeze(1), change * free.unsqueeze(1)
+            noise, change = noise * free[:, None], change * free[:, None]
         found = {
-            "cross": torch.einsum("bki,bkj->kij", change, noise),
-            "noise": noise.square().mean(2).sum(0),
-            "change": change.square().mean(2).sum(0),
+            "cross": xp.einsum("bki,bkj->kij", change, noise),
+            "noise": (noise * noise).mean(2).sum(0),
+            "change": (change * change).mean(2).sum(0),
         }
         # Step 0 has no step before it.
-        found = {name: torch.cat([torch.zeros_like(sums[:1]), sums]) for name, sums in found.items()}
-        counts = judged.sum(0).to(points.dtype), refused.sum(0).to(points.dtype)
+        found = {name: xp.concatenate([xp.zeros_like(sums[:1]), sums]) for name, sums in found.items()}
+        counts = tuple(arrays.cast(flags.sum(0), points.dtype) for flags in (judged, refused))
         before = self.judgements.get(pair)
-        self.judgements[pair] = counts if before is None else (before[0] + counts[0], before[1] + counts[1])
+        self.judgements[pair] = counts if before is None else tuple(a + b for a, b in zip(before, counts, strict=True))
         for name, sums in found.items():
-            self.moments[name] = self.moments[name].to(sums) + sums if name in self.moments else sums
+            known = self.moments.get(name)
+            self.moments[name] = sums if known is None else arrays.asarray(known, device, sums.dtype) + sums
         self.plans += len(points)
 
-    def response(self, device: torch.device, dtype: torch.dtype) -> Response | None:
+    def response(self, device: Device, dtype: Any) -> Response | None:
         """Return what the plans so far say; None before the first.
 
         It is fitted anew each time the number of plans has doubled.
@@ -134,33 +140,30 @@ class Experience:
         return made
 
 
-def fit_response(moments: Mapping[str, Tensor], plans: int, device: torch.device, dtype: torch.dtype) -> Response:
+def fit_response(moments: Mapping[str, Array], plans: int, device: Device, dtype: Any) -> Response:
     """Fit basis and gains to the sums of `Experience.moments` over a number of plans.
 
     The noise that enters a step is independent of what was there, so its regression coefficient is the average
     Jacobian, not one confounded by what moves point and prediction alike. Gains that the data do not tell from zero
     are shrunk to it (James and Stein 1961, positive part), which makes few plans harmless.
     """
-    cross, noise, change = (moments[name].double().cpu() for name in ("cross", "noise", "change"))
-    steps, dim, _ = cross.shape
-    late = cross[-max(1, steps // _BASIS_SHARE) :] / noise[-max(1, steps // _BASIS_SHARE) :, None, None].clamp(
-        min=1e-30
-    )
-    pooled = late.sum(0)
-    basis = torch.linalg.eigh(pooled + pooled.T).eigenvectors
-    along = torch.einsum("di,kde,ei->ki", basis, cross, basis)  # [K, D] Σ of products along each direction
-    along, noise, change = _pool(along), _pool(noise.unsqueeze(1)), _pool(change.unsqueeze(1))
-    noise = noise.clamp(min=1e-30)
+    cross, noise, change = (arrays.to_numpy(moments[name]).astype(np.float64) for name in ("cross", "noise", "change"))
+    late = slice(-max(1, len(cross) // _BASIS_SHARE), None)
+    pooled = (cross[late] / noise[late, None, None].clip(min=1e-30)).sum(0)
+    basis = np.linalg.eigh(pooled + pooled.T).eigenvectors
+    along = np.einsum("di,kde,ei->ki", basis, cross, basis, optimize=True)  # [K, D] Σ of products along each direction
+    along, noise, change = _pool(along), _pool(noise[:, None]), _pool(change[:, None])
+    noise = noise.clip(min=1e-30)
     gain = along / noise
     # A slope's variance: that of the response over that of the noise, by the number of pairs.
     uncertainty = change / noise / (plans * (2 * _SMOOTHING + 1))
-    gain = gain.clamp(min=0) * (1 - uncertainty / gain.square().clamp(min=1e-30)).clamp(min=0)
-    return Response(basis.to(device, dtype), gain.to(device, dtype))
+    gain = gain.clip(min=0) * (1 - uncertainty / (gain**2).clip(min=1e-30)).clip(min=0)
+    return Response(arrays.asarray(basis, device, dtype), arrays.asarray(gain, device, dtype))
 
 
-def _pool(sums: Tensor) -> Tensor:
+def _pool(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Add up sums [K, …] over neighbouring steps."""
-    pooled = sums.clone()
+    pooled = sums.copy()
     for shift in range(1, min(_SMOOTHING, len(sums) - 1) + 1):
         pooled[shift:] += sums[:-shift]
         pooled[:-shift] += sums[shift:]

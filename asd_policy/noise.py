@@ -1,12 +1,13 @@
 """The noise tape: every random number of a plan, drawn before it starts and indexed by step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-import torch
-from torch import Tensor
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device, Generator
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators = Generator | Sequence[Generator] | None
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class NoiseTape:
     draft for step k, which sees steps before k only, independent of the noise that judges it.
     """
 
-    initial: Tensor
+    initial: Array
     """The chain's start x_0 ~ N(0, I), shape [B, *event]."""
-    normals: Tensor
+    normals: Array
     """ξ_k ~ N(0, I), shape [B, K, *event]."""
-    uniforms: Tensor
+    uniforms: Array
     """u_k ~ U(0, 1], shape [B, K]; never 0, whose logarithm would accept any draft."""
 
     @classmethod
@@ -30,8 +31,8 @@ class NoiseTape:
         shape: Sequence[int],
         steps: int,
         generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: Device | str = "cpu",
+        dtype: Any = None,
     ) -> "NoiseTape":
         """Draw a tape.
 
@@ -39,9 +40,9 @@ class NoiseTape:
             shape: The samples' shape (B, *event).
             steps: Number of steps K of the chain.
             generator: One for the whole batch, one per row (a row is then the same whatever the batch it is in),
-                or None for torch's global one.
-            device: Where the tape lives; the numbers are drawn there.
-            dtype: Of the tape.
+                or None for the library's global one.
+            device: Where the tape lives, `arrays.NUMPY` for NumPy's arrays; the numbers are drawn there.
+            dtype: Of the tape; None for float32.
 
         Raises:
             ValueError: The number of generators is not the batch size.
@@ -52,10 +53,11 @@ class NoiseTape:
                 raise ValueError(f"{len(generator)} generators for a batch of {batch}: give one, or one per row")
             rows = [cls.draw((1, *event), steps, one, device, dtype) for one in generator]
             return cls(
-                torch.cat([row.initial for row in rows]),
-                torch.cat([row.normals for row in rows]),
-                torch.cat([row.uniforms for row in rows]),
+                *(
+                    arrays.namespace(rows[0].initial).concatenate([getattr(row, field.name) for row in rows])
+                    for field in fields(cls)
+                )
             )
-        normals = torch.randn((batch, steps + 1, *event), generator=generator, device=device, dtype=dtype)
-        uniforms = 1 - torch.rand((batch, steps), generator=generator, device=device, dtype=dtype)
+        normals = arrays.normals((batch, steps + 1, *event), generator, device, dtype)
+        uniforms = 1 - arrays.uniforms((batch, steps), generator, device, dtype)
         return cls(normals[:, 0], normals[:, 1:], uniforms)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.errors import CheckpointError
 
 EPSILON = 1e-8  # LeRobot's `eps`: the range a constant feature is given
@@ -14,27 +13,27 @@ EPSILON = 1e-8  # LeRobot's `eps`: the range a constant feature is given
 class Affine:
     """The map x → (x − origin) · gain + shift of one feature, and its inverse."""
 
-    origin: Tensor
+    origin: Array
     """Shape [feature_dim], in the feature's own unit."""
-    gain: Tensor
+    gain: Array
     """Shape [feature_dim]; never 0."""
-    shift: Tensor
+    shift: Array
     """Shape [feature_dim]."""
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] from physical units."""
         return (x - self.origin) * self.gain + self.shift
 
-    def unnormalize(self, x: Tensor) -> Tensor:
+    def unnormalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] back to physical units."""
         return (x - self.shift) / self.gain + self.origin
 
-    def to(self, device: torch.device) -> "Affine":
+    def to(self, device: Device) -> "Affine":
         """Return the same map on another device."""
-        return Affine(self.origin.to(device), self.gain.to(device), self.shift.to(device))
+        return Affine(*(arrays.asarray(part, device) for part in (self.origin, self.gain, self.shift)))
 
 
-def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int) -> Affine:
+def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int) -> Affine:
     """Build the map of one feature from its statistics.
 
     Args:
@@ -46,8 +45,9 @@ def make_affine(mode: str, statistics: dict[str, Tensor], feature: str, dim: int
     Raises:
         CheckpointError: The mode is unknown, or a statistic is missing, misshapen or not finite.
     """
+    import torch  # statistics are tensors; a map that is made needs none of it
 
-    def statistic(name: str) -> Tensor:
+    def statistic(name: str) -> Array:
         if name not in statistics:
             raise CheckpointError(
                 f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "

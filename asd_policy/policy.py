@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from asd_policy import arrays
+from asd_policy.arrays import NUMPY, Array, Device
 from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.chain import GaussianChain
@@ -67,7 +67,7 @@ class Policy:
         horizons: Horizons,
         observation: Mapping[str, Affine],
         action: Affine,
-        device: torch.device,
+        device: Device,
         inpaints: bool = False,
         backend: Backend | None = None,
     ) -> None:
@@ -101,9 +101,8 @@ class Policy:
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
         self._observation = {name: affine.to(device) for name, affine in observation.items()}
         self._action = action.to(device)
-        self.generator = torch.Generator(device)
+        self.generator = arrays.make_generator(device)
         """Source of the noise of `select_action`."""
-        self.generator.seed()
         self._run_on(backend or TorchEager())
         self.reset()
 
@@ -128,14 +127,14 @@ class Policy:
         dims = sum(self.observation_dims.values()) if self.inpaints else 0
         return self.horizons.horizon, self.action_dim + dims
 
-    def held(self, cond: Tensor) -> Held | None:
+    def held(self, cond: Array) -> Held | None:
         """Return the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, give."""
         if not self.inpaints:
             return None
-        known = cond.unflatten(1, (self.horizons.n_obs_steps, -1))
-        values = cond.new_zeros((len(cond), *self.event))
+        known = cond.reshape(len(cond), self.horizons.n_obs_steps, -1)
+        values = arrays.zeros((len(cond), *self.event), cond)
         values[:, : self.horizons.n_obs_steps, self.action_dim :] = known
-        mask = torch.zeros_like(values, dtype=torch.bool)
+        mask = arrays.zeros(values.shape, values, bool)
         mask[:, : self.horizons.n_obs_steps, self.action_dim :] = True
         return Held(mask, values)
 
@@ -149,8 +148,7 @@ class Policy:
         other = copy.copy(self)
         other.sampler = sampler
         other.experience = self.experience.copy()
-        other.generator = torch.Generator(self.device)
-        other.generator.seed()
+        other.generator = arrays.make_generator(self.device)
         other.reset()
         return other
 
@@ -180,8 +178,9 @@ class Policy:
             DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
         """
         dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
-        cond = (2 * torch.rand((3, dims), generator=torch.Generator().manual_seed(1)) - 1).to(self.device)
-        check_on_noise(self.denoiser, self.chain.timesteps, self.event, cond, self.device)
+        cond = np.random.default_rng(1).uniform(-1, 1, (3, dims)).astype(np.float32)
+        denoiser, device = self.denoiser, self.device
+        check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
@@ -189,13 +188,13 @@ class Policy:
         Args:
             seed: Fixes the planning noise of the episode; None goes on with the noise stream.
         """
-        self._history: deque[dict[str, Tensor]] = deque(maxlen=self.horizons.n_obs_steps)
+        self._history: deque[dict[str, Array]] = deque(maxlen=self.horizons.n_obs_steps)
         self._queue: deque[npt.NDArray[np.float32]] = deque()
-        self._last: Tensor | None = None  # the last plan's sample, moved on to the time of the next plan
+        self._last: Array | None = None  # the last plan's sample, moved on to the time of the next plan
         self.plans: list[Plan] = []
         """Every plan made since the last reset."""
         if seed is not None:
-            self.generator.manual_seed(seed)
+            self.generator = arrays.make_generator(self.device, seed)
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
         """Return the next action, planning when the queue is empty.
@@ -216,18 +215,19 @@ class Policy:
             self._history.append(features)  # at the start, the first observation stands for those before it
         self._history.append(features)
         if not self._queue:
-            stacked = {name: torch.stack([step[name] for step in self._history]).unsqueeze(0) for name in features}
+            stack = arrays.namespace(next(iter(features.values()))).stack
+            stacked = {name: stack([step[name] for step in self._history])[None] for name in features}
             plan = self.plan(stacked, self.generator, self._last)
             self._last = self.move_on(plan.sample)
             self.plans.append(plan)
-            self._queue.extend(plan.actions[0].cpu().numpy())
+            self._queue.extend(arrays.to_numpy(plan.actions[0]))
         return self._queue.popleft()
 
-    def move_on(self, sample: Tensor) -> Tensor:
+    def move_on(self, sample: Array) -> Array:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
-    def plan(self, history: Mapping[str, Tensor], generator: Any = None, last_plan: Tensor | None = None) -> Plan:
+    def plan(self, history: Mapping[str, Array], generator: Any = None, last_plan: Array | None = None) -> Plan:
         """Sample a batch of action chunks.
 
         Args:
@@ -240,8 +240,11 @@ class Policy:
             DenoiserError: The network failed.
         """
         start = time.perf_counter()
-        normalized = [affine.normalize(history[name].to(self.device)) for name, affine in self._observation.items()]
-        cond = torch.cat(normalized, dim=-1).flatten(1)
+        normalized = [
+            affine.normalize(arrays.asarray(history[name], self.device)) for name, affine in self._observation.items()
+        ]
+        cond = arrays.namespace(normalized[0]).concatenate(normalized, axis=-1)
+        cond = cond.reshape(len(cond), -1)
         shape = (len(cond), *self.event)
         past = Past(last_plan, self.experience)
         result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator, held=self.held(cond), past=past)
@@ -249,7 +252,7 @@ class Policy:
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
-    def _read(self, observation: Any) -> dict[str, Tensor]:
+    def _read(self, observation: Any) -> dict[str, Array]:
         """Return each feature as a float32 tensor [feature_dim], checked."""
         dims = self.observation_dims
         if not isinstance(observation, Mapping):
@@ -270,10 +273,10 @@ class Policy:
                     f"the observation has no {' or '.join(map(repr, names))}; it has {sorted(observation)}, the policy "
                     f"reads {_describe(dims)}"
                 )
-            value = torch.as_tensor(observation[key], dtype=torch.float32)
+            value = arrays.asarray(observation[key], NUMPY if self.device == NUMPY else "cpu", "float32")
             if tuple(value.shape) != (dim,):
                 raise ObservationError(f"observation {key!r} has shape {tuple(value.shape)}, not ({dim},)")
-            if not bool(torch.isfinite(value).all()):
+            if not bool(arrays.namespace(value).isfinite(value).all()):
                 raise ObservationError(f"observation {key!r} holds NaN or infinity: {value.tolist()}")
             features[name] = value
         return features

@@ -13,28 +13,30 @@ take float64, whatever the dtype of the samples, and the cancellation is never s
 
 import math
 
-import torch
-from torch import Tensor
-from torch.special import log_ndtr, ndtri
+import numpy as np
+
+from asd_policy import arrays
+from asd_policy.arrays import Array, log_ndtr, ndtri
 
 CLOSEST, FARTHEST = 1e-30, 100.0
 """Range of δ. Means closer by need no draw from here, and those farther apart share no mass: clamp δ to it."""
 _LOWEST = -40.0  # Φ(−40) underflows in float64: a lower b gives the same S = 0
 _CELLS = 64
+_FLOAT64 = np.finfo(np.float64)
 _NEWTON_STEPS = 3
 
 
-def crossing(delta: Tensor, log_weight: Tensor) -> Tensor:
+def crossing(delta: Array, log_weight: Array) -> Array:
     """Return b [...], where the weighted target density falls below the draft's.
 
     Args:
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...].
     """
-    return (0.5 * delta + log_weight / delta).clamp(min=_LOWEST)
+    return (0.5 * delta + log_weight / delta).clip(min=_LOWEST)
 
 
-def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+def log_mass(y: Array, delta: Array, log_weight: Array) -> Array:
     """Return ln(p·Φ(y) − Φ(y − δ)) [...] for y ≤ b; at y = b this is ln S.
 
     Args:
@@ -44,10 +46,10 @@ def log_mass(y: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
     """
     log_target = log_weight + log_ndtr(y)
     # Rounding may take the two past each other where nothing is left.
-    return log_target + _log1mexp((log_target - log_ndtr(y - delta)).clamp(min=torch.finfo(y.dtype).tiny))
+    return log_target + _log1mexp((log_target - log_ndtr(y - delta)).clip(min=float(_FLOAT64.tiny)))
 
 
-def refused_level(along: Tensor, delta: Tensor, log_weight: Tensor, log_refused: Tensor) -> Tensor:
+def refused_level(along: Array, delta: Array, log_weight: Array, log_refused: Array) -> Array:
     """Return ln of the CDF of a refused draft's −along, at this −along [...].
 
     Args:
@@ -56,17 +58,17 @@ def refused_level(along: Tensor, delta: Tensor, log_weight: Tensor, log_refused:
         log_weight: ln p of the prefix before the draft [...], at most 0.
         log_refused: ln(S + 1 − p) [...].
     """
-    inside = torch.minimum(-along, crossing(delta, -log_weight))
-    return (log_weight + log_mass(inside, delta, -log_weight) - log_refused).clamp(max=0)
+    inside = arrays.namespace(along).minimum(-along, crossing(delta, -log_weight))
+    return (log_weight + log_mass(inside, delta, -log_weight) - log_refused).clip(max=0)
 
 
-def renew(log_level: Tensor) -> Tensor:
+def renew(log_level: Array) -> Array:
     """Map the noise of a refused draft along e, given by its `refused_level`, to a standard normal, increasingly."""
-    level = log_level.exp()
-    return -ndtri(level.clamp(max=1 - 0.5 * torch.finfo(level.dtype).eps))
+    level = arrays.namespace(log_level).exp(log_level)
+    return -ndtri(level.clip(max=1 - 0.5 * float(_FLOAT64.eps)))
 
 
-def mirror(log_level: Tensor, along: Tensor, delta: Tensor, log_weight: Tensor) -> Tensor:
+def mirror(log_level: Array, along: Array, delta: Array, log_weight: Array) -> Array:
     """Map the noise of a refused draft along e to the residual law's y [...], decreasingly; to −along if p = 1.
 
     The CDF of the residual is matched to the level of −along. Two orderings bracket the root: the residual lies below
@@ -80,23 +82,24 @@ def mirror(log_level: Tensor, along: Tensor, delta: Tensor, log_weight: Tensor) 
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix before the draft [...], at most 0.
     """
-    b = crossing(delta, log_weight)
+    xp, b = arrays.namespace(along), crossing(delta, log_weight)
     goal = log_level + log_mass(b, delta, log_weight)
-    low = b.clamp(max=0) - (-2 * log_level).sqrt()
-    cell = (torch.minimum(b, -along) - low) / _CELLS
+    low = b.clip(max=0) - xp.sqrt(-2 * log_level)
+    cell = (xp.minimum(b, -along) - low) / _CELLS
 
-    inner = low.unsqueeze(-1) + cell.unsqueeze(-1) * torch.arange(1, _CELLS, device=b.device)  # [..., cells − 1]
-    below = log_mass(inner, delta.unsqueeze(-1), log_weight.unsqueeze(-1)) < goal.unsqueeze(-1)
+    inner = low[..., None] + cell[..., None] * (1 + arrays.arange(_CELLS - 1, b))  # [..., cells − 1]
+    below = log_mass(inner, delta[..., None], log_weight[..., None]) < goal[..., None]
     start = low + cell * below.sum(-1)
     y = start
     for _ in range(_NEWTON_STEPS):
         mass = log_mass(y, delta, log_weight)
-        short = (delta * (b - y)).clamp(min=CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
-        density = log_weight - 0.5 * y.square() - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
-        y = (y + (goal - mass) * (mass - density).exp()).clamp(start, start + cell)
+        short = (delta * (b - y)).clip(min=CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
+        density = log_weight - 0.5 * y * y - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
+        y = xp.clip(y + (goal - mass) * xp.exp(mass - density), start, start + cell)
     return y
 
 
-def _log1mexp(x: Tensor) -> Tensor:
+def _log1mexp(x: Array) -> Array:
     """Return ln(1 − exp(−x)) for x ≥ 0."""
-    return (-torch.expm1(-x)).log()
+    xp = arrays.namespace(x)
+    return xp.log(-xp.expm1(-x))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from asd_policy.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SpeculationStats:
 class SampleResult:
     """A batch of samples and what they cost."""
 
-    sample: Tensor
+    sample: Array
     """Shape [B, *event], in the chain's (normalised) space."""
     stats: SpeculationStats
 
@@ -48,15 +48,15 @@ class SampleResult:
 class Plan:
     """One planned batch of action chunks, in the environment's units."""
 
-    chunk: Tensor
+    chunk: Array
     """All the actions the network generated, shape [B, horizon, action_dim]."""
-    actions: Tensor
+    actions: Array
     """The actions to execute, shape [B, n_action_steps, action_dim]."""
     stats: SpeculationStats
     """What the sampler reports."""
     seconds: float
     """Latency of the plan [s]: observation in, actions out."""
-    cond: Tensor
+    cond: Array
     """What the network was told of the observations: normalised and flattened [B, n_obs_steps · feature dims]."""
-    sample: Tensor
+    sample: Array
     """The chunk as the network sees it, normalised, [B, horizon, action_dim], or wider for a policy that inpaints."""

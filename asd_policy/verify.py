@@ -36,32 +36,31 @@ serves on after a refusal, with nothing drawn.
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, refused_level, renew
 
 
 class Verdict(NamedTuple):
     """What a verifier makes of one round of R rows of n points."""
 
-    last: Tensor
+    last: Array
     """Slot of the last step that the round commits, [R]; the steps before it stand as drafted."""
-    rejected: Tensor
+    rejected: Array
     """Whether the draft of step `last` was judged and refused, [R]."""
-    noise: Tensor
+    noise: Array
     """The round's noise from now on [R, n, D].
 
     At `last`, ξ with which the step leaves its target mean, x = m + σξ; after it, what the next rounds must use.
     """
-    uniform: Tensor
+    uniform: Array
     """The round's uniforms from now on [R, n]."""
 
 
 class Judge(Protocol):
     """The signature of `reflection` and `block`."""
 
-    def __call__(self, gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+    def __call__(self, gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -> Verdict:
         """Judge one round of R rows of n points; its last live point has no draft, and takes its own step if reached.
 
         Args:
@@ -87,7 +86,7 @@ class Verifier:
     """
 
 
-def accepts(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+def accepts(gap: Array, scale: Array, noise: Array, uniform: Array) -> Array:
     """Decide which drafted steps stand.
 
     Args:
@@ -100,12 +99,12 @@ def accepts(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor) -> Tenso
         Booleans [...]. A gap of zero is accepted whatever the scale. Where ‖v‖ overflows or is not a number the
         draft is not accepted, so that the step is taken from the target.
     """
-    shift = gap * scale.unsqueeze(-1)
+    shift = gap * scale[..., None]
     margin = -(shift * (noise + 0.5 * shift)).sum(-1)
-    return (uniform.log() < margin) | (gap == 0).all(-1)
+    return (arrays.namespace(gap).log(uniform) < margin) | (gap == 0).all(-1)
 
 
-def reflect(gap: Tensor, noise: Tensor) -> Tensor:
+def reflect(gap: Array, noise: Array) -> Array:
     """Mirror a step's noise in the hyperplane orthogonal to the gap.
 
     Args:
@@ -116,48 +115,50 @@ def reflect(gap: Tensor, noise: Tensor) -> Tensor:
         ξ − 2⟨e, ξ⟩e [..., D]; ξ itself where the gap is zero.
     """
     direction, _ = _polar(gap)
-    return noise - 2 * (direction * noise).sum(-1, keepdim=True) * direction
+    return noise - 2 * (direction * noise).sum(-1)[..., None] * direction
 
 
-def reflection(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+def reflection(gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -> Verdict:
     """Judge each drafted step by itself, and reflect the first that is refused."""
     stands = accepts(gap, scale, noise, uniform)[:, :-1] & live[:, 1:]
-    last = stands.long().cumprod(1).sum(1)
+    last = stands.cumprod(1).sum(1)
     rejected = last + 1 < live.sum(1)
-    slots = torch.arange(live.shape[1], device=live.device)
-    refused = (slots == last.unsqueeze(1)) & rejected.unsqueeze(1)
-    return Verdict(last, rejected, torch.where(refused.unsqueeze(2), reflect(gap, noise), noise), uniform)
+    refused = (arrays.arange(live.shape[1], live) == last[:, None]) & rejected[:, None]
+    moved = arrays.namespace(gap).where(refused[:, :, None], reflect(gap, noise), noise)
+    return Verdict(last, rejected, moved, uniform)
 
 
-def block(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
+def block(gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -> Verdict:
     """Judge the prefixes of a round, and draw the step after the longest that stands from its residual."""
+    xp = arrays.namespace(gap)
     direction, size = _polar(gap)
-    shift = torch.where(size > 0, scale * size, size).double().clamp(max=FARTHEST)  # [R, n] ‖v‖; 0 though it be 0·∞
-    along = (direction * noise).sum(-1).double()
+    # ‖v‖ [R, n]; 0 though it be 0 · ∞.
+    shift = arrays.double(xp.where(size > 0, scale * size, size)).clip(max=FARTHEST)
+    along = arrays.double((direction * noise).sum(-1))
 
     # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
-    walk = (-shift * (along + 0.5 * shift)).cumsum(1).roll(1, 1)  # [R, n] sum of ln ρ before each slot
+    walk = xp.roll((-shift * (along + 0.5 * shift)).cumsum(1), 1, 1)  # [R, n] sum of ln ρ before each slot
     walk[:, 0] = 0
-    log_weight = walk - walk.cummax(1).values  # [R, n] ln p
-    delta = shift.clamp(min=CLOSEST)
-    left_over = log_mass(crossing(delta, log_weight), delta, log_weight).exp()  # [R, n] S
-    refused = left_over - torch.expm1(log_weight)  # [R, n] S + 1 − p
+    log_weight = walk - arrays.running_maximum(walk)  # [R, n] ln p
+    delta = shift.clip(min=CLOSEST)
+    left_over = xp.exp(log_mass(crossing(delta, log_weight), delta, log_weight))  # [R, n] S
+    refused = left_over - xp.expm1(log_weight)  # [R, n] S + 1 − p
 
-    slots, count = torch.arange(live.shape[1], device=live.device), live.sum(1)
-    judged = slots + 1 < count.unsqueeze(1)
-    threshold = torch.where(judged, left_over / refused, log_weight.exp())  # [R, n] h
-    last = (slots * (live & (uniform <= threshold))).amax(1)  # slot 0 has h = 1
+    slots, count = arrays.arange(live.shape[1], live), live.sum(1)
+    judged = slots + 1 < count[:, None]
+    threshold = xp.where(judged, left_over / refused, xp.exp(log_weight))  # [R, n] h
+    last = xp.amax(slots * (live & (uniform <= threshold)), axis=1)  # slot 0 has h = 1
     rejected = last + 1 < count
 
     # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
-    here = last.unsqueeze(1)
-    log_level = refused_level(along, delta, log_weight, refused.log())
-    at_last = mirror(*(values.gather(1, here) for values in (log_level, along, delta, log_weight)))
-    moved = renew(log_level).scatter(1, here, at_last)
-    move = torch.where(judged & (slots >= here), moved - along, 0).to(noise.dtype)
-    after = live & (slots > here) & rejected.unsqueeze(1)
-    above = ((uniform - threshold) / (1 - threshold)).to(uniform.dtype)
-    return Verdict(last, rejected, noise + move.unsqueeze(2) * direction, torch.where(after, above, uniform))
+    here = last[:, None]
+    log_level = refused_level(along, delta, log_weight, xp.log(refused))
+    at_last = mirror(*(arrays.take_along(values, here) for values in (log_level, along, delta, log_weight)))
+    moved = xp.where(slots == here, at_last, renew(log_level))
+    move = arrays.cast(xp.where(judged & (slots >= here), moved - along, 0.0), noise.dtype)
+    after = live & (slots > here) & rejected[:, None]
+    above = arrays.cast((uniform - threshold) / (1 - threshold), uniform.dtype)
+    return Verdict(last, rejected, noise + move[:, :, None] * direction, xp.where(after, above, uniform))
 
 
 VERIFIERS = {
@@ -166,10 +167,11 @@ VERIFIERS = {
 }
 
 
-def _polar(gap: Tensor) -> tuple[Tensor, Tensor]:
+def _polar(gap: Array) -> tuple[Array, Array]:
     """Return the direction [..., D] and the length [...] of vectors [..., D]; zeros of a zero vector."""
     # Scaled by the largest entry first, so that the squares neither overflow nor vanish.
-    largest = gap.abs().amax(-1, keepdim=True)
-    scaled = gap / torch.where(largest > 0, largest, 1)
-    length = scaled.square().sum(-1, keepdim=True).sqrt()
-    return scaled / torch.where(largest > 0, length, 1), (largest * length).squeeze(-1)
+    xp = arrays.namespace(gap)
+    largest = xp.amax(xp.abs(gap), axis=-1, keepdims=True)
+    scaled = gap / xp.where(largest > 0, largest, 1)
+    length = xp.sqrt((scaled * scaled).sum(-1)[..., None])
+    return scaled / xp.where(largest > 0, length, 1), (largest * length)[..., 0]

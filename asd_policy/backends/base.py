@@ -3,8 +3,7 @@
 import abc
 from dataclasses import dataclass
 
-import torch
-
+from asd_policy.arrays import Device
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
 
@@ -19,7 +18,7 @@ class Job:
     """Shape of a point."""
     cond_dim: int
     """Numbers of conditioning of a row."""
-    device: torch.device
+    device: Device
     """Where points and conditioning are."""
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-import torch
-
+from asd_policy import arrays
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.errors import SpecError
@@ -80,12 +79,12 @@ class Asd(Sampler):
         response = respond(draft, path, past.experience)
         round_ = Round(target, draft, VERIFIERS[setting.verify], response, setting.window)
         compact = is_compact(path)
-        rows = torch.arange(len(path.x), device=path.x.device)
+        rows = arrays.arange(len(path.x), path.x)
         going = path.cursor < len(target.chain)
         while bool(going.any()):
-            round_(path, going.nonzero().squeeze(1) if compact else rows, compact)
+            round_(path, arrays.where_true(going) if compact else rows, compact)
             going = path.cursor < len(target.chain)
         if past.experience is not None:
             learn(past.experience, path, target, setting.pair)
         rounds, nfe = path.rounds.tolist(), path.nfe.tolist()
-        return Samples(path.x.view(target.shape), rounds, nfe, setting.window, Asd(*setting).spec)
+        return Samples(path.x.reshape(target.shape), rounds, nfe, setting.window, Asd(*setting).spec)

@@ -5,9 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
@@ -21,7 +20,7 @@ from asd_policy.types import SampleResult, SpeculationStats
 class Samples:
     """What a sampler's own loop returns to `Sampler.sample`."""
 
-    sample: Tensor
+    sample: Array
     """Shape [B, *event]."""
     rounds: list[int]
     """Sequential network calls of each row."""
@@ -37,15 +36,17 @@ class Samples:
 class Past:
     """What earlier plans may tell a draft; no sampler's law depends on it."""
 
-    last_plan: Tensor | None = None
+    last_plan: Array | None = None
     """For each row the sample before this one, moved on to the present, [B, *event]; zeros where there is none."""
     experience: Experience | None = None
     """Learned from the plans of a policy; a sampler that can learn adds its own."""
 
 
-def move_on(sample: Tensor, executed: int) -> Tensor:
+def move_on(sample: Array, executed: int) -> Array:
     """Return samples [B, horizon, …] as seen `executed` control steps later, their last step held."""
-    return torch.cat([sample[:, executed:], sample[:, -1:].expand(-1, executed, *sample.shape[2:])], dim=1)
+    xp = arrays.namespace(sample)
+    last = xp.broadcast_to(sample[:, -1:], (len(sample), executed, *sample.shape[2:]))
+    return xp.concatenate([sample[:, executed:], last], axis=1)
 
 
 class Sampler(abc.ABC):
@@ -83,10 +84,10 @@ class Sampler(abc.ABC):
         denoiser: Denoiser,
         chain: GaussianChain,
         shape: Sequence[int],
-        cond: Tensor | None = None,
+        cond: Array | None = None,
         generator: Generators = None,
         tape: NoiseTape | None = None,
-        device: torch.device | str | None = None,
+        device: Device | str | None = None,
         held: Held | None = None,
         past: Past | None = None,
     ) -> SampleResult:
@@ -114,7 +115,7 @@ class Sampler(abc.ABC):
         start = time.perf_counter()
         self.check(chain)
         if tape is None:
-            where = device if device is not None else cond.device if cond is not None else "cpu"
+            where = device if device is not None else "cpu" if cond is None else arrays.device_of(cond)
             tape = NoiseTape.draw(shape, len(chain), generator, where)
         if tape.normals.shape != (shape[0], len(chain), *shape[1:]):
             raise ValueError(
@@ -131,10 +132,11 @@ class Sampler(abc.ABC):
         ):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
-        metered = MeteredDenoiser(denoiser, tape.initial.device)
+        place = arrays.device_of(tape.initial)
+        metered = MeteredDenoiser(denoiser, place)
         target = Target(metered, chain, tuple(shape), cond, held)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
-        with torch.inference_mode(), torch.autocast(tape.initial.device.type, enabled=False):
+        with arrays.sampling(place):
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)

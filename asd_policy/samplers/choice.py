@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.draft import DRAFTS
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
@@ -137,7 +137,7 @@ def refusals(pair: tuple[str, str], experience: Experience, steps: int) -> npt.N
     prior = {known: PRIOR_REFUSALS.get(known, max(PRIOR_REFUSALS.values())) for known in (pair, *experience.judgements)}
     hazard = np.full(steps, prior[pair])
     for known in sorted(experience.judgements, key=lambda known: known == pair):  # its own have the last word
-        judged, refused = (sums.double().cpu().numpy() for sums in experience.judgements[known])
+        judged, refused = (arrays.to_numpy(sums).astype(np.float64) for sums in experience.judgements[known])
         # What was thought before is worth one plan.
         hazard = (prior[pair] / prior[known] * refused + hazard) / (judged + 1)
     return hazard.clip(max=1)
@@ -172,22 +172,23 @@ def expected_seconds(
 class _Silent(Target):
     """A target whose network takes no time."""
 
-    def predict_window(self, point: Tensor, steps: Tensor, rows: Tensor, live: Tensor | None) -> Tensor:
+    def predict_window(self, point: Array, steps: Array, rows: Array, live: Array | None) -> Array:
         """Return zeros."""
-        return torch.zeros_like(point)
+        return arrays.namespace(point).zeros_like(point)
 
 
-def _time_call(target: Target, initial: Tensor, window: int) -> float:
+def _time_call(target: Target, initial: Array, window: int) -> float:
     """Return the seconds of a network call on `window` points per row."""
-    rows = torch.arange(len(initial), device=initial.device).repeat_interleave(window)
+    device, batch = arrays.device_of(initial), len(initial)
+    rows = arrays.asarray(np.repeat(np.arange(batch), window), device)
+    steps = arrays.asarray(np.tile(np.arange(window), batch), device)
     points = initial[rows]
-    steps = torch.arange(window, device=initial.device).repeat(len(initial))
     return min(_seconds(lambda: target.predict(points, steps, rows), initial) for _ in range(1 + _TIMED_CALLS))
 
 
 def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: Experience) -> float:
     """Return the seconds of a round from the start of the chain."""
-    draft, rows = DRAFTS[setting.draft], torch.arange(len(tape.initial), device=tape.initial.device)
+    draft, rows = DRAFTS[setting.draft], arrays.arange(len(tape.initial), tape.initial)
     times = []
     for _ in range(1 + _TIMED_CALLS):
         path = begin(silent, tape, None)
@@ -197,10 +198,9 @@ def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: E
     return min(times)
 
 
-def _seconds(call: Callable[[], object], where: Tensor) -> float:
+def _seconds(call: Callable[[], object], where: Array) -> float:
     """Return how long a call takes."""
     start = time.perf_counter()
     call()
-    if where.is_cuda:
-        torch.cuda.synchronize(where.device)
+    arrays.synchronize(arrays.device_of(where))
     return time.perf_counter() - start

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.samplers.base import number
@@ -39,6 +38,6 @@ class Ddim(FewSteps):
 
         return configured(DDIMScheduler, chain)
 
-    def step_options(self, noise: Tensor) -> dict[str, Any]:
+    def step_options(self, noise: Array) -> dict[str, Any]:
         """Return η and the noise that goes with it."""
         return {"eta": self.eta, "variance_noise": noise if self.eta else None}

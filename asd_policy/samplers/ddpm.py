@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
+from asd_policy import arrays
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples
@@ -30,9 +29,9 @@ class Ddpm(Sampler):
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the chain once."""
         x, chain = tape.initial, target.chain
-        tables = chain.tables(x.device, x.dtype)
-        steps = torch.arange(len(chain), device=x.device)
+        tables = chain.tables(arrays.device_of(x), x.dtype)
+        steps = arrays.arange(len(chain), x)
         for k in range(len(chain)):
-            clean = target.predict(x, steps[k].expand(len(x)))
+            clean = target.predict(x, arrays.namespace(x).broadcast_to(steps[k], (len(x),)))
             x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
         return Samples(x, rounds=[len(chain)] * len(x), nfe=[len(chain)] * len(x))

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import transition
 from asd_policy.draft import Draft, Path, roll_out
 from asd_policy.experience import Experience, Response
@@ -13,30 +12,42 @@ from asd_policy.samplers.target import Target
 from asd_policy.verify import Verifier
 
 
-def begin(target: Target, tape: NoiseTape, last_plan: Tensor | None) -> Path:
+def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     """Return a batch of plans at the start of the chain."""
-    x = tape.initial.flatten(1)
+    xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
     batch, steps = tape.uniforms.shape
-    normals = tape.normals.flatten(2)
-    none = torch.zeros((batch, steps + 1), dtype=torch.bool, device=x.device)
-    count = torch.zeros(batch, dtype=torch.int64, device=x.device)
+    normals = tape.normals.reshape(batch, steps, -1)
+
+    def by_step(width: int) -> Array:
+        return arrays.zeros((batch, steps + 1, width), x)
+
+    def none() -> Array:
+        return arrays.zeros((batch, steps + 1), x, bool)
+
+    def count() -> Array:
+        return arrays.zeros((batch,), x, int)
+
+    size = x.shape[1]
+    latest = xp.zeros_like(x)
+    if last_plan is not None:  # a copy: it is the caller's
+        latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
     return Path(
-        x=x.clone(),
-        cursor=count.clone(),
-        normals=torch.cat([normals, normals[:, :1]], dim=1),
-        uniforms=torch.cat([tape.uniforms, tape.uniforms[:, :1]], dim=1),
-        points=x.new_zeros((batch, steps + 1, x.shape[1])),
-        clean=x.new_zeros((batch, steps + 1, x.shape[1])),
-        seen=none.clone(),
-        shift=x.new_zeros((batch, steps + 1, x.shape[1])),
-        change=x.new_zeros((batch, steps + 1, x.shape[1])),
-        latest=torch.zeros_like(x) if last_plan is None else last_plan.flatten(1).to(x, copy=True),  # not the caller's
-        innovation=torch.zeros_like(x),
-        rejected=torch.ones(batch, dtype=torch.bool, device=x.device),
-        refused=none.clone(),
-        judged=none.clone(),
-        rounds=count.clone(),
-        nfe=count.clone(),
+        x=arrays.contiguous(x),
+        cursor=count(),
+        normals=xp.concatenate([normals, normals[:, :1]], axis=1),
+        uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
+        points=by_step(size),
+        clean=by_step(size),
+        seen=none(),
+        shift=by_step(size),
+        change=by_step(size),
+        latest=latest,
+        innovation=xp.zeros_like(x),
+        rejected=~arrays.zeros((batch,), x, bool),
+        refused=none(),
+        judged=none(),
+        rounds=count(),
+        nfe=count(),
     )
 
 
@@ -44,18 +55,18 @@ def respond(draft: Draft, path: Path, experience: Experience | None) -> Response
     """Return how a draft's guesses follow the points of a path; None where they do not."""
     if not draft.responds:
         return None
-    learned = experience and experience.response(path.x.device, path.x.dtype)
+    learned = experience and experience.response(arrays.device_of(path.x), path.x.dtype)
     return learned or Response.none(path.x, path.clean.shape[1] - 1)
 
 
 def is_compact(path: Path) -> bool:
     """Return whether rounds leave out what is done: on a CPU. A GPU computes it, in shapes that never change."""
-    return path.x.device.type == "cpu"
+    return arrays.device_of(path.x) == NUMPY or path.x.device.type == "cpu"
 
 
 def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, str]) -> None:
     """Add the committed paths of finished plans, drafted and verified by a pair, to the experience of their policy."""
-    free = None if target.held is None else ~target.held.mask.flatten(1)
+    free = None if target.held is None else ~target.held.mask.reshape(len(path.x), -1)
     steps = len(target.chain)
     paths = (path.points[:, :steps], path.clean[:, :steps])
     experience.learn(*paths, free, path.judged[:, :steps], path.refused[:, :steps], target.chain, pair)
@@ -71,7 +82,7 @@ class Round:
     response: Response | None
     window: int
 
-    def __call__(self, path: Path, rows: Tensor, compact: bool) -> None:
+    def __call__(self, path: Path, rows: Array, compact: bool) -> None:
         """Commit at least one step of every row that is not done.
 
         Args:
@@ -81,13 +92,13 @@ class Round:
                 R, θ and the draft, and nothing waits for the device, so that a CUDA graph can hold the round; rows
                 that are done are computed and stay as they are.
         """
-        chain = self.target.chain
+        chain, xp = self.target.chain, arrays.namespace(path.x)
         end, cursor = len(chain), path.cursor[rows]
-        quota = torch.minimum(self.draft.quota(path, rows, self.window), end - cursor)  # [R] points; 0 of rows done
+        quota = xp.minimum(self.draft.quota(path, rows, self.window), end - cursor)  # [R] points; 0 of rows done
         width = int(quota.max()) if compact else self.window
-        slots = torch.arange(width, device=rows.device)  # [n]
-        live = slots < quota.unsqueeze(1)  # [R, n]
-        steps = (cursor.unsqueeze(1) + slots).clamp(max=end - 1)  # [R, n]
+        slots = arrays.arange(width, rows)  # [n]
+        live = slots < quota[:, None]  # [R, n]
+        steps = (cursor[:, None] + slots).clip(max=end - 1)  # [R, n]
 
         # Draft.
         known = self.draft.known(path, rows, steps)
@@ -95,38 +106,38 @@ class Round:
 
         # Verify.
         clean = self.target.predict_window(point, steps, rows, live if compact else None)  # [R, n, D]
-        tables = chain.tables(point.device, point.dtype)
-        of = (rows.unsqueeze(1), steps)
+        tables = chain.tables(arrays.device_of(point), point.dtype)
+        of = (rows[:, None], steps)
         noise, uniform = path.normals[of], path.uniforms[of]
         if self.target.held is not None:  # given coordinates are no part of the law
-            owners = rows.unsqueeze(1).expand_as(steps).flatten()
-            guess = self.target.hold(guess.flatten(0, 1), owners).view_as(guess)
+            owners = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
+            guess = self.target.hold(guess.reshape(-1, guess.shape[-1]), owners).reshape(guess.shape)
         verdict = self.verifier.judge(guess - clean, (tables.a / tables.sigma)[steps], noise, uniform, live)
         last, rejected = verdict.last, verdict.rejected
 
         # Commit.
         going = quota > 0  # a row that is done has no live point, and must not change
-        here = (torch.arange(len(rows), device=rows.device), last)
+        here = (arrays.arange(len(rows), rows), last)
         last_steps = steps[here]
-        a, b, sigma = (table[last_steps].unsqueeze(1) for table in (tables.a, tables.b, tables.sigma))
+        a, b, sigma = (table[last_steps][:, None] for table in (tables.a, tables.b, tables.sigma))
         own = verdict.noise[here]
         moved = transition(a, clean[here], sigma, own, b, point[here])
-        keep = going.unsqueeze(1)
-        path.x[rows] = torch.where(keep, moved, path.x[rows])
-        path.latest[rows] = torch.where(keep, clean[here], path.latest[rows])
-        path.innovation[rows] = torch.where(keep, sigma * own, path.innovation[rows])
-        path.cursor[rows] = torch.where(going, cursor + last + 1, cursor)
-        path.rejected[rows] = torch.where(going, rejected, path.rejected[rows])
+        keep = going[:, None]
+        path.x[rows] = xp.where(keep, moved, path.x[rows])
+        path.latest[rows] = xp.where(keep, clean[here], path.latest[rows])
+        path.innovation[rows] = xp.where(keep, sigma * own, path.innovation[rows])
+        path.cursor[rows] = xp.where(going, cursor + last + 1, cursor)
+        path.rejected[rows] = xp.where(going, rejected, path.rejected[rows])
         path.refused[rows, last_steps] |= rejected & going
-        drafted = live & ((slots < last.unsqueeze(1)) | ((slots == last.unsqueeze(1)) & rejected.unsqueeze(1)))
-        path.judged[rows.unsqueeze(1), torch.where(drafted, steps, end)] = True
-        at = (rows.unsqueeze(1), torch.where(live, steps, end))  # what has no place of its own goes behind the end
+        drafted = live & ((slots < last[:, None]) | ((slots == last[:, None]) & rejected[:, None]))
+        path.judged[rows[:, None], xp.where(drafted, steps, end)] = True
+        at = (rows[:, None], xp.where(live, steps, end))  # what has no place of its own goes behind the end
         if self.response is not None:
-            again = path.seen[at].unsqueeze(-1)
-            path.shift[at] = torch.where(again, point - path.points[at], 0)
-            path.change[at] = torch.where(again, clean - path.clean[at], 0)
+            again = path.seen[at][:, :, None]
+            path.shift[at] = xp.where(again, point - path.points[at], 0)
+            path.change[at] = xp.where(again, clean - path.clean[at], 0)
         path.points[at], path.clean[at], path.seen[at] = point, clean, live
         if self.verifier.renews_noise:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
-        path.rounds[rows] += going.long()
+        path.rounds[rows] += going
         path.nfe[rows] += quota if compact else width

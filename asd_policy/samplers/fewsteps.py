@@ -9,9 +9,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
@@ -52,14 +51,18 @@ class FewSteps(Sampler):
             SpecError: It lacks an option of the chain's configuration.
         """
 
-    def step_options(self, noise: Tensor) -> dict[str, Any]:
+    def step_options(self, noise: Array) -> dict[str, Any]:
         """Return what `scheduler.step` is told beyond output, timestep and point; noise [B, *event] is the tape's."""
         return {}
 
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the shortened chain once."""
-        scheduler = copy.deepcopy(_scheduler(self, target.chain))  # it remembers what it has seen of a plan
         x = tape.initial
+        if arrays.device_of(x) == NUMPY:
+            raise SpecError(f"{self.spec} runs through diffusers' schedulers, which need PyTorch; ddpm and asd do not")
+        import torch
+
+        scheduler = copy.deepcopy(_scheduler(self, target.chain))  # it remembers what it has seen of a plan
         for k, timestep in enumerate(scheduler.timesteps.tolist()):
             x = target.hold(x)
             output = target.output(x, torch.full((len(x),), timestep, device=x.device))
@@ -71,10 +74,10 @@ class FewSteps(Sampler):
         """How errors call the number of steps."""
         return f"{self.spec.partition(':')[0]} steps {self.steps}"
 
-    def _step(self, scheduler: Any, output: Tensor, timestep: int, x: Tensor, noise: Tensor) -> Tensor:
+    def _step(self, scheduler: Any, output: Array, timestep: int, x: Array, noise: Array) -> Array:
         """Take one step from x [B, *event]."""
         # An axis more, because thresholding in diffusers fails on events of one axis.
-        output, x, noise = (values.unsqueeze(-1) for values in (output, x, noise))
+        output, x, noise = (values[..., None] for values in (output, x, noise))
         return scheduler.step(output, timestep, x, return_dict=False, **self.step_options(noise))[0].squeeze(-1)
 
 
@@ -111,6 +114,8 @@ def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
             f"{name} has no {sampler.steps} timesteps in 0 … {config['num_train_timesteps'] - 1} with timestep_spacing "
             f"{config['timestep_spacing']!r} and steps_offset {config['steps_offset']}; use another number of steps"
         )
+    import torch
+
     trial, x = copy.deepcopy(scheduler), torch.full((1, 1), 0.5)
     for timestep in timesteps:
         x = sampler._step(trial, x, timestep, x, x)

@@ -12,9 +12,8 @@ that a round has left as it was, or that is a window's start. x'_{t+1} follows f
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
@@ -60,50 +59,50 @@ class Paradigms(Sampler):
 
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Do rounds until every row is at the end of the chain."""
-        chain, start = target.chain, tape.initial.flatten(1)
+        chain, start = target.chain, tape.initial.reshape(len(tape.initial), -1)
         batch, size = start.shape
         state = _State(
             # As many points beyond the end as a window has slots, so that slots that are not live need no care.
-            path=start.new_zeros((batch, len(chain) + 1 + self.window, size)),
-            cursor=torch.zeros(batch, dtype=torch.int64, device=start.device),
-            end=torch.zeros(batch, dtype=torch.int64, device=start.device),
-            rounds=torch.zeros(batch, dtype=torch.int64, device=start.device),
-            nfe=torch.zeros(batch, dtype=torch.int64, device=start.device),
+            path=arrays.zeros((batch, len(chain) + 1 + self.window, size), start),
+            cursor=arrays.zeros((batch,), start, int),
+            end=arrays.zeros((batch,), start, int),
+            rounds=arrays.zeros((batch,), start, int),
+            nfe=arrays.zeros((batch,), start, int),
         )
         state.path[:, 0] = start
-        rows = torch.arange(batch, device=start.device)
+        rows = arrays.arange(batch, start)
         while len(rows):
             self._advance(state, rows, target, tape)
-            rows = (state.cursor < len(chain)).nonzero().squeeze(1)
-        sample = state.path[:, len(chain)].view(tape.initial.shape)
+            rows = arrays.where_true(state.cursor < len(chain))
+        sample = state.path[:, len(chain)].reshape(tape.initial.shape)
         return Samples(sample, state.rounds.tolist(), state.nfe.tolist(), self.window)
 
-    def _advance(self, state: "_State", rows: Tensor, target: Target, tape: NoiseTape) -> None:
+    def _advance(self, state: "_State", rows: Array, target: Target, tape: NoiseTape) -> None:
         """Do one round for `rows` [R], none of which is done: each gains a step at least."""
         chain = target.chain
-        tables = chain.tables(state.path.device, state.path.dtype)
-        cursor, end = state.cursor[rows], state.end[rows].unsqueeze(1)
-        count = (len(chain) - cursor).clamp(max=self.window)  # [R] points of each row
-        slots = torch.arange(int(count.max()), device=rows.device)  # [n]
-        live = slots < count.unsqueeze(1)  # [R, n]
-        place = cursor.unsqueeze(1) + slots  # [R, n] in the path
-        steps = place.clamp(max=len(chain) - 1)
-        row = rows.unsqueeze(1)
+        tables = chain.tables(arrays.device_of(state.path), state.path.dtype)
+        cursor, end = state.cursor[rows], state.end[rows][:, None]
+        count = (len(chain) - cursor).clip(max=self.window)  # [R] points of each row
+        slots = arrays.arange(int(count.max()), rows)  # [n]
+        live = slots < count[:, None]  # [R, n]
+        place = cursor[:, None] + slots  # [R, n] in the path
+        steps = place.clip(max=len(chain) - 1)
+        row, xp = rows[:, None], arrays.namespace(state.path)
 
         # Iterate: the step from every point, summed up from the window's start.
-        point = state.path[row, torch.minimum(place, end)]  # [R, n, D]
+        point = state.path[row, xp.minimum(place, end)]  # [R, n, D]
         clean = target.predict_window(point, steps, rows, live)
-        a, b, sigma = (table[steps].unsqueeze(-1) for table in (tables.a, tables.b, tables.sigma))  # [R, n, 1]
-        following = transition(a, clean, sigma, tape.normals[row, steps].flatten(2), b, point)
+        a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # [R, n, 1]
+        following = transition(a, clean, sigma, tape.normals[row, steps].reshape(point.shape), b, point)
         new = point[:, :1] + (following - point).cumsum(1)  # [R, n, D] of the points after `place`
 
         # Slide: over the points that the round has moved little, to the first that it has not.
-        old = state.path[row, torch.minimum(place + 1, end)]
-        error = (new - old).square().mean(2)  # [R, n]
-        limit = (self.tol * tables.sigma[(place + 1).clamp(max=len(chain) - 1)]).square()
-        settled = (error <= limit) & (slots + 1 < count.unsqueeze(1))
+        old = state.path[row, xp.minimum(place + 1, end)]
+        error = ((new - old) ** 2).mean(2)  # [R, n]
+        limit = (self.tol * tables.sigma[(place + 1).clip(max=len(chain) - 1)]) ** 2
+        settled = (error <= limit) & (slots + 1 < count[:, None])
         state.path[row, place + 1] = new
-        state.cursor[rows] = cursor + 1 + settled.long().cumprod(1).sum(1)
+        state.cursor[rows] = cursor + 1 + settled.cumprod(1).sum(1)
         state.end[rows] = cursor + count
         state.rounds[rows] += 1
         state.nfe[rows] += count
@@ -113,13 +112,13 @@ class Paradigms(Sampler):
 class _State:
     """Where a batch of plans stands."""
 
-    path: Tensor
+    path: Array
     """The iterates x_0 … x_K of each row, flattened, [B, K + 1 + window, D]; what is beyond K means nothing."""
-    cursor: Tensor
+    cursor: Array
     """Index of the window's first point, 0 … K, [B]."""
-    end: Tensor
+    end: Array
     """Index of the last point that was computed; those after it stand at its value [B]."""
-    rounds: Tensor
+    rounds: Array
     """Rounds so far [B]."""
-    nfe: Tensor
+    nfe: Array
     """Points evaluated so far [B]."""

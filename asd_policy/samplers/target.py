@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
 
@@ -17,9 +16,9 @@ class Held:
     every step, noise-free, and the sample has them. The law is that of the other coordinates.
     """
 
-    mask: Tensor
+    mask: Array
     """True where a coordinate is given, [B, *event]."""
-    values: Tensor
+    values: Array
     """The given values [B, *event]; elsewhere they are not looked at."""
 
 
@@ -31,11 +30,11 @@ class Target:
     chain: GaussianChain
     shape: tuple[int, ...]
     """(B, *event)."""
-    cond: Tensor | None = None
+    cond: Array | None = None
     """Conditioning [B, …]."""
     held: Held | None = None
 
-    def predict(self, x: Tensor, step: Tensor, rows: Tensor | None = None) -> Tensor:
+    def predict(self, x: Array, step: Array, rows: Array | None = None) -> Array:
         """Return x̂0 by one network call.
 
         Args:
@@ -43,11 +42,11 @@ class Target:
             step: The step k that leaves each point [N].
             rows: The batch row of each point [N]; None for all rows in order.
         """
-        timesteps = self.chain.tables(x.device, x.dtype).timesteps[step]
+        timesteps = self.chain.tables(arrays.device_of(x), x.dtype).timesteps[step]
         clean = self.chain.predict(self.hold(x, rows), self.output(x, timesteps, rows), step)
         return self.hold(clean, rows)
 
-    def predict_window(self, point: Tensor, steps: Tensor, rows: Tensor, live: Tensor | None) -> Tensor:
+    def predict_window(self, point: Array, steps: Array, rows: Array, live: Array | None) -> Array:
         """Return x̂0 [R, n, D] at the points of a window by one network call.
 
         Args:
@@ -56,24 +55,25 @@ class Target:
             rows: The batch rows that they belong to [R].
             live: Which of them to compute [R, n], the others being zero; None for all, in one shape whatever the data.
         """
-        owners = rows.unsqueeze(1).expand_as(steps).flatten()
-        flat, step = point.flatten(0, 1), steps.flatten()
+        xp = arrays.namespace(point)
+        owners = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
+        flat, step = point.reshape(-1, point.shape[-1]), steps.reshape(-1)
         if live is None:
-            return self.predict(flat, step, owners).view_as(point)
-        which = live.flatten().nonzero().squeeze(1)
-        clean = torch.zeros_like(flat)
+            return self.predict(flat, step, owners).reshape(point.shape)
+        which = arrays.where_true(live.reshape(-1))
+        clean = xp.zeros_like(flat)
         clean[which] = self.predict(flat[which], step[which], owners[which])
-        return clean.view_as(point)
+        return clean.reshape(point.shape)
 
-    def output(self, x: Tensor, timestep: Tensor, rows: Tensor | None = None) -> Tensor:
+    def output(self, x: Array, timestep: Array, rows: Array | None = None) -> Array:
         """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
         cond = self.cond if self.cond is None or rows is None else self.cond[rows]
         seen = self.hold(x, rows).reshape(len(x), *self.shape[1:])
         return self.denoiser(seen, timestep, cond).reshape(x.shape)
 
-    def hold(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def hold(self, x: Array, rows: Array | None = None) -> Array:
         """Return points [N, …] with the given values in their places."""
         if self.held is None:
             return x
         mask, values = (part if rows is None else part[rows] for part in (self.held.mask, self.held.values))
-        return torch.where(mask.reshape(x.shape), values.reshape(x.shape), x)
+        return arrays.namespace(x).where(mask.reshape(x.shape), values.reshape(x.shape), x)
