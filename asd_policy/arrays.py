@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy import normal
+from asd_policy.errors import SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,25 @@ def namespace(x: Any) -> Any:
 def device_of(x: Any) -> Any:
     """Return where an array is."""
     return NUMPY if isinstance(x, np.ndarray) else x.device
+
+
+def find_device(name: Any) -> Device:
+    """Return a device by its name.
+
+    Raises:
+        SpecError: It cannot be used here.
+    """
+    if name == NUMPY:
+        return NUMPY
+    try:
+        import torch
+
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"device {str(name)!r} cannot be used here: {reason}") from None
+    return device
 
 
 def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
@@ -163,6 +183,15 @@ def sampling(device: Any) -> AbstractContextManager[Any]:
     stack.enter_context(torch.inference_mode())
     stack.enter_context(torch.autocast(device.type, enabled=False))
     return stack
+
+
+def no_gradients(device: Any) -> AbstractContextManager[Any]:
+    """Return the context for calling a network whose gradients nobody wants."""
+    if device == NUMPY:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.inference_mode()
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:

@@ -108,7 +108,7 @@ class GaussianChain:
         Raises:
             ChainError: The configuration is not one of a Gaussian chain with network-independent variance.
         """
-        from asd_policy.schedules import read_schedule  # which needs PyTorch; a chain as such does not
+        from asd_policy.scheduler_steps import read_schedule  # which needs PyTorch; a chain as such does not
 
         coefficients, config = read_schedule(scheduler, num_inference_steps, eta)
         return cls(config=config, **coefficients)

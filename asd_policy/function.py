@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import SpecError
@@ -23,7 +22,7 @@ class AcceleratedFn:
     What calls have taught makes later ones cheaper and changes no sample's law, see `Experience`.
     """
 
-    def __init__(self, denoise: Denoiser, chain: GaussianChain, sampler: Sampler, device: torch.device | None) -> None:
+    def __init__(self, denoise: Denoiser, chain: GaussianChain, sampler: Sampler, device: Device | None) -> None:
         """Put it together; `accelerate_fn` does it from a scheduler, `load_fn` from a checkpoint.
 
         Args:
@@ -46,13 +45,13 @@ class AcceleratedFn:
         """Forget the last samples and all that was learned; the next call looks at the function again."""
         self.experience = Experience()
         """What the calls since have taught."""
-        self._last: Tensor | None = None
+        self._last: Array | None = None
         self._event: tuple[int, ...] | None = None
 
     def __call__(
         self,
         shape: Sequence[int],
-        cond: Tensor | None = None,
+        cond: Array | None = None,
         generator: Generators = None,
         held: Held | None = None,
         executed: int | None = None,
@@ -75,7 +74,7 @@ class AcceleratedFn:
         """
         if self._event != tuple(shape[1:]):
             self.reset()
-            where = self.device or (cond.device if cond is not None else torch.device("cpu"))
+            where = self.device or ("cpu" if cond is None else arrays.device_of(cond))
             check_on_noise(self.denoise, self.chain.timesteps, shape[1:], cond, where)
             self._event = tuple(shape[1:])
         last = None if executed is None else self._moved_on(tuple(shape), executed)
@@ -92,7 +91,7 @@ class AcceleratedFn:
         self._last = result.sample
         return result
 
-    def _moved_on(self, shape: tuple[int, ...], executed: int) -> Tensor | None:
+    def _moved_on(self, shape: tuple[int, ...], executed: int) -> Array | None:
         """Return the last samples as the start of drafts for these; None where there are none."""
         if not 0 <= executed <= shape[1]:
             raise SpecError(f"executed={executed} is not in 0 … {shape[1]}, the steps of a sample")
@@ -109,7 +108,7 @@ def accelerate_fn(
     spec: str = "asd",
     num_inference_steps: int | None = None,
     eta: float | None = None,
-    device: torch.device | str | None = None,
+    device: Device | str | None = None,
 ) -> AcceleratedFn:
     """Make a sampler of any denoising function.
 
@@ -129,4 +128,4 @@ def accelerate_fn(
         SpecError: The spec does not exist or does not fit the chain.
     """
     chain = GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
-    return AcceleratedFn(denoise, chain, make_sampler(spec), None if device is None else torch.device(device))
+    return AcceleratedFn(denoise, chain, make_sampler(spec), None if device is None else arrays.find_device(device))

@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from itertools import chain as flatten
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import CheckpointError
 from asd_policy.experience import Experience
 from asd_policy.files import atomic_file, cache_dir
-from asd_policy.hardware import hardware
+from asd_policy.hardware import hardware, library
 
 _VERSION = "2"
 _EDGE = 2**16  # bytes at either end of a file that tell it from others
@@ -35,7 +36,7 @@ def tuning_file(checkpoint: Path) -> Path:
     return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def save_tuning(path: Path, experience: Experience, device: torch.device, backend: str) -> None:
+def save_tuning(path: Path, experience: Experience, device: Device, backend: str) -> None:
     """Write an experience, atomically.
 
     Args:
@@ -50,17 +51,19 @@ def save_tuning(path: Path, experience: Experience, device: torch.device, backen
         "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in experience.overhead.items()]),
         "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
-        "torch": torch.__version__,
+        "library": library(device),
         "backend": backend,
     }
     tensors = dict(experience.moments)
     for pair, sums in experience.judgements.items():
         tensors |= {_name(kind, pair): each for kind, each in zip(_JUDGEMENTS, sums, strict=True)}
     with atomic_file(path) as temporary:
-        save_file({name: sums.contiguous().cpu() for name, sums in tensors.items()}, temporary, metadata)
+        save_file(
+            {name: np.ascontiguousarray(arrays.to_numpy(sums)) for name, sums in tensors.items()}, temporary, metadata
+        )
 
 
-def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device) -> tuple[Experience, str | None]:
+def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> tuple[Experience, str | None]:
     """Read an experience.
 
     Args:
@@ -70,8 +73,8 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
         device: Where it plans.
 
     Returns:
-        The experience, and the spec of the backend that its latencies are of. Those of other hardware or torch are
-        left out, to be measured anew when needed, and so is the backend.
+        The experience, and the spec of the backend that its latencies are of. Those of other hardware or another
+        library are left out, to be measured anew when needed, and so is the backend.
 
     Raises:
         CheckpointError: The file is damaged, or of another policy.
@@ -79,7 +82,7 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
     steps = len(chain)
     shapes = {"cross": (steps, dim, dim), "noise": (steps,), "change": (steps,)}
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != _VERSION:
                 raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
@@ -90,7 +93,7 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
                 found = tuple(file.get_slice(name).get_shape())
                 if found != shape:
                     raise CheckpointError(f"{path} is of another policy: {name} has shape {found}, not {shape}")
-            read = {name: file.get_tensor(name).float().to(device) for name in shapes | counts}
+            read = {name: arrays.asarray(file.get_tensor(name), device, "float32") for name in shapes | counts}
         plans = int(metadata["plans"])
         latency = _seconds(json.loads(metadata["latency"]))
         overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
@@ -98,7 +101,7 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
         times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
         if plans < 1 or not all(0 <= seconds < float("inf") for seconds in times):
             raise ValueError("its numbers are out of range")
-        if not all(bool(sums.isfinite().all()) for sums in read.values()):
+        if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
@@ -106,7 +109,7 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: torch.device
         raise CheckpointError(f"{path} cannot be read: {error}; delete it or run asd-policy tune again") from None
     judgements = {pair: _both(read, pair) for pair in pairs}
     moments = {name: read[name] for name in shapes}
-    if (metadata.get("hardware"), metadata.get("torch")) != (hardware(device), torch.__version__):
+    if (metadata.get("hardware"), metadata.get("library")) != (hardware(device), library(device)):
         return Experience(plans, moments, judgements), None
     return Experience(plans, moments, judgements, latency, overhead), metadata.get("backend")
 
@@ -123,7 +126,7 @@ def _pair(name: str) -> tuple[str, str]:
     return draft, verify
 
 
-def _both(tensors: dict[str, Tensor], pair: tuple[str, str]) -> tuple[Tensor, Tensor]:
+def _both(tensors: dict[str, Array], pair: tuple[str, str]) -> tuple[Array, Array]:
     judged, refused = (tensors[_name(kind, pair)] for kind in _JUDGEMENTS)
     return judged, refused
 

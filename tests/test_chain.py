@@ -22,7 +22,7 @@ from asd_policy.chain import GaussianChain, transition
 from asd_policy.errors import ChainError
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers import make_sampler
-from asd_policy.schedules import (
+from asd_policy.scheduler_config import (
     BETA_SCHEDULES,
     MAX_TRAIN_TIMESTEPS,
     PREDICTION_TYPES,

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from asd_policy import arrays
+from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
@@ -87,7 +86,7 @@ class Planner:
         self.chain = chain
         self.experience = Experience()
         self.stats = AsdStats()
-        self._last: Tensor | None = None  # the last batch of plans, moved on to the time of the next
+        self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
         self._checked = False
 
     def begin_episode(self) -> None:
@@ -99,12 +98,12 @@ class Planner:
         denoiser: Denoiser,
         shape: tuple[int, ...],
         executed: int,
-        device: torch.device,
-        cond: Tensor | None = None,
+        device: Device,
+        cond: Array | None = None,
         generator: Generators = None,
-        noise: Tensor | None = None,
+        noise: Array | None = None,
         held: Held | None = None,
-    ) -> Tensor:
+    ) -> Array:
         """Sample a batch of plans. The first call looks whether the network is one that can be sampled from.
 
         Args:
@@ -131,7 +130,7 @@ class Planner:
         if noise is not None:
             if tuple(noise.shape) != shape:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
-            tape = replace(tape, initial=noise.to(device, torch.float32))
+            tape = replace(tape, initial=arrays.asarray(noise, device, "float32"))
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
         past = Past(self._last, self.experience)

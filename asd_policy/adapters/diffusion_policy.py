@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.errors import ChainError, ObservationError
 from asd_policy.samplers import Sampler
@@ -42,12 +40,12 @@ class _Sampling:
 
     def sample(
         self,
-        data: Tensor,
-        mask: Tensor,
-        told: Mapping[str, Tensor | None],
-        generator: torch.Generator | None,
+        data: Array,
+        mask: Array,
+        told: Mapping[str, Array | None],
+        generator: Generator | None,
         options: Mapping[str, Any],
-    ) -> Tensor:
+    ) -> Array:
         """Sample trajectories.
 
         Args:
@@ -77,7 +75,7 @@ class _Sampling:
             raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
         name = next(iter(given), None)
 
-        def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
 
         held = Held(mask, data.float()) if bool(mask.any()) else None
@@ -88,25 +86,25 @@ class _Sampling:
 
     def of_unet(
         self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        local_cond: Tensor | None = None,
-        global_cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        condition_data: Array,
+        condition_mask: Array,
+        local_cond: Array | None = None,
+        global_cond: Array | None = None,
+        generator: Generator | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Array:
         """Take the place of a U-Net policy's `conditional_sample`; see `sample`."""
         told = {"local_cond": local_cond, "global_cond": global_cond}
         return self.sample(condition_data, condition_mask, told, generator, kwargs)
 
     def of_transformer(
         self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        condition_data: Array,
+        condition_mask: Array,
+        cond: Array | None = None,
+        generator: Generator | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Array:
         """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
         return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
 
@@ -139,6 +137,8 @@ def _check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]
     """
     own = copy.deepcopy(scheduler)
     own.set_timesteps(len(chain))
+    import torch  # whose policy this is
+
     x, output = torch.randn((2, 1, 4, 2), generator=torch.Generator().manual_seed(0))
     tables = chain.tables(x.device, x.dtype)
     same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()

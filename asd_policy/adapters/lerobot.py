@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import ChainError
 from asd_policy.samplers import Sampler
@@ -31,10 +29,10 @@ class _Sampling:
     def conditional_sample(
         self,
         batch_size: int,
-        global_cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+        global_cond: Array | None = None,
+        generator: Generator | None = None,
+        noise: Array | None = None,
+    ) -> Array:
         """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim].
 
         Raises:
@@ -49,7 +47,7 @@ class _Sampling:
                 f"steps, it now has {model.num_inference_steps}; accelerate it again"
             )
 
-        def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return model.unet(x, timestep, global_cond=cond)
 
         shape = (batch_size, config.horizon, config.action_feature.shape[0])

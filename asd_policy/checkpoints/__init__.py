@@ -1,16 +1,15 @@
 """Public checkpoint formats: each is a loader, found by the content of the path."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
+from asd_policy.arrays import find_device
 from asd_policy.backends import make_backend
-from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
-from asd_policy.errors import CheckpointError, SpecError
+from asd_policy.errors import CheckpointError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -20,13 +19,17 @@ __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn",
 
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
-FORMATS: dict[str, Format] = {
-    "LeRobot diffusion folder": lerobot.FORMAT,
-    "diffusers UNet1DModel folder": diffusers.FORMAT,
-    "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
-    "robomimic .pth": robomimic.FORMAT,
-}
+FORMATS: dict[str, Format] = {}
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
+if find_spec("torch"):  # without it, an exported policy is all that can run
+    from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
+
+    FORMATS |= {
+        "LeRobot diffusion folder": lerobot.FORMAT,
+        "diffusers UNet1DModel folder": diffusers.FORMAT,
+        "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
+        "robomimic .pth": robomimic.FORMAT,
+    }
 
 
 def locate(path: str | Path) -> Path:
@@ -116,7 +119,7 @@ def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
-    loaded = find_format(path)[1].load(path, make_sampler(sampler), _device(device))
+    loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
     if isinstance(loaded, Policy):
         _check_size(loaded)
         tuning = tuning_file(path)
@@ -134,13 +137,3 @@ def _check_size(policy: Policy) -> None:
             f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {len(policy.chain)} steps needs "
             f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
         )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SpecError(f"device {name!r} cannot be used here: {reason}") from None
-    return device

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from asd_policy.arrays import Device
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
@@ -42,7 +41,7 @@ class Format:
 
     detect: Callable[[Path], bool]
     """Whether a path holds this format, by content; reads as little as will tell, and raises nothing."""
-    load: Callable[[Path, Sampler, torch.device], Policy | AcceleratedFn]
+    load: Callable[[Path, Sampler, Device], Policy | AcceleratedFn]
     """Loads it, as a policy where it is one; raises a `CheckpointError` that names what is wrong."""
     describe: Callable[[Path], Description]
     """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""

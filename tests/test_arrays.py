@@ -1,0 +1,100 @@
+"""NumPy in the place of PyTorch: the same text, so the same numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+from asd_policy import arrays, normal
+from asd_policy.arrays import NUMPY
+from asd_policy.chain import GaussianChain
+from asd_policy.draft import DRAFTS
+from asd_policy.errors import DenoiserError, SpecError
+from asd_policy.experience import Experience
+from asd_policy.function import AcceleratedFn
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held
+from asd_policy.testing import EVENT, make_tape
+from asd_policy.verify import VERIFIERS
+
+ROWS = 40
+SPECS = [
+    "ddpm",
+    "paradigms:window=4,tol=0.1",
+    *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS),
+]
+
+
+def denoise(x: Any, timestep: Any, cond: Any) -> Any:
+    """A smooth network of either library."""
+    xp = arrays.namespace(x)
+    return xp.tanh(3 * x + cond[:, None, None]) - 0.3 * x
+
+
+def plain(x: Any, timestep: Any, cond: Any) -> Any:
+    """A network of NumPy alone."""
+    return np.tanh(x)
+
+
+def to_numpy(tape: NoiseTape) -> NoiseTape:
+    return NoiseTape(*(arrays.asarray(part, NUMPY) for part in (tape.initial, tape.normals, tape.uniforms)))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["free", "given"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_samplers_are_the_same(spec: str, given: bool, chain: GaussianChain) -> None:
+    """Over plans that teach, and that start from the one before."""
+    sampler, found = make_sampler(spec), {}
+    for device in (torch.device("cpu"), NUMPY):
+        experience, last, plans = Experience(), None, []
+        cond = arrays.asarray(np.linspace(-1, 1, ROWS), device)
+        mask = arrays.asarray(np.broadcast_to(np.eye(2, dtype=bool) & given, (ROWS, *EVENT)).copy(), device)
+        held = Held(mask, arrays.asarray(np.full((ROWS, *EVENT), 0.3), device))
+        for seed in range(4):
+            tape = make_tape(ROWS, chain, seed)
+            tape = to_numpy(tape) if device == NUMPY else tape
+            past = Past(last, experience)
+            result = sampler.sample(denoise, chain, (ROWS, *EVENT), cond, tape=tape, held=held, past=past)
+            last = result.sample
+            plans.append((arrays.to_numpy(last), result.stats.rounds, result.stats.nfe))
+        found[device] = plans
+    for ours, theirs in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-9)
+        assert ours[1:] == theirs[1:]
+
+
+def test_a_generator_of_numpy_draws_the_tape(chain: GaussianChain) -> None:
+    shape = (3, *EVENT)
+    tapes = [NoiseTape.draw(shape, len(chain), np.random.default_rng(1), NUMPY) for _ in range(2)]
+    assert isinstance(tapes[0].initial, np.ndarray)
+    assert tapes[0].initial.dtype == np.float32
+    np.testing.assert_array_equal(tapes[0].normals, tapes[1].normals)
+    rows = NoiseTape.draw(shape, len(chain), [np.random.default_rng(seed) for seed in range(3)], NUMPY)
+    alone = NoiseTape.draw((1, *EVENT), len(chain), np.random.default_rng(2), NUMPY)
+    np.testing.assert_array_equal(rows.normals[2], alone.normals[0])
+    assert float(tapes[0].uniforms.min()) > 0
+
+
+def test_a_function_of_numpy_is_accelerated(chain: GaussianChain) -> None:
+    sample = AcceleratedFn(plain, chain, make_sampler("asd:window=4"), NUMPY)
+    result = sample((2, *EVENT), generator=np.random.default_rng(0))
+    assert isinstance(result.sample, np.ndarray)
+    with pytest.raises(DenoiserError, match="returned a Tensor, not a NumPy array"):
+        AcceleratedFn(lambda x, t, c: torch.tensor(x), chain, make_sampler("asd"), NUMPY)((2, *EVENT))
+
+
+def test_what_needs_pytorch_says_so(schedule: GaussianChain) -> None:
+    with pytest.raises(SpecError, match="ddim:10 runs through diffusers' schedulers, which need PyTorch"):
+        AcceleratedFn(plain, schedule, make_sampler("ddim"), NUMPY)((2, *EVENT))
+
+
+@pytest.mark.parametrize("low", [-60.0, -25.0, -19.99, -1.0, 5.0])
+def test_the_normal_law(low: float) -> None:
+    x = np.linspace(low, low + 8, 2001)
+    np.testing.assert_allclose(normal.log_ndtr(x), special.log_ndtr(x), rtol=1e-12, atol=1e-16)
+    p = np.concatenate([[0.0, 1.0], 10.0 ** np.linspace(-300, -1, 300), np.linspace(0.001, 0.999, 999)])
+    np.testing.assert_allclose(normal.ndtri(p), special.ndtri(p), rtol=1e-12, atol=1e-15)
