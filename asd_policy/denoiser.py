@@ -51,10 +51,15 @@ class MeteredDenoiser:
             DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
         """
         start = time.perf_counter()
-        with self._autocast:
-            output = self._denoiser(x, timestep, cond)
+        output = self.unmetered(x, timestep, cond)
         arrays.synchronize(self._device)
         self.seconds += time.perf_counter() - start
+        return output
+
+    def unmetered(self, x: Array, timestep: Array, cond: Array | None) -> Array:
+        """Do the same without waiting for the result."""
+        with self._autocast:
+            output = self._denoiser(x, timestep, cond)
         check_form(output, x)
         return arrays.cast(output, x.dtype)
 

@@ -16,7 +16,7 @@ from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.statistics import entropy, mean_interval, paired_difference, wilson
-from asd_policy.types import Plan
+from asd_policy.types import Plan, overhead_fraction
 
 Env = gymnasium.Env[Any, Any]
 Advance = Callable[[], object]
@@ -231,7 +231,7 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode]) ->
         "acceptance_length_mean": steps / float(np.mean(rounds)),
         "algorithmic_speedup": steps / float(np.mean(rounds)),
         "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
-        "overhead_fraction": float(1 - sum(plan.stats.network_seconds for plan in plans) / seconds.sum()),
+        "overhead_fraction": overhead_fraction([plan.stats for plan in plans], float(seconds.sum())),
         "latency_ms": {
             "mean": float(milliseconds.mean()),
             **{f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)},

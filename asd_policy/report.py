@@ -60,7 +60,7 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
         f"{result['algorithmic_speedup']:.1f}×",
         f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
         "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
-        f"{100 * result['overhead_fraction']:.1f} %",
+        "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
     )
 
 

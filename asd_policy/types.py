@@ -1,5 +1,6 @@
 """What samplers and policies return. Terms (round, nfe, acceptance length) as in docs/architecture.md."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asd_policy.arrays import Array
@@ -17,8 +18,8 @@ class SpeculationStats:
     """Network evaluations (points) computed for a row."""
     seconds: float
     """Wall-clock time of the whole call [s]."""
-    network_seconds: float
-    """The part of `seconds` spent inside the network [s]."""
+    network_seconds: float | None
+    """The part of `seconds` spent inside the network [s]; None where a recording hides it, as a CUDA graph does."""
     window: int = 1
     """Most points that a network call evaluated per row."""
     spec: str = ""
@@ -30,9 +31,15 @@ class SpeculationStats:
         return self.steps * len(self.rounds) / sum(self.rounds)
 
     @property
-    def overhead_fraction(self) -> float:
-        """Share of the time spent outside the network, 0 … 1."""
-        return 1.0 - self.network_seconds / self.seconds
+    def overhead_fraction(self) -> float | None:
+        """Share of the time spent outside the network, 0 … 1; None where it is not known."""
+        return overhead_fraction([self], self.seconds)
+
+
+def overhead_fraction(calls: Sequence[SpeculationStats], seconds: float) -> float | None:
+    """Return the share of so many seconds that calls spent outside the network, 0 … 1; None where one does not say."""
+    inside = [call.network_seconds for call in calls if call.network_seconds is not None]
+    return 1.0 - sum(inside) / seconds if len(inside) == len(calls) else None
 
 
 @dataclass(frozen=True)

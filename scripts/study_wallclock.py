@@ -16,7 +16,7 @@ from asd_policy.evaluate import CALIBRATION_PLANS
 from asd_policy.experience import Experience
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.base import Past
-from asd_policy.types import SpeculationStats
+from asd_policy.types import SpeculationStats, overhead_fraction
 from study_common import CALIBRATION_SEED, Results, States, Subject, console, markdown_table
 
 WARM_UP_PLANS = 2
@@ -150,7 +150,7 @@ def summarize(
         "window": max(stats.window for stats in plans),
         "rounds_mean": float(np.mean([stats.rounds[0] for stats in plans])),
         "nfe_mean": float(np.mean([stats.nfe[0] for stats in plans])),
-        "overhead_fraction": float(1 - sum(stats.network_seconds for stats in plans) / seconds.sum()),
+        "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
         "mean_ms": float(1e3 * seconds.mean()),
         **{f"p{q}_ms": float(1e3 * np.percentile(seconds, q)) for q in (50, 95, 99)},
         "max_ms": float(1e3 * seconds.max()),

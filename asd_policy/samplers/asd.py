@@ -3,14 +3,18 @@
 from dataclasses import dataclass, fields, replace
 
 from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.errors import SpecError
+from asd_policy.experience import Experience, Response
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
-from asd_policy.samplers.choice import DEFAULT, choose
+from asd_policy.samplers.choice import DEFAULT, Setting, choose
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.engine import Round, begin, is_compact, learn, respond
+from asd_policy.samplers.launcher import Launcher
+from asd_policy.samplers.static import StaticRounds, shapes
 from asd_policy.samplers.target import Target
 from asd_policy.verify import VERIFIERS
 
@@ -75,8 +79,11 @@ class Asd(Sampler):
         if setting.window == 1:  # the same numbers to the bit, without the engine
             return replace(Ddpm().run(target, tape, past), spec=Asd(*setting).spec)
         draft = DRAFTS[setting.draft]
-        path = begin(target, tape, past.last_plan if draft.starts_from_last_plan else None)
-        response = respond(draft, path, past.experience)
+        last_plan = past.last_plan if draft.starts_from_last_plan else None
+        response = respond(draft, tape, past.experience)
+        if target.launcher is not None:
+            return self._replay(target.launcher, target, tape, setting, last_plan, response, past.experience)
+        path = begin(target, tape, last_plan)
         round_ = Round(target, draft, VERIFIERS[setting.verify], response, setting.window)
         compact = is_compact(path)
         rows = arrays.arange(len(path.x), path.x)
@@ -88,3 +95,24 @@ class Asd(Sampler):
             learn(past.experience, path, target, setting.pair)
         rounds, nfe = path.rounds.tolist(), path.nfe.tolist()
         return Samples(path.x.reshape(target.shape), rounds, nfe, setting.window, Asd(*setting).spec)
+
+    def _replay(
+        self,
+        launcher: Launcher,
+        target: Target,
+        tape: NoiseTape,
+        setting: Setting,
+        last_plan: Array | None,
+        response: Response | None,
+        experience: Experience | None,
+    ) -> Samples:
+        """Do the rounds by recordings."""
+        how = DRAFTS[setting.draft], VERIFIERS[setting.verify], response, setting.window
+        key = ("asd", *setting, *shapes(target, tape))
+        recorded = launcher.keep(key, lambda: StaticRounds(launcher, target, tape, *how))
+        sample, rounds, nfe = recorded(target, tape, last_plan, response)
+        if experience is not None and experience.learning:
+            with launcher.queue():
+                learn(experience, recorded.path, target, setting.pair)
+        ran = Asd(recorded.window, *setting.pair).spec
+        return Samples(sample.reshape(target.shape), rounds, nfe, recorded.window, ran, recorded=True)

@@ -12,6 +12,7 @@ from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
+from asd_policy.samplers.launcher import LaunchedDenoiser
 from asd_policy.samplers.target import Held, Target
 from asd_policy.types import SampleResult, SpeculationStats
 
@@ -30,6 +31,8 @@ class Samples:
     """Most points that a call evaluated per row."""
     spec: str | None = None
     """Of the sampler with what it chose; None where it had nothing to choose."""
+    recorded: bool = False
+    """Whether recordings ran, which nobody can look into for the network's share of the time."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Sampler(abc.ABC):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         place = arrays.device_of(tape.initial)
         metered = MeteredDenoiser(denoiser, place)
-        target = Target(metered, chain, tuple(shape), cond, held)
+        launcher = denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None
+        target = Target(metered, chain, tuple(shape), cond, held, launcher)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
             samples = self.run(target, tape, past)
@@ -148,7 +152,7 @@ class Sampler(abc.ABC):
                 rounds=tuple(samples.rounds),
                 nfe=tuple(samples.nfe),
                 seconds=seconds,
-                network_seconds=metered.seconds,
+                network_seconds=None if samples.recorded else metered.seconds,
                 window=samples.window,
                 spec=samples.spec or self.spec,
             ),

@@ -5,6 +5,7 @@ points, and the engine's own; both measured on first use) times the expected rou
 drafts were refused at each step.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy import arrays
-from asd_policy.arrays import Array
+from asd_policy.arrays import Array, Device
 from asd_policy.draft import DRAFTS
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.engine import Round, begin, is_compact, respond
+from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
 from asd_policy.samplers.target import Target
 from asd_policy.verify import VERIFIERS
 
@@ -108,7 +110,7 @@ def measure(settings: Sequence[Setting], target: Target, tape: NoiseTape, experi
     for window in dict.fromkeys(setting.window for setting in settings):
         if batch * window not in experience.latency:
             experience.latency[batch * window] = _time_call(target, tape.initial, window)
-    silent = _Silent(target.denoiser, target.chain, target.shape, target.cond, target.held)
+    silent = _Silent(target.denoiser, target.chain, target.shape, target.cond, target.held, target.launcher)
     windows = sorted({min(window, len(target.chain)) for window in _TIMED_WINDOWS})
     for pair in dict.fromkeys(setting.pair for setting in settings):
         if (*pair, batch) not in experience.overhead:
@@ -183,24 +185,37 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
     rows = arrays.asarray(np.repeat(np.arange(batch), window), device)
     steps = arrays.asarray(np.tile(np.arange(window), batch), device)
     points = initial[rows]
-    return min(_seconds(lambda: target.predict(points, steps, rows), initial) for _ in range(1 + _TIMED_CALLS))
+    if target.launcher is None:
+        return min(_seconds(lambda: target.predict(points, steps, rows), device) for _ in range(1 + _TIMED_CALLS))
+    recorded = target.recordable(target.cond, target.held)
+    return _replay_seconds(lambda: recorded.predict(points, steps, rows), target.launcher, device)
 
 
 def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: Experience) -> float:
     """Return the seconds of a round from the start of the chain."""
-    draft, rows = DRAFTS[setting.draft], arrays.arange(len(tape.initial), tape.initial)
-    times = []
-    for _ in range(1 + _TIMED_CALLS):
-        path = begin(silent, tape, None)
-        response = respond(draft, path, experience)
-        round_ = Round(silent, draft, VERIFIERS[setting.verify], response, setting.window)
-        times.append(_seconds(lambda round_=round_, path=path: round_(path, rows, is_compact(path)), path.x))
-    return min(times)
+    device, rows = arrays.device_of(tape.initial), arrays.arange(len(tape.initial), tape.initial)
+    draft = DRAFTS[setting.draft]
+    response = respond(draft, tape, experience)
+    round_ = Round(silent, draft, VERIFIERS[setting.verify], response, setting.window)
+    paths = [begin(silent, tape, None) for _ in range(1 + _TIMED_CALLS)]
+    if silent.launcher is None:
+        return min(_seconds(lambda path=path: round_(path, rows, is_compact(path)), device) for path in paths)
+    return _replay_seconds(lambda: round_(paths[0], rows, compact=False), silent.launcher, device)
 
 
-def _seconds(call: Callable[[], object], where: Array) -> float:
+def _replay_seconds(work: Callable[[], object], launcher: Launcher, device: Device) -> float:
+    """Return how long work takes when it is replayed; for ever where there is no room to record it."""
+    try:
+        replay = launcher.record(work)
+    except OutOfDeviceMemory:
+        return math.inf
+    with launcher.queue():
+        return min(_seconds(replay, device) for _ in range(1 + _TIMED_CALLS))
+
+
+def _seconds(call: Callable[[], object], device: Device) -> float:
     """Return how long a call takes."""
     start = time.perf_counter()
     call()
-    arrays.synchronize(arrays.device_of(where))
+    arrays.synchronize(device)
     return time.perf_counter() - start

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from asd_policy import arrays
+from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.static import StaticWalk, shapes
 from asd_policy.samplers.target import Target
 
 
@@ -28,10 +30,19 @@ class Ddpm(Sampler):
 
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the chain once."""
-        x, chain = tape.initial, target.chain
-        tables = chain.tables(arrays.device_of(x), x.dtype)
-        steps = arrays.arange(len(chain), x)
-        for k in range(len(chain)):
-            clean = target.predict(x, arrays.namespace(x).broadcast_to(steps[k], (len(x),)))
-            x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
-        return Samples(x, rounds=[len(chain)] * len(x), nfe=[len(chain)] * len(x))
+        launcher, steps = target.launcher, [len(target.chain)] * len(tape.initial)
+        if launcher is None:
+            return Samples(walk(target, tape), steps, steps)
+        recorded = launcher.keep(("ddpm", *shapes(target, tape)), lambda: StaticWalk(launcher, target, tape, walk))
+        return Samples(recorded(target, tape), steps, steps, recorded=True)
+
+
+def walk(target: Target, tape: NoiseTape) -> Array:
+    """Return samples [B, *event]: the chain, step by step."""
+    x, chain = tape.initial, target.chain
+    tables = chain.tables(arrays.device_of(x), x.dtype)
+    steps = arrays.arange(len(chain), x)
+    for k in range(len(chain)):
+        clean = target.predict(x, arrays.namespace(x).broadcast_to(steps[k], (len(x),)))
+        x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
+    return x

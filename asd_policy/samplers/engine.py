@@ -51,12 +51,13 @@ def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     )
 
 
-def respond(draft: Draft, path: Path, experience: Experience | None) -> Response | None:
-    """Return how a draft's guesses follow the points of a path; None where they do not."""
+def respond(draft: Draft, tape: NoiseTape, experience: Experience | None) -> Response | None:
+    """Return how a draft's guesses follow the points of a chain; None where they do not."""
     if not draft.responds:
         return None
-    learned = experience and experience.response(arrays.device_of(path.x), path.x.dtype)
-    return learned or Response.none(path.x, path.clean.shape[1] - 1)
+    x = tape.initial.reshape(len(tape.initial), -1)
+    learned = experience and experience.response(arrays.device_of(x), x.dtype)
+    return learned or Response.none(x, tape.uniforms.shape[1])
 
 
 def is_compact(path: Path) -> bool:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
+from asd_policy.denoiser import Denoiser, MeteredDenoiser
+from asd_policy.samplers.launcher import Launcher
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Target:
     cond: Array | None = None
     """Conditioning [B, …]."""
     held: Held | None = None
+    launcher: Launcher | None = None
+    """Records the network's calls; None where they are made one by one."""
+
+    def recordable(self, cond: Array | None, held: Held | None) -> "Target":
+        """Return this target with other conditioning and given values, and a network that is not metered."""
+        denoiser = self.denoiser.unmetered if isinstance(self.denoiser, MeteredDenoiser) else self.denoiser
+        return Target(denoiser, self.chain, self.shape, cond, held)
 
     def predict(self, x: Array, step: Array, rows: Array | None = None) -> Array:
         """Return x̂0 by one network call.

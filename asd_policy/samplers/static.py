@@ -1,0 +1,198 @@
+"""Samplers in fixed shapes and memory, recorded once and replayed: no Python, and no waiting, between kernels."""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from asd_policy import arrays
+from asd_policy.arrays import Array
+from asd_policy.draft import Draft, Path
+from asd_policy.errors import BackendError
+from asd_policy.experience import Response
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.engine import Round, begin
+from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
+from asd_policy.samplers.target import Held, Target
+from asd_policy.verify import Verifier
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What differs from plan to plan, in memory that recordings read."""
+
+    tape: NoiseTape
+    cond: Array | None
+    held: Held | None
+    last_plan: Array
+    response: Response | None
+
+    @classmethod
+    def like(cls, target: Target, tape: NoiseTape, response: Response | None = None) -> "Inputs":
+        """Return copies of a plan's inputs, in memory of their own."""
+
+        def copies(group: Any) -> list[Array]:
+            return [arrays.contiguous(getattr(group, field.name)) for field in fields(group)]
+
+        return cls(
+            NoiseTape(*copies(tape)),
+            None if target.cond is None else arrays.contiguous(target.cond),
+            None if target.held is None else Held(*copies(target.held)),
+            arrays.namespace(tape.initial).zeros_like(tape.initial),
+            None if response is None else Response(*copies(response)),
+        )
+
+    def load(
+        self, target: Target, tape: NoiseTape, response: Response | None = None, last_plan: Array | None = None
+    ) -> None:
+        """Take over the values of another plan; of no last plan, zeros."""
+        pairs = ((tape, self.tape), (target.held, self.held), (response, self.response))
+        for source, place in pairs:
+            if source is not None:
+                _copy(*([getattr(each, field.name) for field in fields(source)] for each in (source, place)))
+        if target.cond is not None and self.cond is not None:
+            self.cond[...] = target.cond
+        self.last_plan[...] = 0 if last_plan is None else last_plan
+
+
+def shapes(target: Target, tape: NoiseTape) -> tuple[Hashable, ...]:
+    """Return what of a plan a recording depends on, beyond its sampler."""
+    cond = None if target.cond is None else (tuple(target.cond.shape), str(target.cond.dtype))
+    return id(target.chain), tuple(tape.initial.shape), str(tape.initial.dtype), cond, target.held is not None
+
+
+class StaticWalk:
+    """A sampler without branches, its whole chain as one recording."""
+
+    def __init__(self, launcher: Launcher, target: Target, tape: NoiseTape, walk: Callable[[Target, NoiseTape], Array]):
+        """Record it.
+
+        Args:
+            launcher: Of the target's network.
+            target: The first plan's; later ones have its shapes.
+            tape: The first plan's.
+            walk: The sampler: returns samples [B, *event].
+
+        Raises:
+            BackendError: There is no room on the device.
+        """
+        self._launcher = launcher
+        self._inputs = Inputs.like(target, tape)
+        own = target.recordable(self._inputs.cond, self._inputs.held)
+        self._sample = arrays.contiguous(tape.initial)
+        self._counts = arrays.zeros((1,), tape.initial, int)
+
+        def work() -> None:
+            self._sample[...] = walk(own, self._inputs.tape)
+
+        try:
+            self._run = launcher.record(work)
+        except OutOfDeviceMemory:
+            raise _no_room(len(tape.initial)) from None
+
+    def __call__(self, target: Target, tape: NoiseTape) -> Array:
+        """Return the samples of a plan."""
+        with self._launcher.queue():
+            self._inputs.load(target, tape)
+            self._run()
+            wait = self._launcher.fetch(self._sample, self._counts)
+        return wait()[0]
+
+
+class StaticRounds:
+    """`asd` with its round as one recording, and the start of a plan as another."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        target: Target,
+        tape: NoiseTape,
+        draft: Draft,
+        verifier: Verifier,
+        response: Response | None,
+        window: int,
+    ) -> None:
+        """Record them, for a smaller window where there is no room for this one, and say so.
+
+        Args:
+            launcher: Of the target's network.
+            target: The first plan's; later ones have its shapes.
+            tape: The first plan's.
+            draft: Of all plans.
+            verifier: Of all plans.
+            response: The first plan's.
+            window: Points θ per row.
+
+        Raises:
+            BackendError: There is no room for one point per row.
+        """
+        self._launcher = launcher
+        self._steps = len(target.chain)
+        self._inputs = inputs = Inputs.like(target, tape, response)
+        own = target.recordable(inputs.cond, inputs.held)
+        self.path = begin(own, inputs.tape, inputs.last_plan)
+        """Of the plan that ran last."""
+        self._counts = arrays.zeros((3, len(tape.initial)), tape.initial, int)
+        rows = arrays.arange(len(tape.initial), tape.initial)
+
+        def start() -> None:
+            _copy(_tensors(begin(own, inputs.tape, inputs.last_plan)), _tensors(self.path))
+
+        def advance() -> None:
+            Round(own, draft, verifier, inputs.response, self.window)(self.path, rows, compact=False)
+            for place, counted in enumerate((self.path.cursor, self.path.rounds, self.path.nfe)):
+                self._counts[place] = counted
+
+        self.window = window
+        """Points that a round evaluates per row."""
+        while True:
+            try:
+                self._start, self._advance = launcher.record(start), launcher.record(advance)
+                return
+            except OutOfDeviceMemory:
+                if self.window == 1:
+                    raise _no_room(len(tape.initial)) from None
+                warnings.warn(
+                    f"window={self.window} at batch {len(tape.initial)} needs more memory than the device has: "
+                    f"planning with window={self.window // 2}",
+                    stacklevel=2,
+                )
+                self.window //= 2
+
+    def __call__(
+        self, target: Target, tape: NoiseTape, last_plan: Array | None, response: Response | None
+    ) -> tuple[Array, list[int], list[int]]:
+        """Return the samples of a plan, flattened [B, D], its rounds and its evaluations, of each row.
+
+        The host reads whether all rows are done one round late, while the next one runs: rows that are done stay as
+        they are, so a round too many changes nothing, and nobody waits for it but the next plan.
+        """
+        with self._launcher.queue():
+            self._inputs.load(target, tape, response, last_plan)
+            self._start()
+            launched, before = 0, None
+            while True:
+                self._advance()
+                launched += 1
+                now = self._launcher.fetch(self.path.x, self._counts)
+                if before is not None:
+                    sample, counts = before()
+                    cursor, rounds, nfe = counts.tolist()
+                    if min(cursor) == self._steps:
+                        return sample, rounds, nfe
+                if launched * self.window >= self._steps:  # earlier no plan can be done
+                    before = now
+
+
+def _no_room(batch: int) -> BackendError:
+    return BackendError(f"the device has no memory for a batch of {batch}, one point per row: plan for fewer at once")
+
+
+def _tensors(path: Path) -> list[Array]:
+    return [getattr(path, field.name) for field in fields(path)]
+
+
+def _copy(source: Sequence[Array], target: Sequence[Array]) -> None:
+    """Write values into the memory of others."""
+    for values, place in zip(source, target, strict=True):
+        place[...] = values

@@ -1,0 +1,174 @@
+"""Recorded sampling, driven on a CPU: what is recorded runs again on the same memory, as a CUDA graph does."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from asd_policy.chain import GaussianChain
+from asd_policy.draft import DRAFTS
+from asd_policy.errors import BackendError
+from asd_policy.experience import Experience
+from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.launcher import MOST_RECORDINGS, Launcher, OutOfDeviceMemory
+from asd_policy.samplers.target import Held
+from asd_policy.testing import DTYPE, EVENT, make_tape
+from asd_policy.verify import VERIFIERS
+
+ROWS = 9
+SPECS = ["ddpm", *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS)]
+
+
+@dataclass
+class Replays(Launcher):
+    """Records the operations on tensors, and no Python, as a CUDA graph does, and runs them on the same memory."""
+
+    room: int = 10**9
+    """Points of a call that there is memory for."""
+    recorded: int = 0
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin without recordings."""
+        super().__init__()
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Trace the work."""
+
+        def traced() -> Tensor:
+            work()
+            return torch.empty(0)
+
+        for _ in range(2):
+            work()
+        graph = make_fx(traced)()
+        self.recorded += 1
+
+        def replay() -> None:
+            self.log.append("launch")
+            graph()
+
+        return replay
+
+    def queue(self) -> Any:
+        """Return nothing to enter: a CPU has one queue."""
+        return nullcontext()
+
+    def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Copy at once, and note when it is waited for."""
+        copies = sample.clone(), counts.clone()
+
+        def wait() -> tuple[Tensor, Tensor]:
+            self.log.append("wait")
+            return copies
+
+        return wait
+
+
+@dataclass
+class Launched:
+    """A network whose calls are recorded."""
+
+    network: MixtureDenoiser
+    launcher: Replays = field(default_factory=Replays)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict, if there is room."""
+        if len(x) > self.launcher.room:
+            raise OutOfDeviceMemory
+        return self.network(x, timestep, cond)
+
+
+@pytest.fixture
+def launched(mixture: MixtureDenoiser) -> Launched:
+    return Launched(mixture)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["free", "given"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched, chain: GaussianChain) -> None:
+    """Plan after plan on one recording, with last plans and what was learned."""
+    sampler = make_sampler(spec)
+    mask = torch.eye(2, dtype=torch.bool).expand(ROWS, *EVENT) & given
+    held = Held(mask, torch.full((ROWS, *EVENT), 0.3, dtype=DTYPE)) if given else None
+    pasts, results = (Experience(), Experience()), []
+    last: tuple[Tensor | None, Tensor | None] = (None, None)
+    for seed in range(4):
+        results = [
+            sampler.sample(
+                denoiser, chain, (ROWS, *EVENT), tape=make_tape(ROWS, chain, seed), held=held, past=Past(plan, known)
+            )
+            for denoiser, plan, known in zip((launched.network, launched), last, pasts, strict=True)
+        ]
+        eager, recorded = results
+        torch.testing.assert_close(recorded.sample, eager.sample, rtol=0, atol=1e-9)
+        assert recorded.stats.rounds == eager.stats.rounds
+        assert recorded.stats.network_seconds is None
+        assert recorded.stats.overhead_fraction is None
+        last = (eager.sample, recorded.sample)
+    assert pasts[0].plans == pasts[1].plans
+    for name, sums in pasts[0].moments.items():
+        torch.testing.assert_close(pasts[1].moments[name], sums)
+    assert launched.launcher.recorded == (1 if spec == "ddpm" else 2)  # once, whatever the number of plans
+
+
+def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain) -> None:
+    """And not at all while no plan can be done."""
+    result = make_sampler("asd:window=4").sample(launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0))
+    rounds, log = result.stats.rounds[0], launched.launcher.log
+    assert log[:4] == ["launch"] * 4  # the start, and as many rounds as the shortest plan has: 12 steps, 4 a round
+    assert log[4:6] == ["launch", "wait"]
+    assert log.count("launch") == 1 + rounds + 1
+    assert log.count("wait") == rounds - 2
+
+
+def test_the_result_is_the_callers(launched: Launched, chain: GaussianChain) -> None:
+    sampler = make_sampler("asd:window=4")
+    first = sampler.sample(launched, chain, (2, *EVENT), tape=make_tape(2, chain, 0)).sample
+    before = first.clone()
+    sampler.sample(launched, chain, (2, *EVENT), tape=make_tape(2, chain, 1))
+    assert torch.equal(first, before)
+
+
+def test_recordings_are_made_for_each_shape_and_bounded(launched: Launched, chain: GaussianChain) -> None:
+    sampler = make_sampler("ddpm")
+    for rows in range(1, MOST_RECORDINGS + 3):
+        sampler.sample(launched, chain, (rows, *EVENT), tape=make_tape(rows, chain, 0))
+    assert launched.launcher.recorded == MOST_RECORDINGS + 2
+    sampler.sample(launched, chain, (MOST_RECORDINGS, *EVENT), tape=make_tape(MOST_RECORDINGS, chain, 0))
+    assert launched.launcher.recorded == MOST_RECORDINGS + 2
+    sampler.sample(launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0))  # forgotten, so made again
+    assert launched.launcher.recorded == MOST_RECORDINGS + 3
+
+
+def test_without_memory_the_window_shrinks_and_says_so(launched: Launched, chain: GaussianChain) -> None:
+    launched.launcher.room = 7
+    sampler, tape = make_sampler("asd:window=12"), make_tape(2, chain, 0)
+    with pytest.warns(UserWarning, match="window=12 at batch 2 needs more memory than the device has: .* window=6"):
+        result = sampler.sample(launched, chain, (2, *EVENT), tape=tape)
+    assert result.stats.window == 3
+    assert result.stats.spec == "asd:window=3,draft=response,verify=block"
+    recorded = launched.launcher.recorded
+    assert sampler.sample(launched, chain, (2, *EVENT), tape=tape).stats.window == 3
+    assert launched.launcher.recorded == recorded  # not tried again at every plan
+    launched.launcher.room = 1
+    with pytest.raises(BackendError, match="no memory for a batch of 3"):
+        make_sampler("ddpm").sample(launched, chain, (3, *EVENT), tape=make_tape(3, chain, 0))
+    with pytest.raises(BackendError, match="no memory for a batch of 3"), pytest.warns(UserWarning, match="window=1$"):
+        make_sampler("asd:window=2").sample(launched, chain, (3, *EVENT), tape=make_tape(3, chain, 0))
+
+
+def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None:
+    known = Experience()
+    tape = make_tape(1, chain, 0)
+    make_sampler("asd").sample(launched, chain, (1, *EVENT), tape=tape, past=Past(None, known))
+    assert set(known.latency) == {1, 2, 3, 4, 6, 8, 12}
+    # Seven windows, three of each of four pairs, and what then ran.
+    assert launched.launcher.recorded == 7 + 4 * 2 + (1 if known.plans == 0 else 2)
