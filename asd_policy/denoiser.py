@@ -1,8 +1,9 @@
 """The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
 
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,42 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodingDenoiser(Denoiser, Protocol):
+    """A denoiser that computes once per plan what depends on the conditioning alone.
+
+    `Sampler.sample` calls `encode` once, and `__call__` then with rows of what it returned: any of them, in any order.
+    """
+
+    def encode(self, cond: Tensor, /) -> Tensor:
+        """Return what calls are to be given in the place of conditioning.
+
+        Args:
+            cond: Conditioning of the samples [B, *cond_event].
+
+        Returns:
+            One row for each sample, [B, E], on the same device.
+        """
+        ...
+
+
+def encode(denoiser: Denoiser, cond: Tensor) -> Tensor:
+    """Return what a denoiser's calls are to be given: encoded conditioning, or, if it encodes none, the same.
+
+    Raises:
+        DenoiserError: `encode` did not return a tensor with a row for each sample.
+    """
+    if not isinstance(denoiser, EncodingDenoiser):
+        return cond
+    encoded = denoiser.encode(cond)
+    if not isinstance(encoded, Tensor) or encoded.ndim == 0 or len(encoded) != len(cond):
+        shape = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
+        raise DenoiserError(
+            f"the network encoded the conditioning of {len(cond)} samples as {shape}, not as so many rows"
+        )
+    return encoded
+
+
 class MeteredDenoiser:
     """Calls a denoiser and adds up the time inside it.
 
@@ -39,6 +76,7 @@ class MeteredDenoiser:
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
         """Wrap a denoiser for the length of one `sample` call, with the autocast that is on now for the device."""
         self._denoiser = denoiser
+        self._device = device
         kind = device.type
         self._autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.seconds = 0.0
@@ -49,14 +87,30 @@ class MeteredDenoiser:
         Raises:
             DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
         """
-        start = time.perf_counter()
-        with self._autocast:
+        with self._timed():
             output = self._denoiser(x, timestep, cond)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        self.seconds += time.perf_counter() - start
         check_form(output, x)
         return output.to(x.dtype)
+
+    def encode(self, cond: Tensor | None) -> Tensor | None:
+        """Encode conditioning [B, …] where the denoiser does that.
+
+        Raises:
+            DenoiserError: As the function `encode`.
+        """
+        if cond is None:
+            return None
+        with self._timed():
+            return encode(self._denoiser, cond)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        with self._autocast:
+            yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds += time.perf_counter() - start
 
 
 def check_form(output: Tensor, x: Tensor) -> None:
@@ -86,7 +140,7 @@ def check_deterministic(denoiser: Denoiser, x: Tensor, timestep: Tensor, cond: T
         denoiser: The network.
         x: Points [N, *event], two rows or more that differ.
         timestep: Their timesteps [N].
-        cond: Their conditioning [N, …], or None.
+        cond: Their conditioning [N, …], encoded where the network encodes it, or None.
 
     Raises:
         DenoiserError: The output is not a floating-point tensor of the shape of `x`, or not finite, or two equal calls
@@ -137,7 +191,8 @@ def check_on_noise(
     x = torch.randn((3, *event), generator=torch.Generator().manual_seed(0)).to(device)
     steps = torch.as_tensor(timesteps[[0, len(timesteps) // 2, -1]], device=device)
     with torch.inference_mode():
-        check_deterministic(denoiser, x, steps, None if cond is None else cond[torch.arange(3) % len(cond)])
+        rows = None if cond is None else encode(denoiser, cond)[torch.arange(3) % len(cond)]
+        check_deterministic(denoiser, x, steps, rows)
 
 
 def check_finite(sample: Tensor) -> None:

@@ -130,9 +130,9 @@ class Sampler(abc.ABC):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         metered = MeteredDenoiser(denoiser, tape.initial.device)
-        target = Target(metered, chain, tuple(shape), cond, held)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with torch.inference_mode(), torch.autocast(tape.initial.device.type, enabled=False):
+            target = Target(metered, chain, tuple(shape), metered.encode(cond), held)
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)
