@@ -69,7 +69,10 @@ class FilmUnet(nn.Module):
         Raises:
             DenoiserError: That is not what `encode` returns.
         """
-        film = _of_timesteps(self.network, timestep) if self.table is None else self.table.index_select(0, timestep)
+        if self.table is None:
+            film = _of_timesteps(self.network, timestep)
+        else:
+            film = self.table.index_select(0, timestep)  # unlike indexing, refuses what is out of range, below 0 too
         if self.projection.shape[1]:
             if encoded is None or encoded.shape[1:] != film.shape[1:]:
                 shape = None if encoded is None else tuple(encoded.shape)

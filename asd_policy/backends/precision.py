@@ -26,17 +26,19 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
     By default PyTorch convolves in TensorFloat-32 on a GPU, with three digits.
     """
-    old, places = _old_settings(), [(place, place.fp32_precision) for place in _PLACES.get(device.type, ())]
+    old, here = _old_settings(), _PLACES.get(device.type, [])
     # The CPU has no TensorFloat-32 to convolve in, so that one of the old settings does not concern it.
     settled = old is None or old == ("highest", old[1] and device.type == "cpu")
-    if settled and all(value in _FULL for _, value in places):
+    if settled and all(place.fp32_precision in _FULL for place in here):
         yield
         return
+    # All of them, because the old settings write to those of every device.
+    places = [(place, place.fp32_precision) for each in _PLACES.values() for place in each]
     try:
         if old is not None:
             torch.set_float32_matmul_precision("highest")
             backends.cudnn.allow_tf32 = False
-        for place, _ in places:
+        for place in here:
             place.fp32_precision = "ieee"
         yield
     finally:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from asd_policy.backends.base import Job
+from asd_policy.backends.few_points import FEW
 from asd_policy.backends.torch_network import TorchDenoiser, prepare, try_out
 from asd_policy.backends.torch_options import TorchBackend
 from asd_policy.denoiser import Denoiser
 from asd_policy.errors import BackendError
 
-SIZES = (1, 2, 64)
+SIZES = (1, 2, FEW + 1, 64)
 """Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one for itself and the
-others for any size, but where the network goes another way by their number (`few_points.py`), or the compiler does."""
-MOST = 6
+others for any size, but where the network goes another way by their number, or the compiler, as from 16 on."""
+MOST = 2 * len(SIZES)
 """Times that a network may be compiled: for `SIZES`, and as often again for what else may change, such as autocast."""
 
 

@@ -1,7 +1,6 @@
 """A network as PyTorch runs it: what is common to the backends of PyTorch."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from asd_policy.backends.film import FilmUnet, in_dtype
 from asd_policy.backends.precision import computable, full_float32
 from asd_policy.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.denoiser import Denoiser
-from asd_policy.errors import BackendError
+from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.models.unet import ConditionalUnet1d
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -46,12 +45,21 @@ class TorchDenoiser:
             return self.core.encode(cond)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E]; in the dtype of x."""
+        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E]; in the dtype of x.
+
+        Raises:
+            BackendError: As `encode`, which is not called where there is no conditioning.
+            DenoiserError: A timestep is not in the noise schedule, or the conditioning is not encoded.
+        """
         if cond is None:
             self._weights.check()
         with torch.inference_mode(), full_float32(self._device):
             told = None if cond is None else cond.to(self._dtype)
-            return self.run(x.to(self._dtype), timestep, told).to(x.dtype)
+            try:
+                return self.run(x.to(self._dtype), timestep, told).to(x.dtype)
+            except IndexError:
+                low, high = int(timestep.min()), int(timestep.max())
+                raise DenoiserError(f"no timesteps {low} … {high} in the network's noise schedule") from None
 
 
 def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
@@ -71,10 +79,16 @@ def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser
         backend: For the dtype.
 
     Raises:
-        BackendError: It is not a module of PyTorch's, or cannot run in the dtype there.
+        BackendError: It is not a module of PyTorch's, not on the job's device, or cannot run in the dtype there.
     """
     if not isinstance(network, nn.Module):
         raise BackendError(f"{backend.spec} runs modules of PyTorch, and the network is a {type(network).__name__}")
+    for parameter in network.parameters():
+        if indexed(parameter.device) != indexed(job.device):
+            raise BackendError(
+                f"the network is on {parameter.device}, and the policy plans on {job.device}; load the policy with "
+                f"device={str(parameter.device)!r}"
+            )
     denoiser = TorchDenoiser(network, job, getattr(torch, backend.dtype))
     if backend.dtype != FLOAT32:
         try:
@@ -88,27 +102,44 @@ def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser
     return denoiser
 
 
+def indexed(device: torch.device) -> torch.device:
+    """Return a device with its number: a GPU that is named without one is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 class _Weights:
     """Sees whether a network's weights are still what something was computed from."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._tensors = [*network.parameters(), *network.buffers()]
+        # By where the modules keep them: what moves a network may put others in their places.
+        self._places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
         self._before = self._state()
+        self._devices = {parameter.device for parameter in network.parameters()}
 
     def check(self) -> None:
         """Raise BackendError if they are not."""
-        for (_, _, device), tensor in zip(self._before, self._tensors, strict=True):
-            if tensor.device != device:
-                raise BackendError(
-                    f"the network was moved from {device} to {tensor.device} after it was prepared; load the policy "
-                    f"again, with device={str(tensor.device)!r}"
-                )
-        if self._state() != self._before:
+        if self._state() == self._before:
+            return
+        devices = {parameter.device for parameter in self._parameters()}
+        if devices != self._devices:
+            before, after = (", ".join(sorted(map(str, each))) for each in (self._devices, devices))
             raise BackendError(
-                "the network's weights were changed after it was prepared; policy.with_backend(policy.backend) "
-                "prepares it anew"
+                f"the network was moved from {before} to {after} after it was prepared; load the policy again, with "
+                f"device={after!r}"
             )
+        raise BackendError(
+            "the network's weights were changed after it was prepared; policy.with_backend(policy.backend) prepares "
+            "it anew"
+        )
 
-    def _state(self) -> list[Any]:
-        """Return each tensor's place and how often it was written to, which inference tensors do not count."""
-        return [(each.data_ptr(), 0 if each.is_inference() else each._version, each.device) for each in self._tensors]
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for owner, name in self._places:
+            parameter = owner[name]
+            if parameter is not None:
+                yield parameter
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Return each parameter's address and how often it was written to, which inference tensors do not count."""
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters()]

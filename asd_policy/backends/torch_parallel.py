@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asd_policy.backends.base import Job
 from asd_policy.backends.precision import full_float32
-from asd_policy.backends.torch_network import TorchDenoiser, prepare
+from asd_policy.backends.torch_network import TorchDenoiser, indexed, prepare
 from asd_policy.backends.torch_replicas import TorchReplicas
 from asd_policy.denoiser import Denoiser
 from asd_policy.errors import BackendError
@@ -68,13 +68,6 @@ class Replicas:
         with full_float32(x.device), torch.inference_mode():
             running = [self._threads.submit(predict, *part) for part in parts if len(part[2])]
             return torch.cat([each.result() for each in running])
-
-
-def indexed(device: torch.device) -> torch.device:
-    """Return a device with its number: a GPU that is named without one is the current one."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _devices(options: TorchReplicas) -> list[torch.device]:
