@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import asd_policy
+from asd_policy import testing
 from asd_policy.backends import BACKENDS, Backend, Job, make_backend
 from asd_policy.backends.base import DTYPES
 from asd_policy.denoiser import EncodingDenoiser, encode
@@ -17,7 +18,13 @@ from asd_policy.policy import Policy
 
 SPECS = {"torch-replicas": "torch-replicas:devices=cpu+cpu"}
 """For backends whose defaults need what not every machine has."""
-BATCHES = (1, 2, 3, 8, 9, 64)
+
+BATCHES = (1, 2, 3, 8, 64)
+
+
+def spec_of(name: str) -> str:
+    """Return a spec that can be prepared on any machine."""
+    return SPECS.get(name, name)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +38,12 @@ def prepared(
     request: pytest.FixtureRequest, small_checkpoint: Path, module_patch: pytest.MonkeyPatch
 ) -> tuple[Policy, Policy]:
     """The same policy as it was loaded, and on a backend."""
-    # What the compiler makes of a graph takes it a minute; the graphs, and when there is a new one, are what we test.
-    module_patch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs: graph.forward)
+    # What the compiler makes of a graph takes it a minute, so the graphs run as they were traced, and for the batches
+    # here alone.
+    module_patch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
+    module_patch.setattr("asd_policy.backends.torch_compiled.SIZES", ())
     policy = asd_policy.load_policy(small_checkpoint)
-    return policy, policy.with_backend(make_backend(SPECS.get(request.param, request.param)))
+    return policy, policy.with_backend(make_backend(spec_of(request.param)))
 
 
 def points(policy: Policy, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +63,7 @@ def call(policy: Policy, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
 def test_equals_the_network(count: int, prepared: tuple[Policy, Policy]) -> None:
     policy, other = prepared
     x, timestep, cond = points(policy, count)
-    expected = policy.network(x, timestep, cond)
+    expected = policy.network(x, timestep, cond).detach()
     found = call(other, x, timestep, cond)
     assert found.dtype == x.dtype
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
@@ -63,16 +72,12 @@ def test_equals_the_network(count: int, prepared: tuple[Policy, Policy]) -> None
 def test_rows_are_independent(prepared: tuple[Policy, Policy]) -> None:
     """Each row is what it is alone, up to rounding, and wherever in the batch it stands."""
     _, other = prepared
-    x, timestep, cond = points(other, 9)
+    x, timestep, cond = points(other, 6)
     together = call(other, x, timestep, cond)
-    order = torch.tensor([4, 0, 8, 8, 1])
-    torch.testing.assert_close(
-        other.denoiser(x[order], timestep[order], encode(other.denoiser, cond)[order]),
-        together[order],
-        rtol=0,
-        atol=2e-6,
-    )
-    for row in range(9):
+    order = torch.tensor([4, 0, 5, 5, 1])
+    moved = other.denoiser(x[order], timestep[order], encode(other.denoiser, cond)[order])
+    torch.testing.assert_close(moved, together[order], rtol=0, atol=2e-6)
+    for row in range(6):
         one = slice(row, row + 1)
         torch.testing.assert_close(call(other, x[one], timestep[one], cond[one]), together[one], rtol=0, atol=2e-6)
 
@@ -108,7 +113,7 @@ def test_timesteps_between_those_of_the_chain(prepared: tuple[Policy, Policy]) -
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_specs_read_back(name: str) -> None:
-    backend = make_backend(SPECS.get(name, name))
+    backend = make_backend(spec_of(name))
     assert isinstance(backend, Backend)
     assert make_backend(backend.spec) == backend
     assert backend.dtype in DTYPES
@@ -186,9 +191,9 @@ def test_encoding_that_is_none(checkpoint: Path) -> None:
 
 
 def test_no_module_runs_as_it_is() -> None:
-    chain = asd_policy.testing.short_chain()
-    network = asd_policy.testing.mixture_denoiser()
-    job = Job(chain, asd_policy.testing.EVENT, 0, torch.device("cpu"))
+    chain = testing.short_chain()
+    network = testing.mixture_denoiser()
+    job = Job(chain, testing.EVENT, 0, torch.device("cpu"))
     assert make_backend("torch-eager").prepare(network, job) is network
     for spec in ("torch-eager:dtype=bfloat16", "torch-compile", "torch-replicas:devices=cpu+cpu"):
         with pytest.raises(BackendError, match="runs modules of PyTorch, and the network is a MixtureDenoiser"):

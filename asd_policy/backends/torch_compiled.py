@@ -1,9 +1,7 @@
 """A network through PyTorch's compiler, which never runs it uncompiled in silence."""
 
 import re
-from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,6 @@ from asd_policy.errors import BackendError
 SIZES = (1, 2, FEW + 1, 64)
 """Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one for itself and the
 others for any size, but where the network goes another way by their number, or the compiler, as from 16 on."""
-MOST = 2 * len(SIZES)
-"""Times that a network may be compiled: for `SIZES`, and as often again for what else may change, such as autocast."""
 
 
 class Compiled:
@@ -29,21 +25,20 @@ class Compiled:
     def __init__(self, module: nn.Module, spec: str) -> None:
         """Wrap a module; nothing is compiled before it is called."""
         self._spec = spec
-        self.times = 0
-        """How often it was compiled."""
 
         def run(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-            # PyTorch has several settings by which it runs what it cannot, or may not, compile as plain Python.
+            # False in plain Python, which PyTorch falls back to where it may not compile.
             if not torch.compiler.is_compiling():
                 raise BackendError(
-                    f"{spec}: torch.compile is turned off or hides its errors, by TORCHDYNAMO_DISABLE, "
-                    "torch.compiler.set_stance or torch._dynamo.config.suppress_errors; torch-eager does not compile"
+                    f"{spec}: torch.compile is turned off here, by TORCHDYNAMO_DISABLE or torch.compiler.set_stance; "
+                    "torch-eager does not compile"
                 )
             return module(x, timestep, cond)
 
         # PyTorch keeps, and counts, what it compiled by the code object, which networks would otherwise share.
         own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
-        self._run = torch.compile(own, backend=self._compile, fullgraph=True)
+        # In one graph, or PyTorch would run uncompiled what does not fit in one, or is to be compiled too often.
+        self._run = torch.compile(own, fullgraph=True)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         """Call the module on N points.
@@ -61,25 +56,14 @@ class Compiled:
                     torch._dynamo.maybe_mark_dynamic(each, 0)
         try:
             return self._run(*inputs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            cause = getattr(error, "inner_exception", error)
-            if isinstance(cause, BackendError):
-                raise cause from None
-            raise BackendError(f"{self._spec} cannot compile this network: {_reason(cause)}") from error
-
-    def _compile(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Compile a graph, as torch.compile's own backend does."""
-        from torch._inductor.compile_fx import compile_fx
-
-        if self.times == MOST:
+        except FailOnRecompileLimitHit:
             raise BackendError(
-                f"{self._spec} compiled the network {MOST} times, and it would have to be done again for points "
-                f"{tuple(inputs[0].shape)}: something changes from call to call, such as autocast"
-            )
-        self.times += 1
-        compiled = compile_fx(graph, list(inputs))
-        assert callable(compiled)
-        return compiled
+                f"{self._spec} has compiled the network {torch._dynamo.config.recompile_limit} times, and would have "
+                f"to do it again for points {tuple(x.shape)}: something changes from call to call, such as autocast"
+            ) from None
+        except TorchDynamoException as error:
+            reason = _reason(getattr(error, "inner_exception", error))
+            raise BackendError(f"{self._spec} cannot compile this network: {reason}") from error
 
 
 def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
