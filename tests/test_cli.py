@@ -80,6 +80,15 @@ def test_results_name_the_backend(
         assert (results["backend"], results["dtype"]) == (spec, dtype)
 
 
+def test_a_backend_keeps_its_tuning(checkpoint: Path) -> None:
+    """The latencies that were measured, where they were measured on it."""
+    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "1"]) == 0
+    tuned = load_policy(checkpoint).experience.latency
+    assert tuned
+    assert load_policy(checkpoint, backend="torch-eager").experience.latency == tuned
+    assert not load_policy(checkpoint, backend="torch-eager:dtype=bfloat16").experience.latency
+
+
 def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the error line of a command that must fail with status 2 and say nothing else."""
     assert cli.run(words) == 2

@@ -1,5 +1,6 @@
 """PyTorch's backends: the conditioning's cache, dtypes, the compiler, replicas."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,20 @@ def test_the_weights_that_were_prepared(checkpoint: Path) -> None:
         policy.plan(history)
     with pytest.raises(BackendError, match="network is on meta, and the policy plans on cpu"):
         policy.with_backend(policy.backend)
+
+
+def test_a_copy_has_weights_of_its_own(checkpoint: Path) -> None:
+    policy = asd_policy.load_policy(checkpoint)
+    twin = copy.deepcopy(policy)
+    history = {name: torch.zeros(1, 2, dim) for name, dim in policy.observation_dims.items()}
+    plans = [each.plan(history, torch.Generator().manual_seed(0)).sample for each in (policy, twin)]
+    assert torch.equal(*plans)
+    assert isinstance(policy.network, nn.Module)
+    with torch.no_grad():
+        next(policy.network.parameters()).mul_(2)
+    twin.plan(history)
+    with pytest.raises(BackendError, match="weights were changed"):
+        copy.deepcopy(policy)
 
 
 # Dtypes.

@@ -39,7 +39,6 @@ class FilmUnet(nn.Module):
             dtype: To compute in.
         """
         super().__init__()
-        self._timesteps = timesteps
         encoders = [block.film_layer for block in network.blocks]
         self._sizes = [len(encoder.weight) for encoder in encoders]
         step_dim = network.config.diffusion_step_embed_dim

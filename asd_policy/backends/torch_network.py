@@ -1,6 +1,7 @@
 """A network as PyTorch runs it: what is common to the backends of PyTorch."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,16 @@ class _Weights:
         self._places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
         self._before = self._state()
         self._devices = {parameter.device for parameter in network.parameters()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has; its weights are to be those of now."""
+        self.check()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the copied weights, at their own addresses."""
+        self.__dict__.update(state)
+        self._before = self._state()
 
     def check(self) -> None:
         """Raise BackendError if they are not."""

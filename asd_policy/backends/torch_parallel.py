@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,6 @@ class Replicas:
             if isinstance(network, nn.Module) and device != self._devices[0]:
                 there = copy.deepcopy(network).to(device)
             self._replicas.append(prepare(there, replace(job, device=device), options))
-        # PyTorch lets go of the interpreter inside an operation, so the threads' operations overlap.
-        self._threads = ThreadPoolExecutor(len(self._replicas), thread_name_prefix=options.name)
 
     def encode(self, cond: Tensor) -> Tensor:
         """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E], by the first replica."""
@@ -66,8 +65,15 @@ class Replicas:
 
         # PyTorch's settings are those of all threads, so none of these may change or restore them.
         with full_float32(x.device), torch.inference_mode():
-            running = [self._threads.submit(predict, *part) for part in parts if len(part[2])]
+            threads = _threads(len(self._replicas))
+            running = [threads.submit(predict, *part) for part in parts if len(part[2])]
             return torch.cat([each.result() for each in running])
+
+
+@lru_cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Return threads, started once. PyTorch lets go of the interpreter inside an operation, so that theirs overlap."""
+    return ThreadPoolExecutor(count, thread_name_prefix=TorchReplicas.name)
 
 
 def _devices(options: TorchReplicas) -> list[torch.device]:
