@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,42 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class EncodingDenoiser(Denoiser, Protocol):
+    """A denoiser that computes once per plan what depends on the conditioning alone.
+
+    `Sampler.sample` calls `encode` once, and `__call__` then with rows of what it returned: any of them, in any order.
+    """
+
+    def encode(self, cond: Array, /) -> Array:
+        """Return what calls are to be given in the place of conditioning.
+
+        Args:
+            cond: Conditioning of the samples [B, *cond_event].
+
+        Returns:
+            One row for each sample, [B, E], on the same device.
+        """
+        ...
+
+
+def encode(denoiser: Denoiser, cond: Array) -> Array:
+    """Return what a denoiser's calls are to be given: encoded conditioning, or, if it encodes none, the same.
+
+    Raises:
+        DenoiserError: `encode` did not return a tensor with a row for each sample.
+    """
+    if not isinstance(denoiser, EncodingDenoiser):
+        return cond
+    encoded = denoiser.encode(cond)
+    if not isinstance(encoded, type(cond)) or encoded.ndim == 0 or len(encoded) != len(cond):
+        shape = tuple(encoded.shape) if isinstance(encoded, type(cond)) else type(encoded).__name__
+        raise DenoiserError(
+            f"the network encoded the conditioning of {len(cond)} samples as {shape}, not as so many rows"
+        )
+    return encoded
+
+
 class MeteredDenoiser:
     """Calls a denoiser and adds up the time inside it.
 
@@ -50,11 +87,8 @@ class MeteredDenoiser:
         Raises:
             DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
         """
-        start = time.perf_counter()
-        output = self.unmetered(x, timestep, cond)
-        arrays.synchronize(self._device)
-        self.seconds += time.perf_counter() - start
-        return output
+        with self._timed():
+            return self.unmetered(x, timestep, cond)
 
     def unmetered(self, x: Array, timestep: Array, cond: Array | None) -> Array:
         """Do the same without waiting for the result."""
@@ -62,6 +96,24 @@ class MeteredDenoiser:
             output = self._denoiser(x, timestep, cond)
         check_form(output, x)
         return arrays.cast(output, x.dtype)
+
+    def encode(self, cond: Array | None) -> Array | None:
+        """Encode conditioning [B, …] where the denoiser does that.
+
+        Raises:
+            DenoiserError: As the function `encode`.
+        """
+        if cond is None:
+            return None
+        with self._timed(), self._autocast:
+            return encode(self._denoiser, cond)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        arrays.synchronize(self._device)
+        self.seconds += time.perf_counter() - start
 
 
 def check_form(output: Array, x: Array) -> None:
@@ -92,7 +144,7 @@ def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Arr
         denoiser: The network.
         x: Points [N, *event], two rows or more that differ.
         timestep: Their timesteps [N].
-        cond: Their conditioning [N, …], or None.
+        cond: Their conditioning [N, …], encoded where the network encodes it, or None.
 
     Raises:
         DenoiserError: The output is not a floating-point tensor of the shape of `x`, or not finite, or two equal calls
@@ -143,7 +195,7 @@ def check_on_noise(
     noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
     steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
     with arrays.no_gradients(device):
-        rows = None if cond is None else cond[np.arange(3) % len(cond)]
+        rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
         check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
 
 

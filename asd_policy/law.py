@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asd_policy import equivalence
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
+from asd_policy.denoiser import Denoiser, encode
 from asd_policy.equivalence import Array, Check
 from asd_policy.evaluate import Env, prepare, rollouts
 from asd_policy.experience import Experience
@@ -74,6 +74,11 @@ class PathRecorder:
     def tag(self, cond: Tensor) -> Tensor:
         """Return conditioning [B, C] with each row's number behind it [B, C + 1]."""
         return torch.cat([cond, torch.arange(len(cond), device=cond.device).to(cond.dtype)[:, None]], dim=1)
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode tagged conditioning [B, C + 1] where the network encodes it, and tag it again [B, E + 1]."""
+        # Joined in the wider precision of the two: bfloat16 counts to 256 and no further.
+        return torch.cat([encode(self._denoiser, cond[:, :-1]), cond[:, -1:]], dim=1)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate the network on N points with tagged conditioning, and remember."""

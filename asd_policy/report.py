@@ -12,6 +12,7 @@ from rich.text import Text
 
 import asd_policy
 from asd_policy.hardware import hardware
+from asd_policy.policy import Policy
 
 COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
@@ -29,17 +30,25 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def run_record(command: str, policy: str, env: str | None, seed: int, device: torch.device) -> dict[str, Any]:
-    """Return what every results.json says of its run as a whole."""
+def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy: Policy) -> dict[str, Any]:
+    """Return what every results.json says of its run as a whole.
+
+    Args:
+        command: Of `asd-policy`.
+        checkpoint: As the user named it.
+        env: Gymnasium id, or None.
+        seed: Of the run.
+        policy: As loaded, for its device and backend.
+    """
     return {
         "version": 1,
         "command": command,
-        "policy": policy,
+        "policy": checkpoint,
         "env": env,
         "seed": seed,
-        "device": hardware(device),
-        "backend": "torch-eager",
-        "dtype": "float32",
+        "device": hardware(policy.device),
+        "backend": policy.backend.spec,
+        "dtype": policy.backend.dtype,
         "package": asd_policy.__version__,
         "commit": commit(),
         "torch": torch.__version__,

@@ -10,8 +10,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from asd_policy.backends import make_backend
 from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
+from asd_policy.denoiser import Denoiser, encode
 from asd_policy.evaluate import CALIBRATION_PLANS
 from asd_policy.experience import Experience
 from asd_policy.samplers import Sampler, make_sampler
@@ -39,6 +40,10 @@ class RowByRow:
         """Wrap a denoiser."""
         self._denoiser = denoiser
 
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode conditioning [B, …] as the denoiser wants it; that is once per plan."""
+        return encode(self._denoiser, cond)
+
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         """Evaluate the rows of x [N, *event] at timesteps [N], one call for each."""
         conds = [None] * len(x) if cond is None else cond.split(1)
@@ -54,8 +59,9 @@ def contenders(subject: Subject, compiled: bool) -> list[Contender]:
         Contender("asd, eager", make_sampler("asd"), denoiser),
     ]
     if compiled:
+        compiled_policy = subject.policy.with_backend(make_backend("torch-compile"))
         found.append(
-            Contender("ddpm, torch.compile", make_sampler("ddpm"), torch.compile(denoiser, dynamic=False)),
+            Contender("ddpm, torch.compile", make_sampler("ddpm"), compiled_policy.denoiser),
         )
     return found
 

@@ -62,6 +62,16 @@ def small_config() -> DiffusionConfig:
 @pytest.fixture
 def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
     """A LeRobot folder with random weights."""
+    return save_random(tmp_path / "checkpoint", small_config)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_config: DiffusionConfig) -> Path:
+    """The same, for all tests that only read it."""
+    return save_random(tmp_path_factory.mktemp("small") / "checkpoint", small_config)
+
+
+def save_random(folder: Path, small_config: DiffusionConfig) -> Path:
     torch.manual_seed(0)
     dims = {**small_config.input_dims, ACTION: small_config.action_dim}
     statistics = {
@@ -73,6 +83,5 @@ def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
         }
         for name, dim in dims.items()
     }
-    folder = tmp_path / "checkpoint"
     save_lerobot(folder, small_config, ConditionalUnet1d(small_config.unet).state_dict(), statistics, {"seed": 0})
     return folder

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,30 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert str(out / "results.json") in printed.err
 
 
+@pytest.mark.parametrize("command", ["eval", "verify", "tune"])
+def test_results_name_the_backend(
+    command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "eval": ["--env", "asd/Avoid-v0", "--episodes", "1", "--samplers", "ddim:2", "--out", str(tmp_path / "out")],
+        "verify": ["--samples", "16", "--observations", "2", "--sampler", "ddpm"],
+        "tune": ["--plans", "1", "--out", str(tmp_path / "tuning")],
+    }[command]
+    for spec, dtype in (("torch-eager", "float32"), ("torch-eager:dtype=bfloat16", "bfloat16")):
+        assert cli.run([command, "--policy", str(checkpoint), "--backend", spec, "--json", *more]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert (results["backend"], results["dtype"]) == (spec, dtype)
+
+
+def test_a_backend_keeps_its_tuning(checkpoint: Path) -> None:
+    """The latencies that were measured, where they were measured on it."""
+    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "1"]) == 0
+    tuned = load_policy(checkpoint).experience.latency
+    assert tuned
+    assert load_policy(checkpoint, backend="torch-eager").experience.latency == tuned
+    assert not load_policy(checkpoint, backend="torch-eager:dtype=bfloat16").experience.latency
+
+
 def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the error line of a command that must fail with status 2 and say nothing else."""
     assert cli.run(words) == 2
@@ -90,6 +114,9 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("episodes", "many", "Error parsing --episodes"),
         ("seed", "-1", "--seed -1 is not 0 or more"),
         ("device", "abacus", "device 'abacus' cannot be used here"),
+        ("backend", "abacus", "no backend 'abacus' in 'abacus'; there are torch-eager"),
+        ("backend", "torch-eager:dtype=int8", "dtype=int8 is none of float32, bfloat16, float16"),
+        ("backend", "torch-replicas:devices=cuda:99", "no device 'cuda:99' here for torch-replicas"),
         ("colour", "red", "Unrecognized options: --colour"),
     ],
 )
@@ -161,14 +188,14 @@ def test_a_failure_midway_keeps_what_was_done(
 ) -> None:
     """The network breaks after some episodes: they are kept, and the last line says what happened."""
     calls = 0
-    forward = ConditionalUnet1d.forward
+    modulated = ConditionalUnet1d.modulated
 
-    def broken(self: ConditionalUnet1d, x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    def broken(self: ConditionalUnet1d, x: torch.Tensor, modulations: Sequence[torch.Tensor]) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return forward(self, x, timestep, cond) * (math.nan if calls > 150 else 1.0)
+        return modulated(self, x, modulations) * (math.nan if calls > 150 else 1.0)
 
-    monkeypatch.setattr(ConditionalUnet1d, "forward", broken)
+    monkeypatch.setattr(ConditionalUnet1d, "modulated", broken)
     assert cli.run(arguments(checkpoint, tmp_path, episodes=100, samplers="ddpm")) == 2
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["interrupted"]

@@ -49,7 +49,7 @@ def test_network_is_that_of_its_library(case: str, tmp_path: Path) -> None:
     policy = load(case, tmp_path)
     x = files.fill({"x": (3, *policy.event)}, 1.5)["x"]
     cond = files.fill({"c": (3, 2, files.OBS_DIM)}, 1.5)["c"].flatten(1)
-    output = policy.denoiser(x, files.TIMESTEPS, cond)
+    output = policy.network(x, files.TIMESTEPS, cond)
     torch.testing.assert_close(output, GOLDEN[f"{case}/output"], rtol=0, atol=2e-6)
 
 
@@ -81,9 +81,9 @@ def test_inpainting_holds_the_observations(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_used_where_they_were_kept(tmp_path: Path) -> None:
     payload = files.workspace("unet")
-    averaged = asd_policy.load_policy(files.save_workspace(tmp_path / "ema.ckpt", payload)).denoiser
+    averaged = asd_policy.load_policy(files.save_workspace(tmp_path / "ema.ckpt", payload)).network
     payload["cfg"]["training"]["use_ema"] = False
-    last = asd_policy.load_policy(files.save_workspace(tmp_path / "last.ckpt", payload)).denoiser
+    last = asd_policy.load_policy(files.save_workspace(tmp_path / "last.ckpt", payload)).network
     assert isinstance(averaged, nn.Module) and isinstance(last, nn.Module)
     for mine, other in zip(averaged.parameters(), last.parameters(), strict=True):
         assert torch.equal(0.5 * mine, other)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -412,12 +412,12 @@ def test_a_random_network_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    forward = ConditionalUnet1d.forward
+    modulated = ConditionalUnet1d.modulated
 
-    def dropped(self: ConditionalUnet1d, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
-        return torch.dropout(forward(self, x, timestep, cond), 0.1, train=True)
+    def dropped(self: ConditionalUnet1d, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        return torch.dropout(modulated(self, x, modulations), 0.1, train=True)
 
-    monkeypatch.setattr(ConditionalUnet1d, "forward", dropped)
+    monkeypatch.setattr(ConditionalUnet1d, "modulated", dropped)
     sampler = {"verify": "--sampler", "eval": "--samplers"}[command]
     options = ["--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--out", str(tmp_path), sampler, "ddpm"]
     assert cli.run([command, *options]) == 2

@@ -38,7 +38,7 @@ def test_round_trip(checkpoint: Path, small_config: DiffusionConfig) -> None:
     assert policy.action_dim == 2
     assert len(policy.chain) == 10
     assert policy.sampler.spec == "ddpm"
-    network = policy.denoiser
+    network = policy.network
     assert isinstance(network, ConditionalUnet1d)
     stored = load_file(checkpoint / "model.safetensors")
     assert {f"diffusion.unet.{key}" for key in network.state_dict()} == set(stored)
@@ -73,7 +73,7 @@ def test_normalisation_is_lerobots(checkpoint: Path) -> None:
 
 def test_half_precision_weights_are_computed_in_float32(checkpoint: Path) -> None:
     edit_tensors(checkpoint / "model.safetensors", lambda t: t.update({k: v.half() for k, v in t.items()}))
-    network = asd_policy.load_policy(checkpoint).denoiser
+    network = asd_policy.load_policy(checkpoint).network
     assert isinstance(network, ConditionalUnet1d)
     assert all(value.dtype == torch.float32 for value in network.parameters())
 

@@ -310,12 +310,12 @@ def test_mutated_files_fail_clearly_or_load_unharmed(
         files.save_robomimic(path, files.robomimic())
     whole, rng = path.read_bytes(), random.Random(0)
     policy = asd_policy.load_policy(path)
-    wanted = [value.clone() for value in policy.denoiser.parameters()]  # pyright: ignore[reportAttributeAccessIssue]  # a module
+    wanted = [value.clone() for value in policy.network.parameters()]  # pyright: ignore[reportAttributeAccessIssue]  # a module
     unharmed = 0
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(whole, rng))
         try:
-            loaded: Any = asd_policy.load_policy(path).denoiser
+            loaded: Any = asd_policy.load_policy(path).network
         except AsdError as error:
             assert 0 < len(str(error)) < 1000
             continue

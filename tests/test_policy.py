@@ -162,7 +162,7 @@ def test_the_last_plan_begins_the_next(policy: Policy, monkeypatch: pytest.Monke
 
 
 def test_accelerate_refuses_a_random_network(policy: Policy) -> None:
-    network = policy.denoiser
+    network = policy.network
     policy.denoiser = lambda x, timestep, cond: network(x, timestep, cond) + 0.1 * torch.randn_like(x)
     with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
         asd_policy.accelerate(policy, "asd")

@@ -28,7 +28,7 @@ def test_network_is_that_of_its_library(tmp_path: Path) -> None:
     x = files.fill({"x": (3, 8, 2)}, 1.5)["x"]
     cond = files.fill({"c": (3, 2, files.OBS_DIM)}, 1.5)["c"].flatten(1)
     golden = load_file(files.GOLDEN)["robomimic/output"]
-    torch.testing.assert_close(policy.denoiser(x, files.TIMESTEPS, cond), golden, rtol=0, atol=2e-6)
+    torch.testing.assert_close(policy.network(x, files.TIMESTEPS, cond), golden, rtol=0, atol=2e-6)
 
 
 def test_normalisation_and_order_are_its_own(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_without_statistics_there_is_no_normalisation(tmp_path: Path) -> None:
 
 
 def test_averaged_weights_are_used_where_they_were_kept(tmp_path: Path) -> None:
-    averaged = load(tmp_path).denoiser
+    averaged = load(tmp_path).network
     config = files.robomimic()["config"]
     config["algo"]["ema"]["enabled"] = False
-    last = load(tmp_path, config=config).denoiser
+    last = load(tmp_path, config=config).network
     assert isinstance(averaged, nn.Module) and isinstance(last, nn.Module)
     for mine, other in zip(averaged.parameters(), last.parameters(), strict=True):
         assert torch.equal(0.5 * mine, other)

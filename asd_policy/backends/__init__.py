@@ -1,13 +1,17 @@
 """Backends by name."""
 
 from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.torch_compile import TorchCompile
 from asd_policy.backends.torch_eager import TorchEager
+from asd_policy.backends.torch_replicas import TorchReplicas
 from asd_policy.specs import parse
 
 __all__ = ["BACKENDS", "Backend", "Job", "make_backend"]
 
 BACKENDS: dict[str, type[Backend]] = {
     "torch-eager": TorchEager,
+    "torch-compile": TorchCompile,
+    "torch-replicas": TorchReplicas,
 }
 """Every backend by its name in a spec. What a backend imports, it imports when it prepares a network."""
 
@@ -16,7 +20,7 @@ def make_backend(spec: str) -> Backend:
     """Make a backend from its spec.
 
     Args:
-        spec: Such as `torch-eager`.
+        spec: Such as `torch-eager` or `torch-eager:dtype=bfloat16`.
 
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.

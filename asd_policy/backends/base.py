@@ -7,13 +7,16 @@ from asd_policy.arrays import Device
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What a network may compute in."""
+
 
 @dataclass(frozen=True)
 class Job:
     """What a network is going to be called for."""
 
     chain: GaussianChain
-    """Whose timesteps it is told, and no others."""
+    """Whose timesteps it is told; a sampler with fewer steps may ask for others of the noise schedule."""
     event: tuple[int, ...]
     """Shape of a point."""
     cond_dim: int
@@ -33,7 +36,7 @@ class Backend(abc.ABC):
     @property
     @abc.abstractmethod
     def dtype(self) -> str:
-        """What the network computes in: float32, bfloat16 or float16. Samples and chain are float32 whatever it is."""
+        """What the network computes in, one of `DTYPES`. Samples and chain are float32 whatever it is."""
 
     @abc.abstractmethod
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:

@@ -1,25 +1,29 @@
 """The network as PyTorch runs it, operation by operation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.base import Job
+from asd_policy.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
-class TorchEager(Backend):
+class TorchEager(TorchBackend):
     """PyTorch, operation by operation."""
 
-    @property
-    def spec(self) -> str:
-        """The full spec of this backend."""
-        return "torch-eager"
-
-    @property
-    def dtype(self) -> str:
-        """That of the checkpoint's network."""
-        return "float32"
+    name: ClassVar[str] = "torch-eager"
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network itself."""
-        return network
+        """Return the network with its conditioning computed once; a function that is no module, as it is.
+
+        Raises:
+            BackendError: The network cannot be computed in the dtype on the job's device.
+        """
+        from torch import nn
+
+        from asd_policy.backends.torch_network import prepare
+
+        if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
+            return network
+        return prepare(network, job, self)

@@ -75,7 +75,7 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", ba
         path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
         device: A torch device such as "cpu" or "cuda".
-        backend: Spec of what runs the network; None for the checkpoint's own.
+        backend: Spec of what runs the network; None for `torch-eager`.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
@@ -83,13 +83,15 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", ba
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
     """
+    wanted = None if backend is None else make_backend(backend)
     loaded = load(locate(path), sampler, device)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
             "are normalised; asd_policy.load_fn samples from it"
         )
-    return loaded if backend is None else loaded.with_backend(make_backend(backend))
+    # The latencies of its tuning are those of the backend that it has.
+    return loaded if wanted is None or wanted == loaded.backend else loaded.with_backend(wanted)
 
 
 def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:

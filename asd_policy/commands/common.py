@@ -1,12 +1,26 @@
 """What the commands share."""
 
+from typing import Annotated
+
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from asd_policy.backends import BACKENDS
+from asd_policy.backends.base import DTYPES
 from asd_policy.errors import SpecError
 
 DONE, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+
+BackendOption = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"What runs the network: {' | '.join(BACKENDS)}, with options such as "
+        f"torch-eager:dtype={DTYPES[1]} or torch-replicas:devices=cuda:0+cuda:1."
+    ),
+]
+"""The option `--backend`."""
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

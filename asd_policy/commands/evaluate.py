@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from asd_policy import evaluate, report
+from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, progress_bar
+from asd_policy.commands.common import DONE, INTERRUPTED, BackendOption, check_at_least, progress_bar
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
@@ -35,6 +36,7 @@ class EvalCommand:
     """Seeds environments and planning noise; equal for all samplers."""
     device: str = "cpu"
     """Torch device to plan on."""
+    backend: BackendOption = TorchEager.name
     json: bool = False
     """Print the results as one JSON object on stdout."""
     video: bool = False
@@ -49,11 +51,11 @@ class EvalCommand:
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
-        policy = load_policy(self.policy, device=self.device)
+        policy = load_policy(self.policy, device=self.device, backend=self.backend)
         env = evaluate.make_env(self.env)
         planners = evaluate.prepare(policy, env, samplers)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
-        record = report.run_record("eval", self.policy, self.env, self.seed, policy.device)
+        record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         record["episodes"] = self.episodes
         finished: list[evaluate.Episode] = []
         cut_short: KeyboardInterrupt | AsdError | None = None

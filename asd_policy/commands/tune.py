@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 
 from asd_policy import evaluate, law, report
+from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy, locate
-from asd_policy.commands.common import DONE, check_at_least, progress_bar
+from asd_policy.commands.common import DONE, BackendOption, check_at_least, progress_bar
+from asd_policy.denoiser import encode
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
@@ -38,6 +40,7 @@ class TuneCommand:
     """File to write; by default one in the user's cache, where it is found again."""
     device: str = "cpu"
     """Torch device to plan on."""
+    backend: BackendOption = TorchEager.name
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -47,11 +50,11 @@ class TuneCommand:
         """Measure, learn, choose and write; return the exit status."""
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
-        policy = load_policy(self.policy, device=self.device)
+        policy = load_policy(self.policy, device=self.device, backend=self.backend)
         steps = len(policy.chain)
         policy.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
         policy.check()
-        record = report.run_record("tune", self.policy, self.env, self.seed, policy.device)
+        record = report.run_record("tune", self.policy, self.env, self.seed, policy)
         with _open(policy, self.env) as env, progress_bar(console) as progress:
             task = progress.add_task("plans", total=self.plans)
 
@@ -133,7 +136,8 @@ def _measure(policy: Policy, settings: Sequence[Setting]) -> None:
     """Time network and engine for single plans."""
     cond = law.at_random(policy, 1, seed=0)
     shape = (1, *policy.event)
-    target = Target(policy.denoiser, policy.chain, shape, cond, policy.held(cond))
     tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
     with torch.inference_mode():
+        encoded = encode(policy.denoiser, cond)
+        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond))
         measure(settings, target, tape, policy.experience)

@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from asd_policy import evaluate, law, report
+from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DIFFERS, DONE, check_at_least, progress_bar
+from asd_policy.commands.common import DIFFERS, DONE, BackendOption, check_at_least, progress_bar
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
@@ -38,6 +39,7 @@ class VerifyCommand:
     """Folder for results.json."""
     device: str = "cpu"
     """Torch device to plan on."""
+    backend: BackendOption = TorchEager.name
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -52,10 +54,10 @@ class VerifyCommand:
             raise SpecError(f"--alpha {self.alpha} is not between 0 and 1")
         check_at_least("seed", self.seed, 0)
         sampler = make_sampler(self.sampler)
-        policy = load_policy(self.policy, device=self.device)
+        policy = load_policy(self.policy, device=self.device, backend=self.backend)
         sampler.check(policy.chain)
         policy.check()
-        record = report.run_record("verify", self.policy, self.env, self.seed, policy.device)
+        record = report.run_record("verify", self.policy, self.env, self.seed, policy)
         states, noise, reference_noise, tests = (
             int(word) for word in np.random.SeedSequence(self.seed).generate_state(4)
         )

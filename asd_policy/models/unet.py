@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +53,22 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         """Precompute the frequencies; `dim` is the even length of the embedding."""
         super().__init__()
-        half = dim // 2
-        exponents = torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1))
-        self.register_buffer("frequencies", torch.exp(exponents), persistent=False)
+        self.register_buffer("frequencies", _geometric(dim // 2), persistent=False)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """Embed timesteps [N] as [N, dim]."""
-        angles = timestep[:, None].to(self.frequencies.dtype) * self.frequencies
-        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+        """Embed timesteps [N] as [N, dim], in the network's precision."""
+        frequencies = self.frequencies
+        if frequencies.itemsize < 4:
+            # In half precision neither they nor a timestep of some hundreds have the digits of an angle.
+            frequencies = _geometric(len(frequencies), frequencies.device)
+        angles = timestep[:, None].to(frequencies.dtype) * frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.frequencies.dtype)
+
+
+def _geometric(count: int, device: torch.device | None = None) -> Tensor:
+    """Return frequencies from 1 to 1e-4, [count] in float32."""
+    exponents = torch.arange(count, dtype=torch.float32, device=device) * -(math.log(10000.0) / (count - 1))
+    return torch.exp(exponents)
 
 
 class ConvBlock(nn.Module):
@@ -92,10 +101,17 @@ class ResidualBlock(nn.Module):
         self.conv2 = ConvBlock(channels_out, channels_out, config.kernel_size, config.n_groups)
         self.residual_conv = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
-    def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        """Map x [N, channels_in, T], film [N, film_dim] to [N, channels_out, T]."""
+    @property
+    def film_layer(self) -> nn.Linear:
+        """The linear layer of `cond_encoder`."""
+        layer = self.cond_encoder[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Map x [N, channels_in, T], modulation [N, film_channels] by `cond_encoder`, to [N, channels_out, T]."""
         hidden = self.conv1(x)
-        modulation = self.cond_encoder(film).unsqueeze(-1)
+        modulation = modulation.unsqueeze(-1)
         if self.film_scale:
             scale, bias = modulation.chunk(2, dim=1)
             hidden = torch.addcmul(bias, scale, hidden)
@@ -175,17 +191,35 @@ class ConditionalUnet1d(nn.Module):
         film = self.diffusion_step_encoder(timestep)
         if self.config.cond_dim:
             film = torch.cat([film, cond], dim=-1)
+        return self.modulated(x, [block.cond_encoder(film) for block in self.blocks])
+
+    @property
+    def blocks(self) -> list[ResidualBlock]:
+        """The residual blocks in the order in which they are run."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
+    def modulated(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """Predict with what the residual blocks are told of timestep and observations.
+
+        Args:
+            x: Noisy action chunks [N, horizon, action_dim].
+            modulations: For each of `blocks` what its `cond_encoder` returns [N, film_channels].
+
+        Returns:
+            Predictions [N, horizon, action_dim].
+        """
+        modulation = iter(modulations)
         hidden = x.transpose(1, 2)
         skips: list[Tensor] = []
         # A ModuleList of ModuleLists is annotated as holding plain modules, which cannot be unpacked.
         for first, second, downsample in self.down_modules:  # pyright: ignore[reportGeneralTypeIssues]
-            hidden = second(first(hidden, film), film)
+            hidden = second(first(hidden, next(modulation)), next(modulation))
             skips.append(hidden)
             hidden = downsample(hidden)
         for middle in self.mid_modules:
-            hidden = middle(hidden, film)
+            hidden = middle(hidden, next(modulation))
         # As above.
         for first, second, upsample in self.up_modules:  # pyright: ignore[reportGeneralTypeIssues]
             hidden = torch.cat((hidden, skips.pop()), dim=1)
-            hidden = upsample(second(first(hidden, film), film))
+            hidden = upsample(second(first(hidden, next(modulation)), next(modulation)))
         return self.final_conv(hidden).transpose(1, 2)

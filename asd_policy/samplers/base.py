@@ -138,9 +138,9 @@ class Sampler(abc.ABC):
         place = arrays.device_of(tape.initial)
         metered = MeteredDenoiser(denoiser, place)
         launcher = denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None
-        target = Target(metered, chain, tuple(shape), cond, held, launcher)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
+            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher)
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)

@@ -1,0 +1,71 @@
+"""Convolutions as matrix products, for the few points of a sequential call on a CPU."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FEW = 8
+"""Points up to which a matrix product is faster. PyTorch's own convolution goes over the weights once for each point,
+or reorders them before each call; for few points either costs more than the product itself."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FewPointsConv(nn.Module):
+    """A convolution over time that is one matrix product over all points where they are few."""
+
+    def __init__(self, convolution: nn.Conv1d) -> None:
+        """Take a convolution without groups and dilation, zero-padded; its weights stay its own."""
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, channels_in, T] to [N, channels_out, T']."""
+        layer = self.convolution
+        if len(x) > FEW:
+            return layer(x)
+        (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
+        assert isinstance(padding, int)
+        seen = functional.pad(x, (padding, padding)).unfold(2, kernel, stride)  # [N, channels_in, T', kernel]
+        columns = seen.transpose(1, 2).flatten(2).flatten(0, 1)
+        product = functional.linear(columns, layer.weight.flatten(1), layer.bias)
+        return product.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class FewPointsTransposed(nn.Module):
+    """A transposed convolution with kernel 4, stride 2 and padding 1, likewise."""
+
+    def __init__(self, convolution: nn.ConvTranspose1d) -> None:
+        """Take such a convolution; its weights stay its own."""
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, channels_in, T] to [N, channels_out, 2T]."""
+        layer = self.convolution
+        if len(x) > FEW:
+            return layer(x)
+        taps = (x.transpose(1, 2) @ layer.weight.flatten(1)).unflatten(2, (-1, 4))  # [N, T, channels_out, 4]
+        # Output 2t gets tap 1 of point t and tap 3 of t − 1; output 2t + 1 gets tap 2 of t and tap 0 of t + 1.
+        even = taps[..., 1] + functional.pad(taps[:, :-1, :, 3], (0, 0, 1, 0))
+        odd = taps[..., 2] + functional.pad(taps[:, 1:, :, 0], (0, 0, 0, 1))
+        out = torch.stack([even, odd], dim=2).flatten(1, 2)  # [N, 2T, channels_out]
+        return (out if layer.bias is None else out + layer.bias).transpose(1, 2)
+
+
+def for_few_points(network: Module) -> Module:
+    """Return a network with the same weights, not copied, whose convolutions are fast on a few points on a CPU."""
+    tensors = (*network.parameters(), *network.buffers())
+    if any(not tensor.is_cpu for tensor in tensors):
+        return network
+    shared = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for module in list(shared.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv1d):
+                setattr(module, name, FewPointsConv(child))
+            elif isinstance(child, nn.ConvTranspose1d):
+                setattr(module, name, FewPointsTransposed(child))
+    return shared
