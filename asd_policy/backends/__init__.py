@@ -1,6 +1,7 @@
 """Backends by name."""
 
 from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.onnx import Onnx
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.specs import parse
 
@@ -8,6 +9,7 @@ __all__ = ["BACKENDS", "Backend", "Job", "make_backend"]
 
 BACKENDS: dict[str, type[Backend]] = {
     "torch-eager": TorchEager,
+    "onnx": Onnx,
 }
 """Every backend by its name in a spec. What a backend imports, it imports when it prepares a network."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from asd_policy.backends import make_backend
-from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
+from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, onnx_policy, robomimic
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
@@ -26,6 +26,7 @@ FORMATS: dict[str, Format] = {
     "diffusers UNet1DModel folder": diffusers.FORMAT,
     "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
     "robomimic .pth": robomimic.FORMAT,
+    "exported ONNX file": onnx_policy.FORMAT,
 }
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 
