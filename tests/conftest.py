@@ -55,6 +55,23 @@ def small_config() -> DiffusionConfig:
 @pytest.fixture
 def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
     """A LeRobot folder with random weights."""
+    return write_checkpoint(tmp_path / "checkpoint", small_config)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, small_config: DiffusionConfig) -> tuple[Path, Path]:
+    """Such a folder, not to be changed, and the ONNX file that it is exported to."""
+    from asd_policy.checkpoints import load_policy
+    from asd_policy.exporting.onnx_file import export_policy
+
+    folder = tmp_path_factory.mktemp("exported")
+    source = write_checkpoint(folder / "checkpoint", small_config)
+    export_policy(load_policy(source), folder / "policy.onnx", {"policy": "checkpoint"})
+    return source, folder / "policy.onnx"
+
+
+def write_checkpoint(folder: Path, small_config: DiffusionConfig) -> Path:
+    """Write a LeRobot folder with random weights."""
     torch.manual_seed(0)
     dims = {**small_config.input_dims, ACTION: small_config.action_dim}
     statistics = {
@@ -66,6 +83,5 @@ def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
         }
         for name, dim in dims.items()
     }
-    folder = tmp_path / "checkpoint"
     save_lerobot(folder, small_config, ConditionalUnet1d(small_config.unet).state_dict(), statistics, {"seed": 0})
     return folder

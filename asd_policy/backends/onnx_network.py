@@ -8,7 +8,7 @@ import numpy as np
 from asd_policy.errors import DenoiserError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, RunOptions
+    from onnxruntime import InferenceSession
     from torch import Tensor
 
 _GRAPH_ID = "gpu_graph_id"  # of a run; -1 for none
@@ -73,7 +73,7 @@ class OnnxNetwork:
         self._run(inputs, output)
         return output
 
-    def _run(self, inputs: "_Inputs", output: "Tensor", options: "RunOptions | None" = None) -> None:
+    def _run(self, inputs: "_Inputs", output: "Tensor", options: Any = None) -> None:
         """Run the session on tensors' own memory, which is checked here: ONNX Runtime is told addresses."""
         binding = self.session.io_binding()
         for name, tensor, kind in inputs.bindings():
@@ -110,7 +110,7 @@ class _Graph:
 
 
 class OnnxCudaNetwork(OnnxNetwork):
-    """A network in a session of the CUDA or TensorRT provider, for points in a GPU's memory; the host waits for nothing.
+    """A network in a session of the CUDA or TensorRT provider, for points in a GPU's memory; the host does not wait.
 
     The session computes in a stream of its own, which graphs need, and which waits for torch's and is waited for.
     """
@@ -147,12 +147,12 @@ class OnnxCudaNetwork(OnnxNetwork):
         parts = zip(x.split(size), timestep.split(size), cond.split(size), strict=True)
         return torch.cat([self._call_tensors(*part) for part in parts])
 
-    def _run(self, inputs: _Inputs, output: "Tensor", options: "RunOptions | None" = None) -> None:
+    def _run(self, inputs: _Inputs, output: "Tensor", options: Any = None) -> None:
+        import onnxruntime
         import torch
-        from onnxruntime import RunOptions
 
         graph = self._graph(inputs)
-        options = RunOptions()
+        options = onnxruntime.RunOptions()
         options.add_run_config_entry(_NO_WAIT, "1")
         if self._most_graphs:
             options.add_run_config_entry(_GRAPH_ID, "-1" if graph is None else str(graph.number))

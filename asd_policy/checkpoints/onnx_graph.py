@@ -40,8 +40,8 @@ def is_onnx(path: Path) -> bool:
 def read_onnx(path: Path) -> OnnxContents:
     """Look at every node and weight of an ONNX file for what could reach out of it, and read its metadata.
 
-    Operators other than the standard's, functions, control flow, sparse tensors and weights in other files have no place
-    in an exported policy.
+    Operators other than the standard's, functions, control flow, sparse tensors and weights in other files have no
+    place in an exported policy.
 
     Raises:
         CheckpointError: The file cannot be read, is not whole, or has one of these.

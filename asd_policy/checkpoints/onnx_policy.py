@@ -77,9 +77,9 @@ def _read(path: Path) -> Record:
     if KEY not in contents.metadata:
         there = ", ".join(sorted(contents.metadata)) or "none"
         raise CheckpointError(
-            f"{path} was not exported by asd-policy: it lacks the metadata record {KEY!r} (it has {there:.200}), without "
-            "which its noise schedule, normalisation and horizons are unknown; `asd-policy export --policy CHECKPOINT "
-            "--format onnx --out FILE` writes a file that has it"
+            f"{path} was not exported by asd-policy: it lacks the metadata record {KEY!r} (it has {there:.200}), "
+            "without which its noise schedule, normalisation and horizons are unknown; `asd-policy export --policy "
+            "CHECKPOINT --format onnx --out FILE` writes a file that has it"
         )
     try:
         record = read_record(contents.metadata[KEY])
@@ -95,12 +95,12 @@ def _read(path: Path) -> Record:
 
 def _affine(parts: dict[str, Floats], device: Any) -> Affine:
     """Return a feature's map, of tensors for a device of torch and of arrays for any other; it was float32."""
-    arrays = {name: values.astype(np.float32) for name, values in parts.items()}
-    if not type(device).__module__.startswith("torch"):
-        return Affine(**arrays)
-    import torch
+    values: dict[str, Any] = {name: each.astype(np.float32) for name, each in parts.items()}
+    if type(device).__module__.startswith("torch"):
+        import torch
 
-    return Affine(**{name: torch.from_numpy(values) for name, values in arrays.items()})
+        values = {name: torch.from_numpy(each) for name, each in values.items()}
+    return Affine(**values)
 
 
 FORMAT = Format(is_onnx, load_onnx, describe_onnx)

@@ -117,8 +117,8 @@ def read_record(text: str) -> Record:
     """Read a record; it comes from an untrusted file.
 
     Raises:
-        CheckpointError: It is not JSON, of another version, or an entry is missing, of the wrong kind, not finite, out of
-            range, or does not fit the others.
+        CheckpointError: It is not JSON, of another version, or an entry is missing, of the wrong kind, not finite, out
+            of range, or does not fit the others.
     """
     if len(text) > MAX_RECORD:
         raise CheckpointError(f"the record has {len(text)} characters; {MAX_RECORD} are the most")
@@ -194,11 +194,11 @@ class _Entry:
 
     def _array(self, values: list[Any], wanted: str) -> Floats:
         if not all(type(value) in (int, float) for value in values):
-            self._refuse(wanted)
+            return self._refuse(wanted)
         try:
             array = np.array(values, dtype=np.float64)
         except OverflowError:  # an integer of hundreds of digits
-            self._refuse(wanted)
+            return self._refuse(wanted)
         return array if bool(np.isfinite(array).all()) else self._refuse(wanted)
 
     def _is(self, kind: type, wanted: str) -> Any:

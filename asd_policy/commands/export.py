@@ -56,8 +56,8 @@ class ExportCommand:
         if self.json:
             print(json.dumps(results))
         console.print(
-            f"{self.out}: {written['bytes'] / 2**20:.1f} MiB; predictions of {', '.join(map(str, CHECKED))} points differ "
-            f"from the policy's by at most {difference:.1g} of the largest",
+            f"{self.out}: {written['bytes'] / 2**20:.1f} MiB; predictions of {', '.join(map(str, CHECKED))} points "
+            f"differ from the policy's by at most {difference:.1g} of the largest",
             soft_wrap=True,
         )
         return DONE

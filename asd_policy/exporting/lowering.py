@@ -207,7 +207,7 @@ class _Lowering:
         return True
 
     def _mish(self, node: "onnx.NodeProto") -> bool:
-        """x · tanh(log(1 + eˣ)) = x / (1 + 2 / (e (e + 2))) with e = eˣ; right at both ends, where e is 0 or ∞."""
+        """Mish(x) = x tanh(log(1 + eˣ)) = x / (1 + 2 / (e (e + 2))) with e = eˣ; right also where e is 0 or ∞."""
         source, name = node.input[0], node.output[0]
         sequence = self._is_sequence(source)
         value = self._twin(source) if sequence else self._own(source)
@@ -286,11 +286,9 @@ class _Lowering:
                 needed.update(node.input)
                 kept.append(node)
         constants = [each for each in (*self._graph.initializer, *self._added.values()) if each.name in needed]
-        for field, values in ((self._graph.node, kept[::-1]), (self._graph.initializer, constants)):
-            copies = list(values)
-            del field[:]
-            field.extend(copies)
-        del self._graph.value_info[:]
+        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+        self._graph.node.extend(kept[::-1])
+        self._graph.initializer.extend(constants)
 
 
 def _turn(constant: npt.NDArray[Any]) -> npt.NDArray[Any]:

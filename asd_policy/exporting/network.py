@@ -1,6 +1,7 @@
 """A PyTorch network as an ONNX model with its weights inside, any number of points in a call."""
 
 import contextlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.backends.base import Job
-from asd_policy.backends.onnx import INPUTS, OUTPUT, one_line
+from asd_policy.backends.onnx_session import INPUTS, OUTPUT, one_line
 from asd_policy.denoiser import Denoiser
 from asd_policy.errors import BackendError
 from asd_policy.exporting.lowering import lower
@@ -41,13 +42,9 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
     if not isinstance(network, nn.Module):
         raise BackendError(f"a {type(network).__name__} is no PyTorch module, and cannot be exported to ONNX")
     _check_size(network)
-    try:
-        import onnx  # noqa: F401  # what the exporter needs
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BackendError(
-            f"the export to ONNX needs onnx and onnxscript ({error}): pip install asd-policy[onnx]"
-        ) from None
+    missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: pip install asd-policy[onnx]")
     x, timestep, cond = example(job, 3, torch.Generator().manual_seed(0))
     points = {0: torch.export.Dim("points")}
     try:

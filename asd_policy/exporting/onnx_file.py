@@ -19,8 +19,8 @@ from asd_policy.policy import Policy
 CHECKED = (1, 2, 7, 64)
 """Numbers of points at which a file is compared with the network."""
 TOLERANCE = 1e-4
-"""Of their difference, in units of the largest prediction: far above the rounding of float32, which is about 1e-6, and far
-below what a wrong operator does."""
+"""Of their difference, in units of the largest prediction: far above the rounding of float32, which is about 1e-6, and
+far below what a wrong operator does."""
 
 
 def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> float:
@@ -81,8 +81,9 @@ def _compare(path: Path, policy: Policy, job: Job) -> float:
             difference = float((found - expected).abs().max() / expected.abs().max())
             if not difference <= TOLERANCE:  # NaN, too
                 raise BackendError(
-                    f"the exported network differs from the policy's by {difference:.2g} of its largest prediction with "
-                    f"{count} points in a call; {TOLERANCE:g} is the most that rounding explains. Nothing was written"
+                    f"the exported network differs from the policy's by {difference:.2g} of its largest prediction "
+                    f"with {count} points in a call; {TOLERANCE:g} is the most that rounding explains; nothing was "
+                    "written"
                 )
             worst = max(worst, difference)
     return worst
