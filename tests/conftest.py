@@ -58,18 +58,6 @@ def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
     return write_checkpoint(tmp_path / "checkpoint", small_config)
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, small_config: DiffusionConfig) -> tuple[Path, Path]:
-    """Such a folder, not to be changed, and the ONNX file that it is exported to."""
-    from asd_policy.checkpoints import load_policy
-    from asd_policy.exporting.onnx_file import export_policy
-
-    folder = tmp_path_factory.mktemp("exported")
-    source = write_checkpoint(folder / "checkpoint", small_config)
-    export_policy(load_policy(source), folder / "policy.onnx", {"policy": "checkpoint"})
-    return source, folder / "policy.onnx"
-
-
 def write_checkpoint(folder: Path, small_config: DiffusionConfig) -> Path:
     """Write a LeRobot folder with random weights."""
     torch.manual_seed(0)
