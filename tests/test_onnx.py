@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -15,6 +17,7 @@ import pytest
 import torch
 from conftest import write_checkpoint
 from onnx import TensorProto, helper
+from test_fuzz import count_refusals, damage_bytes, damage_json
 from torch import Tensor, nn
 
 import asd_policy
@@ -163,14 +166,31 @@ def test_another_backend_says_what_runs_a_file(exported: Exported) -> None:
         policy.select_action([0.0] * 7)
 
 
+def test_the_documented_blocks(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs, on a smaller policy; commands are ones that there are."""
+    document = (Path(__file__).parents[1] / "docs/onnx.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "metaworld-pick-place").symlink_to(exported.source)
+    (tmp_path / "policy.onnx").symlink_to(exported.file)
+    loaded: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    for block in blocks:
+        exec(block, loaded)
+        assert loaded.pop("policy").backend == Onnx("cpu")
+    commands = re.findall(r"^asd-policy (.*)$", document, re.MULTILINE)
+    assert len(blocks) == 2 and [cli._parse(command.split()).debug for command in commands] == [False] * 3
+
+
 # Networks.
 
 
-def test_the_backend_runs_a_policy_of_pytorch(exported: Exported) -> None:
-    policy = load_policy(exported.source)
-    session = policy.with_backend(make_backend("onnx:provider=cpu,threads=1"))
-    session.check()
-    assert largest_difference(policy.network, session.denoiser, policy.job) < 1e-5
+def test_a_policy_of_pytorch_runs_on_the_backend(exported: Exported) -> None:
+    policy = load_policy(exported.source, backend="onnx:threads=1")
+    policy.check()
+    assert policy.backend.spec == "onnx:provider=cpu,threads=1" and policy.backend.dtype == "float32"
+    assert isinstance(policy.network, nn.Module)
+    assert largest_difference(policy.network, policy.denoiser, policy.job) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -204,13 +224,17 @@ class Layers(nn.Module):
             nn.Conv1d(8, 8, 3, padding=1, groups=2),
             nn.ConvTranspose1d(8, 6, 4, 2, 1),
             nn.Tanh(),
+            nn.ConvTranspose1d(6, 6, 2),
+            nn.Conv1d(6, 6, 2),
             nn.Conv1d(6, 6, 1),
             nn.Conv1d(6, 6, 2, padding=1),
             nn.Conv1d(6, 6, 2),
             nn.ConvTranspose1d(6, 6, 3, 1, 1, bias=False),
             nn.Conv1d(6, 6, 2, stride=2),
             nn.ConvTranspose1d(6, 4, 6, 4, 1),
-            nn.Conv1d(4, 3, 2, stride=2),
+            nn.Conv1d(4, 4, 2, stride=4),
+            nn.Conv1d(4, 4, 9, padding=4),
+            nn.ConvTranspose1d(4, 3, 4, 2, 1),
             nn.GroupNorm(3, 3, affine=False),
         )
         self.told = nn.Linear(4, 3)
@@ -229,8 +253,8 @@ def test_lowered_layers_compute_the_same(chain: GaussianChain) -> None:
     model = exporting.export_network(network, job, lowered=True)
     onnx.checker.check_model(model, full_check=True)
     kinds = [node.op_type for node in model.graph.node]
-    # Left are the dilated one, the grouped one, and the one that does not have a multiple of the steps.
-    assert kinds.count("Conv") == 2 and kinds.count("Mish") == 0
+    # Left are the dilated one, the grouped one, and the transposed one that does not make a multiple of the steps.
+    assert [kinds.count(kind) for kind in ("Conv", "ConvTranspose", "Mish")] == [2, 1, 0]
     session = open_session(model.SerializeToString(), "layers", provider_options("cpu", 0, job, 0), 1)
     assert largest_difference(network, OnnxNetwork(session, ("cpu", 0)), job) < 1e-5
 
@@ -468,6 +492,30 @@ def test_a_record_that_is_no_json(exported: Exported, tmp_path: Path) -> None:
         model.metadata_props[0].value = text
         onnx.save(model, tmp_path / "x.onnx")
         assert "the record is" in refusal(tmp_path / "x.onnx")
+
+
+def damage_record(path: Path, rng: random.Random) -> str:
+    """Change, delete or rename one entry of an exported file's record; return what was done."""
+    aside = path.with_suffix(".json")
+    model = onnx.load(path)
+    aside.write_text(model.metadata_props[0].value)
+    done = damage_json(aside, rng)
+    model.metadata_props[0].value = aside.read_text()
+    onnx.save(model, path)
+    return done
+
+
+@pytest.mark.parametrize("damage", [damage_record, damage_bytes])
+def test_damage_is_refused_or_harmless(
+    exported: Exported, tmp_path: Path, damage: Callable[[Path, random.Random], str]
+) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(exported.file.read_bytes())
+
+    def use() -> None:
+        assert np.isfinite(load_policy(path).select_action([0.0] * 7)).all()
+
+    assert count_refusals(path, [""], damage, use, rounds=40) > 10
 
 
 # The command.

@@ -6,12 +6,10 @@ Neither PyTorch nor the package onnx is needed to read one.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from asd_policy.backends.onnx import Onnx, OnnxModel
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.onnx_graph import is_onnx, read_onnx
-from asd_policy.checkpoints.onnx_record import KEY, Floats, Record, read_record
+from asd_policy.checkpoints.onnx_record import KEY, Map, Record, read_record
 from asd_policy.errors import CheckpointError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
@@ -93,9 +91,9 @@ def _read(path: Path) -> Record:
     return record
 
 
-def _affine(parts: dict[str, Floats], device: Any) -> Affine:
-    """Return a feature's map, of tensors for a device of torch and of arrays for any other; it was float32."""
-    values: dict[str, Any] = {name: each.astype(np.float32) for name, each in parts.items()}
+def _affine(parts: Map, device: Any) -> Affine:
+    """Return a feature's map, of tensors for a device of torch and of arrays for any other."""
+    values: dict[str, Any] = dict(parts)
     if type(device).__module__.startswith("torch"):
         import torch
 

@@ -29,7 +29,8 @@ _SCHEDULE = ("a", "b", "sigma", "output_scale", "input_scale")
 _AFFINE = ("origin", "gain", "shift")
 
 Floats = npt.NDArray[np.float64]
-Maps = dict[str, dict[str, Floats]]
+Map = dict[str, npt.NDArray[np.float32]]
+"""`origin`, `gain` and `shift` [feature_dim] of a feature's map."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Record:
     """sha256 of the serialised graph, weights included."""
     chain: GaussianChain
     """Exactly the checkpoint's."""
-    observation: Maps
-    """`origin`, `gain` and `shift` [feature_dim] of each observation feature's map, in the network's order."""
-    action: dict[str, Floats]
-    """The same of the action."""
+    observation: dict[str, Map]
+    """Of each observation feature, in the network's order."""
+    action: Map
+    """Of the action."""
     horizons: Horizons
     """Of observation, plan and execution."""
     inpaints: bool
@@ -224,12 +225,16 @@ def _read_horizons(entry: _Entry) -> Horizons:
     return horizons
 
 
-def _read_map(entry: _Entry) -> dict[str, Floats]:
+def _read_map(entry: _Entry) -> Map:
     origin = entry.get("origin").numbers()
     read = {"origin": origin} | {part: entry.get(part).numbers(len(origin)) for part in _AFFINE[1:]}
-    if len(origin) > MAX_SIZE or not all(read["gain"]):
-        raise CheckpointError(f"{entry.name} has a gain of 0, or more than {MAX_SIZE} numbers")
-    return read
+    with np.errstate(over="ignore"):
+        used = {part: values.astype(np.float32) for part, values in read.items()}
+    if len(origin) > MAX_SIZE or not used["gain"].all() or not all(np.isfinite(each).all() for each in used.values()):
+        raise CheckpointError(
+            f"{entry.name} has a gain of 0, a number that is none in float32, or more than {MAX_SIZE} numbers"
+        )
+    return used
 
 
 def _read_chain(entry: _Entry) -> GaussianChain:

@@ -166,6 +166,10 @@ class _Lowering:
         name = node.output[0]
         shape = self._shapes[node.input[0]]
         value = self._twin(node.input[0])
+        # A kernel may be longer than what it slides over: these taps meet zeros only.
+        met = ((table >= 0) & (table < shape[2])).any(axis=0)
+        weight = weight.reshape(len(met), -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
+        table = table[:, met]
         if not np.array_equal(table, np.arange(shape[2])[:, None]):
             before, after = max(0, -int(table.min())), max(0, int(table.max()) - shape[2] + 1)
             if before or after:
