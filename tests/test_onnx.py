@@ -223,6 +223,7 @@ class Layers(nn.Module):
             nn.Conv1d(8, 8, 3, padding=2, dilation=2),
             nn.Conv1d(8, 8, 3, padding=1, groups=2),
             nn.ConvTranspose1d(8, 6, 4, 2, 1),
+            nn.GroupNorm(2, 6, affine=False),
             nn.Tanh(),
             nn.ConvTranspose1d(6, 6, 2),
             nn.Conv1d(6, 6, 2),

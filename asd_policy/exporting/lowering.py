@@ -52,6 +52,7 @@ class _Lowering:
         self._twins: dict[str, str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, onnx.TensorProto] = {}
+        self._absorbed: set[str] = set()  # outputs that another node's rewriting has made already
 
     def run(self) -> None:
         """Replace the graph's nodes and weights."""
@@ -66,7 +67,7 @@ class _Lowering:
             "Transpose": self._transpose,
         }
         for node in self._graph.node:
-            if not known.get(node.op_type, self._keep)(node):
+            if node.output[0] not in self._absorbed and not known.get(node.op_type, self._keep)(node):
                 self._keep(node)
         for output in self._graph.output:
             self._own(output.name)
@@ -138,9 +139,7 @@ class _Lowering:
 
     def _kernel(self, node: "onnx.NodeProto") -> tuple[Floats, Floats, int, list[int]] | None:
         """Return kernel, bias, stride and padding of a convolution, if it is a plain one along one dimension."""
-        from onnx.helper import get_attribute_value
-
-        options: dict[str, Any] = {each.name: get_attribute_value(each) for each in node.attribute}
+        options = _options(node)
         source, kernel, *bias = (*node.input,)
         plain = (
             self._is_sequence(source)
@@ -168,18 +167,17 @@ class _Lowering:
         value = self._twin(node.input[0])
         # A kernel may be longer than what it slides over: these taps meet zeros only.
         met = ((table >= 0) & (table < shape[2])).any(axis=0)
-        weight = weight.reshape(len(met), -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
+        weight = weight.reshape(table.shape[1], -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
         table = table[:, met]
         if not np.array_equal(table, np.arange(shape[2])[:, None]):
             before, after = max(0, -int(table.min())), max(0, int(table.max()) - shape[2] + 1)
             if before or after:
-                pads = self._constant(np.array([0, before, 0, 0, after, 0]))
-                value = self._emit("Pad", [value, pads], f"{name}_padded")
-            value = self._emit("Gather", [value, self._constant(table + before)], f"{name}_taps", axis=1)
-        rows = self._emit("Reshape", [value, self._constant(np.array([-1, len(weight)]))], f"{name}_rows")
+                value = self._emit("Pad", [value, self._integers([0, before, 0, 0, after, 0])], f"{name}_padded")
+            value = self._emit("Gather", [value, self._integers(table + before)], f"{name}_taps", axis=1)
+        rows = self._emit("Reshape", [value, self._integers([-1, len(weight)])], f"{name}_rows")
         weights = self._constant(np.ascontiguousarray(weight), f"{name}_weight")
         product = self._emit("Gemm", [rows, weights, self._constant(bias, f"{name}_bias")], f"{name}_product")
-        whole = self._constant(np.array([-1, steps, weight.shape[1] * len(table) // steps]))
+        whole = self._integers([-1, steps, weight.shape[1] * len(table) // steps])
         self._twins[name] = self._emit("Reshape", [product, whole], f"{name}_ntc")
 
     def _normalization(self, node: "onnx.NodeProto") -> bool:
@@ -192,12 +190,15 @@ class _Lowering:
         like = self._made_by.get(after[0].input[1])
         if not self._is_sequence(source) or like is None or (like.op_type, *like.input) != ("Shape", source):
             return False
-        shape = self._shapes[target] = self._shapes[source]
-        (_, channels, steps), groups = shape, self._shapes[node.input[0]][1]
+        split, shape = self._shapes.get(node.input[0], []), self._shapes[source]
+        (_, channels, steps), groups = shape, split[1] if len(split) > 1 else 0
+        if not groups:
+            return False
+        self._shapes[target] = shape
         name = node.output[0]
 
         def reshape(value: str, dims: list[int], suffix: str) -> str:
-            return self._emit("Reshape", [value, self._constant(np.array([-1, *dims]))], f"{name}_{suffix}")
+            return self._emit("Reshape", [value, self._integers([-1, *dims])], f"{name}_{suffix}")
 
         width = channels // groups
         value = reshape(self._twin(source), [steps, groups, width], "split")
@@ -207,14 +208,14 @@ class _Lowering:
         value = reshape(value, [groups, steps, width], "unsplit")
         value = self._emit("Transpose", [value], f"{name}_ungrouped", perm=[0, 2, 1, 3])
         self._twins[target] = reshape(value, [steps, channels], "ntc")
-        after[0].op_type = ""  # its output is there already
+        self._absorbed.add(target)
         return True
 
     def _mish(self, node: "onnx.NodeProto") -> bool:
         """Mish(x) = x tanh(log(1 + eˣ)) = x / (1 + 2 / (e (e + 2))) with e = eˣ; right also where e is 0 or ∞."""
         source, name = node.input[0], node.output[0]
-        sequence = self._is_sequence(source)
-        value = self._twin(source) if sequence else self._own(source)
+        sequence = source in self._twins
+        value = self._twins[source] if sequence else source
         one, two = (self._constant(np.array(number, np.float32)) for number in (1, 2))
         power = self._emit("Exp", [value], f"{name}_exp")
         more = self._emit("Add", [power, two], f"{name}_more")
@@ -242,7 +243,7 @@ class _Lowering:
         return True
 
     def _concat(self, node: "onnx.NodeProto") -> bool:
-        if node.attribute[0].i != 1 or not all(name in self._twins for name in node.input):
+        if _options(node)["axis"] != 1 or not all(name in self._twins for name in node.input):
             return False
         values = [self._twins[name] for name in node.input]
         self._twins[node.output[0]] = self._emit("Concat", values, f"{node.output[0]}_ntc", axis=2)
@@ -250,7 +251,7 @@ class _Lowering:
 
     def _transpose(self, node: "onnx.NodeProto") -> bool:
         source, name = node.input[0], node.output[0]
-        if list(node.attribute[0].ints) != [0, 2, 1] or not self._is_sequence(source):
+        if _options(node).get("perm") != [0, 2, 1] or not self._is_sequence(source):
             return False
         if source in self._plain:
             self._twins[name] = source  # this layout is the twin of what it is turned into
@@ -281,6 +282,10 @@ class _Lowering:
             self._added[name] = numpy_helper.from_array(value, name)
         return name
 
+    def _integers(self, values: npt.ArrayLike) -> str:
+        """Add integers, of the one type that shapes, pads and indices may have."""
+        return self._constant(np.array(values, dtype=np.int64))
+
     def _sweep(self) -> None:
         """Put the new nodes that lead to an output, and the constants that they read, into the graph."""
         needed = {each.name for each in self._graph.output}
@@ -293,6 +298,13 @@ class _Lowering:
         del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
         self._graph.node.extend(kept[::-1])
         self._graph.initializer.extend(constants)
+
+
+def _options(node: "onnx.NodeProto") -> dict[str, Any]:
+    """Return a node's attributes."""
+    from onnx.helper import get_attribute_value
+
+    return {each.name: get_attribute_value(each) for each in node.attribute}
 
 
 def _turn(constant: npt.NDArray[Any]) -> npt.NDArray[Any]:
