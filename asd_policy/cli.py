@@ -13,6 +13,7 @@ from rich.console import Console
 import asd_policy
 from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
 from asd_policy.commands.evaluate import EvalCommand
+from asd_policy.commands.export import ExportCommand
 from asd_policy.commands.inspect import InspectCommand
 from asd_policy.commands.tune import TuneCommand
 from asd_policy.commands.verify import VerifyCommand
@@ -23,7 +24,13 @@ from asd_policy.samplers import SAMPLERS
 REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 
 
-COMMANDS = {"eval": EvalCommand, "verify": VerifyCommand, "tune": TuneCommand, "inspect": InspectCommand}
+COMMANDS = {
+    "eval": EvalCommand,
+    "verify": VerifyCommand,
+    "tune": TuneCommand,
+    "inspect": InspectCommand,
+    "export": ExportCommand,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,7 +55,7 @@ def inspect(path: str) -> dict[str, Any]:
         "chain": _describe_chain(chain),
         "samplers": [_describe_sampler(spec, chain) for spec in SAMPLERS],
         "tuning": {"file": str(tuning), "plans": policy.experience.plans} if policy and tuning.exists() else None,
-        "files": _files(folder, form),
+        "files": files(folder, form),
         "is_policy": policy is not None,
         "runs_here": not missing,
         "missing": missing,
@@ -101,7 +101,7 @@ def _range(affine: Affine) -> dict[str, list[float]]:
     return {"at_minus_one": affine.unnormalize(-ones).tolist(), "at_one": affine.unnormalize(ones).tolist()}
 
 
-def _files(folder: Path, form: Format) -> list[dict[str, Any]]:
+def files(folder: Path, form: Format) -> list[dict[str, Any]]:
     """Return name, size and digest of the files that the format reads."""
     if folder.is_file():
         return [_file(folder, folder.name)]

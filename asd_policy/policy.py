@@ -127,6 +127,12 @@ class Policy:
         dims = sum(self.observation_dims.values()) if self.inpaints else 0
         return self.horizons.horizon, self.action_dim + dims
 
+    @property
+    def job(self) -> Job:
+        """What the network is called for."""
+        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
+        return Job(self.chain, self.event, dims, self.device)
+
     def held(self, cond: Array) -> Held | None:
         """Return the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, give."""
         if not self.inpaints:
@@ -165,8 +171,7 @@ class Policy:
     def _run_on(self, backend: Backend) -> None:
         self.backend = backend
         """What runs the network."""
-        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
-        self.denoiser = backend.prepare(self.network, Job(self.chain, self.event, dims, self.device))
+        self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
         # Latencies were measured on another one.
         self.experience.latency.clear()

@@ -1,6 +1,7 @@
 """Backends by name."""
 
 from asd_policy.backends.base import Backend, Job
+from asd_policy.backends.onnx import Onnx
 from asd_policy.backends.torch_compile import TorchCompile
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.backends.torch_replicas import TorchReplicas
@@ -12,6 +13,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "torch-eager": TorchEager,
     "torch-compile": TorchCompile,
     "torch-replicas": TorchReplicas,
+    "onnx": Onnx,
 }
 """Every backend by its name in a spec. What a backend imports, it imports when it prepares a network."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from asd_policy.arrays import find_device
 from asd_policy.backends import make_backend
+from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
@@ -19,7 +20,7 @@ __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn",
 
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {"exported ONNX file": onnx_policy.FORMAT}
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 if find_spec("torch"):  # without it, an exported policy is all that can run
     from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic

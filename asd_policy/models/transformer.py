@@ -120,17 +120,19 @@ class DiffusionTransformer(nn.Module):
             told = torch.cat([told, self.cond_obs_emb(history)], dim=1)
         if self.config.time_as_cond:
             steps = tokens.shape[1]
+            # Left to itself, PyTorch reads the mask to see whether it is causal: no graph, captured or exported, can.
             hidden = self.decoder(
                 tokens + self.pos_emb[:, :steps],
                 self.encoder(told + self.cond_pos_emb),
                 tgt_mask=None if self.mask is None else self.mask[:steps, :steps],
+                tgt_is_causal=False,
                 memory_mask=None if self.memory_mask is None else self.memory_mask[:steps],
             )
         else:
             tokens = torch.cat([told, tokens], dim=1)
             steps = tokens.shape[1]
             mask = None if self.mask is None else self.mask[:steps, :steps]
-            hidden = self.encoder(tokens + self.pos_emb[:, :steps], mask=mask)[:, 1:]
+            hidden = self.encoder(tokens + self.pos_emb[:, :steps], mask=mask, is_causal=False)[:, 1:]
         return self.head(self.ln_f(hidden))
 
 

@@ -1,0 +1,312 @@
+"""One-dimensional convolutions as matrix products, for ONNX Runtime on a CPU.
+
+ONNX Runtime convolves the samples of a batch one after the other, each time reading all the weights for a matrix
+product that is only `horizon` wide: a batch costs as much as its rows. Here activations are kept as [N, T, C], the taps
+of a convolution are gathered side by side, and all time steps of all rows go into one product
+[N·T, taps·C_in] × [taps·C_in, C_out]. docs/onnx.md has what that gains. Mish is written with one exponential, because
+ONNX Runtime's Softplus is not vectorised.
+
+Nodes that are not known here stay as they are, between transpositions.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+Floats = npt.NDArray[np.float32]
+
+
+def lower(model: "onnx.ModelProto") -> None:
+    """Rewrite a model's graph in place.
+
+    Args:
+        model: As `torch.onnx.export` makes it, with the shapes of its values, all weights within it; the first
+            dimension of activations is the batch, the only one that may be unknown.
+    """
+    _Lowering(model.graph).run()
+
+
+class _Lowering:
+    """Nodes of a graph, rewritten one by one in their order.
+
+    A value of three dimensions has its own layout [N, C, T], or a twin in the layout [N, T, C], or both; whichever is
+    asked for and not there is made by a transposition.
+    """
+
+    def __init__(self, graph: "onnx.GraphProto") -> None:
+        """Look at a graph."""
+        from onnx import numpy_helper
+
+        self._graph = graph
+        self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+        values = (*graph.input, *graph.value_info, *graph.output)
+        self._shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in values}
+        self._shapes |= {name: list(value.shape) for name, value in self._constants.items()}
+        self._made_by = {name: node for node in graph.node for name in node.output}
+        self._plain = {each.name for each in graph.input} | self._constants.keys()
+        self._twins: dict[str, str] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._added: dict[str, onnx.TensorProto] = {}
+        self._absorbed: set[str] = set()  # outputs that another node's rewriting has made already
+
+    def run(self) -> None:
+        """Replace the graph's nodes and weights."""
+        known: dict[str, Callable[[onnx.NodeProto], bool]] = {
+            "Conv": self._convolution,
+            "ConvTranspose": self._transposed_convolution,
+            "InstanceNormalization": self._normalization,
+            "Mish": self._mish,
+            "Add": self._elementwise,
+            "Mul": self._elementwise,
+            "Concat": self._concat,
+            "Transpose": self._transpose,
+        }
+        for node in self._graph.node:
+            if node.output[0] not in self._absorbed and not known.get(node.op_type, self._keep)(node):
+                self._keep(node)
+        for output in self._graph.output:
+            self._own(output.name)
+        self._sweep()
+
+    # Layouts.
+
+    def _own(self, name: str) -> str:
+        """Return a value in its own layout."""
+        if name in self._twins and name not in self._plain:
+            self._plain.add(name)
+            self._emit("Transpose", [self._twins[name]], name, perm=[0, 2, 1])
+        return name
+
+    def _twin(self, name: str) -> str:
+        """Return a value as [N, T, C]."""
+        if name not in self._twins:
+            self._twins[name] = self._emit("Transpose", [name], f"{name}_ntc", perm=[0, 2, 1])
+        return self._twins[name]
+
+    def _is_sequence(self, name: str) -> bool:
+        """Return whether a value is of three dimensions, and none but the batch is unknown."""
+        shape = self._shapes.get(name, [])
+        return name not in self._constants and len(shape) == 3 and all(shape[1:])
+
+    # Nodes. Each returns whether it was rewritten.
+
+    def _keep(self, node: "onnx.NodeProto") -> bool:
+        for name in node.input:
+            self._own(name)
+        self._nodes.append(node)
+        self._plain.update(node.output)
+        return True
+
+    def _convolution(self, node: "onnx.NodeProto") -> bool:
+        found = self._kernel(node)
+        if found is None:
+            return False
+        kernel, bias, stride, pads = found
+        taps, steps = kernel.shape[2], self._shapes[node.output[0]][2]
+        offsets = np.arange(taps) - pads[0]
+        table = stride * np.arange(steps)[:, None] + offsets
+        weight = kernel.transpose(2, 1, 0).reshape(-1, kernel.shape[0])
+        self._product(node, table, weight, bias, steps)
+        return True
+
+    def _transposed_convolution(self, node: "onnx.NodeProto") -> bool:
+        """y[s·t + r] = Σ_d x[t + d] · w[r + p − s·d]: a convolution with s·C_out channels, s steps in each."""
+        found = self._kernel(node)
+        if found is None:
+            return False
+        kernel, bias, stride, (before, _) = found
+        channels_in, channels_out, taps = kernel.shape
+        steps = self._shapes[node.input[0]][2]
+        if self._shapes[node.output[0]][2] != stride * steps:
+            return False
+        phases = np.arange(stride)
+        first, last = -((taps - 1 - before) // stride), (stride - 1 + before) // stride
+        offsets = np.arange(first, last + 1)
+        weight = np.zeros((len(offsets), channels_in, stride, channels_out), np.float32)
+        for row, offset in enumerate(offsets):
+            for phase in phases:
+                tap = phase + before - stride * offset
+                if 0 <= tap < taps:
+                    weight[row, :, phase] = kernel[:, :, tap]
+        table = np.arange(steps)[:, None] + offsets
+        self._product(node, table, weight.reshape(-1, stride * channels_out), np.tile(bias, stride), stride * steps)
+        return True
+
+    def _kernel(self, node: "onnx.NodeProto") -> tuple[Floats, Floats, int, list[int]] | None:
+        """Return kernel, bias, stride and padding of a convolution, if it is a plain one along one dimension."""
+        options = _options(node)
+        source, kernel, *bias = (*node.input,)
+        plain = (
+            self._is_sequence(source)
+            and self._is_sequence(node.output[0])
+            and all(name in self._constants for name in (kernel, *bias))
+            and options.get("auto_pad", b"NOTSET") == b"NOTSET"
+            and options.get("group", 1) == 1
+            and options.get("dilations", [1]) == [1]
+            and options.get("output_padding", [0]) == [0]
+            and not options.get("output_shape")
+        )
+        if not plain:
+            return None
+        weight = self._constants[kernel]
+        channels = weight.shape[1 if node.op_type == "ConvTranspose" else 0]
+        offset = self._constants[bias[0]] if bias else np.zeros(channels, np.float32)
+        return weight, offset, options.get("strides", [1])[0], options.get("pads", [0, 0])
+
+    def _product(
+        self, node: "onnx.NodeProto", table: npt.NDArray[np.int64], weight: Floats, bias: Floats, steps: int
+    ) -> None:
+        """Gather the time steps that `table` [T, taps] names, zeros outside, and multiply by `weight`."""
+        name = node.output[0]
+        shape = self._shapes[node.input[0]]
+        value = self._twin(node.input[0])
+        # A kernel may be longer than what it slides over: these taps meet zeros only.
+        met = ((table >= 0) & (table < shape[2])).any(axis=0)
+        weight = weight.reshape(table.shape[1], -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
+        table = table[:, met]
+        if not np.array_equal(table, np.arange(shape[2])[:, None]):
+            before, after = max(0, -int(table.min())), max(0, int(table.max()) - shape[2] + 1)
+            if before or after:
+                value = self._emit("Pad", [value, self._integers([0, before, 0, 0, after, 0])], f"{name}_padded")
+            value = self._emit("Gather", [value, self._integers(table + before)], f"{name}_taps", axis=1)
+        rows = self._emit("Reshape", [value, self._integers([-1, len(weight)])], f"{name}_rows")
+        weights = self._constant(np.ascontiguousarray(weight), f"{name}_weight")
+        product = self._emit("Gemm", [rows, weights, self._constant(bias, f"{name}_bias")], f"{name}_product")
+        whole = self._integers([-1, steps, weight.shape[1] * len(table) // steps])
+        self._twins[name] = self._emit("Reshape", [product, whole], f"{name}_ntc")
+
+    def _normalization(self, node: "onnx.NodeProto") -> bool:
+        """Group normalisation, which is exported as one of instances [N, groups, C / groups · T], reshaped."""
+        before = self._made_by.get(node.input[0])
+        after = [each for each in self._graph.node if node.output[0] in each.input]
+        if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
+            return False
+        source, target = before.input[0], after[0].output[0]
+        like = self._made_by.get(after[0].input[1])
+        if not self._is_sequence(source) or like is None or (like.op_type, *like.input) != ("Shape", source):
+            return False
+        split, shape = self._shapes.get(node.input[0], []), self._shapes[source]
+        (_, channels, steps), groups = shape, split[1] if len(split) > 1 else 0
+        if not groups:
+            return False
+        self._shapes[target] = shape
+        name = node.output[0]
+
+        def reshape(value: str, dims: list[int], suffix: str) -> str:
+            return self._emit("Reshape", [value, self._integers([-1, *dims])], f"{name}_{suffix}")
+
+        width = channels // groups
+        value = reshape(self._twin(source), [steps, groups, width], "split")
+        value = self._emit("Transpose", [value], f"{name}_grouped", perm=[0, 2, 1, 3])
+        value = reshape(value, [groups, steps * width], "groups")
+        value = self._emit("InstanceNormalization", [value, *node.input[1:]], f"{name}_normal", like=node)
+        value = reshape(value, [groups, steps, width], "unsplit")
+        value = self._emit("Transpose", [value], f"{name}_ungrouped", perm=[0, 2, 1, 3])
+        self._twins[target] = reshape(value, [steps, channels], "ntc")
+        self._absorbed.add(target)
+        return True
+
+    def _mish(self, node: "onnx.NodeProto") -> bool:
+        """Mish(x) = x tanh(log(1 + eˣ)) = x / (1 + 2 / (e (e + 2))) with e = eˣ; right also where e is 0 or ∞."""
+        source, name = node.input[0], node.output[0]
+        sequence = source in self._twins
+        value = self._twins[source] if sequence else source
+        one, two = (self._constant(np.array(number, np.float32)) for number in (1, 2))
+        power = self._emit("Exp", [value], f"{name}_exp")
+        more = self._emit("Add", [power, two], f"{name}_more")
+        product = self._emit("Mul", [power, more], f"{name}_square")
+        ratio = self._emit("Div", [two, product], f"{name}_ratio")
+        divisor = self._emit("Add", [ratio, one], f"{name}_divisor")
+        self._emit("Div", [value, divisor], f"{name}_ntc" if sequence else name)
+        if sequence:
+            self._twins[name] = f"{name}_ntc"
+        else:
+            self._plain.add(name)
+        return True
+
+    def _elementwise(self, node: "onnx.NodeProto") -> bool:
+        constants = [name for name in node.input if name in self._constants]
+        sequences = [name for name in node.input if self._is_sequence(name)]
+        if len(constants) + len(sequences) < len(node.input) or not any(name in self._twins for name in sequences):
+            return False
+        turned = {name: self._constant(_turn(self._constants[name])) for name in constants}
+        turned |= {name: self._twin(name) for name in sequences}
+        name = node.output[0]
+        shapes = [self._shapes[each][1:] for each in sequences]
+        self._shapes[name] = [0, *(max(sizes) for sizes in zip(*shapes, strict=True))]
+        self._twins[name] = self._emit(node.op_type, [turned[each] for each in node.input], f"{name}_ntc")
+        return True
+
+    def _concat(self, node: "onnx.NodeProto") -> bool:
+        if _options(node)["axis"] != 1 or not all(name in self._twins for name in node.input):
+            return False
+        values = [self._twins[name] for name in node.input]
+        self._twins[node.output[0]] = self._emit("Concat", values, f"{node.output[0]}_ntc", axis=2)
+        return True
+
+    def _transpose(self, node: "onnx.NodeProto") -> bool:
+        source, name = node.input[0], node.output[0]
+        if _options(node).get("perm") != [0, 2, 1] or not self._is_sequence(source):
+            return False
+        if source in self._plain:
+            self._twins[name] = source  # this layout is the twin of what it is turned into
+        else:
+            self._emit("Identity", [self._twins[source]], name)
+            self._plain.add(name)
+        return True
+
+    # Building.
+
+    def _emit(
+        self, kind: str, inputs: list[str], output: str, like: "onnx.NodeProto | None" = None, **options: Any
+    ) -> str:
+        from onnx import helper
+
+        node = helper.make_node(kind, inputs, [output], **options)
+        if like is not None:
+            node.attribute.extend(like.attribute)
+        self._nodes.append(node)
+        return output
+
+    def _constant(self, value: npt.NDArray[Any], name: str | None = None) -> str:
+        """Add a constant; equal ones without a name of their own are one."""
+        from onnx import numpy_helper
+
+        name = name or f"const_{value.dtype}_{'x'.join(map(str, value.shape))}_{value.tobytes().hex()}"
+        if name not in self._added:
+            self._added[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def _integers(self, values: npt.ArrayLike) -> str:
+        """Add integers, of the one type that shapes, pads and indices may have."""
+        return self._constant(np.array(values, dtype=np.int64))
+
+    def _sweep(self) -> None:
+        """Put the new nodes that lead to an output, and the constants that they read, into the graph."""
+        needed = {each.name for each in self._graph.output}
+        kept = []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        constants = [each for each in (*self._graph.initializer, *self._added.values()) if each.name in needed]
+        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+        self._graph.node.extend(kept[::-1])
+        self._graph.initializer.extend(constants)
+
+
+def _options(node: "onnx.NodeProto") -> dict[str, Any]:
+    """Return a node's attributes."""
+    from onnx.helper import get_attribute_value
+
+    return {each.name: get_attribute_value(each) for each in node.attribute}
+
+
+def _turn(constant: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return what broadcasts over [N, T, C] as `constant` does over [N, C, T]."""
+    return np.ascontiguousarray(np.atleast_2d(constant).swapaxes(-1, -2))

@@ -1,0 +1,129 @@
+"""What does a call of ONNX Runtime cost on one thread of a CPU: by points, by how convolutions are written, by options?
+
+    OMP_NUM_THREADS=1 taskset -c 0 python scripts/onnx_latency.py --policy checkpoints/metaworld-pick-place
+
+CPU time, not wall time: it is the same on a busy machine, and on one thread the two are equal on a quiet one. The calls
+of all variants take turns, so that what else the machine does meets all alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+import torch
+import tyro
+
+from asd_policy.backends import Job
+from asd_policy.backends.onnx_network import OnnxNetwork
+from asd_policy.backends.onnx_session import session_options
+from asd_policy.checkpoints import load_policy
+from asd_policy.denoiser import Denoiser
+from asd_policy.exporting.network import example, export_network
+from asd_policy.hardware import hardware
+from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+
+POINTS = (1, 2, 4, 8, 16, 32, 64)
+Change = Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    policy: str
+    """Checkpoint of a network, or of the observations and actions of a larger one."""
+    down_dims: tuple[int, ...] = ()
+    """Measure a U-Net with these channels and random weights in the place of the checkpoint's."""
+    points: tuple[int, ...] = POINTS
+    """Points in a call."""
+    seconds: float = 1.0
+    """Time for each variant at each number of points [s]."""
+
+
+def no_spinning(options: Any) -> None:
+    """Let idle threads sleep."""
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+
+# What `SessionOptions` are changed to; with one thread nothing but the noise of the measurement came of any.
+CHANGES: dict[str, Change] = {
+    "no graph optimisation": lambda options: setattr(
+        options, "graph_optimization_level", onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    ),
+    "no memory arena": lambda options: setattr(options, "enable_cpu_mem_arena", False),
+    "no memory pattern": lambda options: setattr(options, "enable_mem_pattern", False),
+    "no spinning": no_spinning,
+    "two threads between nodes": lambda options: setattr(options, "inter_op_num_threads", 2),
+}
+
+
+def session(content: bytes, change: Change = lambda options: None) -> OnnxNetwork:
+    """Open a session on one thread, with changed options."""
+    options = session_options(1)
+    change(options)
+    opened = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return OnnxNetwork(opened, ("cpu", 0))
+
+
+def measure(networks: dict[str, Denoiser], job: Job, points: int, seconds: float) -> dict[str, tuple[float, float]]:
+    """Return median and half the interquartile range of the CPU time of a call of each network [ms]."""
+    inputs = example(job, points, torch.Generator().manual_seed(0))
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for network in networks.values():
+        network(*inputs)
+    end = time.perf_counter() + seconds * len(networks)
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, network in networks.items():
+            start = time.thread_time()
+            network(*inputs)
+            times[name].append(1e3 * (time.thread_time() - start))
+
+    def summary(values: list[float]) -> tuple[float, float]:
+        low, middle, high = statistics.quantiles(values, n=4)
+        return middle, (high - low) / 2
+
+    return {name: summary(values) for name, values in times.items()}
+
+
+def table(networks: dict[str, Denoiser], job: Job, points: Sequence[int], seconds: float) -> None:
+    """Print the measurements as a table in Markdown."""
+    columns = {each: measure(networks, job, each, seconds) for each in points}
+    print("| points | " + " | ".join(map(str, points)) + " |")
+    print("|" + "---|" * (len(points) + 1))
+    for name in networks:
+        cells = ["{:.2f} ± {:.2f}".format(*columns[each][name]) for each in points]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print()
+
+
+def main(options: Options) -> None:
+    """Export the network both ways, and measure."""
+    policy = load_policy(options.policy)
+    network, job = policy.network, policy.job
+    if options.down_dims:
+        torch.manual_seed(0)
+        config = UnetConfig(job.event[-1], job.cond_dim, options.down_dims)
+        network = ConditionalUnet1d(config).eval().requires_grad_(False)
+    assert isinstance(network, torch.nn.Module)
+    parameters = sum(each.numel() for each in network.parameters())
+    print(
+        f"{parameters:,} parameters, {job.event[0]} steps; CPU time of a call [ms], median ± half the quartiles' range"
+    )
+    print(f"{hardware(job.device)}; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}\n")
+    plain, lowered = (export_network(network, job, each).SerializeToString() for each in (False, True))
+    ways: dict[str, Denoiser] = {
+        "PyTorch, eager": network,
+        "ONNX Runtime, convolutions as exported": session(plain),
+        "ONNX Runtime, matrix products": session(lowered),
+    }
+    with torch.inference_mode():
+        table(ways, job, options.points, options.seconds)
+        changed: dict[str, Denoiser] = {name: session(lowered, change) for name, change in CHANGES.items()}
+        table({"as the backend has them": session(lowered), **changed}, job, (1, 32), options.seconds)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
