@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
+from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
@@ -87,6 +88,7 @@ class Sampler(abc.ABC):
         device: torch.device | str | None = None,
         held: Held | None = None,
         past: Past | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> SampleResult:
         """Draw a batch of samples.
 
@@ -100,6 +102,7 @@ class Sampler(abc.ABC):
             device: Where to sample; by default where `tape` or `cond` is, else the CPU.
             held: Coordinates that are given, not sampled.
             past: What earlier plans tell.
+            stopwatch: Told where the time goes.
 
         Returns:
             Samples of `shape` and what they cost.
@@ -110,6 +113,8 @@ class Sampler(abc.ABC):
             ValueError: The tape, the conditioning, the held values or the last plan do not fit `shape`.
         """
         start = time.perf_counter()
+        if stopwatch is not None:
+            stopwatch.mark("host")
         self.check(chain)
         if tape is None:
             where = device if device is not None else cond.device if cond is not None else "cpu"
@@ -130,7 +135,7 @@ class Sampler(abc.ABC):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         metered = MeteredDenoiser(denoiser, tape.initial.device)
-        target = Target(metered, chain, tuple(shape), cond, held)
+        target = Target(metered, chain, tuple(shape), cond, held, stopwatch)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with torch.inference_mode(), torch.autocast(tape.initial.device.type, enabled=False):
             samples = self.run(target, tape, past)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
+from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser
 
 
@@ -34,6 +35,12 @@ class Target:
     cond: Tensor | None = None
     """Conditioning [B, …]."""
     held: Held | None = None
+    stopwatch: Stopwatch | None = None
+    """Told what the time goes to; None where nobody asks."""
+
+    def mark(self, stage: str) -> str:
+        """Say which of `clock.STAGES` begins; return the one that ends."""
+        return "host" if self.stopwatch is None else self.stopwatch.mark(stage)
 
     def predict(self, x: Tensor, step: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return x̂0 by one network call.
@@ -69,7 +76,10 @@ class Target:
         """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
         cond = self.cond if self.cond is None or rows is None else self.cond[rows]
         seen = self.hold(x, rows).reshape(len(x), *self.shape[1:])
-        return self.denoiser(seen, timestep, cond).reshape(x.shape)
+        before = self.mark("network")
+        output = self.denoiser(seen, timestep, cond)
+        self.mark(before)
+        return output.reshape(x.shape)
 
     def hold(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return points [N, …] with the given values in their places."""
