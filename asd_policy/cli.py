@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 import asd_policy
+from asd_policy.commands.bench import BenchCommand
 from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
 from asd_policy.commands.evaluate import EvalCommand
 from asd_policy.commands.inspect import InspectCommand
@@ -23,7 +24,13 @@ from asd_policy.samplers import SAMPLERS
 REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 
 
-COMMANDS = {"eval": EvalCommand, "verify": VerifyCommand, "tune": TuneCommand, "inspect": InspectCommand}
+COMMANDS = {
+    "eval": EvalCommand,
+    "bench": BenchCommand,
+    "verify": VerifyCommand,
+    "tune": TuneCommand,
+    "inspect": InspectCommand,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

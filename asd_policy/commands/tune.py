@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from asd_policy import evaluate, law, report
+from asd_policy import evaluate, report
 from asd_policy.checkpoints import load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.experience import Experience
@@ -18,6 +18,7 @@ from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Target
 from asd_policy.samplers.window import DEFAULT_WINDOW, measure_latency, window_costs
+from asd_policy.states import random_conditioning
 from asd_policy.tuning import save_tuning, tuning_file
 
 
@@ -106,7 +107,7 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan one by one at random observations."""
     policy.reset(evaluate.learning_seed(seed))
-    for cond in law.at_random(policy, plans, seed):
+    for cond in random_conditioning(policy, plans, seed):
         batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(
             policy.denoiser,
@@ -122,7 +123,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
 
 def _measure(policy: Policy) -> None:
     """Time the network for single plans."""
-    cond = law.at_random(policy, 1, seed=0)
+    cond = random_conditioning(policy, 1, seed=0)
     shape = (1, *policy.event)
     target = Target(policy.denoiser, policy.chain, shape, cond, policy.held(cond))
     with torch.inference_mode():
