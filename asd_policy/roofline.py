@@ -200,10 +200,9 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count."""
         result = func(*args, **(kwargs or {}))
-        read, written = _tensors((args, kwargs or {})), _tensors(result)
-        storages = {tensor.untyped_storage().data_ptr() for tensor in read}
-        if not all(tensor.untyped_storage().data_ptr() in storages for tensor in written):
-            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in [*read, *written])
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in _tensors((args, kwargs, result)))
         return result
 
 

@@ -67,6 +67,8 @@ class Size:
     batches: tuple[int, ...]
     plans: int
     """Of each contender, at most."""
+    states: int
+    """Of the recording, at most; a quarter of them to warm up in."""
     entered: tuple[tuple[str, tuple[str, ...]], ...] = ENTERED
 
 
@@ -79,11 +81,13 @@ FULL = Size(
     ),
     (1, 8, 64),
     200,
+    512,
 )
 SMOKE = Size(
-    (Subject("smoke", (16, 32), 0.05),),
+    (Subject("smoke", (16, 32), 0.005),),
     (2, 8),
     2,
+    32,
     (("torch-eager", ("ddpm", "asd:window=16", FROZEN, "ddim:10")), (GRAPH, ("ddpm",))),
 )
 
@@ -234,8 +238,9 @@ class Run:
 
     def states(self, policy: Policy) -> States:
         """Return the recorded states, with the plans that this network would have made before them."""
-        cond = self.recording.cond.to(policy.device)
-        return States(cond, gpu_bench_data.last_plans(policy, self.recording, self.seed), self.recording.episode)
+        recording = self.recording.first_states(self.size.states)
+        last_plans = gpu_bench_data.last_plans(policy, recording, self.seed)
+        return States(recording.cond.to(policy.device), last_plans, recording.episode)
 
     def skip(self, what: str, why: str) -> None:
         """Say, there and then and in the results, that something was not measured."""

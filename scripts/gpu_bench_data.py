@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ class Recording:
     """The episode that each is of [N]."""
     notes: dict[str, Any]
     """How it was recorded."""
+
+    def first_states(self, count: int) -> "Recording":
+        """Return the recording with so many of its states."""
+        return replace(
+            self,
+            cond=self.cond[:count],
+            previous=self.previous[:count],
+            first=self.first[:count],
+            episode=self.episode[:count],
+        )
 
 
 def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) -> None:

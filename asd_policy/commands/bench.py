@@ -133,7 +133,7 @@ class BenchCommand:
         console.print(bench_report.latency_table(results))
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:
-            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
+            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'", markup=False)
             return
         for plot in bench_report.draw(results, self.out):
             console.print(f"plot: {plot}", soft_wrap=True)
