@@ -1,5 +1,6 @@
 """What does a plan take on this machine, against the best sequential sampler it can run?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     for name, records in tables:
         for index, r in enumerate(records):
             latency = r["latency_ms"]
-            low, high = r["wall_clock_speedup_ci95"]
+            interval = r["wall_clock_speedup_ci95"] or (math.nan, math.nan)  # one plan has none
             rows.append(
                 [
                     f"`{name}`" if index == 0 else "",
@@ -110,7 +111,7 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
                     f"{r['nfe_mean']:.0f}",
                     f"{latency['mean']:.0f}",
                     " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99", "max")),
-                    f"{r['wall_clock_speedup']:.2f} [{low:.2f}, {high:.2f}]",
+                    f"{r['wall_clock_speedup']:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]",
                     f"{r['wall_clock_speedup_of_medians']:.2f}",
                     f"{100 * r['overhead_fraction']:.0f} %",
                 ]
