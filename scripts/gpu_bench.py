@@ -1,16 +1,15 @@
 """Measure every sampler on one GPU in one run: networks of 4.6 M, 64 M and 250 M trained parameters, K = 100.
 
-    python scripts/gpu_bench.py --out runs/gpu
+    PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 
-Needs PyTorch, numpy and safetensors, and the files beside it; no environment, and no package besides. What the time
-does not allow, or the machine does not have, is left out, and results.json says so. Run again with the same --out, it
-takes up the networks that are trained.
+from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy and safetensors,
+and the files beside it; no environment, and no package besides. What the time does not allow, or the machine does not
+have, is left out, and results.json says so. Run again with the same --out, it takes up the networks that are trained.
 """
 
 import argparse
 import importlib.util
 import json
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,19 +19,15 @@ from typing import Any
 
 import torch
 
-# Run as a script, it finds the package and the scripts beside it wherever it was copied to.
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+import gpu_bench_data
+import gpu_bench_train
+from asd_policy import Policy, hardware, load_policy, make_backend, make_sampler, report
+from asd_policy.benchmark import Benchmark, Contender
+from asd_policy.errors import AsdError
+from asd_policy.files import write_json
+from asd_policy.states import States
 
-import gpu_bench_data  # noqa: E402  # after the path is set
-import gpu_bench_train  # noqa: E402
-from asd_policy import Policy, hardware, load_policy, make_backend, make_sampler, report  # noqa: E402
-from asd_policy.benchmark import Benchmark, Contender  # noqa: E402
-from asd_policy.errors import AsdError  # noqa: E402
-from asd_policy.files import write_json  # noqa: E402
-from asd_policy.states import States  # noqa: E402
-
-DATA = ROOT / "scripts/gpu_bench_data.npz"
+DATA = Path(__file__).with_name("gpu_bench_data.npz")
 FROZEN = "asd:window=32,draft=frozen,verify=reflection"
 GRAPH = "torch-cuda-graph"
 ENTERED = (
@@ -127,7 +122,8 @@ class Run:
         path = gpu_bench_data.CHECKPOINT.relative_to(gpu_bench_data.ROOT)
         self.results: dict[str, Any] = {
             **report.run_record("gpu_bench", str(path), self.recording.notes["environment"], self.seed, device),
-            "backend": None,
+            "backend": None,  # each part has several
+            "dtype": None,
             "seconds_allowed": options.seconds,
             "versions": hardware.versions(device),
             "float32": hardware.float32_precision(),
@@ -195,13 +191,15 @@ class Run:
     def part(self, subject: Subject, policy: Policy, batch: int, seconds: float) -> None:
         """Measure one network at one batch in so many seconds, or a little more."""
         began = time.monotonic()
-        may_go_on = self.budget.slice_of(seconds)
+        may_warm_up, may_go_on = self.budget.slice_of(seconds / 2), self.budget.slice_of(seconds)
         what = f"{subject.name} at batch {batch}"
         entered = self.contenders(policy, what)
+        if not entered:
+            return
         states = self.states(policy)
         warm, measured = states.first(len(states) // 4), states.rows(slice(len(states) // 4, None))
         bench = Benchmark(entered, measured, warm, self.size.plans, batch, self.seed)
-        bench.warm_up(lambda doing, done, total: say(f"{what}: {doing}"), may_go_on, keep_going=True)
+        bench.warm_up(lambda doing, done, total: say(f"{what}: {doing}"), may_warm_up, keep_going=True)
         for contender, error in bench.failed:
             self.skip(f"{what}: {contender.name}", str(error))
         if not bench.entered:

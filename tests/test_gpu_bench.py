@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,7 +40,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         f"sys.argv = {['gpu_bench.py', *words]!r}\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_the_whole_in_small(tmp_path: Path) -> None:

@@ -70,9 +70,11 @@ class BenchCommand:
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
         bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
         specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
+        dtypes = {contender.policy.backend.dtype for contender in entered}
         record = report.run_record("bench", self.policy, self.env, self.seed, policy.device) | {
             "episodes": None,
             "backend": specs[0] if len(specs) == 1 else None,
+            "dtype": dtypes.pop() if len(dtypes) == 1 else None,
             "backends": specs,
             "states_from": "random" if self.env is None else f"episodes of {self.env}",
             "versions": hardware.versions(policy.device),
