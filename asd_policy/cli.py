@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 import asd_policy
+from asd_policy.commands.bench import BenchCommand
 from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
 from asd_policy.commands.evaluate import EvalCommand
 from asd_policy.commands.export import ExportCommand
@@ -26,6 +27,7 @@ REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width o
 
 COMMANDS = {
     "eval": EvalCommand,
+    "bench": BenchCommand,
     "verify": VerifyCommand,
     "tune": TuneCommand,
     "inspect": InspectCommand,

@@ -11,18 +11,19 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
-from asd_policy.statistics import entropy, mean_interval, paired_difference, wilson
+from asd_policy.states import CALIBRATION_PLANS, States
+from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.types import Plan, overhead_fraction
 
 Env = gymnasium.Env[Any, Any]
 Advance = Callable[[], object]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 WARM_UP_PLANS = 3
-CALIBRATION_PLANS = 32
 _CALIBRATION_SEED = 0
 _LEARNING = 1  # spawn key of the noise of plans to learn from
 
@@ -173,6 +174,33 @@ def rollouts(planners: Sequence[Policy], env: Env, episodes: int, seed: int) -> 
             yield _run_episode(planner, env, index, seed)
 
 
+def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
+    """Return states from closed-loop episodes, in random order so that the first few are of many episodes.
+
+    Args:
+        planner: Rolls out, and so decides which states there are.
+        env: Where.
+        count: How many; all episodes are finished.
+        seed: Of episodes and order.
+
+    Raises:
+        AsdError: As `rollouts`.
+    """
+    conds, last_plans, owners = [], [], []
+    for episode in rollouts([planner], env, count, seed):
+        last_plan = torch.zeros_like(episode.plans[0].sample)
+        for plan in episode.plans:
+            conds.append(plan.cond)
+            last_plans.append(last_plan)
+            owners.append(episode.index)
+            last_plan = planner.move_on(plan.sample)
+        if len(owners) >= count:
+            break
+    order = np.random.default_rng(seed).permutation(len(owners))[:count]
+    rows = torch.as_tensor(order)
+    return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
+
+
 def _run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
     env_seed, noise_seed = (int(word) for word in np.random.SeedSequence([seed, index]).generate_state(2))
     planner.reset(seed=noise_seed)
@@ -210,7 +238,6 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode]) ->
     modes = Counter(episode.mode for episode in done if episode.mode is not None)
     pairs = [(a.success, b.success) for a, b in zip(done, reference, strict=False)]
     reference_seconds = [plan.seconds for episode in reference for plan in episode.plans]
-    milliseconds = seconds * 1e3
     return {
         "spec": sampler.spec,
         "exact": sampler.exact,
@@ -232,11 +259,7 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode]) ->
         "algorithmic_speedup": steps / float(np.mean(rounds)),
         "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
         "overhead_fraction": overhead_fraction([plan.stats for plan in plans], float(seconds.sum())),
-        "latency_ms": {
-            "mean": float(milliseconds.mean()),
-            **{f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)},
-            "max": float(milliseconds.max()),
-        },
+        "latency_ms": latency(seconds),
     }
 
 

@@ -123,13 +123,6 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
     return torch.cat([episode.plans[rng.integers(len(episode.plans))].cond for episode in episodes])
 
 
-def at_random(policy: Policy, count: int, seed: int) -> Tensor:
-    """Return conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
-    dims = sum(policy.observation_dims.values())
-    once = torch.rand((count, 1, dims), generator=torch.Generator().manual_seed(seed))
-    return (2 * once - 1).expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
-
-
 def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
     if not isinstance(sampler, Asd):

@@ -15,6 +15,7 @@ from asd_policy.arrays import NUMPY, Array, Device
 from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.chain import GaussianChain
+from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
@@ -232,7 +233,13 @@ class Policy:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
-    def plan(self, history: Mapping[str, Array], generator: Any = None, last_plan: Array | None = None) -> Plan:
+    def plan(
+        self,
+        history: Mapping[str, Array],
+        generator: Any = None,
+        last_plan: Array | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Plan:
         """Sample a batch of action chunks.
 
         Args:
@@ -240,11 +247,14 @@ class Policy:
             generator: Source of the noise, see `Sampler.sample`.
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.
+            stopwatch: Told where the time goes.
 
         Raises:
             DenoiserError: The network failed.
         """
         start = time.perf_counter()
+        if stopwatch is not None:
+            stopwatch.mark("encode")
         normalized = [
             affine.normalize(arrays.asarray(history[name], self.device)) for name, affine in self._observation.items()
         ]
@@ -252,7 +262,10 @@ class Policy:
         cond = cond.reshape(len(cond), -1)
         shape = (len(cond), *self.event)
         past = Past(last_plan, self.experience)
-        result = self.sampler.sample(self.denoiser, self.chain, shape, cond, generator, held=self.held(cond), past=past)
+        held = self.held(cond)
+        result = self.sampler.sample(
+            self.denoiser, self.chain, shape, cond, generator, held=held, past=past, stopwatch=stopwatch
+        )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)

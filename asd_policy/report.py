@@ -4,15 +4,16 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 
 import asd_policy
 from asd_policy.hardware import hardware
 from asd_policy.policy import Policy
+
+if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
+    from rich.table import Table
 
 COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
@@ -84,8 +85,10 @@ def sizes(results: dict[str, Any]) -> str:
     return f"{span(episodes)} episodes and {span(plans)} plans for each sampler"
 
 
-def table(results: dict[str, Any]) -> Table:
+def table(results: dict[str, Any]) -> "Table":
     """Return a results.json object as a table for the terminal."""
+    from rich.table import Table
+
     rich_table = Table(title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"])
     for column in COLUMNS:
         first = column == "sampler"
@@ -113,8 +116,10 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_table(results: dict[str, Any]) -> Table:
+def tuning_table(results: dict[str, Any]) -> "Table":
     """Return the results.json object of `tune` as a table for the terminal."""
+    from rich.table import Table
+
     rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
     rows: dict[int, dict[str, dict[str, Any]]] = {}
     for setting in results["settings"]:
@@ -131,8 +136,10 @@ def tuning_table(results: dict[str, Any]) -> Table:
     return rich_table
 
 
-def verification_table(results: dict[str, Any]) -> Table:
+def verification_table(results: dict[str, Any]) -> "Table":
     """Return the results.json object of `verify` as a table for the terminal."""
+    from rich.table import Table
+
     rich_table = Table(
         title=f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
         f"observations ({results['observations_from']}), seed {results['seed']}",
@@ -160,8 +167,11 @@ def verdict(results: dict[str, Any]) -> str:
     return f"{results['sampler']}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
 
 
-def inspection_table(said: dict[str, Any]) -> Table:
+def inspection_table(said: dict[str, Any]) -> "Table":
     """Return the JSON object of `inspect` as a table for the terminal. What a checkpoint says may be any text."""
+    from rich.table import Table
+    from rich.text import Text
+
     rich_table = Table(title=Text(printable(f"{said['policy']}: {said['format']}")), show_header=False)
     rich_table.add_column(no_wrap=True)
     rich_table.add_column(overflow="fold")

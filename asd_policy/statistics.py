@@ -5,13 +5,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
 
+# scipy is imported where it is used: it takes its time, and a benchmark does without it.
 Interval = tuple[float, float]
+Floats = npt.NDArray[np.float64]
+
+_RESAMPLES = 2000
 
 
 def wilson(successes: int, trials: int) -> Interval:
     """Return Wilson's 95 % interval of a success rate (Wilson 1927)."""
+    from scipy import stats
+
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -46,6 +52,8 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Return Student's 95 % interval of a mean, or None for fewer than two values."""
+    from scipy import stats
+
     if len(values) < 2:
         return None
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -58,6 +66,35 @@ def entropy(modes: Counter[str]) -> float | None:
 
     It underestimates by about (number of modes − 1)/(2 n): compare only counts of equal size.
     """
+    from scipy import stats
+
     if not modes:
         return None
     return float(stats.entropy(list(modes.values())))
+
+
+def latency(seconds: Floats) -> dict[str, float]:
+    """Return the `latency_ms` of results.json: mean, percentiles and maximum of latencies [s], in milliseconds."""
+    milliseconds = 1e3 * seconds
+    return {
+        "mean": float(milliseconds.mean()),
+        **{f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)},
+        "max": float(milliseconds.max()),
+    }
+
+
+def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Interval | None]:
+    """Return the ratio of two means of pairs, and its 95 % interval; None for fewer than two pairs.
+
+    Pairs are resampled (percentile bootstrap), so that what slows both of a pair down widens nothing.
+
+    Args:
+        numerator: One value of each pair [N].
+        denominator: The other [N], above 0.
+    """
+    ratio = float(numerator.mean() / denominator.mean())
+    if len(numerator) < 2:
+        return ratio, None
+    picks = np.random.default_rng(0).integers(len(numerator), size=(_RESAMPLES, len(numerator)))
+    low, high = np.percentile(numerator[picks].mean(1) / denominator[picks].mean(1), (2.5, 97.5))
+    return ratio, (float(low), float(high))

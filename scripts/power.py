@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 import asd_policy
-from asd_policy import equivalence, law, report, testing
+from asd_policy import equivalence, law, report, states, testing
 from asd_policy.files import atomic_file
 from asd_policy.hardware import hardware
 from asd_policy.samplers.asd import Asd
@@ -268,7 +268,7 @@ def coupling_rows(options: Options) -> Iterator[Row]:
 def recorded_errors(checkpoint: Path) -> Tensor:
     """Return how far x̂0 of the step before is off as a draft [paths, K − 2, D], in σ: steps 1 to K − 2."""
     policy = asd_policy.load_policy(checkpoint)
-    cond = law.at_random(policy, 1, seed=0).expand(PATHS_RECORDED, -1)
+    cond = states.random_conditioning(policy, 1, seed=0).expand(PATHS_RECORDED, -1)
     event = (policy.horizons.horizon, policy.action_dim)
     recorder = law.PathRecorder(policy.denoiser, policy.chain, PATHS_RECORDED, math.prod(event))
     generator = torch.Generator().manual_seed(0)
@@ -321,7 +321,7 @@ def step_rows(options: Options) -> Iterator[Row]:
 def plan_rows(options: Options) -> Iterator[Row]:
     """Yield what the tests of plans see, in plans of the checkpoint."""
     policy = asd_policy.load_policy(options.checkpoint)
-    conds = law.at_random(policy, options.observations, seed=0)
+    conds = states.random_conditioning(policy, options.observations, seed=0)
     first, second = (
         law.draw(policy, law.reference_sampler(), conds, options.plans, seed, False, lambda count: None).plans
         for seed in (1, 2)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from scipy import stats
-from torch import Tensor
 
 import asd_policy
 from asd_policy import evaluate, report
@@ -23,6 +22,7 @@ from asd_policy.files import write_json
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.base import Past
+from asd_policy.states import States
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 64
@@ -32,31 +32,6 @@ CALIBRATION_SEED = 1_000_000
 ROLL_OUT = "asd:window=32"
 """Plans the episodes that states are taken from: exact, so the states are those that DDPM would meet."""
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class States:
-    """Situations to plan in."""
-
-    cond: Tensor
-    """What the network is told of the observations [N, …]."""
-    last_plan: Tensor
-    """The plan before, moved on to the present; zeros at an episode's start, [N, *event]."""
-    episode: npt.NDArray[np.int64]
-    """The episode that each comes from [N]; those of one episode are not independent."""
-
-    def __len__(self) -> int:
-        """Return their number N."""
-        return len(self.cond)
-
-    def first(self, count: int) -> "States":
-        """Return the first `count` of them."""
-        return States(self.cond[:count], self.last_plan[:count], self.episode[:count])
-
-    @classmethod
-    def none(cls, count: int, event: Sequence[int]) -> "States":
-        """Return `count` states of a denoiser that looks at nothing, with no plan before."""
-        return cls(torch.zeros(count, 1), torch.zeros(count, *event), np.arange(count))
 
 
 @dataclass(frozen=True)
@@ -99,28 +74,11 @@ def load(name: str, states: int, calibration: int, seed: int) -> Subject:
     env_id = bundled()[name]
     env = evaluate.make_env(env_id)
     planner = asd_policy.load_policy(ROOT / "checkpoints" / name, ROLL_OUT)
-    learned_from = collect(planner, env, calibration, seed + CALIBRATION_SEED)
+    learned_from = evaluate.collect(planner, env, calibration, seed + CALIBRATION_SEED)
     planner.experience.freeze()
-    measured = collect(planner, env, states, seed)
+    measured = evaluate.collect(planner, env, states, seed)
     env.close()
     return Subject(name, env_id, planner, measured, learned_from, planner.experience)
-
-
-def collect(planner: Policy, env: evaluate.Env, count: int, seed: int) -> States:
-    """Return states from closed-loop episodes, in random order so that the first few are of many episodes."""
-    conds, last_plans, owners = [], [], []
-    for episode in evaluate.rollouts([planner], env, count, seed):
-        last_plan = torch.zeros_like(episode.plans[0].sample)
-        for plan in episode.plans:
-            conds.append(plan.cond)
-            last_plans.append(last_plan)
-            owners.append(episode.index)
-            last_plan = planner.move_on(plan.sample)
-        if len(owners) >= count:
-            break
-    order = np.random.default_rng(seed).permutation(len(owners))[:count]
-    rows = torch.as_tensor(order)
-    return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
 
 
 def count(

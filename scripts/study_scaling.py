@@ -19,8 +19,9 @@ from asd_policy.files import atomic_file
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.choice import DEFAULT
+from asd_policy.states import States
 from asd_policy.verify import VERIFIERS
-from study_common import Results, States, Subject, console, count, learn, markdown_table, summarize
+from study_common import Results, Subject, console, count, learn, markdown_table, summarize
 
 THEORY = {"sequential": 1.0, "ASD, token by token": 2 / 3, "sequence-level": 1 / 2}
 """Exponent of K in the number of rounds: by definition, of arXiv 2505.03983, of arXiv 2511.07869."""

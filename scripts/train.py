@@ -35,6 +35,7 @@ from asd_policy.files import atomic_file
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.normalize import make_affine
 from asd_policy.policy import ENVIRONMENT_KEYS
+from demonstrations import Demonstration, make_windows
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10
 console = Console(stderr=True)
@@ -65,10 +66,6 @@ class Options:
     """Seeds demonstrations, initial weights and batches."""
     save_every: int = 250
     """Steps between two saved training states."""
-
-
-Demonstration = dict[str, np.ndarray]
-"""`agent_pos` [T, …], `environment_state` [T, …] and `action` [T, action_dim] of one episode."""
 
 
 def record_episode(env: gymnasium.Env[Any, Any], noise: float, seed: int) -> Demonstration | None:
@@ -114,25 +111,6 @@ def demonstrate(options: Options, progress: Progress) -> list[Demonstration]:
         if len(found) == options.demonstrations:
             return found
     raise SystemExit(f"the expert of {options.env} fails too often with --noise {options.noise}: try less")
-
-
-def make_windows(demonstrations: list[Demonstration], config: DiffusionConfig) -> dict[str, Tensor]:
-    """Cut every step's observation history and action chunk out of the episodes; edges are repeated.
-
-    Returns:
-        Each observation feature [N, n_obs_steps, dim] and the action chunks [N, horizon, action_dim].
-    """
-    windows: dict[str, list[np.ndarray]] = {name: [] for name in [*config.input_dims, ACTION]}
-    history = 1 - config.n_obs_steps
-    for episode in demonstrations:
-        length = len(episode["action"])
-        here = np.arange(length)[:, None]
-        past = np.clip(here + np.arange(history, 1), 0, length - 1)
-        chunk = np.clip(here + np.arange(history, history + config.horizon), 0, length - 1)
-        for name in config.input_dims:
-            windows[name].append(episode[ENVIRONMENT_KEYS[name]][past])
-        windows[ACTION].append(episode["action"][chunk])
-    return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in windows.items()}
 
 
 def measure_statistics(windows: dict[str, Tensor]) -> Statistics:

@@ -38,6 +38,8 @@ def prepared(
     request: pytest.FixtureRequest, small_checkpoint: Path, module_patch: pytest.MonkeyPatch
 ) -> tuple[Policy, Policy]:
     """The same policy as it was loaded, and on a backend."""
+    if request.param == "torch-cuda-graph" and not torch.cuda.is_available():
+        pytest.skip("CUDA graphs need a GPU; tests/test_static.py replays on a CPU what they capture")
     # What the compiler makes of a graph takes it a minute, so the graphs run as they were traced, and for the batches
     # here alone.
     module_patch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
@@ -198,3 +200,21 @@ def test_no_module_runs_as_it_is() -> None:
     for spec in ("torch-eager:dtype=bfloat16", "torch-compile", "torch-replicas:devices=cpu+cpu"):
         with pytest.raises(BackendError, match="runs modules of PyTorch, and the network is a MixtureDenoiser"):
             make_backend(spec).prepare(network, job)
+
+
+def test_cuda_graphs_need_a_gpu(small_checkpoint: Path) -> None:
+    """And say so, where another backend could be taken in silence."""
+    with pytest.raises(BackendError, match="torch-cuda-graph needs a CUDA GPU, and the policy plans on cpu"):
+        asd_policy.load_policy(small_checkpoint, backend="torch-cuda-graph")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("spec", ["ddpm", "asd:window=4", "asd"])
+def test_captured_plans_are_the_plans(spec: str, small_checkpoint: Path) -> None:
+    plans = []
+    for backend in ("torch-eager", "torch-cuda-graph"):
+        policy = asd_policy.load_policy(small_checkpoint, spec, "cuda", backend)
+        policy.reset(seed=0)
+        plans.append([policy.select_action(torch.zeros(7)) for _ in range(3 * policy.horizons.n_action_steps)])
+    for eager, captured in zip(*plans, strict=True):
+        torch.testing.assert_close(torch.as_tensor(captured), torch.as_tensor(eager), rtol=0, atol=1e-4)

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 import asd_policy
-from asd_policy import cli, equivalence, law
+from asd_policy import cli, equivalence, law, states
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.denoiser import check_deterministic
 from asd_policy.equivalence import Array, Check
@@ -225,7 +225,7 @@ class Drafted(Sampler):
 @pytest.fixture(scope="module")
 def avoid() -> tuple[Policy, Tensor]:
     policy = asd_policy.load_policy(ROOT / "checkpoints/avoid")
-    return policy, law.at_random(policy, 1, seed=0)
+    return policy, states.random_conditioning(policy, 1, seed=0)
 
 
 def step_checks(avoid: tuple[Policy, Tensor], sampler: Sampler, plans: int = 32) -> list[Check]:

@@ -144,3 +144,20 @@ def test_an_environment_without_success(checkpoint: Path) -> None:
     planners = evaluate.prepare(policy, env, [make_sampler("ddpm")])
     with pytest.raises(EnvError, match=r"reports no info\['success'\]"):
         next(evaluate.rollouts(planners, env, 1, 0))
+
+
+def test_collected_states_are_the_moments_of_planning(checkpoint: Path) -> None:
+    """Each with the plan before, moved on to it; none at an episode's start."""
+    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), evaluate.make_env("asd/Avoid-v0")
+    states = evaluate.collect(policy, env, 5, seed=3)
+    assert len(states) == 5
+    met = {}
+    for episode in evaluate.rollouts([policy], env, 5, seed=3):
+        before = torch.zeros_like(episode.plans[0].sample)
+        for plan in episode.plans:
+            met[episode.index, plan.cond] = before
+            before = policy.move_on(plan.sample)
+    env.close()
+    for cond, last_plan, index in zip(states.cond, states.last_plan, states.episode, strict=True):
+        (before,) = [found for (episode, told), found in met.items() if episode == index and torch.equal(told[0], cond)]
+        assert torch.equal(last_plan, before[0])

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from asd_policy.statistics import entropy, mean_interval, paired_difference, wilson
+from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, ratio_of_means, wilson
 
 
 def test_wilson_against_its_formula() -> None:
@@ -55,3 +55,23 @@ def test_entropy() -> None:
     assert entropy(Counter()) is None
     assert entropy(Counter(a=5)) == 0.0
     assert entropy(Counter(a=5, b=5, c=5, d=5)) == pytest.approx(math.log(4))
+
+
+def test_latency_summary() -> None:
+    assert latency(np.array([0.001, 0.002, 0.003])) == pytest.approx(
+        {"mean": 2, "p50": 2, "p95": 2.9, "p99": 2.98, "max": 3}
+    )
+
+
+def test_a_ratio_of_means_is_as_uncertain_as_theory_says() -> None:
+    """Its interval against that of the delta method, for pairs that share nothing and for pairs that share a drift."""
+    rng = np.random.default_rng(0)
+    first, second = 5 + rng.normal(size=400), 2 + 0.3 * rng.normal(size=400)
+    ratio, interval = ratio_of_means(first, second)
+    assert ratio == pytest.approx(first.mean() / second.mean())
+    error = ratio * np.sqrt((first.std() / first.mean()) ** 2 + (second.std() / second.mean()) ** 2) / 20
+    assert interval == pytest.approx((ratio - 1.96 * error, ratio + 1.96 * error), rel=0.01)
+    drift = rng.uniform(1, 10, size=400)
+    _, interval = ratio_of_means(3 * drift, drift)
+    assert interval == pytest.approx((3, 3))
+    assert ratio_of_means(first[:1], second[:1]) == (first[0] / second[0], None)

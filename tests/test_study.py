@@ -11,6 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
+from asd_policy.backends import Job
+from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.verify import VERIFIERS
@@ -66,7 +68,7 @@ def test_every_part_writes_its_section_and_resumes(
     # The second time nothing is measured, and everything is as it was.
     monkeypatch.setattr(importlib.import_module("study_grid"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_scaling"), "count", None)
-    monkeypatch.setattr(importlib.import_module("study_wallclock"), "plan", None)
+    monkeypatch.setattr(importlib.import_module("study_wallclock"), "rounds", None)
     study.main()
     assert docs.read_text() == text
 
@@ -117,7 +119,15 @@ def test_a_target_is_judged_by_the_interval(interval: tuple[float, float], word:
     assert grid.verdict(record, 14.0).endswith(f", {word}")
 
 
-def test_row_by_row_is_the_same_network(mixture: MixtureDenoiser) -> None:
+def test_row_by_row_is_the_same_network(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     wallclock = importlib.import_module("study_wallclock")
     x, timestep = torch.randn(5, 2, 2, dtype=torch.float64), torch.arange(5)
-    torch.testing.assert_close(wallclock.RowByRow(mixture)(x, timestep, None), mixture(x, timestep, None))
+    calls = []
+
+    def counted(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+        calls.append(len(x))
+        return mixture(x, timestep)
+
+    prepared = wallclock.RowByRow().prepare(counted, Job(chain, (2, 2), 0, torch.device("cpu")))
+    torch.testing.assert_close(prepared(x, timestep, None), mixture(x, timestep))
+    assert calls == [1] * 5

@@ -22,6 +22,7 @@ from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.models.unet import ConditionalUnet1d, SinusoidalEmbedding, UnetConfig
 from asd_policy.samplers import make_sampler
+from asd_policy.states import random_conditioning
 
 CPU = torch.device("cpu")
 TIMESTEPS = 100
@@ -142,7 +143,7 @@ def test_a_recorded_path_survives_encoding(checkpoint: Path) -> None:
     for spec in ("torch-eager", "torch-eager:dtype=bfloat16"):
         policy = asd_policy.load_policy(checkpoint, backend=spec)
         rows, dim = 300, policy.event[0] * policy.event[1]
-        cond = law.at_random(policy, rows, seed=0)
+        cond = random_conditioning(policy, rows, seed=0)
         recorder = law.PathRecorder(policy.denoiser, policy.chain, rows, dim)
         shape, generator = (rows, *policy.event), torch.Generator().manual_seed(0)
         sampled = make_sampler("ddim:10,eta=1").sample(recorder, policy.chain, shape, recorder.tag(cond), generator)
@@ -156,7 +157,7 @@ def test_a_recorded_path_survives_encoding(checkpoint: Path) -> None:
 @pytest.mark.parametrize("spec", ["torch-eager", "torch-replicas:devices=cpu+cpu"])
 def test_autocast(spec: str, checkpoint: Path) -> None:
     policy = asd_policy.load_policy(checkpoint, backend=spec)
-    cond = law.at_random(policy, 6, seed=0)
+    cond = random_conditioning(policy, 6, seed=0)
     x, timestep = torch.randn(6, *policy.event), torch.arange(6)
     with torch.autocast("cpu", torch.bfloat16):
         expected = policy.network(x, timestep, cond).float()

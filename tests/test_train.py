@@ -1,7 +1,8 @@
 """The training script: what it writes, resuming, and wrong input, on a run of seconds."""
 
-import importlib.util
+import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +13,15 @@ from safetensors.torch import load_file
 import asd_policy
 from asd_policy.checkpoints.lerobot import DiffusionConfig
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_script"] = module
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    """Import the script, with the others beside it, as Python does for the script it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module("train")
 
 
 def run(script: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:

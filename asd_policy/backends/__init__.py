@@ -3,6 +3,7 @@
 from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.onnx import Onnx
 from asd_policy.backends.torch_compile import TorchCompile
+from asd_policy.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.backends.torch_replicas import TorchReplicas
 from asd_policy.specs import parse
@@ -12,6 +13,7 @@ __all__ = ["BACKENDS", "Backend", "Job", "make_backend"]
 BACKENDS: dict[str, type[Backend]] = {
     "torch-eager": TorchEager,
     "torch-compile": TorchCompile,
+    "torch-cuda-graph": TorchCudaGraph,
     "torch-replicas": TorchReplicas,
     "onnx": Onnx,
 }

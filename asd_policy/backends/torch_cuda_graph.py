@@ -1,65 +1,32 @@
-"""CUDA graphs: whole rounds of `asd`, and the whole chain of `ddpm`, launched as one piece."""
+"""CUDA graphs: the network, and all that a sampler does around it, without Python between the kernels."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
-
-_WARM_UP = 3  # runs before a capture, as torch.cuda.graphs asks for: libraries make their workspaces in the first
+from asd_policy.backends.base import Job
+from asd_policy.backends.torch_options import TorchBackend
+from asd_policy.denoiser import Denoiser
+from asd_policy.errors import BackendError
 
 
-class CudaGraphs(Launcher):
-    """Records on a stream of its own.
+@dataclass(frozen=True)
+class TorchCudaGraph(TorchBackend):
+    """PyTorch's kernels, captured once for each batch and window and replayed. Needs a CUDA GPU."""
 
-    All recordings share one pool of memory for what is in between: they run one after the other, and what outlives a
-    run was there before the capture.
-    """
+    name: ClassVar[str] = "torch-cuda-graph"
 
-    def __init__(self, device: torch.device) -> None:
-        """Begin without recordings, on a CUDA device."""
-        super().__init__()
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._caller = torch.cuda.default_stream(device)
+    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+        """Return the network with a launcher; samplers capture at the first plan of each shape.
 
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Capture work as a graph; see `Launcher.record`."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with self.queue():
-                for _ in range(_WARM_UP):
-                    work()
-            torch.cuda.synchronize(self._device)
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                work()
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfDeviceMemory from error
-        return graph.replay
+        Raises:
+            BackendError: The policy plans on no CUDA GPU, or the network cannot be computed there in the dtype.
+        """
+        if str(job.device).partition(":")[0] != "cuda":
+            raise BackendError(
+                f"{self.spec} needs a CUDA GPU, and the policy plans on {job.device}; torch-eager, torch-compile and "
+                "onnx run there"
+            )
+        from asd_policy.backends.cuda_graphs import GraphedDenoiser
+        from asd_policy.backends.torch_network import prepare
 
-    @contextmanager
-    def queue(self) -> Iterator[None]:
-        """Launch on the recordings' own stream, after what the caller has launched so far."""
-        self._caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(self._caller)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            yield
-
-    def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Copy both on the current stream, the counts to pinned memory; see `Launcher.fetch`."""
-        kept = sample.clone()
-        on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-        on_host.copy_(counts, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(self._device))
-
-        def wait() -> tuple[Tensor, Tensor]:
-            done.synchronize()
-            kept.record_stream(self._caller)  # where it may be freed
-            return kept, on_host
-
-        return wait
+        return GraphedDenoiser(prepare(network, job, self), job.device)

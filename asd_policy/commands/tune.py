@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from asd_policy import evaluate, law, report
+from asd_policy import evaluate, report
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy, locate
 from asd_policy.commands.common import DONE, BackendOption, check_at_least, progress_bar
@@ -21,6 +21,7 @@ from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.choice import DEFAULT, Setting, candidates, expected_costs, measure
 from asd_policy.samplers.target import Target
+from asd_policy.states import random_conditioning
 from asd_policy.tuning import save_tuning, tuning_file
 
 
@@ -118,7 +119,7 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan one by one at random observations until the experience has so many plans."""
     policy.reset(evaluate.learning_seed(seed))
-    for cond in law.at_random(policy, plans - policy.experience.plans, seed):
+    for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
         batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(
             policy.denoiser,
@@ -134,7 +135,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
 
 def _measure(policy: Policy, settings: Sequence[Setting]) -> None:
     """Time network and engine for single plans."""
-    cond = law.at_random(policy, 1, seed=0)
+    cond = random_conditioning(policy, 1, seed=0)
     shape = (1, *policy.event)
     tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
     with torch.inference_mode():

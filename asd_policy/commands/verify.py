@@ -14,6 +14,7 @@ from asd_policy.commands.common import DIFFERS, DONE, BackendOption, check_at_le
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
+from asd_policy.states import random_conditioning
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class VerifyCommand:
             int(word) for word in np.random.SeedSequence(self.seed).generate_state(4)
         )
         if self.env is None:
-            conds, source = law.at_random(policy, self.observations, states), "random in the normalisation's range"
+            conds = random_conditioning(policy, self.observations, states)
+            source = "random in the normalisation's range"
         else:
             env = evaluate.make_env(self.env)
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from asd_policy import arrays
 from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
+from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
@@ -93,6 +94,7 @@ class Sampler(abc.ABC):
         device: Device | str | None = None,
         held: Held | None = None,
         past: Past | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> SampleResult:
         """Draw a batch of samples.
 
@@ -106,6 +108,7 @@ class Sampler(abc.ABC):
             device: Where to sample; by default where `tape` or `cond` is, else the CPU.
             held: Coordinates that are given, not sampled.
             past: What earlier plans tell.
+            stopwatch: Told where the time goes.
 
         Returns:
             Samples of `shape` and what they cost.
@@ -116,6 +119,8 @@ class Sampler(abc.ABC):
             ValueError: The tape, the conditioning, the held values or the last plan do not fit `shape`.
         """
         start = time.perf_counter()
+        if stopwatch is not None:
+            stopwatch.mark("host")
         self.check(chain)
         if tape is None:
             where = device if device is not None else "cpu" if cond is None else arrays.device_of(cond)
@@ -140,7 +145,10 @@ class Sampler(abc.ABC):
         launcher = denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
-            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher)
+            if stopwatch is not None:
+                stopwatch.mark("encode")
+            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher, stopwatch)
+            target.mark("host")
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)

@@ -102,11 +102,13 @@ class Round:
         steps = (cursor[:, None] + slots).clip(max=end - 1)  # [R, n]
 
         # Draft.
+        self.target.mark("draft")
         known = self.draft.known(path, rows, steps)
         point, guess = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
 
         # Verify.
         clean = self.target.predict_window(point, steps, rows, live if compact else None)  # [R, n, D]
+        self.target.mark("verify")
         tables = chain.tables(arrays.device_of(point), point.dtype)
         of = (rows[:, None], steps)
         noise, uniform = path.normals[of], path.uniforms[of]
@@ -117,6 +119,7 @@ class Round:
         last, rejected = verdict.last, verdict.rejected
 
         # Commit.
+        self.target.mark("commit")
         going = quota > 0  # a row that is done has no live point, and must not change
         here = (arrays.arange(len(rows), rows), last)
         last_steps = steps[here]
@@ -142,3 +145,4 @@ class Round:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
         path.rounds[rows] += going
         path.nfe[rows] += quota if compact else width
+        self.target.mark("host")

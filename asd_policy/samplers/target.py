@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
+from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser, MeteredDenoiser
 from asd_policy.samplers.launcher import Launcher
 
@@ -36,6 +37,12 @@ class Target:
     held: Held | None = None
     launcher: Launcher | None = None
     """Records the network's calls; None where they are made one by one."""
+    stopwatch: Stopwatch | None = None
+    """Told what the time goes to; None where nobody asks. Recordings tell nothing."""
+
+    def mark(self, stage: str) -> str:
+        """Say which of `clock.STAGES` begins; return the one that ends."""
+        return "host" if self.stopwatch is None else self.stopwatch.mark(stage)
 
     def recordable(self, cond: Array | None, held: Held | None) -> "Target":
         """Return this target with other conditioning and given values, and a network that is not metered."""
@@ -77,7 +84,10 @@ class Target:
         """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
         cond = self.cond if self.cond is None or rows is None else self.cond[rows]
         seen = self.hold(x, rows).reshape(len(x), *self.shape[1:])
-        return self.denoiser(seen, timestep, cond).reshape(x.shape)
+        before = self.mark("network")
+        output = self.denoiser(seen, timestep, cond)
+        self.mark(before)
+        return output.reshape(x.shape)
 
     def hold(self, x: Array, rows: Array | None = None) -> Array:
         """Return points [N, …] with the given values in their places."""

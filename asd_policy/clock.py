@@ -1,0 +1,102 @@
+"""What time it is, on the host or on a GPU's own timeline, and which stage of a plan it goes to."""
+
+import abc
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from asd_policy.errors import SpecError
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES: tuple[str, ...] = ("encode", "draft", "network", "verify", "commit", "host")
+"""Where a plan's time goes: observation to conditioning; drafted chain; network calls; judging drafts against targets;
+taking the steps that stand; and all the rest, such as noise, Python's loop, waiting for the device, and actions."""
+
+
+class Clock(abc.ABC):
+    """Notes instants, and later says what lay between them."""
+
+    @abc.abstractmethod
+    def tick(self) -> Any:
+        """Note this instant. Waits for nothing."""
+
+    @abc.abstractmethod
+    def seconds(self, ticks: Sequence[Any]) -> list[float]:
+        """Return the time from each tick to the next [s]; waits for the last of them."""
+
+
+class HostClock(Clock):
+    """The monotonic clock, for what the CPU computes itself."""
+
+    def tick(self) -> float:
+        """Read the clock [s]."""
+        return time.perf_counter()
+
+    def seconds(self, ticks: Sequence[float]) -> list[float]:
+        """Return the differences."""
+        return [later - earlier for earlier, later in zip(ticks[:-1], ticks[1:], strict=True)]
+
+
+class DeviceClock(Clock):
+    """CUDA events: instants on the GPU's timeline, when all that was queued before them is done."""
+
+    def __init__(self, device: "torch.device") -> None:
+        """Clock the current stream of a GPU."""
+        self._device = device
+
+    def tick(self) -> "torch.cuda.Event":
+        """Queue an event."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, ticks: Sequence["torch.cuda.Event"]) -> list[float]:
+        """Wait for the last event; return the times between them."""
+        ticks[-1].synchronize()
+        return [1e-3 * earlier.elapsed_time(later) for earlier, later in zip(ticks[:-1], ticks[1:], strict=True)]
+
+
+def clock_of(device: "torch.device") -> Clock:
+    """Return the clock that goes with a device: events on a GPU, the monotonic clock on a CPU.
+
+    Raises:
+        SpecError: A device of another kind.
+    """
+    if device.type == "cuda":
+        return DeviceClock(device)
+    if device.type == "cpu":
+        return HostClock()
+    raise SpecError(f"device {str(device)!r} has no clock here; a benchmark runs on cpu or cuda")
+
+
+class Stopwatch:
+    """Adds up what stages take. It is on one stage at any time, and is told when another begins.
+
+    On a GPU the stages are marked on the GPU's timeline, so that nothing waits for a mark; time in which the GPU has
+    nothing to do counts for the stage that it waits in.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        """Start, on "host"."""
+        self._clock = clock
+        self._stages = ["host"]
+        self._ticks = [clock.tick()]
+
+    def mark(self, stage: str) -> str:
+        """Begin one of `STAGES`; return the one that ends."""
+        before = self._stages[-1]
+        self._stages.append(stage)
+        self._ticks.append(self._clock.tick())
+        return before
+
+    def stop(self) -> dict[str, float]:
+        """Return the time spent in each of `STAGES` [s] from the start until now."""
+        total = dict.fromkeys(STAGES, 0.0)
+        between = self._clock.seconds([*self._ticks, self._clock.tick()])
+        for stage, seconds in zip(self._stages, between, strict=True):
+            total[stage] += seconds
+        return total

@@ -1,0 +1,142 @@
+"""What gpu_bench.py carries to a machine without environments: demonstrations to train on, and states to plan in."""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from asd_policy import load_policy
+from asd_policy.checkpoints.lerobot import ACTION
+from asd_policy.files import atomic_file
+from asd_policy.policy import ENVIRONMENT_KEYS, Policy
+from demonstrations import Demonstration
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = ROOT / "checkpoints/metaworld-pick-place"
+"""The policy that met the states, and whose normalisation all numbers here have."""
+ENVIRONMENT = "asd/MetaWorld-pick-place-v0"
+PLANNER = "asd:window=32"
+"""Exact, so that the states are those that sequential sampling would meet."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Numbers of pick-place as the checkpoint normalises them, in half precision."""
+
+    demonstrations: list[Demonstration]
+    """Of the scripted expert."""
+    cond: Tensor
+    """What a network is told in closed-loop episodes, at moments of planning in random order, [N, C]."""
+    previous: Tensor
+    """What it was told at the plan before [N, C]; zeros at an episode's start."""
+    first: npt.NDArray[np.bool_]
+    """Whether it was the start [N]."""
+    episode: npt.NDArray[np.int64]
+    """The episode that each is of [N]."""
+    notes: dict[str, Any]
+    """How it was recorded."""
+
+    def first_states(self, count: int) -> "Recording":
+        """Return the recording with so many of its states."""
+        return replace(
+            self,
+            cond=self.cond[:count],
+            previous=self.previous[:count],
+            first=self.first[:count],
+            episode=self.episode[:count],
+        )
+
+
+def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) -> None:
+    """Record from the environment, with the checkpoint and the expert it was trained on, and write a file.
+
+    Args:
+        path: An .npz file.
+        seed: Of demonstrations and episodes.
+        demonstrations: How many successes of the expert, as scripts/train.py records them.
+        states: How many moments of planning.
+    """
+    # What follows needs the environments, which the machine that reads the recording need not have.
+    from rich.progress import Progress
+
+    import train
+    from asd_policy import evaluate
+
+    policy = load_policy(CHECKPOINT, PLANNER)
+    maps = {**{ENVIRONMENT_KEYS[name]: policy.normalization[name] for name in policy.observation_dims},
+            ACTION: policy.normalization["action"]}  # fmt: skip
+    with Progress() as progress:
+        options = train.Options(env=ENVIRONMENT, out=path, demonstrations=demonstrations, seed=seed)
+        episodes = train.demonstrate(options, progress)
+    streams = {
+        name: _half(affine.normalize(torch.from_numpy(np.concatenate([episode[name] for episode in episodes]))))
+        for name, affine in maps.items()
+    }
+    conds, previous, first, owners = [], [], [], []
+    env = evaluate.make_env(ENVIRONMENT)
+    for episode in evaluate.rollouts([policy], env, states, seed):
+        told = [plan.cond for plan in episode.plans]
+        conds += told
+        previous += [torch.zeros_like(told[0]), *told[:-1]]
+        first += [index == 0 for index in range(len(told))]
+        owners += [episode.index] * len(told)
+        if len(conds) >= states:
+            break
+    env.close()
+    order = np.random.default_rng(seed).permutation(len(conds))[:states]
+    notes = {"command": shlex.join(["python", *sys.argv]), "environment": ENVIRONMENT, "checkpoint": CHECKPOINT.name,
+             "planner": policy.sampler.spec, "seed": seed, "episodes": len(set(owners))}  # fmt: skip
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            # Annotated as if a stream could be named allow_pickle.
+            **streams,  # pyright: ignore[reportArgumentType]
+            lengths=np.array([len(episode["action"]) for episode in episodes]),
+            cond=_half(torch.cat(conds))[order],
+            previous=_half(torch.cat(previous))[order],
+            first=np.array(first)[order],
+            episode=np.array(owners)[order],
+            notes=json.dumps(notes),
+        )
+
+
+def load(path: Path) -> Recording:
+    """Read a recording.
+
+    Raises:
+        SystemExit: There is none, or it is damaged; one line.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ends = np.cumsum(file["lengths"])[:-1]
+            names = (*ENVIRONMENT_KEYS.values(), ACTION)
+            parts = {name: np.split(file[name].astype(np.float32), ends) for name in names}
+            cond, previous = (torch.from_numpy(file[name].astype(np.float32)) for name in ("cond", "previous"))
+            first, episode, notes = file["first"], file["episode"], json.loads(str(file["notes"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise SystemExit(f"{path} is no recording: {error}; gpu_bench.py --record makes one") from None
+    demonstrations = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    return Recording(demonstrations, cond, previous, first, episode, notes)
+
+
+def last_plans(policy: Policy, recording: Recording, seed: int) -> Tensor:
+    """Return what a policy of its own planned before each state [N, *event], moved on to it; zeros at the start.
+
+    The states were met with another network's plans; what they were drafted from has to be the network's own.
+    """
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    cond = recording.previous.to(policy.device)
+    sampled = policy.sampler.sample(policy.denoiser, policy.chain, (len(cond), *policy.event), cond, generator)
+    first = torch.as_tensor(recording.first, device=policy.device)
+    return torch.where(first.view(-1, 1, 1), 0, policy.move_on(sampled.sample))
+
+
+def _half(values: Tensor) -> npt.NDArray[np.float16]:
+    return values.cpu().numpy().astype(np.float16)

@@ -1,0 +1,119 @@
+"""Operations and bytes by hand, and what the bounds make of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from asd_policy import roofline
+from asd_policy.checkpoints import load_policy
+from asd_policy.clock import HostClock
+from asd_policy.roofline import Ceiling, Network, Work, measure_network, measure_work
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> None:
+    torch.set_grad_enabled(False)
+
+
+def test_work_of_a_linear_layer() -> None:
+    layer, x = nn.Linear(5, 7), torch.randn(3, 5)
+    numbers = 3 * 5 + 5 * 7 + 7 + 3 * 7  # input, weight, bias, output
+    assert measure_work(lambda: layer(x), 3) == Work(3, 2 * 3 * 5 * 7, 4 * numbers)
+
+
+def test_work_of_a_convolution() -> None:
+    layer, x = nn.Conv1d(2, 4, 3, padding=1, bias=False), torch.randn(5, 2, 8)
+    numbers = 5 * 2 * 8 + 4 * 2 * 3 + 5 * 4 * 8
+    assert measure_work(lambda: layer(x), 5) == Work(5, 2 * 5 * 8 * 4 * 2 * 3, 4 * numbers)
+
+
+def test_views_move_nothing_and_copies_do() -> None:
+    x = torch.randn(3, 5)
+    assert measure_work(lambda: x.t()[1:].unsqueeze(0), 1).bytes == 0
+    assert measure_work(lambda: x + 1, 1).bytes == 2 * 4 * 15
+    assert measure_work(lambda: x.half(), 1).bytes == (4 + 2) * 15
+
+
+def test_an_operation_in_place_reads_and_writes() -> None:
+    x, y = torch.zeros(3, 5), torch.ones(3, 5)
+    assert measure_work(lambda: x.add_(y), 1).bytes == 3 * 4 * 15
+
+
+def test_a_network_without_modules_has_no_work(checkpoint: Path) -> None:
+    policy = load_policy(checkpoint)
+    found = measure_network(policy, (1, 4))
+    assert found is not None
+    assert found.weight_bytes == 4 * found.parameters
+    assert found.work[1].flops == 4 * found.work[0].flops
+    policy.network = lambda x, timestep, cond: x
+    assert measure_network(policy, (1, 4)) is None
+
+
+def test_bounds_by_hand() -> None:
+    network = Network(parameters=100, weight_bytes=400, work=(Work(2, 6000, 1000), Work(4, 60_000, 1200)))
+    ceiling = Ceiling(
+        steps=50,
+        calls={"torch": {2: [5.0, 1.0, 2.0], 4: [4.0, 8.0, 12.0]}, "half": {2: [1.0], 4: [2.0]}},
+        dtypes={"torch": "float32", "half": "float16"},
+        network=network,
+        flops_per_second={"float32": 6000.0, "float16": 60_000.0},
+        bytes_per_second=250.0,
+    )
+    torch_, half = ceiling.record()["backends"]
+    assert (torch_["call_ms"], torch_["sequential_ms"]) == (2000, 100_000)
+    assert torch_["curve"] == [
+        {"points": 2, "call_ms": 2000, "call_min_ms": 1000, "n": 3,
+         "compute_ms": 1000, "weights_ms": 1600, "traffic_ms": 4000, "of_limit": 0.8},
+        {"points": 4, "call_ms": 8000, "call_min_ms": 4000, "n": 3,
+         "compute_ms": 10_000, "weights_ms": 1600, "traffic_ms": 4800, "of_limit": 1.25},
+    ]  # fmt: skip
+    # Half the bytes in half precision.
+    assert half["curve"][0] | {"compute_ms": 100, "weights_ms": 800, "traffic_ms": 2000} == half["curve"][0]
+    assert ceiling.call_seconds("torch", 3) == 5
+    assert [ceiling.call_seconds("torch", points) for points in (1, 2, 9)] == [2, 2, 8]  # no further than measured
+
+
+def test_calls_are_interleaved(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(checkpoint)
+    sizes: list[int] = []
+
+    def network(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+        sizes.append(len(x))
+        return x
+
+    policy.denoiser = network
+    roofline.time_calls([policy], (1, 2, 4), HostClock())
+    assert sizes == [1, 1, 2, 2, 4, 4] + [1, 2, 4] * roofline.CALLS
+
+
+def test_conditioning_that_is_taken_in_once_is_no_part_of_a_call(checkpoint: Path) -> None:
+    policy = load_policy(checkpoint)
+    seen: list[torch.Size] = []
+
+    class Encoding:
+        """A denoiser that reads what it encoded."""
+
+        def encode(self, cond: torch.Tensor) -> torch.Tensor:
+            """Make it short."""
+            return cond[:, :3]
+
+        def __call__(self, x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+            assert cond is not None
+            seen.append(cond.shape)
+            return x
+
+    policy.denoiser = Encoding()
+    roofline.time_calls([policy], (2,), HostClock())
+    assert set(seen) == {torch.Size((2, 3))}
+
+
+def test_rates_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks) / 4)  # a quarter of a second for everything
+    monkeypatch.setattr(roofline, "_MATRIX", {"cpu": 10})
+    monkeypatch.setattr(roofline, "_COPIED", {"cpu": 100})
+    cpu = torch.device("cpu")
+    assert roofline.matmul_rate(cpu, "float32", HostClock()) == 2 * 10**3 * 4
+    assert roofline.copy_rate(cpu, HostClock()) == 2 * 100 * 4
