@@ -12,8 +12,8 @@ from asd_policy.errors import DenoiserError
 from asd_policy.models.unet import ConditionalUnet1d
 
 TABLE_BYTES = 2**28
-"""Most memory that the timesteps' part may take. 1000 timesteps of LeRobot's default network, which has a gigabyte of
-weights, take 115 MB."""
+"""Most memory that the table of timesteps may take, with what it is computed from. For 1000 timesteps of LeRobot's
+default network, which has a gigabyte of weights, that is 120 MB."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -46,7 +46,8 @@ class FilmUnet(nn.Module):
             told = torch.cat([encoder.weight[:, step_dim:] for encoder in encoders])  # W_c of all blocks [E, cond_dim]
             self.register_buffer("projection", told.to(dtype))
             self.network = for_few_points(in_dtype(network, dtype))
-            small = timesteps * sum(self._sizes) * dtype.itemsize <= TABLE_BYTES
+            # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
+            small = timesteps * (sum(self._sizes) + 10 * step_dim) * told.itemsize <= TABLE_BYTES
             every = torch.arange(timesteps if small else 0, device=told.device)
             # In the precision of the network as it is, and rounded once.
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
