@@ -76,50 +76,40 @@ class Onnx(Backend):
             BackendError: onnxruntime is missing, the provider is not there, points are on a device that it does not
                 reach, or the network cannot be exported or does not fit the job.
         """
-        device = _Device.of(job.device)
-        if device.kind not in ("cpu", "cuda") or (device.kind == "cuda" and self.provider == "cpu"):
-            valid = "provider=cuda or provider=tensorrt" if device.kind == "cuda" else "a policy on cpu or cuda"
+        kind = str(job.device).partition(":")[0]  # of torch or not
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and self.provider == "cpu"):
+            valid = "provider=cuda or provider=tensorrt" if kind == "cuda" else "a policy on cpu or cuda"
             raise BackendError(
                 f"{self.spec} does not reach points on {job.device} without copying each of them; use {valid}"
             )
         check_provider(self.provider)
         if isinstance(network, OnnxModel):
-            return self._open(str(network.path), str(network.path), job, device)
+            return self._open(str(network.path), str(network.path), job, on_gpu=kind == "cuda")
         from asd_policy.exporting.network import export_network
 
         # On a GPU its libraries have better convolutions than products of gathered taps.
         model = export_network(network, job, lowered=self.provider == "cpu")
-        return self._open(model.SerializeToString(), f"the exported {type(network).__name__}", job, device)
+        return self._open(
+            model.SerializeToString(), f"the exported {type(network).__name__}", job, on_gpu=kind == "cuda"
+        )
 
-    def _open(self, model: str | bytes, name: str, job: Job, device: "_Device") -> OnnxNetwork:
-        stream = None
-        if device.kind == "cuda":
+    def _open(self, model: str | bytes, name: str, job: Job, on_gpu: bool) -> OnnxNetwork:
+        stream, index = None, 0
+        if on_gpu:
             import torch
 
             stream = torch.cuda.Stream(job.device)
-        options = provider_options(self.provider, device.index, job, 0 if stream is None else stream.cuda_stream)
-        session = open_session(model, name, options, self.threads if self.threads else default_threads())
+            index = stream.device.index
+        options = provider_options(self.provider, index, job, 0 if stream is None else stream.cuda_stream)
+        session = open_session(model, name, options, self.threads or default_threads())
         check_signature(session, name, job)
         if stream is None:
-            return OnnxNetwork(session, (device.kind, device.index))
+            return OnnxNetwork(session, ("cpu", 0))
         tensorrt = self.provider == "tensorrt"
         return OnnxCudaNetwork(
             session,
-            (device.kind, device.index),
+            ("cuda", index),
             stream,
             most_points=TENSORRT_BATCH[-1] if tensorrt else None,
             most_graphs=0 if tensorrt else MAX_GRAPHS,
         )
-
-
-@dataclass(frozen=True)
-class _Device:
-    """A torch device, read without torch."""
-
-    kind: str
-    index: int
-
-    @classmethod
-    def of(cls, device: Any) -> "_Device":
-        kind, _, index = str(device).partition(":")
-        return cls(kind, int(index or 0))

@@ -1,10 +1,13 @@
 """An open session of ONNX Runtime as a denoiser, for arrays of numpy and tensors of torch alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asd_policy.backends.onnx_session import one_line
 from asd_policy.errors import DenoiserError
 
 if TYPE_CHECKING:
@@ -13,6 +16,15 @@ if TYPE_CHECKING:
 
 _GRAPH_ID = "gpu_graph_id"  # of a run; -1 for none
 _NO_WAIT = "disable_synchronize_execution_providers"
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise what ONNX Runtime raises as a `DenoiserError`."""
+    try:
+        yield
+    except Exception as error:  # its exceptions have no common class but this
+        raise DenoiserError(f"ONNX Runtime: {one_line(error)}") from None
 
 
 class OnnxNetwork:
@@ -45,14 +57,9 @@ class OnnxNetwork:
         """
         if cond is None:
             raise DenoiserError("this network is told observations; cond is None")
-        try:
-            if isinstance(x, np.ndarray):
-                return self._call_arrays(x, timestep, cond)
-            return self._call_tensors(x, timestep, cond)
-        except DenoiserError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions have no common class but this
-            raise DenoiserError(f"ONNX Runtime: {' '.join(str(error).split())[:300]}") from None
+        if isinstance(x, np.ndarray):
+            return self._call_arrays(x, timestep, cond)
+        return self._call_tensors(x, timestep, cond)
 
     def _call_arrays(self, x: Any, timestep: Any, cond: Any) -> Any:
         feed = {
@@ -61,7 +68,8 @@ class OnnxNetwork:
             "cond": np.ascontiguousarray(cond, np.float32),
         }
         # Inputs are read where they are; the output is ONNX Runtime's memory, handed over.
-        return self.session.run(None, feed)[0]
+        with _refusals():
+            return self.session.run(None, feed)[0]
 
     def _call_tensors(self, x: "Tensor", timestep: "Tensor", cond: "Tensor") -> "Tensor":
         import torch
@@ -69,22 +77,27 @@ class OnnxNetwork:
         inputs = _Inputs(
             x.to(torch.float32).contiguous(), timestep.to(torch.int64).contiguous(), cond.to(torch.float32).contiguous()
         )
+        self._check(inputs)
         output = torch.empty_like(inputs.x)
         self._run(inputs, output)
         return output
 
-    def _run(self, inputs: "_Inputs", output: "Tensor", options: Any = None) -> None:
-        """Run the session on tensors' own memory, which is checked here: ONNX Runtime is told addresses."""
-        binding = self.session.io_binding()
-        for name, tensor, kind in inputs.bindings():
-            found, wanted = tuple(tensor.shape), (len(output), *self._shapes[name])
-            device = (tensor.device.type, tensor.device.index or 0)
-            if found != wanted or device != self._device:
+    def _check(self, inputs: "_Inputs") -> None:
+        """Refuse tensors whose memory is not what the session takes it for: it is told addresses."""
+        for name, tensor, _ in inputs.bindings():
+            found, wanted = tuple(tensor.shape), (len(inputs.x), *self._shapes[name])
+            if found != wanted or (tensor.device.type, tensor.device.index or 0) != self._device:
                 where = ":".join(map(str, self._device))
                 raise DenoiserError(f"{name} has shape {found} on {tensor.device}, not {wanted} on {where}")
-            binding.bind_input(name, *device, kind, found, tensor.data_ptr())
+
+    def _run(self, inputs: "_Inputs", output: "Tensor", options: Any = None) -> None:
+        """Run the session on tensors' own memory."""
+        binding = self.session.io_binding()
+        for name, tensor, kind in inputs.bindings():
+            binding.bind_input(name, *self._device, kind, tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output("prediction", *self._device, np.float32, tuple(output.shape), output.data_ptr())
-        self.session.run_with_iobinding(binding, options)
+        with _refusals():
+            self.session.run_with_iobinding(binding, options)
 
 
 @dataclass(frozen=True)
@@ -170,8 +183,12 @@ class OnnxCudaNetwork(OnnxNetwork):
 
     def _graph(self, inputs: _Inputs) -> _Graph | None:
         """Return the graph for as many points, a new one while there are not too many."""
+        import torch
+
         points = len(inputs.x)
         if points not in self._graphs and len(self._graphs) < self._most_graphs:
-            own = _Inputs(inputs.x.clone(), inputs.timestep.clone(), inputs.cond.clone())
-            self._graphs[points] = _Graph(own, inputs.x.new_empty(inputs.x.shape), len(self._graphs) + 1)
+            with torch.inference_mode(False):  # calls outside of it may write there, too
+                own = _Inputs(*(torch.empty_like(tensor) for _, tensor, _ in inputs.bindings()))
+                output = torch.empty_like(own.x)
+            self._graphs[points] = _Graph(own, output, len(self._graphs) + 1)
         return self._graphs.get(points)

@@ -115,6 +115,7 @@ def session_options(threads: int) -> Any:
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # and not by a file's name
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
     return options
 

@@ -51,7 +51,7 @@ def read_onnx(path: Path) -> OnnxContents:
         size = path.stat().st_size
         if size > MAX_FILE:
             raise CheckpointError(f"{path} has {size} bytes; an ONNX file has {MAX_FILE} at most")
-        return look_at(memoryview(path.read_bytes()))
+        return _read_model(memoryview(path.read_bytes()))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except _Unwanted as error:
@@ -69,13 +69,7 @@ class _Unwanted(Exception):
 # Below, numbers are those of the fields in the messages of onnx.proto3, and a message of the wrong kind is a TypeError.
 
 
-def look_at(model: memoryview) -> OnnxContents:
-    """Look at a serialised model, as `read_onnx` does at a file.
-
-    Raises:
-        ValueError: It is not whole.
-        TypeError: A field is a number where it should be a message.
-    """
+def _read_model(model: memoryview) -> OnnxContents:
     metadata: dict[str, str] = {}
     graphs: list[memoryview] = []
     for number, value in fields(model):

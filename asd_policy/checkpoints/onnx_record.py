@@ -65,11 +65,6 @@ class Record:
         dims = sum(len(each["origin"]) for each in self.observation.values()) if self.inpaints else 0
         return self.horizons.horizon, len(self.action["origin"]) + dims
 
-    @property
-    def cond_dim(self) -> int:
-        """Numbers of conditioning of a row."""
-        return self.horizons.n_obs_steps * sum(len(each["origin"]) for each in self.observation.values())
-
 
 def write_record(policy: "Policy", network: str, parameters: int, graph: str, source: Mapping[str, Any]) -> str:
     """Return the record of a policy as JSON.
@@ -104,6 +99,7 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
         "observation": maps,
         "horizons": {each.name: getattr(policy.horizons, each.name) for each in fields(Horizons)},
         "inpaints": policy.inpaints,
+        "event": policy.event,
     }
     return json.dumps(record, allow_nan=False, default=_plain)
 
@@ -133,9 +129,8 @@ def read_record(text: str) -> Record:
             f"the record is of version {version.value!r:.40}, and this asd_policy {_package()} reads {VERSION}; "
             f"export the policy anew with `asd-policy export`"
         )
-    horizons = _read_horizons(top.get("horizons"))
     features = top.get("observation")
-    return Record(
+    record = Record(
         package=top.get("package").text(),
         source=top.get("source").mapping(),
         network=top.get("network").text(),
@@ -144,9 +139,15 @@ def read_record(text: str) -> Record:
         chain=_read_chain(top.get("chain")),
         observation={name: _read_map(features.get(name)) for name in features.mapping()},
         action=_read_map(top.get("action")),
-        horizons=horizons,
+        horizons=_read_horizons(top.get("horizons")),
         inpaints=top.get("inpaints").flag(),
     )
+    event = top.get("event").value
+    if event != list(record.event):
+        raise CheckpointError(
+            f"the record's event is {event!r:.60}, but its horizon and features make samples of {list(record.event)}"
+        )
+    return record
 
 
 def _package() -> str:

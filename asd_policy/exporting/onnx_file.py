@@ -9,7 +9,7 @@ from torch import nn
 
 from asd_policy.backends.base import Job
 from asd_policy.backends.onnx import Onnx, OnnxModel
-from asd_policy.checkpoints.onnx_graph import MAX_FILE, look_at, read_onnx
+from asd_policy.checkpoints.onnx_graph import read_onnx
 from asd_policy.checkpoints.onnx_record import KEY, read_record, write_record
 from asd_policy.errors import BackendError
 from asd_policy.exporting.network import example, export_network
@@ -37,27 +37,24 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
     Raises:
         BackendError: A package is missing, or the network cannot be exported, is too large for one file, or the file
             predicts something else.
+        CheckpointError: The file would not be loaded again.
     """
-    import onnx
-
     network = policy.network
     job = policy.job
     if isinstance(network, OnnxModel):
         raise BackendError(f"the policy is an ONNX file already: {network.path}")
     model = export_network(network, job, lowered=True)
     assert isinstance(network, nn.Module)  # or it would not have been exported
-    content = model.SerializeToString()
+    import onnx
+
     parameters = sum(each.numel() for each in network.parameters())
-    digest = look_at(memoryview(content)).digest
-    record = write_record(policy, type(network).__name__, parameters, digest, source)
-    # A message that follows another one is merged into it.
-    note = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=KEY, value=record)]).SerializeToString()
-    if len(content) + len(note) > MAX_FILE:
-        raise BackendError(
-            f"the exported policy has {len(content) + len(note)} bytes; one ONNX file has {MAX_FILE} at most"
-        )
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content + note)
+        temporary.write_bytes(model.SerializeToString())
+        digest = read_onnx(temporary).digest
+        record = write_record(policy, type(network).__name__, parameters, digest, source)
+        note = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=KEY, value=record)])
+        with temporary.open("ab") as file:
+            file.write(note.SerializeToString())  # a message that follows another one is merged into it
         read_record(read_onnx(temporary).metadata[KEY])
         return _compare(temporary, policy, job)
 
