@@ -3,6 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 LEROBOT := .venv-lerobot
+EDGE := .venv-edge
 EXTRAS := dev,metaworld,onnx
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
@@ -10,7 +11,7 @@ EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lerobot lint format types clean
+.PHONY: help install demo test lerobot edge lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -40,6 +41,18 @@ lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lero
 	@$(PY) -m pyright -p tests/with_lerobot
 	@PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
 
+edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on a policy that is exported first
+	@OMP_NUM_THREADS=1 $(PY) tests/without_torch/prepare.py runs/edge
+	@ASD_EDGE_FILES='$(CURDIR)/runs/edge' $(EDGE)/bin/python -m pytest -q -c /dev/null --rootdir=tests/without_torch \
+		--confcutdir=tests/without_torch -p no:cacheprovider tests/without_torch
+
+$(EDGE)/.installed: $(STAMP)
+	@test -x $(EDGE)/bin/python || python3 -m venv $(EDGE)
+	@echo "installing numpy, onnxruntime and safetensors into $(EDGE)"
+	@$(EDGE)/bin/python -m $(PIP) hatchling editables numpy onnxruntime safetensors pytest || $(NO_PIP)
+	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
+	@touch $@
+
 $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml
 	@test -x $(LEROBOT)/bin/python || python3 -m venv $(LEROBOT)
 	@echo "installing lerobot and what it imports into $(LEROBOT)"
@@ -60,5 +73,5 @@ format: $(STAMP) ## put files into the project's format
 types: $(STAMP) ## check types
 	@$(PY) -m pyright
 
-clean: ## remove .venv, .venv-lerobot, caches and results
-	rm -rf $(VENV) $(LEROBOT) .pytest_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, .venv-lerobot, .venv-edge, caches and results
+	rm -rf $(VENV) $(LEROBOT) $(EDGE) .pytest_cache .ruff_cache .hypothesis runs

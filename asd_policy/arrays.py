@@ -7,6 +7,7 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +49,12 @@ def device_of(x: Any) -> Any:
 
 
 def find_device(name: Any) -> Device:
-    """Return a device by its name.
+    """Return a device by its name; where PyTorch is not installed, "cpu" means NumPy.
 
     Raises:
         SpecError: It cannot be used here.
     """
-    if name == NUMPY:
+    if name == NUMPY or (name == "cpu" and find_spec("torch") is None):
         return NUMPY
     try:
         import torch

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asd_policy.arrays import NUMPY
 from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.backends.onnx_session import (
@@ -76,7 +77,7 @@ class Onnx(Backend):
             BackendError: onnxruntime is missing, the provider is not there, points are on a device that it does not
                 reach, or the network cannot be exported or does not fit the job.
         """
-        kind = str(job.device).partition(":")[0]  # of torch or not
+        kind = "cpu" if job.device == NUMPY else str(job.device).partition(":")[0]
         if kind not in ("cpu", "cuda") or (kind == "cuda" and self.provider == "cpu"):
             valid = "provider=cuda or provider=tensorrt" if kind == "cuda" else "a policy on cpu or cuda"
             raise BackendError(

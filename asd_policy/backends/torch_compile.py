@@ -14,7 +14,7 @@ class TorchCompile(TorchBackend):
 
     name: ClassVar[str] = "torch-compile"
 
-    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
         """Compile the network.
 
         Raises:

@@ -15,7 +15,7 @@ class TorchCudaGraph(TorchBackend):
 
     name: ClassVar[str] = "torch-cuda-graph"
 
-    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
         """Return the network with a launcher; samplers capture at the first plan of each shape.
 
         Raises:

@@ -14,7 +14,7 @@ class TorchEager(TorchBackend):
 
     name: ClassVar[str] = "torch-eager"
 
-    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
         """Return the network with its conditioning computed once; a function that is no module, as it is.
 
         Raises:

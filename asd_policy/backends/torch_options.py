@@ -1,10 +1,13 @@
 """What the backends of PyTorch share: the dtype. Torch itself they import when they prepare a network."""
 
+import abc
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from asd_policy.backends.base import DTYPES, Backend
-from asd_policy.errors import SpecError
+from asd_policy.arrays import NUMPY
+from asd_policy.backends.base import DTYPES, Backend, Job
+from asd_policy.denoiser import Denoiser
+from asd_policy.errors import BackendError, SpecError
 
 FLOAT32 = DTYPES[0]
 
@@ -35,3 +38,13 @@ class TorchBackend(Backend):
         options = ((field, getattr(self, field.name)) for field in fields(self))
         given = [f"{field.name}={value}" for field, value in options if value != field.default]
         return ":".join([self.name, ",".join(given)] if given else [self.name])
+
+    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+        """Return the network as this backend runs it; see `Backend.prepare`."""
+        if job.device == NUMPY:
+            raise BackendError(f"{self.spec} runs on PyTorch's tensors, the policy plans on NumPy's arrays; use onnx")
+        return self.prepare_tensors(network, job)
+
+    @abc.abstractmethod
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
+        """Do that on a device of PyTorch's."""

@@ -28,7 +28,7 @@ class TorchReplicas(TorchBackend):
         if self.devices is not None and not all(self.devices.split("+")):
             raise SpecError(f"devices={self.devices} is not a list of devices such as cuda:0+cuda:1")
 
-    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
         """Return the network and its replicas.
 
         Raises:

@@ -1,0 +1,59 @@
+"""Where PyTorch is not installed: numpy and onnxruntime plan from an exported file (`make edge`)."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import asd_policy
+from asd_policy.noise import NoiseTape
+
+FOLDER = Path(os.environ["ASD_EDGE_FILES"])
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Any]:
+    """What PyTorch planned."""
+    return dict(np.load(FOLDER / "plans.npz"))
+
+
+def test_there_is_no_pytorch() -> None:
+    assert not [name for name in ("torch", "scipy", "diffusers", "gymnasium", "onnx") if find_spec(name)]
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "asd:window=16", "asd:window=8,draft=warm,verify=reflection"])
+def test_plans_are_those_of_pytorch(spec: str, plans: dict[str, Any]) -> None:
+    policy = asd_policy.load_policy(FOLDER / "policy.onnx", spec)
+    tape = NoiseTape(*(plans[name] for name in ("initial", "normals", "uniforms")))
+    shape = plans[f"{spec} sample"].shape
+    result = policy.sampler.sample(policy.denoiser, policy.chain, shape, plans["cond"], tape=tape)
+    assert isinstance(result.sample, np.ndarray)
+    np.testing.assert_allclose(result.sample, plans[f"{spec} sample"], rtol=0, atol=1e-4)
+    assert list(result.stats.rounds) == plans[f"{spec} rounds"].tolist()
+
+
+def test_a_closed_loop() -> None:
+    """With the default, which measures, chooses and learns."""
+    policy = asd_policy.load_policy(FOLDER / "policy.onnx", "asd")
+    policy.reset(seed=0)
+    observation = {name: np.zeros(dim, np.float32) for name, dim in policy.observation_dims.items()}
+    actions = [policy.select_action(observation) for _ in range(3 * policy.horizons.n_action_steps)]
+    assert np.isfinite(actions).all()
+    assert policy.experience.plans >= 2
+    again = asd_policy.load_policy(FOLDER / "policy.onnx", "asd:window=8")
+    again.reset(seed=0)
+    other = asd_policy.load_policy(FOLDER / "policy.onnx", "asd:window=8")
+    other.reset(seed=0)
+    np.testing.assert_array_equal(again.select_action(observation), other.select_action(observation))
+
+
+def test_what_needs_pytorch_says_so(tmp_path: Path) -> None:
+    with pytest.raises(asd_policy.CheckpointError, match="is not a checkpoint of a known format: exported ONNX file"):
+        asd_policy.load_policy(tmp_path)
+    with pytest.raises(asd_policy.SpecError, match="device 'cuda' cannot be used here: No module named 'torch'"):
+        asd_policy.load_policy(FOLDER / "policy.onnx", device="cuda")
+    with pytest.raises(asd_policy.BackendError, match="torch-eager runs on PyTorch's tensors"):
+        asd_policy.load_policy(FOLDER / "policy.onnx", backend="torch-eager")
