@@ -5,6 +5,7 @@ python tests/without_torch/prepare.py FOLDER
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def main() -> None:
         sampler = asd_policy.make_sampler(spec)
         result = sampler.sample(policy.denoiser, policy.chain, shape, states.cond, tape=tape)
         found |= {f"{spec} sample": result.sample, f"{spec} rounds": torch.tensor(result.stats.rounds)}
-    np.savez(folder / "plans.npz", **{name: values.numpy() for name, values in found.items()})
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in found.items()}
+    np.savez(folder / "plans.npz", **arrays)
 
 
 if __name__ == "__main__":
