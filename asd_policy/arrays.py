@@ -5,7 +5,7 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -174,16 +174,17 @@ def ndtri(p: Any) -> Array:
     return torch.special.ndtri(p)
 
 
-def sampling(device: Any) -> AbstractContextManager[Any]:
-    """Return the context of a sampler's arithmetic: no gradients, no autocast, no warning where ∞ · 0 is masked."""
+@contextlib.contextmanager
+def sampling(device: Any) -> Iterator[None]:
+    """Enter the context of a sampler's arithmetic: no gradients, no autocast, no warning where ∞ · 0 is masked."""
     if device == NUMPY:
-        return np.errstate(all="ignore")
+        with np.errstate(all="ignore"):
+            yield
+        return
     import torch
 
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.inference_mode())
-    stack.enter_context(torch.autocast(device.type, enabled=False))
-    return stack
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:

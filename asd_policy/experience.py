@@ -73,6 +73,10 @@ class Experience:
             _made=dict(self._made),
         )
 
+    def without_times(self) -> "Experience":
+        """Return a copy that knows of no latencies: those of another backend or device tell nothing."""
+        return replace(self.copy(), latency={}, overhead={}, _made={})
+
     def freeze(self) -> None:
         """Stop learning, with the last word on all that was learned."""
         self.learning = False

@@ -174,8 +174,7 @@ class Policy:
         """What runs the network."""
         self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
-        # Latencies were measured on another one.
-        self.experience.latency.clear()
+        self.experience = self.experience.without_times()
 
     def check(self) -> None:
         """Call the network a few times, on noise, to see whether it is one that can be sampled from.

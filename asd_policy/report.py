@@ -121,18 +121,23 @@ def tuning_table(results: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
-    rows: dict[int, dict[str, dict[str, Any]]] = {}
+    rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for setting in results["settings"]:
-        rows.setdefault(setting["window"], {})[f"{setting['draft']} + {setting['verify']}"] = setting
-    pairs = list(rows[1])
-    for column in ("window θ", "network call ms", *(f"{pair}, plan ms" for pair in pairs), "best against sequential"):
+        pair = f"{setting['draft']} + {setting['verify']}"
+        rows.setdefault((setting["backend"], setting["window"]), {})[pair] = setting
+    pairs = list(dict.fromkeys(pair for settings in rows.values() for pair in settings))
+    plan_ms = "expected_plan_ms"
+    sequential = min(setting[plan_ms] for setting in results["settings"] if setting["window"] == 1)
+    rich_table.add_column("backend")
+    for column in ("window θ", "network call ms", *(f"{pair}, plan ms" for pair in pairs), "against sequential"):
         rich_table.add_column(column, justify="right")
-    sequential = rows[1][pairs[0]]["expected_plan_ms"]
-    for window, settings in rows.items():
-        plans = [settings[pair]["expected_plan_ms"] for pair in pairs]
+    best = results["backend"], results["window"]
+    for (backend, window), settings in rows.items():
+        plans = [settings[pair][plan_ms] for pair in pairs]
         cells = (f"{settings[pairs[0]]['call_ms']:.2f}", *(f"{plan:.0f}" for plan in plans))
-        best = f"{sequential / min(plans):.2f}×"
-        rich_table.add_row(str(window), *cells, best, style="bold" if window == results["window"] else None)
+        ratio = f"{sequential / min(plans):.2f}×"
+        style = "bold" if (backend, window) == best else None
+        rich_table.add_row(backend, str(window), *cells, ratio, style=style)
     return rich_table
 
 

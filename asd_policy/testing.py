@@ -23,7 +23,7 @@ from asd_policy.experience import Experience, Response
 from asd_policy.law import PathRecorder, step_checks
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
-from asd_policy.samplers import asd
+from asd_policy.samplers import engine
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.ddpm import Ddpm
@@ -192,7 +192,7 @@ def mutated(mutant: str, size: float = 1.0, seed: int = 0) -> Iterator[None]:
             yield
     else:
         broken = _peek(0.1 * size) if mutant == "peek" else {"smooth": _smooth, "leak": _leak}[mutant]
-        with mock.patch.object(asd, "roll_out", broken):
+        with mock.patch.object(engine, "roll_out", broken):
             yield
 
 

@@ -137,7 +137,10 @@ def test_specs_with_options_read_back(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("abacus", "no backend 'abacus' in 'abacus'; there are torch-eager, torch-compile, torch-replicas"),
+        (
+            "abacus",
+            "no backend 'abacus' in 'abacus'; there are torch-eager, torch-compile, torch-cuda-graph, torch-replicas, onnx",
+        ),
         ("torch-eager:speed=9", "no option 'speed' in 'torch-eager:speed=9'; torch-eager has dtype"),
         ("torch-eager:dtype=int8", "dtype=int8 is none of float32, bfloat16, float16"),
         ("torch-replicas:devices=cpu+", "devices=cpu+ is not a list of devices such as cuda:0+cuda:1"),

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from asd_policy import cli, evaluate
 from asd_policy.checkpoints import load_policy
-from asd_policy.errors import EnvError
+from asd_policy.commands import tune as commands_tune
+from asd_policy.errors import EnvError, SpecError
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.tuning import load_tuning
 
@@ -75,18 +76,63 @@ def test_results_name_the_backend(
         "tune": ["--plans", "1", "--out", str(tmp_path / "tuning")],
     }[command]
     for spec, dtype in (("torch-eager", "float32"), ("torch-eager:dtype=bfloat16", "bfloat16")):
-        assert cli.run([command, "--policy", str(checkpoint), "--backend", spec, "--json", *more]) == 0
+        option = "--backends" if command == "tune" else "--backend"
+        assert cli.run([command, "--policy", str(checkpoint), option, spec, "--json", *more]) == 0
         results = json.loads(capsys.readouterr().out)
         assert (results["backend"], results["dtype"]) == (spec, dtype)
 
 
 def test_a_backend_keeps_its_tuning(checkpoint: Path) -> None:
     """The latencies that were measured, where they were measured on it."""
-    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "1"]) == 0
+    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "1", *EAGER]) == 0
     tuned = load_policy(checkpoint).experience.latency
     assert tuned
     assert load_policy(checkpoint, backend="torch-eager").experience.latency == tuned
     assert not load_policy(checkpoint, backend="torch-eager:dtype=bfloat16").experience.latency
+
+
+def test_tune_chooses_the_backend(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the least expected time of a plan, among those that can run here; auto then runs on it."""
+    refusal = "backend 'auto' is what `asd-policy tune` finds best; it has not run for"
+    with pytest.raises(SpecError, match=refusal):
+        load_policy(checkpoint, backend="auto")
+    faster = "torch-eager:dtype=bfloat16"
+    clock = commands_tune.expected_costs
+
+    def costs(settings: Any, experience: Any, batch: int, steps: int) -> Any:
+        expected = clock(settings, experience, batch, steps)
+        share = 1 if experience.latency is first else 0.01  # of the second backend
+        return {setting: share * cost for setting, cost in expected.items()}
+
+    first = None
+    measured = commands_tune.measure
+
+    def measure(settings: Any, target: Any, tape: Any, experience: Any) -> None:
+        nonlocal first
+        measured(settings, target, tape, experience)
+        first = experience.latency if first is None else first
+
+    monkeypatch.setattr(commands_tune, "measure", measure)
+    monkeypatch.setattr(commands_tune, "expected_costs", costs)
+    words = ["tune", "--policy", str(checkpoint), "--plans", "1", "--json", "--backends"]
+    assert cli.run([*words, "torch-eager", "torch-cuda-graph", faster]) == 0
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
+    assert (results["backend"], results["dtype"]) == (faster, "bfloat16")
+    assert {each["backend"] for each in results["settings"]} == {"torch-eager", faster}
+    assert "needs a CUDA GPU" in results["left_out"]["torch-cuda-graph"]
+    assert "left out: torch-cuda-graph needs a CUDA GPU" in printed.err
+    tuned = load_policy(checkpoint, backend="auto")
+    assert tuned.backend.spec == faster
+    assert tuned.experience.latency
+    assert not load_policy(checkpoint).experience.latency  # those of another backend
+    assert load_policy(checkpoint).experience.plans == 1
+    assert "needs a CUDA GPU" in one_line([*words, "torch-cuda-graph"], capsys)
+
+
+EAGER = ("--backends", "torch-eager")
 
 
 def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -256,7 +302,7 @@ def test_video(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_tune_keeps_what_it_measured_with_the_policy(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "5", "--json"]) == 0
+    assert cli.run(["tune", "--policy", str(checkpoint), "--plans", "5", "--json", *EAGER]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["command"] == "tune"
     assert results["plans"] == 5
@@ -272,7 +318,7 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     # In an environment, to a file of one's own; nothing of the earlier tuning is left in it.
     out = tmp_path / "other"
     words = ["tune", "--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--plans", "2", "--out", str(out)]
-    assert cli.run(words) == 0
+    assert cli.run([*words, *EAGER]) == 0
     assert "window" in capsys.readouterr().err
     assert load_tuning(out, policy.chain, 32, policy.device)[0].plans >= 2
     file.write_bytes(b"damaged")
@@ -290,5 +336,5 @@ def test_tune_keeps_what_it_measured_with_the_policy(
 def test_tune_refuses(
     words: tuple[str, ...], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in one_line(["tune", "--policy", str(checkpoint), *words], capsys)
+    assert message in one_line(["tune", "--policy", str(checkpoint), *EAGER, *words], capsys)
     assert not list(tmp_path.rglob("tuning/*"))

@@ -211,7 +211,7 @@ def test_a_link_out_of_the_cached_repository_is_not_followed(hub: Hub, checkpoin
 
 
 def test_tuning_is_of_the_revision(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.run(["tune", "--policy", REPO, "--plans", "1"]) == 0
+    assert cli.run(["tune", "--policy", REPO, "--plans", "1", "--backends", "torch-eager"]) == 0
     assert tuning_file(locate(REPO)).exists()
     assert asd_policy.load_policy(REPO).experience.plans == 1
 

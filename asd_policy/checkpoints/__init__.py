@@ -10,7 +10,7 @@ from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -18,9 +18,11 @@ from asd_policy.tuning import load_tuning, tuning_file
 
 __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
 
+AUTO = "auto"
+"""In the place of a backend's spec: the one that was measured to be the fastest here."""
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
-FORMATS: dict[str, Format] = {"exported ONNX file": onnx_policy.FORMAT}
+FORMATS: dict[str, Format] = {}
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 if find_spec("torch"):  # without it, an exported policy is all that can run
     from asd_policy.checkpoints import diffusers, diffusion_policy, lerobot, robomimic
@@ -31,6 +33,7 @@ if find_spec("torch"):  # without it, an exported policy is all that can run
         "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
         "robomimic .pth": robomimic.FORMAT,
     }
+FORMATS["exported ONNX file"] = onnx_policy.FORMAT
 
 
 def locate(path: str | Path) -> Path:
@@ -76,7 +79,8 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", ba
         path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
         sampler: Spec of the sampler to plan with; `accelerate` changes it.
         device: A torch device such as "cpu" or "cuda".
-        backend: Spec of what runs the network; None for `torch-eager`.
+        backend: Spec of what runs the network; None for `torch-eager`, or `onnx` for an exported file; "auto" for the
+            one that `asd-policy tune` found best here.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
@@ -84,15 +88,13 @@ def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", ba
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
     """
-    wanted = None if backend is None else make_backend(backend)
-    loaded = load(locate(path), sampler, device)
+    loaded = load(locate(path), sampler, device, backend)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
             "are normalised; asd_policy.load_fn samples from it"
         )
-    # The latencies of its tuning are those of the backend that it has.
-    return loaded if wanted is None or wanted == loaded.backend else loaded.with_backend(wanted)
+    return loaded
 
 
 def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
@@ -114,21 +116,31 @@ def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> Acce
     return loaded
 
 
-def load(path: Path, sampler: str, device: str) -> Policy | AcceleratedFn:
+def load(path: Path, sampler: str, device: str, backend: str | None = None) -> Policy | AcceleratedFn:
     """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
 
     Raises:
+        BackendError: The backend cannot run here, or not this network.
         CheckpointError: No such path, no known format, or a checkpoint that is broken.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
+    wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
     loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
-    if isinstance(loaded, Policy):
-        _check_size(loaded)
-        tuning = tuning_file(path)
-        if tuning.exists():
-            dim = math.prod(loaded.event)
-            loaded.experience, _ = load_tuning(tuning, loaded.chain, dim, loaded.device)
+    if not isinstance(loaded, Policy):
+        return loaded
+    _check_size(loaded)
+    tuning, tuned = tuning_file(path), None
+    if tuning.exists():
+        loaded.experience, tuned = load_tuning(tuning, loaded.chain, math.prod(loaded.event), loaded.device)
+    if backend == AUTO:
+        if tuned is None:
+            raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")
+        wanted = make_backend(tuned)
+    known = loaded.experience
+    if wanted is not None and wanted != loaded.backend:
+        loaded = loaded.with_backend(wanted)
+    loaded.experience = known if loaded.backend.spec == tuned else known.without_times()
     return loaded
 
 

@@ -16,7 +16,7 @@ DONE, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 BackendOption = Annotated[
     str,
     tyro.conf.arg(
-        help=f"What runs the network: {' | '.join(BACKENDS)}, with options such as "
+        help=f"What runs the network: {' | '.join(BACKENDS)} | auto (as tuned), with options such as "
         f"torch-eager:dtype={DTYPES[1]} or torch-replicas:devices=cuda:0+cuda:1."
     ),
 ]

@@ -10,16 +10,20 @@ import torch
 from rich.console import Console
 
 from asd_policy import evaluate, report
+from asd_policy.backends import Backend, make_backend
+from asd_policy.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.backends.torch_eager import TorchEager
-from asd_policy.checkpoints import load_policy, locate
-from asd_policy.commands.common import DONE, BackendOption, check_at_least, progress_bar
+from asd_policy.checkpoints import AUTO, load_policy, locate
+from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.denoiser import encode
+from asd_policy.errors import BackendError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.choice import DEFAULT, Setting, candidates, expected_costs, measure
+from asd_policy.samplers.launcher import LaunchedDenoiser
 from asd_policy.samplers.target import Target
 from asd_policy.states import random_conditioning
 from asd_policy.tuning import save_tuning, tuning_file
@@ -41,7 +45,8 @@ class TuneCommand:
     """File to write; by default one in the user's cache, where it is found again."""
     device: str = "cpu"
     """Torch device to plan on."""
-    backend: BackendOption = TorchEager.name
+    backends: tuple[str, ...] = (TorchEager.name, "onnx", TorchCudaGraph.name)
+    """Specs of what may run the network; those that cannot here are said and left out."""
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -51,55 +56,89 @@ class TuneCommand:
         """Measure, learn, choose and write; return the exit status."""
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
-        policy = load_policy(self.policy, device=self.device, backend=self.backend)
-        steps = len(policy.chain)
-        policy.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
-        policy.check()
-        record = report.run_record("tune", self.policy, self.env, self.seed, policy)
-        with _open(policy, self.env) as env, progress_bar(console) as progress:
+        backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
+        policy = load_policy(self.policy, device=self.device)
+        policies, left_out = _prepare(policy, backends, console)
+        first = policies[0]
+        first.check()
+        record = report.run_record("tune", self.policy, self.env, self.seed, first)
+        with _open(first, self.env) as env, progress_bar(console) as progress:
             task = progress.add_task("plans", total=self.plans)
 
             def advance() -> None:
-                progress.update(task, completed=min(policy.experience.plans, self.plans))
+                progress.update(task, completed=min(first.experience.plans, self.plans))
 
-            # Each draft and verifier has its share; those that respond last, when they can.
-            pairs = candidates(steps, min(DEFAULT.window, steps))[::-1]
-            for index, setting in enumerate(pairs):
-                policy.sampler = Asd(*setting)
-                goal = -(-self.plans * (index + 1) // len(pairs))
-                seed = self.seed * len(pairs) + index  # the same noise twice would be known to drafts the second time
-                if env is None:
-                    _plan_at_random(policy, goal, seed, advance)
-                else:
-                    evaluate.calibrate(policy, env, goal, seed, advance)
-        settings = candidates(steps)
-        _measure(policy, settings)
-        costs = expected_costs(settings, policy.experience, 1, steps)
-        best = min(settings, key=lambda setting: costs[setting])
-        sequential = costs[settings[0]]
+            _learn(first, env, self.plans, self.seed, advance)
+        costs: dict[tuple[int, Setting], float] = {}
+        for index, each in enumerate(policies):
+            each.experience = first.experience.without_times()
+            costs |= {(index, setting): cost for setting, cost in _measure(each).items()}
+        best, setting = min(costs, key=lambda key: costs[key])
+        chosen = policies[best]
         path = self.out or tuning_file(locate(self.policy))
-        save_tuning(path, policy.experience, policy.device, policy.backend.spec)
+        save_tuning(path, chosen.experience, chosen.device, chosen.backend.spec)
+        sequential = min(cost for (_, each), cost in costs.items() if each.window == 1)
         results = {
             **record,
-            "sampler": Asd(*best).spec,
-            "plans": policy.experience.plans,
-            "window": best.window,
-            "expected_speedup": sequential / costs[best],
+            "backend": chosen.backend.spec,
+            "dtype": chosen.backend.dtype,
+            "sampler": Asd(*setting).spec,
+            "plans": first.experience.plans,
+            "window": setting.window,
+            "expected_speedup": sequential / costs[best, setting],
             "settings": [
                 {
-                    **setting._asdict(),
-                    "call_ms": 1e3 * policy.experience.latency[setting.window],
+                    "backend": policies[index].backend.spec,
+                    **each._asdict(),
+                    "call_ms": 1e3 * policies[index].experience.latency[each.window],
                     "expected_plan_ms": 1e3 * cost,
                 }
-                for setting, cost in costs.items()
+                for (index, each), cost in costs.items()
             ],
+            "left_out": left_out,
             "file": str(path),
         }
         if self.json:
             print(json.dumps(results))
         console.print(report.tuning_table(results))
+        console.print(f"best here: {results['sampler']} on {results['backend']}", soft_wrap=True)
+        if chosen.backend != policy.backend:
+            console.print(f"to run on it: --backend {AUTO}, or load_policy(…, backend={AUTO!r})", soft_wrap=True)
         console.print(f"tuning: {path}", soft_wrap=True)
         return DONE
+
+
+def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> tuple[list[Policy], dict[str, str]]:
+    """Return the policy, with nothing learned, on each backend that can run it here, and why the others cannot.
+
+    Raises:
+        BackendError: None can.
+    """
+    policies, left_out = [], {}
+    for backend in backends:
+        try:
+            policies.append(policy if backend == policy.backend else policy.with_backend(backend))
+        except BackendError as error:
+            left_out[backend.spec] = str(error)
+            console.print(f"left out: {error}", soft_wrap=True)
+    if not policies:
+        raise BackendError("; ".join(left_out.values()))
+    for each in policies:
+        each.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
+    return policies, left_out
+
+
+def _learn(policy: Policy, env: evaluate.Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
+    """Plan as often as asked for, with each draft and verifier in turn; those that respond last, when they can."""
+    pairs = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))[::-1]
+    for index, setting in enumerate(pairs):
+        policy.sampler = Asd(*setting)
+        goal = -(-plans * (index + 1) // len(pairs))
+        own = seed * len(pairs) + index  # the same noise twice would be known to drafts the second time
+        if env is None:
+            _plan_at_random(policy, goal, own, advance)
+        else:
+            evaluate.calibrate(policy, env, goal, own, advance)
 
 
 @contextmanager
@@ -133,12 +172,15 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
         advance()
 
 
-def _measure(policy: Policy, settings: Sequence[Setting]) -> None:
-    """Time network and engine for single plans."""
+def _measure(policy: Policy) -> dict[Setting, float]:
+    """Time network and engine for single plans; return the expected time of a plan [s] for each setting."""
+    settings = candidates(len(policy.chain))
     cond = random_conditioning(policy, 1, seed=0)
     shape = (1, *policy.event)
     tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
     with torch.inference_mode():
         encoded = encode(policy.denoiser, cond)
-        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond))
+        launcher = policy.denoiser.launcher if isinstance(policy.denoiser, LaunchedDenoiser) else None
+        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond), launcher)
         measure(settings, target, tape, policy.experience)
+    return expected_costs(settings, policy.experience, 1, len(policy.chain))
