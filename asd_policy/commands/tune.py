@@ -120,9 +120,10 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
             policies.append(policy if backend == policy.backend else policy.with_backend(backend))
         except BackendError as error:
             left_out[backend.spec] = str(error)
-            console.print(f"left out: {error}", soft_wrap=True)
     if not policies:
         raise BackendError("; ".join(left_out.values()))
+    for reason in left_out.values():
+        console.print(f"left out: {reason}", soft_wrap=True)
     for each in policies:
         each.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
     return policies, left_out
