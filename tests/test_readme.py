@@ -24,7 +24,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_there_is_something_to_test() -> None:
     assert len(PYTHON) == 2
     assert len(MAKE) == 2
-    assert len(OTHERS) == 4
+    assert len(OTHERS) == 6
 
 
 @pytest.mark.parametrize("block", PYTHON)
@@ -45,7 +45,7 @@ def test_make_targets(command: str) -> None:
 def test_commands(command: str, tmp_path: Path) -> None:
     words = command.split()
     program = Path(sys.executable).with_name(Path(words[0]).name)
-    if "--out" not in words:  # tune writes into the checkpoint, which is not a test's to change
+    if "--out" not in words:  # tune writes into the user's cache, which is not a test's to change
         words += ["--out", ""]
     smaller = {**SMALLER, "--out": str(tmp_path / "out")}
     for name, value in smaller.items():
