@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ class Broken(Eager):
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let time pass in networks alone, only backends of this file be there, and little be learned."""
     HAND.now = 0.0
     monkeypatch.setattr("time.perf_counter", HAND.perf_counter)
@@ -100,10 +101,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "copy_rate", lambda *_: 1e9)
     monkeypatch.setattr(benchmark, "CALIBRATION_PLANS", 4)
     monkeypatch.setattr("asd_policy.policy.TorchEager", Eager)
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
-    for name, kind in (("torch-eager", Eager), ("fast", Fast), ("broken", Broken)):
-        monkeypatch.setitem(BACKENDS, name, kind)
+    # Which puts back what was there in its order, as monkeypatch does not.
+    with mock.patch.dict(BACKENDS, {"torch-eager": Eager, "fast": Fast, "broken": Broken}, clear=True):
+        yield
 
 
 @pytest.fixture

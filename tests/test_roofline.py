@@ -1,5 +1,6 @@
 """Operations and bytes by hand, and what the bounds make of them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from asd_policy.roofline import Ceiling, Network, Work, measure_network, measure
 
 
 @pytest.fixture(autouse=True)
-def no_gradients() -> None:
-    torch.set_grad_enabled(False)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def test_work_of_a_linear_layer() -> None:
