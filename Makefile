@@ -39,7 +39,7 @@ test: $(STAMP) ## run the whole test suite that needs no GPU
 
 lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
 	@$(PY) -m pyright -p tests/with_lerobot
-	@PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
+	@OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
 
 edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on a policy that is exported first
 	@OMP_NUM_THREADS=1 $(PY) tests/without_torch/prepare.py runs/edge
