@@ -120,10 +120,10 @@ def double(x: Any) -> Array:
     return cast(x, namespace(x).float64)
 
 
-def contiguous(x: Any) -> Array:
-    """Return an array of its own memory, in the order of its axes."""
-    copied: Any = x.copy() if isinstance(x, np.ndarray) else x.clone()
-    return copied
+def copied(x: Any) -> Array:
+    """Return a copy of an array."""
+    copy: Any = x.copy() if isinstance(x, np.ndarray) else x.clone()
+    return copy
 
 
 def tiny(x: Any) -> float:

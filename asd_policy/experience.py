@@ -66,7 +66,7 @@ class Experience:
         """Return an experience with the same contents that goes its own way."""
         return replace(
             self,
-            moments={name: arrays.contiguous(sums) for name, sums in self.moments.items()},
+            moments={name: arrays.copied(sums) for name, sums in self.moments.items()},
             judgements=dict(self.judgements),
             latency=dict(self.latency),
             overhead=dict(self.overhead),

@@ -86,7 +86,7 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
             metadata = file.metadata() or {}
             if metadata.get("version") != _VERSION:
                 raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
-            pairs = [_pair(name) for name in file.keys() if name.startswith(_JUDGEMENTS[0])]  # noqa: SIM118
+            pairs = [_pair(name) for name in file.keys() if name.startswith(_JUDGEMENTS[0])]
             counts = {_name(kind, pair): (steps,) for pair in pairs for kind in _JUDGEMENTS}
             # Looked up before anything is read: a size in the file is not to be trusted with memory.
             for name, shape in (shapes | counts).items():

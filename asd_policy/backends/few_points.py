@@ -1,7 +1,8 @@
 """Convolutions as matrix products, for the few points of a sequential call on a CPU."""
 
+import abc
 import copy
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,33 @@ FEW = 8
 or reorders them before each call; for few points either costs more than the product itself."""
 
 Module = TypeVar("Module", bound=nn.Module)
+Layer = TypeVar("Layer", nn.Conv1d, nn.ConvTranspose1d)
 
 
-class FewPointsConv(nn.Module):
+class FewPoints(nn.Module, abc.ABC, Generic[Layer]):
     """A convolution over time that is one matrix product over all points where they are few."""
 
-    def __init__(self, convolution: nn.Conv1d) -> None:
-        """Take a convolution without groups and dilation, zero-padded; its weights stay its own."""
+    def __init__(self, convolution: Layer) -> None:
+        """Take a convolution; its weights stay its own."""
         super().__init__()
         self.convolution = convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, channels_in, T] to [N, channels_out, T']."""
-        layer = self.convolution
-        if len(x) > FEW:
-            return layer(x)
+        return self.convolution(x) if len(x) > FEW else self.product(x, self.convolution)
+
+    @staticmethod
+    @abc.abstractmethod
+    def product(x: Tensor, layer: Layer) -> Tensor:
+        """Do the same as one matrix product."""
+
+
+class FewPointsConv(FewPoints[nn.Conv1d]):
+    """A convolution without groups and dilation, zero-padded."""
+
+    @staticmethod
+    def product(x: Tensor, layer: nn.Conv1d) -> Tensor:
+        """Multiply all the stretches of input that the kernel sees by it."""
         (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
         assert isinstance(padding, int)
         seen = functional.pad(x, (padding, padding)).unfold(2, kernel, stride)  # [N, channels_in, T', kernel]
@@ -35,19 +48,12 @@ class FewPointsConv(nn.Module):
         return product.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
-class FewPointsTransposed(nn.Module):
-    """A transposed convolution with kernel 4, stride 2 and padding 1, likewise."""
+class FewPointsTransposed(FewPoints[nn.ConvTranspose1d]):
+    """A transposed convolution with kernel 4, stride 2 and padding 1."""
 
-    def __init__(self, convolution: nn.ConvTranspose1d) -> None:
-        """Take such a convolution; its weights stay its own."""
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, channels_in, T] to [N, channels_out, 2T]."""
-        layer = self.convolution
-        if len(x) > FEW:
-            return layer(x)
+    @staticmethod
+    def product(x: Tensor, layer: nn.ConvTranspose1d) -> Tensor:
+        """Multiply each point by all taps, and add up those that meet."""
         taps = (x.transpose(1, 2) @ layer.weight.flatten(1)).unflatten(2, (-1, 4))  # [N, T, channels_out, 4]
         # Output 2t gets tap 1 of point t and tap 3 of t − 1; output 2t + 1 gets tap 2 of t and tap 0 of t + 1.
         even = taps[..., 1] + functional.pad(taps[:, :-1, :, 3], (0, 0, 1, 0))

@@ -23,7 +23,7 @@ from asd_policy.policy import Policy
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.choice import DEFAULT, Setting, candidates, expected_costs, measure
-from asd_policy.samplers.launcher import LaunchedDenoiser
+from asd_policy.samplers.launcher import launcher_of
 from asd_policy.samplers.target import Target
 from asd_policy.states import random_conditioning
 from asd_policy.tuning import save_tuning, tuning_file
@@ -181,7 +181,7 @@ def _measure(policy: Policy) -> dict[Setting, float]:
     tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
     with torch.inference_mode():
         encoded = encode(policy.denoiser, cond)
-        launcher = policy.denoiser.launcher if isinstance(policy.denoiser, LaunchedDenoiser) else None
+        launcher = launcher_of(policy.denoiser)
         target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond), launcher)
         measure(settings, target, tape, policy.experience)
     return expected_costs(settings, policy.experience, 1, len(policy.chain))

@@ -13,7 +13,7 @@ from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
-from asd_policy.samplers.launcher import LaunchedDenoiser
+from asd_policy.samplers.launcher import launcher_of
 from asd_policy.samplers.target import Held, Target
 from asd_policy.types import SampleResult, SpeculationStats
 
@@ -142,7 +142,7 @@ class Sampler(abc.ABC):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         place = arrays.device_of(tape.initial)
         metered = MeteredDenoiser(denoiser, place)
-        launcher = denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None
+        launcher = launcher_of(denoiser)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
             if stopwatch is not None:

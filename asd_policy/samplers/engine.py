@@ -32,7 +32,7 @@ def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     if last_plan is not None:  # a copy: it is the caller's
         latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
     return Path(
-        x=arrays.contiguous(x),
+        x=arrays.copied(x),
         cursor=count(),
         normals=xp.concatenate([normals, normals[:, :1]], axis=1),
         uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),

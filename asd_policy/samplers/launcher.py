@@ -68,3 +68,8 @@ class LaunchedDenoiser(Protocol):
     def launcher(self) -> Launcher:
         """Records them."""
         ...
+
+
+def launcher_of(denoiser: object) -> Launcher | None:
+    """Return what records a denoiser's calls; None where they are made one by one."""
+    return denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None

@@ -32,11 +32,11 @@ class Inputs:
         """Return copies of a plan's inputs, in memory of their own."""
 
         def copies(group: Any) -> list[Array]:
-            return [arrays.contiguous(getattr(group, field.name)) for field in fields(group)]
+            return [arrays.copied(getattr(group, field.name)) for field in fields(group)]
 
         return cls(
             NoiseTape(*copies(tape)),
-            None if target.cond is None else arrays.contiguous(target.cond),
+            None if target.cond is None else arrays.copied(target.cond),
             None if target.held is None else Held(*copies(target.held)),
             arrays.namespace(tape.initial).zeros_like(tape.initial),
             None if response is None else Response(*copies(response)),
@@ -79,7 +79,7 @@ class StaticWalk:
         self._launcher = launcher
         self._inputs = Inputs.like(target, tape)
         own = target.recordable(self._inputs.cond, self._inputs.held)
-        self._sample = arrays.contiguous(tape.initial)
+        self._sample = arrays.copied(tape.initial)
         self._counts = arrays.zeros((1,), tape.initial, int)
 
         def work() -> None:
