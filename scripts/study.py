@@ -53,8 +53,10 @@ class Options:
     """Plans of each contender for the wall clock, at most the states."""
     row_by_row: str = "avoid"
     """The checkpoint whose network is evaluated row by row, for a backend without parallelism."""
-    compile: bool = True
-    """Measure torch.compile too; it takes minutes to compile."""
+    large: Path | None = None
+    """For the wall clock: a checkpoint of another size, trained in the environment of `network` by scripts/train.py."""
+    backends: tuple[str, ...] = ("torch-eager", "torch-compile", "onnx")
+    """For the wall clock; torch-compile takes minutes to compile."""
     seed: int = 0
     """Of episodes and tapes."""
     threads: int = 1
@@ -70,13 +72,19 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
 
+    sizes = options.states, options.calibration, options.seed
+
     @cache
     def subject(name: str) -> Subject:
         with console.status(f"rolling out {name}"):
-            return load(name, options.states, options.calibration, options.seed)
+            return load(*bundled()[name], *sizes)
 
     def results(part: str, *relevant: str) -> Results:
-        values = {name: value for name, value in asdict(options).items() if name in (*ALWAYS_RELEVANT, *relevant)}
+        values = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name in (*ALWAYS_RELEVANT, *relevant)
+        }
         return Results(options.out / f"{part}.json", values)
 
     line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
@@ -99,16 +107,18 @@ def main() -> None:
             sections.append(study_grid.markdown(subject(name), measured))
             write_section(options.docs, "grid", [*sections, line])
     if options.part in ("all", "wallclock"):
-        records = results("wallclock", "clock_plans", "compile")
-        entered = [
-            (name, "network", study_wallclock.contenders(subject(name), options.compile))
-            for name in options.checkpoints
-        ]
-        entered.append((options.row_by_row, "row by row", study_wallclock.row_by_row(subject(options.row_by_row))))
+        records = results("wallclock", "clock_plans", "backends", "large")
+        subjects = [subject(name) for name in options.checkpoints]
+        if options.large is not None:
+            with console.status(f"rolling out {options.large}"):
+                subjects.append(load(options.large, bundled()[options.network][1], *sizes))
+        entered = [(each, "network", study_wallclock.contenders(each, options.backends)) for each in subjects]
+        by_row = subject(options.row_by_row)
+        entered.append((by_row, "row by row", study_wallclock.row_by_row(by_row)))
         tables = []
-        for name, key, contenders in entered:
-            clocked = (subject(name), contenders, options.clock_plans, options.seed, records, key)
-            tables.append((name, study_wallclock.measure(*clocked)))
+        for each, key, contenders in entered:
+            clocked = (each, contenders, options.clock_plans, options.seed, records, key)
+            tables.append((each.name, study_wallclock.measure(*clocked)))
             write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
 
 
@@ -123,10 +133,10 @@ tapes; the states are those that a policy meets in closed loop, with the plan be
 WALLCLOCK_NOTE = """\
 ## Wall clock on a CPU
 
-Plans at batch 1, contenders interleaved in rotating order, on the same states and tapes; the first of each checkpoint
-is the baseline. `asd` is the default, window auto. On a noisy machine ratios within the run mean more than
-milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can be
-gained there, and `asd` should not lose.
+Plans at batch 1, contenders interleaved in rotating order, on the same states and tapes; the baseline of each
+checkpoint is its fastest `ddpm`. `asd` is the default, window auto. On a noisy machine ratios within the run mean more
+than milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can
+be gained there, and `asd` should not lose.
 """
 
 SCALING_NOTE = """\

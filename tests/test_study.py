@@ -51,7 +51,7 @@ def test_every_part_writes_its_section_and_resumes(
     docs = tmp_path / "docs/benchmarks.md"
     docs.parent.mkdir()
     docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
-    words = "--checkpoints small --network small --row-by-row small --no-compile --windows 4 100".split()
+    words = "--checkpoints small --network small --row-by-row small --backends torch-eager --windows 4 100".split()
     words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
     words += "--steps 20 40 --network-steps 5 10".split()
     words += ["--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "out"), "--docs", str(docs)]
