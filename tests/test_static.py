@@ -61,6 +61,10 @@ class Replays(Launcher):
         """Return nothing to enter: a CPU has one queue."""
         return nullcontext()
 
+    def settle(self) -> None:
+        """Note it."""
+        self.log.append("settle")
+
     def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """Copy at once, and note when it is waited for."""
         copies = sample.clone(), counts.clone()
@@ -127,6 +131,17 @@ def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain)
     assert log[4:6] == ["launch", "wait"]
     assert log.count("launch") == 1 + rounds + 1
     assert log.count("wait") == rounds - 2
+
+
+def test_what_is_learned_can_be_read_outside_of_the_queue(launched: Launched, chain: GaussianChain) -> None:
+    experience = Experience()
+    for learning in (True, False):
+        experience.learning = learning
+        make_sampler("asd:window=4").sample(
+            launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0), past=Past(None, experience)
+        )
+        assert (launched.launcher.log[-1] == "settle") is learning
+        launched.launcher.log.clear()
 
 
 def test_the_result_is_the_callers(launched: Launched, chain: GaussianChain) -> None:

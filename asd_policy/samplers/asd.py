@@ -114,5 +114,6 @@ class Asd(Sampler):
         if experience is not None and experience.learning:
             with launcher.queue():
                 learn(experience, recorded.path, target, setting.pair)
+            launcher.settle()  # the sums are read, copied and saved outside of the queue
         ran = Asd(recorded.window, *setting.pair).spec
         return Samples(sample.reshape(target.shape), rounds, nfe, recorded.window, ran, recorded=True)
