@@ -1,4 +1,4 @@
-"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock.
+"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock, ceiling.
 
     python scripts/study.py all
 
@@ -17,14 +17,16 @@ from typing import Literal
 import torch
 import tyro
 
+import study_ceiling
 import study_grid
 import study_scaling
 import study_wallclock
+from asd_policy.checkpoints import load_policy
 from asd_policy.files import atomic_file
 from study_common import ROOT, Results, Subject, bundled, console, load, provenance
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
-Part = Literal["all", "grid", "scaling", "wallclock"]
+Part = Literal["all", "grid", "scaling", "wallclock", "ceiling"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Options:
     row_by_row: str = "avoid"
     """The checkpoint whose network is evaluated row by row, for a backend without parallelism."""
     large: Path | None = None
-    """For the wall clock: a checkpoint of another size, trained in the environment of `network` by scripts/train.py."""
+    """For wall clock and ceiling: a checkpoint of another size, trained where `network` was."""
     backends: tuple[str, ...] = ("torch-eager", "torch-compile", "onnx")
-    """For the wall clock; torch-compile takes minutes to compile."""
+    """For wall clock and ceiling; torch-compile takes minutes to compile."""
     seed: int = 0
     """Of episodes and tapes."""
     threads: int = 1
@@ -120,6 +122,16 @@ def main() -> None:
             clocked = (each, contenders, options.clock_plans, options.seed, records, key)
             tables.append((each.name, study_wallclock.measure(*clocked)))
             write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
+    if options.part in ("all", "ceiling"):
+        records = results("ceiling", "backends", "large")
+        folders = [bundled()[name][0] for name in options.checkpoints] + (
+            [] if options.large is None else [options.large]
+        )
+        ceilings = {
+            path.name: study_ceiling.measure(path.name, load_policy(path), options.backends, records)
+            for path in folders
+        }
+        write_section(options.docs, "ceiling", [CEILING_NOTE, study_ceiling.markdown(ceilings), line])
 
 
 GRID_NOTE = """\
@@ -137,6 +149,14 @@ Plans at batch 1, contenders interleaved in rotating order, on the same states a
 checkpoint is its fastest `ddpm`. `asd` is the default, window auto. On a noisy machine ratios within the run mean more
 than milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can
 be gained there, and `asd` should not lose.
+"""
+
+CEILING_NOTE = """\
+## Network calls on a CPU, and what limits them
+
+Median milliseconds of a call by its number of points and, in brackets, the share of it that the larger of two bounds
+would need: its matrix products and convolutions at the rate of a large matrix product, and its weights read once at
+the bandwidth of a large copy. Above 100 % weights stay in a cache from call to call.
 """
 
 SCALING_NOTE = """\
