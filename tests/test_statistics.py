@@ -5,8 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, ratio_of_means, wilson
+from asd_policy.statistics import (
+    entropy,
+    latency,
+    mean_interval,
+    paired_bootstrap,
+    paired_difference,
+    ratio_of_means,
+    unpaired_difference,
+    wilson,
+)
 
 
 def test_wilson_against_its_formula() -> None:
@@ -75,3 +86,52 @@ def test_a_ratio_of_means_is_as_uncertain_as_theory_says() -> None:
     _, interval = ratio_of_means(3 * drift, drift)
     assert interval == pytest.approx((3, 3))
     assert ratio_of_means(first[:1], second[:1]) == (first[0] / second[0], None)
+
+
+def test_a_bootstrap_of_pairs_is_as_uncertain_as_theory_says() -> None:
+    """On many pairs Student's interval is right; what both of a pair share does not widen it."""
+    rng = np.random.default_rng(0)
+    seed = 10 * rng.normal(size=500)
+    first, second = seed + rng.normal(size=500) + 0.3, seed + rng.normal(size=500)
+    mean, interval = paired_bootstrap(first.tolist(), second.tolist())
+    assert mean == pytest.approx((first - second).mean())
+    assert interval == pytest.approx(mean_interval((first - second).tolist()), abs=0.01)
+
+
+def test_a_bootstrap_covers_skewed_differences() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        _, interval = paired_bootstrap(rng.exponential(size=60).tolist(), [0.0] * 60)
+        assert interval is not None
+        hits += interval[0] <= 1 <= interval[1]
+    assert 0.9 <= hits / 200 <= 0.99
+
+
+def test_a_bootstrap_of_little() -> None:
+    assert paired_bootstrap([3.0], [1.0]) == (2.0, None)
+    assert paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == (0.0, (0.0, 0.0))
+    assert paired_bootstrap([1.1, 2.2, 3.3], [1.0, 2.1, 3.2])[1] == pytest.approx((0.1, 0.1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=2, max_size=40))
+def test_a_bootstrap_interval_is_one(pairs: list[tuple[float, float]]) -> None:
+    """Within the differences that were seen, and the other way round for the pairs exchanged."""
+    first, second = zip(*pairs, strict=True)
+    differences = np.subtract(first, second)
+    slack = 1e-9 * np.abs(differences).max()
+    mean, interval = paired_bootstrap(first, second)
+    assert interval is not None
+    assert differences.min() - slack <= interval[0] <= interval[1] <= differences.max() + slack
+    back, other = paired_bootstrap(second, first)
+    assert back == -mean
+    assert other is not None
+
+
+def test_unpaired_difference_against_newcombe() -> None:
+    """Newcombe 1998 (p. 873), table II, example (a), method 10: 56/70 − 48/80."""
+    assert unpaired_difference((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    low, high = unpaired_difference((10, 10), (20, 20))
+    assert low == pytest.approx(-0.2775, abs=1e-3)
+    assert high == pytest.approx(0.1611, abs=1e-3)
