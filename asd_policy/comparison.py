@@ -117,6 +117,9 @@ def load_run(path: Path) -> Run:
         raise RunError(f"{file} has version {version!r}; version {VERSION} can be read")
     if command != "eval":
         raise RunError(f"{file} is of asd-policy {command}; those of asd-policy eval can be compared")
+    missing = [key for key in ("env", "seed", "episodes", "samplers") if key not in results]
+    if missing:
+        raise RunError(f"{file} is no {RESULTS} of asd-policy: it has no {missing[0]!r}")
     found = find_run(file.parent)
     return Run(file, results, None if found is None else found.episodes)
 
@@ -196,12 +199,15 @@ def _compare_sampler(first: Run, second: Run, spec: str, paired: bool, margin: f
 
 def _unpaired(a: dict[str, Any], b: dict[str, Any], margin: float) -> dict[str, Any]:
     """Return the differences of two groups of episodes, from what results.json says of them."""
-    counts = [(round(result["success_rate"] * result["episodes"]), result["episodes"]) for result in (b, a)]
+    first, second = ((round(result["success_rate"] * result["episodes"]), result["episodes"]) for result in (b, a))
     return {
         "episodes": [a["episodes"], b["episodes"]],
-        "success_difference": {"mean": b["success_rate"] - a["success_rate"], "ci95": unpaired_difference(*counts)},
+        "success_difference": {
+            "mean": b["success_rate"] - a["success_rate"],
+            "ci95": unpaired_difference(first, second),
+        },
         "return_difference": _return_difference(a, b),
-        "equivalence": _verdict(margin, tost_unpaired(*counts, margin), None),
+        "equivalence": _verdict(margin, tost_unpaired(first, second, margin), None),
     }
 
 

@@ -196,8 +196,11 @@ class RayRunner:
                 "object_store_memory": _OBJECT_STORE,
                 "_node_ip_address": "127.0.0.1",
                 "_temp_dir": folder,
-                # The environments of a worker that was killed must not outlive it.
-                "_system_config": {"kill_child_processes_on_worker_exit_with_raylet_subreaper": True},
+                "_system_config": {
+                    # The environments of a worker that was killed must not outlive it.
+                    "kill_child_processes_on_worker_exit_with_raylet_subreaper": True,
+                    "worker_niceness": 0,  # Ray's 15 is for machines that people work on: plans would take longer
+                },
             }
         self._open.callback(ray.shutdown)
         try:

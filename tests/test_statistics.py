@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from asd_policy.statistics import (
+    cluster_ratio,
     entropy,
     latency,
     mean_interval,
@@ -16,6 +18,7 @@ from asd_policy.statistics import (
     paired_difference,
     ratio_of_means,
     unpaired_difference,
+    welch_difference,
     wilson,
 )
 
@@ -135,3 +138,29 @@ def test_unpaired_difference_against_newcombe() -> None:
     low, high = unpaired_difference((10, 10), (20, 20))
     assert low == pytest.approx(-0.2775, abs=1e-3)
     assert high == pytest.approx(0.1611, abs=1e-3)
+
+
+def test_welch_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=12).tolist(), (3 * rng.normal(size=30)).tolist()
+    sides = [(float(np.mean(x)), mean_interval(x) or (math.nan, math.nan), len(x)) for x in (first, second)]
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert welch_difference(sides[0], sides[1]) == pytest.approx((expected.low, expected.high))
+    assert welch_difference((2.0, (2.0, 2.0), 5), (1.0, (1.0, 1.0), 7)) == (1.0, 1.0)
+
+
+def test_a_ratio_over_clusters_is_as_uncertain_as_its_clusters() -> None:
+    """Ten equal values in each cluster tell no more than one; unpaired, a shared drift counts."""
+    rng = np.random.default_rng(0)
+    means, others = 5 + rng.normal(size=(2, 200))
+    ten, ones = np.full(200, 10.0), np.ones(200)
+    ratio, interval = cluster_ratio(np.stack([means, ones], 1), np.stack([others, ones], 1), paired=False)
+    tenfold = cluster_ratio(np.stack([10 * means, ten], 1), np.stack([10 * others, ten], 1), paired=False)
+    assert tenfold[0] == pytest.approx(ratio)
+    assert tenfold[1] == pytest.approx(interval)
+    error = np.sqrt((means.std() / means.mean()) ** 2 + (others.std() / others.mean()) ** 2) / np.sqrt(200) * ratio
+    assert interval == pytest.approx((ratio - 1.96 * error, ratio + 1.96 * error), rel=0.02)
+    drift = np.stack([rng.uniform(1, 10, size=200), ones], 1)
+    assert cluster_ratio(3 * drift * [1, 1 / 3], drift, paired=True)[1] == pytest.approx((3, 3))
+    _, apart = cluster_ratio(3 * drift * [1, 1 / 3], drift, paired=False)
+    assert apart is not None and apart[1] - apart[0] > 0.3
