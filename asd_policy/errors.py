@@ -31,3 +31,7 @@ class EnvError(AsdError, ValueError):
 
 class BackendError(AsdError):
     """A backend cannot run here, or not this network."""
+
+
+class ResultsError(AsdError, ValueError):
+    """A folder or file of results that is missing, or not what the command wrote that it is said to be of."""

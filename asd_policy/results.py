@@ -1,0 +1,60 @@
+"""Reading back what `asd-policy eval` wrote into its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asd_policy.errors import ResultsError
+
+_RUN = {"policy", "env", "seed", "episodes", "device", "backend", "dtype", "package", "commit", "torch", "started",
+        "samplers"}  # fmt: skip
+_SAMPLER = {"spec", "exact", "steps", "window", "episodes", "success_rate", "success_ci95", "modes", "mode_entropy",
+            "plans", "rounds_mean", "nfe_mean", "algorithmic_speedup", "wall_clock_speedup", "overhead_fraction",
+            "latency_ms"}  # fmt: skip
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the results.json of an evaluation.
+
+    Args:
+        path: The file, or its folder.
+
+    Raises:
+        ResultsError: It is not there, or not what `asd-policy eval` of this version writes.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ResultsError(f"there is no {path}: give the --out of an asd-policy eval") from None
+    except ValueError as error:
+        raise ResultsError(f"{path} is not JSON: {error}") from None
+    said = {key: results.get(key) for key in ("version", "command")} if isinstance(results, dict) else None
+    if said != {"version": 1, "command": "eval"}:
+        raise ResultsError(f"{path} is not a results.json of asd-policy eval, version 1: it says {said}")
+    missing = _RUN - results.keys()
+    for each in results.get("samplers", []):
+        missing |= _SAMPLER - each.keys()
+    if missing:
+        raise ResultsError(f"{path} lacks {', '.join(sorted(missing))}: run asd-policy eval again")
+    return results
+
+
+def read_episodes(folder: Path) -> list[dict[str, Any]]:
+    """Return the finished episodes of an evaluation, in the order in which they finished; none without a file.
+
+    Args:
+        folder: Of the evaluation.
+
+    Raises:
+        ResultsError: episodes.jsonl is not what `asd-policy eval` writes.
+    """
+    path = folder / "episodes.jsonl"
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")  # a line that was being written is not there
+    try:
+        _, *episodes = map(json.loads, whole.splitlines())
+    except ValueError as error:
+        raise ResultsError(f"{path} is not one JSON object a line: {error}") from None
+    return episodes
