@@ -16,6 +16,7 @@ Episodes = Sequence[dict[str, Any]]
 """Lines of episodes.jsonl."""
 
 _WIDTH = 4.3  # [in]: a column of a desk's screen, and about a phone's width, so that text is read at its own size
+_NAME = 24  # [characters] of a mode's name
 _LEGEND_ROW = 0.18  # [in]
 
 
@@ -181,7 +182,8 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
     names = sorted({mode for each in samplers for mode in each["modes"]})
     if not names:
         raise LeftOut("the environment reports no modes")
-    size = (_WIDTH, 0.75 + 0.62 * len(samplers))
+    written = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names]
+    size = (_WIDTH, 0.4 + 0.62 * len(samplers) + 0.06 * max(map(len, written)))
     figure, axes = pyplot.subplots(
         len(samplers), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
     )
@@ -191,7 +193,7 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
         told = "" if each["mode_entropy"] is None else f", entropy {each['mode_entropy']:.2f} nat"
         axis.set_title(_name(each) + told, fontsize=8, loc="left", pad=2)
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=2)
-    axes[-1, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes[-1, 0].set_xticks(range(len(names)), written, rotation=90, fontsize=7)
     figure.supylabel("successful episodes", fontsize=9)
     return f"How often each of the {len(names)} ways that were met was taken, in successful episodes."
 

@@ -37,6 +37,8 @@ def read_results(path: Path) -> dict[str, Any]:
         missing |= _SAMPLER - each.keys()
     if missing:
         raise ResultsError(f"{path} lacks {', '.join(sorted(missing))}: run asd-policy eval again")
+    if not results["samplers"]:
+        raise ResultsError(f"{path} has no sampler: no episode had finished")
     return results
 
 

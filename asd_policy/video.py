@@ -48,7 +48,7 @@ def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path) -> 
             spec = planner.sampler.spec
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             try:
-                with _writing(paths[spec], fps) as write:
+                with writing(paths[spec], fps) as write:
                     list(evaluate.rollouts([planner], _Filmed(env, spec, write), 1, seed))
             except Exception as error:  # every renderer raises errors of its own
                 raise EnvError(
@@ -76,7 +76,7 @@ def side_by_side(left: Path, right: Path, path: Path) -> None:
         fps = next(first)["fps"]
         next(second)
         shown: list[Any] = [None, None]
-        with _writing(path, fps) as write:
+        with writing(path, fps) as write:
             for pair in zip_longest(first, second):
                 shown = [last if new is None else new for last, new in zip(shown, pair, strict=True)]
                 write(np.hstack(shown))
@@ -122,7 +122,7 @@ def labelled(frame: Frame, *lines: str) -> Frame:
 
 
 @contextmanager
-def _writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
+def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
     """Yield what writes frames to a video; the video is there once the block has ended without an error."""
     with atomic_file(path) as temporary:
         writers: list[Any] = []
