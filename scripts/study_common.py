@@ -17,6 +17,7 @@ import asd_policy
 from asd_policy import evaluate, report
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
+from asd_policy.environments import make_env
 from asd_policy.experience import Experience
 from asd_policy.files import write_json
 from asd_policy.policy import Policy
@@ -72,7 +73,7 @@ def load(name: str, states: int, calibration: int, seed: int) -> Subject:
         seed: Of the episodes.
     """
     env_id = bundled()[name]
-    env = evaluate.make_env(env_id)
+    env = make_env(env_id)
     planner = asd_policy.load_policy(ROOT / "checkpoints" / name, ROLL_OUT)
     learned_from = evaluate.collect(planner, env, calibration, seed + CALIBRATION_SEED)
     planner.experience.freeze()

@@ -66,7 +66,7 @@ def test_bundled_checkpoints(entry: dict[str, object]) -> None:
     assert digests == entry["sha256"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
     assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == entry["parameters"]
-    from asd_policy.evaluate import make_env
+    from asd_policy.environments import make_env
 
     env = make_env(str(entry["env"]))
     policy = asd_policy.load_policy(folder, "asd:window=32")

@@ -110,6 +110,8 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
         eager, recorded = results
         torch.testing.assert_close(recorded.sample, eager.sample, rtol=0, atol=1e-9)
         assert recorded.stats.rounds == eager.stats.rounds
+        assert recorded.stats.refused == eager.stats.refused
+        assert recorded.stats.unjudged == eager.stats.unjudged
         assert recorded.stats.network_seconds is None
         assert recorded.stats.overhead_fraction is None
         last = (eager.sample, recorded.sample)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +13,13 @@ from asd_policy import evaluate, report
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands.common import DONE, INTERRUPTED, BackendOption, check_at_least, progress_bar
+from asd_policy.environments import make_env
+from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
+from asd_policy.runner import LocalRunner, groups
 from asd_policy.samplers import make_sampler
+from asd_policy.vector import make_envs
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class EvalCommand:
     """Episodes for each sampler."""
     seed: int = 0
     """Seeds environments and planning noise; equal for all samplers."""
+    envs: int = 1
+    """Environments that are stepped side by side, each in a process of its own where there are more than one, and
+    planned for together. The rounding of a plan can depend on it, nothing else."""
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -47,29 +55,36 @@ class EvalCommand:
     def run(self, console: Console) -> int:
         """Evaluate; return the exit status."""
         check_at_least("episodes", self.episodes, 1)
+        check_at_least("envs", self.envs, 1)
         check_at_least("seed", self.seed, 0)
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
-        env = evaluate.make_env(self.env)
-        planners = evaluate.prepare(policy, env, samplers)
+        env = make_env(self.env)
+        try:
+            planners = evaluate.prepare(policy, env, samplers)
+        finally:
+            env.close()
+        runner = LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
         self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        record["episodes"] = self.episodes
-        finished: list[evaluate.Episode] = []
+        record |= {"episodes": self.episodes, "envs": self.envs}
+        finished: list[Episode] = []
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
             with progress_bar(console) as progress:
                 task = progress.add_task(self.env, total=self.episodes * len(samplers))
-                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
+                work = groups([sampler.spec for sampler in samplers], self.episodes, self.envs)
+                for episode in runner.run(work):
                     finished.append(episode)
                     progress.advance(task)
         except (KeyboardInterrupt, AsdError) as stop:
             cut_short = stop
         finally:
-            env.close()
-        results = {**record, "interrupted": cut_short is not None, "samplers": evaluate.summarize(samplers, finished)}
+            runner.close()
+        summary = evaluate.summarize(samplers, finished, len(policy.chain))
+        results = {**record, "interrupted": cut_short is not None, "samplers": summary}
         path = self.out / "results.json"
         write_json(path, results)
         if self.json:
