@@ -1,17 +1,14 @@
 """Seeded closed-loop rollouts of a policy in a gymnasium environment, and what they add up to."""
 
-import importlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
-from asd_policy.environments import Env, check_fit, make_env
+from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
@@ -188,30 +185,3 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode], st
         "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
         "latency_ms": latency(seconds),
     }
-
-
-def record_video(policy: Policy, env_id: str, samplers: Sequence[Sampler], seed: int, folder: Path) -> list[Path]:
-    """Write an mp4 of episode 0 for each sampler.
-
-    Raises:
-        EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
-    """
-    try:
-        imageio = importlib.import_module("imageio.v3")
-        importlib.import_module("imageio_ffmpeg")
-    except ImportError as error:
-        raise EnvError(f"--video needs {error.name}: pip install 'asd-policy[envs]'") from None
-    env = make_env(env_id, render_mode="rgb_array")
-    written = []
-    for sampler in samplers:
-        recorder = gymnasium.wrappers.RenderCollection(env, pop_frames=False)
-        try:
-            run_episode(policy.with_sampler(sampler), recorder, 0, seed)
-        except Exception as error:  # every renderer raises errors of its own
-            raise EnvError(f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl") from error
-        path = folder / f"{sampler.spec.replace(':', '-').replace(',', '-')}.mp4"
-        fps = env.metadata.get("render_fps", 30)
-        imageio.imwrite(path, np.stack(recorder.frame_list), fps=fps, plugin="FFMPEG", codec="libx264")
-        written.append(path)
-    env.close()
-    return written

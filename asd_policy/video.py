@@ -11,8 +11,9 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from asd_policy import evaluate
+from asd_policy.environments import make_env
 from asd_policy.errors import EnvError
+from asd_policy.evaluate import run_episode
 from asd_policy.files import atomic_file
 from asd_policy.policy import Policy
 
@@ -39,8 +40,8 @@ def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path) -> 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
     """
-    _ffmpeg()
-    env = evaluate.make_env(env_id, render_mode="rgb_array")
+    ffmpeg()
+    env = make_env(env_id, render_mode="rgb_array")
     fps = env.metadata.get("render_fps", _FPS)
     paths: dict[str, Path] = {}
     try:
@@ -49,7 +50,7 @@ def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path) -> 
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             try:
                 with writing(paths[spec], fps) as write:
-                    list(evaluate.rollouts([planner], _Filmed(env, spec, write), 1, seed))
+                    run_episode(planner, _Filmed(env, spec, write), 0, seed)
             except Exception as error:  # every renderer raises errors of its own
                 raise EnvError(
                     f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl"
@@ -132,7 +133,7 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
                 height, width = frame.shape[:2]
                 options = ["-crf", _RATE_FACTOR, "-movflags", "+faststart", "-f", "mp4"]
                 writers.append(
-                    _ffmpeg().write_frames(
+                    ffmpeg().write_frames(
                         str(temporary),
                         (width, height),
                         fps=fps,
@@ -154,7 +155,7 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
 
 def _frames(path: Path) -> Generator[Any, None, None]:
     """Yield what ffmpeg says of a video, then its frames."""
-    frames = _ffmpeg().read_frames(str(path))
+    frames = ffmpeg().read_frames(str(path))
     about = next(frames)
     yield about
     width, height = about["size"]
@@ -162,7 +163,12 @@ def _frames(path: Path) -> Generator[Any, None, None]:
         yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
 
 
-def _ffmpeg() -> Any:
+def ffmpeg() -> Any:
+    """Return the module imageio_ffmpeg, once it is known that videos can be written.
+
+    Raises:
+        EnvError: It, or pillow, is not installed.
+    """
     try:
         importlib.import_module("PIL")
         return importlib.import_module("imageio_ffmpeg")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asd_policy import evaluate, load_policy, video
+from asd_policy.environments import make_env
 from asd_policy.errors import EnvError
 from asd_policy.samplers import make_sampler
 
@@ -64,10 +65,10 @@ def test_the_evaluated_episode_is_filmed(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    env = evaluate.make_env("asd/Avoid-v0")
+    env = make_env("asd/Avoid-v0")
     samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
     planners = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
-    steps = [episode.steps for episode in evaluate.rollouts(planners, env, 1, seed=3)]
+    steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in planners]
     paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path)
     assert [path.name for path in paths] == [
         "ddpm.mp4", "ddim-2.mp4", "asd-window=5-draft=response-verify=block.mp4", "side-by-side.mp4",

@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from asd_policy import evaluate, report
+from asd_policy import evaluate, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands.common import DONE, INTERRUPTED, BackendOption, check_at_least, progress_bar
@@ -17,6 +18,7 @@ from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
+from asd_policy.policy import Policy
 from asd_policy.runner import LocalRunner, groups
 from asd_policy.samplers import make_sampler
 from asd_policy.vector import make_envs
@@ -31,7 +33,7 @@ class EvalCommand:
     env: str
     """Gymnasium id of the environment, such as asd/Avoid-v0."""
     out: Path
-    """Folder for results.json (and videos)."""
+    """Folder for results.json, report.html and videos."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
     """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
     ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
@@ -48,7 +50,7 @@ class EvalCommand:
     json: bool = False
     """Print the results as one JSON object on stdout."""
     video: bool = False
-    """Also write an mp4 of the first episode of each sampler."""
+    """Also write an mp4 of the first episode of each sampler, and one of ddpm beside an exact sampler."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -58,6 +60,8 @@ class EvalCommand:
         check_at_least("envs", self.envs, 1)
         check_at_least("seed", self.seed, 0)
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        if self.video:
+            video.ffmpeg()
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
@@ -92,12 +96,21 @@ class EvalCommand:
         console.print(report.table(results))
         if cut_short is None:
             console.print(f"results: {path}", soft_wrap=True)
-            if self.video:
-                for video in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
-                    console.print(f"video: {video}", soft_wrap=True)
+            self._show(console, planners)
             return DONE
         kept = f"{len(finished)} of {self.episodes * len(samplers)} episodes are kept in {path}"
         console.print(f"interrupted: {kept}", soft_wrap=True)
+        if finished:
+            self._show(console, [])
         if isinstance(cut_short, AsdError):
             raise cut_short
         return INTERRUPTED
+
+    def _show(self, console: Console, planners: Sequence[Policy]) -> None:
+        """Write videos of the planners, where they are asked for, and the page."""
+        try:
+            if self.video and planners:
+                for path in video.record(planners, self.env, self.seed, self.out):
+                    console.print(f"video: {path}", soft_wrap=True)
+        finally:
+            console.print(f"page: {page.write(self.out)}", soft_wrap=True)
