@@ -28,14 +28,15 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path) -> list[Path]:
-    """Write an mp4 of episode 0 for each sampler, and one of `ddpm` beside the first other exact sampler.
+def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
+    """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
         planners: From `evaluate.prepare`, so that the episode is the one that is evaluated.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.
+        beside: Spec of the sampler that is shown beside `ddpm`, if both are among the planners.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
@@ -57,12 +58,11 @@ def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path) -> 
                 ) from error
     finally:
         env.close()
-    exact = [planner.sampler.spec for planner in planners if planner.sampler.exact]
-    others = [spec for spec in exact if spec != "ddpm"]
-    if others and "ddpm" in exact:
-        side_by_side(paths["ddpm"], paths[others[0]], folder / SIDE_BY_SIDE)
-        return [*paths.values(), folder / SIDE_BY_SIDE]
-    return list(paths.values())
+    written = list(paths.values())
+    if "ddpm" in paths and beside in paths:
+        written.append(folder / SIDE_BY_SIDE)
+        side_by_side(paths["ddpm"], paths[beside], written[-1])
+    return written
 
 
 def side_by_side(left: Path, right: Path, path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_evaluated_episode_is_filmed(
     samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
     planners = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
     steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in planners]
-    paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path)
+    paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)
     assert [path.name for path in paths] == [
         "ddpm.mp4", "ddim-2.mp4", "asd-window=5-draft=response-verify=block.mp4", "side-by-side.mp4",
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -50,7 +51,7 @@ class EvalCommand:
     json: bool = False
     """Print the results as one JSON object on stdout."""
     video: bool = False
-    """Also write an mp4 of the first episode of each sampler, and one of ddpm beside an exact sampler."""
+    """Also write an mp4 of the first episode of each sampler, and one of ddpm beside the fastest exact one."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -96,21 +97,22 @@ class EvalCommand:
         console.print(report.table(results))
         if cut_short is None:
             console.print(f"results: {path}", soft_wrap=True)
-            self._show(console, planners)
+            self._show(console, planners, results)
             return DONE
         kept = f"{len(finished)} of {self.episodes * len(samplers)} episodes are kept in {path}"
         console.print(f"interrupted: {kept}", soft_wrap=True)
         if finished:
-            self._show(console, [])
+            self._show(console, [], results)
         if isinstance(cut_short, AsdError):
             raise cut_short
         return INTERRUPTED
 
-    def _show(self, console: Console, planners: Sequence[Policy]) -> None:
+    def _show(self, console: Console, planners: Sequence[Policy], results: dict[str, Any]) -> None:
         """Write videos of the planners, where they are asked for, and the page."""
+        best = page.fastest_exact(results)
         try:
             if self.video and planners:
-                for path in video.record(planners, self.env, self.seed, self.out):
+                for path in video.record(planners, self.env, self.seed, self.out, best["spec"] if best else None):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)
