@@ -33,5 +33,5 @@ class BackendError(AsdError):
     """A backend cannot run here, or not this network."""
 
 
-class ResultsError(AsdError, ValueError):
-    """A folder or file of results that is missing, or not what the command wrote that it is said to be of."""
+class RunError(AsdError, ValueError):
+    """A folder of results that is another run's, or whose journal is damaged or cannot be written."""

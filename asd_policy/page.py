@@ -2,13 +2,16 @@
 
 import base64
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asd_policy import page_plots, plots, report
+from asd_policy.episodes import Episode
 from asd_policy.files import atomic_file
-from asd_policy.page_plots import Episodes, Results
-from asd_policy.results import read_episodes, read_results
+from asd_policy.journal import find_run
+from asd_policy.page_plots import Results
+from asd_policy.results import read_results
 from asd_policy.video import SIDE_BY_SIDE
 
 PAGE = "report.html"
@@ -26,21 +29,23 @@ def write(folder: Path) -> Path:
         folder: With results.json, and what there is of episodes.jsonl and videos.
 
     Raises:
-        ResultsError: results.json or episodes.jsonl is not what `asd-policy eval` writes, or no episode had finished.
+        RunError: results.json or episodes.jsonl is not what `asd-policy eval` writes, or no episode had finished.
     """
-    page = build(read_results(folder), read_episodes(folder), _video(folder / SIDE_BY_SIDE))
+    results, run = read_results(folder), find_run(folder)
+    episodes = [each for each in run.episodes if each.index < results["episodes"]] if run else []
+    page = build(results, episodes, _video(folder / SIDE_BY_SIDE))
     path = folder / PAGE
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def build(results: Results, episodes: Episodes, video: dict[str, Any] | None = None) -> str:
+def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] | None = None) -> str:
     """Return the page as HTML. Whatever text results and episodes hold, it is shown as text.
 
     Args:
         results: A results.json object of `eval`, with at least one sampler.
-        episodes: Lines of its episodes.jsonl.
+        episodes: Those it sums up; empty where they were not kept.
         video: From a file, see `write`.
     """
     import jinja2
@@ -53,7 +58,7 @@ def build(results: Results, episodes: Episodes, video: dict[str, Any] | None = N
         best=fastest_exact(results),
         reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
         complete=results.get("complete", not results.get("interrupted")),
-        failures=[episode for episode in episodes if episode["error"] is not None],
+        failures=[episode for episode in episodes if episode.error is not None],
         shown_failures=_SHOWN_FAILURES,
         columns=report.COLUMNS,
         rows=[report.row(each) for each in results["samplers"]],
@@ -97,9 +102,8 @@ def _command(results: Results) -> str:
     """Return the command line that makes these results, an option a line."""
     options = {"policy": [results["policy"]], "env": [results["env"]]}
     options["samplers"] = [each["spec"] for each in results["samplers"]]
-    for name in ("episodes", "envs", "seed", "backend"):
-        if name in results:
-            options[name] = [str(results[name])]
+    keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
+    options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
     lines = [f"--{name} {shlex.join(values)}" for name, values in options.items()]
     return " \\\n  ".join(("asd-policy eval", *lines, "--out runs/again"))
 

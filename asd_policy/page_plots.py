@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from asd_policy import plots
+from asd_policy.episodes import Episode
+from asd_policy.types import PlanRecord
 
 Results = dict[str, Any]
-Episodes = Sequence[dict[str, Any]]
-"""Lines of episodes.jsonl."""
+Episodes = Sequence[Episode]
 
 _WIDTH = 4.3  # [in]: a column of a desk's screen, and about a phone's width, so that text is read at its own size
 _NAME = 24  # [characters] of a mode's name
@@ -97,12 +98,12 @@ def _success(pyplot: Any, results: Results, episodes: Episodes) -> str:
 def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
     seconds = defaultdict(list)
     for spec, plan in _plans(episodes):
-        seconds[spec].append(1e3 * plan["seconds"])
+        seconds[spec].append(1e3 * plan.seconds)
     there = [each for each in results["samplers"] if each["spec"] in seconds]
     figure, axis = _axes(pyplot, len(there))
     plots.latencies(axis, [(_name(each), each["exact"], seconds[each["spec"]]) for each in there])
     _legend(figure)
-    batches = sorted({plan["batch"] for _, plan in _plans(episodes)})
+    batches = sorted({plan.batch for _, plan in _plans(episodes)})
     together = (
         f" Up to {batches[-1]} plans were made together, and each counts the whole time." if batches[-1] > 1 else ""
     )
@@ -152,7 +153,7 @@ def _acceptance(pyplot: Any, results: Results, episodes: Episodes) -> str:
 def _rounds(pyplot: Any, results: Results, episodes: Episodes) -> str:
     rounds: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for spec, plan in _plans(episodes):
-        rounds[spec][plan["at"]].append(plan["rounds"])
+        rounds[spec][plan.at].append(plan.rounds)
     constant, lines = [], []
     for index, each in enumerate(results["samplers"]):
         by_step = rounds.get(each["spec"], {})
@@ -206,13 +207,13 @@ def _legend(figure: Any) -> None:
     figure.legend(loc="outside lower left", labelspacing=0.35, handlelength=3)
 
 
-def _plans(episodes: Episodes) -> list[tuple[str, dict[str, Any]]]:
+def _plans(episodes: Episodes) -> list[tuple[str, PlanRecord]]:
     """Return every plan with the spec that made it.
 
     Raises:
         LeftOut: There are none.
     """
-    plans = [(episode["spec"], plan) for episode in episodes for plan in episode["plans"]]
+    plans = [(episode.spec, plan) for episode in episodes for plan in episode.plans]
     if not plans:
         raise LeftOut("it is drawn from episodes.jsonl, which has no plans here")
     return plans

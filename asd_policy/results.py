@@ -1,10 +1,11 @@
-"""Reading back what `asd-policy eval` wrote into its folder."""
+"""Reading back the results.json of `asd-policy eval`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import ResultsError
+from asd_policy.errors import RunError
+from asd_policy.journal import RESULTS
 
 _RUN = {"policy", "env", "seed", "episodes", "device", "backend", "dtype", "package", "commit", "torch", "started",
         "samplers"}  # fmt: skip
@@ -20,43 +21,23 @@ def read_results(path: Path) -> dict[str, Any]:
         path: The file, or its folder.
 
     Raises:
-        ResultsError: It is not there, or not what `asd-policy eval` of this version writes.
+        RunError: It is not there, or not what `asd-policy eval` of this version writes.
     """
-    path = path / "results.json" if path.is_dir() else path
+    path = path / RESULTS if path.is_dir() else path
     try:
         results = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ResultsError(f"there is no {path}: give the --out of an asd-policy eval") from None
+        raise RunError(f"there is no {path}: give the --out of an asd-policy eval") from None
     except ValueError as error:
-        raise ResultsError(f"{path} is not JSON: {error}") from None
+        raise RunError(f"{path} is not JSON: {error}") from None
     said = {key: results.get(key) for key in ("version", "command")} if isinstance(results, dict) else None
     if said != {"version": 1, "command": "eval"}:
-        raise ResultsError(f"{path} is not a results.json of asd-policy eval, version 1: it says {said}")
+        raise RunError(f"{path} is not a {RESULTS} of asd-policy eval, version 1: it says {said}")
     missing = _RUN - results.keys()
     for each in results.get("samplers", []):
         missing |= _SAMPLER - each.keys()
     if missing:
-        raise ResultsError(f"{path} lacks {', '.join(sorted(missing))}: run asd-policy eval again")
+        raise RunError(f"{path} lacks {', '.join(sorted(missing))}: run asd-policy eval again")
     if not results["samplers"]:
-        raise ResultsError(f"{path} has no sampler: no episode had finished")
+        raise RunError(f"{path} has no sampler: no episode had finished")
     return results
-
-
-def read_episodes(folder: Path) -> list[dict[str, Any]]:
-    """Return the finished episodes of an evaluation, in the order in which they finished; none without a file.
-
-    Args:
-        folder: Of the evaluation.
-
-    Raises:
-        ResultsError: episodes.jsonl is not what `asd-policy eval` writes.
-    """
-    path = folder / "episodes.jsonl"
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text().rpartition("\n")  # a line that was being written is not there
-    try:
-        _, *episodes = map(json.loads, whole.splitlines())
-    except ValueError as error:
-        raise ResultsError(f"{path} is not one JSON object a line: {error}") from None
-    return episodes

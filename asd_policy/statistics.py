@@ -12,6 +12,7 @@ Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
+_Z95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -20,6 +21,28 @@ def wilson(successes: int, trials: int) -> Interval:
 
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def enough_episodes(successes: Sequence[Sequence[bool]], half_width: float, every: int) -> int | None:
+    """Return after how many episodes Wilson's 95 % intervals of all success rates are narrow enough, or None if never.
+
+    To stop at a width, and not at an outcome, keeps an interval nearly honest (Frey, The American Statistician 64(3),
+    2010): simulated for rates of 0.02 … 0.99, 94 … 98 % of intervals hold the rate.
+
+    Args:
+        successes: For each sampler its episodes in order; those at the end that only some samplers have do not count.
+        half_width: Half the distance between an interval's ends, at most.
+        every: A run may stop after multiples of so many episodes.
+    """
+    trials = min(map(len, successes), default=0)
+    if trials == 0:
+        return None
+    n = np.arange(1, trials + 1)
+    rates = np.stack([np.cumsum(each[:trials]) for each in successes]) / n  # [S, N]
+    z2 = _Z95**2
+    widths = np.sqrt(z2 * rates * (1 - rates) / n + z2**2 / (4 * n**2)) / (1 + z2 / n)
+    narrow = np.flatnonzero((widths <= half_width).all(0) & (n % every == 0))
+    return int(n[narrow[0]]) if len(narrow) else None
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:

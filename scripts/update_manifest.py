@@ -39,7 +39,7 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
     """
     notes = json.loads((folder / "training.json").read_text())
     out = options.out / folder.name
-    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--samplers", "ddpm"]
+    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--overwrite", "--samplers", "ddpm"]
     status = cli.run(["eval", *words, "--episodes", str(options.episodes), "--seed", str(options.seed)])
     if status != DONE:
         raise SystemExit(status)

@@ -75,7 +75,17 @@ def test_results_name_the_backend(
     command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = {
-        "eval": ["--env", "asd/Avoid-v0", "--episodes", "1", "--samplers", "ddim:2", "--out", str(tmp_path / "out")],
+        "eval": [
+            "--env",
+            "asd/Avoid-v0",
+            "--episodes",
+            "1",
+            "--samplers",
+            "ddim:2",
+            "--overwrite",
+            "--out",
+            str(tmp_path / "out"),
+        ],
         "verify": ["--samples", "16", "--observations", "2", "--sampler", "ddpm"],
         "tune": ["--plans", "1", "--out", str(tmp_path / "tuning")],
     }[command]

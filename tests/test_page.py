@@ -2,9 +2,10 @@
 
 import importlib
 import io
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import pytest
 from PIL import Image
 
 from asd_policy import cli, page
-from asd_policy.errors import ResultsError
-from asd_policy.page_plots import Episodes, Results
-from asd_policy.results import read_episodes, read_results
+from asd_policy.episodes import Episode
+from asd_policy.errors import RunError
+from asd_policy.files import write_json
+from asd_policy.journal import Journal
+from asd_policy.page_plots import Results
+from asd_policy.results import read_results
+from asd_policy.types import PlanRecord
 
 pytest.importorskip("matplotlib")
 
@@ -49,35 +54,33 @@ def results(*samplers: Results, **changes: Any) -> Results:
     """Return a results.json object of eval."""
     return {
         "version": 1, "command": "eval", "policy": f"runs/{HOSTILE}", "env": "asd/Avoid-v0", "seed": 3, "episodes": 8,
-        "envs": 2, "workers": 1, "device": "A CPU", "backend": "onnx", "dtype": "float32", "package": "0.1.0",
+        "envs": 2, "workers": 1, "device": "A CPU", "torch_device": "cuda:1", "backend": "onnx", "dtype": "float32", "package": "0.1.0",
         "commit": "0123456789abcdef", "torch": "2.13.0", "started": "2026-01-02T03:04:05+00:00", "complete": True,
         "environment_steps_per_second": 812.34, "episodes_per_second": 2.31,
         "samplers": list(samplers or map(sampler, SPECS)),
     } | changes  # fmt: skip
 
 
-def episodes(specs: tuple[str, ...] = SPECS) -> list[dict[str, Any]]:
-    """Return lines of episodes.jsonl."""
+def episodes(specs: tuple[str, ...] = SPECS) -> list[Episode]:
     random = np.random.default_rng(0)
     done = []
-    for index in range(8):
-        for spec in specs:
-            rounds = {"ddpm": [100] * 4, "ddim:10": [10] * 4}.get(spec) or random.integers(5, 12, 4).tolist()
-            plans = [
-                {"at": 8 * number, "rounds": count, "nfe": 150, "window": 8, "batch": 2, "seconds": 0.004 * count,
-                 "network_seconds": 0.003 * count, "refused": None, "unjudged": None}
-                for number, count in enumerate(rounds)
-            ]  # fmt: skip
-            error = f"RuntimeError: {HOSTILE}" if (index, spec) == (2, "ddpm") else None
-            done.append({"spec": spec, "index": index, "success": error is None, "return": 1.0, "steps": 32,
-                         "mode": "0-1", "error": error, "plans": plans})  # fmt: skip
+    for index, spec in itertools.product(range(8), specs):
+        rounds = {"ddpm": [100] * 4, "ddim:10": [10] * 4}.get(spec) or random.integers(5, 12, 4).tolist()
+        plans = tuple(
+            PlanRecord(8 * number, count, 150, 8, 2, 0.004 * count, 0.003 * count, None, None)
+            for number, count in enumerate(rounds)
+        )
+        error = f"RuntimeError: {HOSTILE}" if (index, spec) == (2, "ddpm") else None
+        done.append(Episode(spec, index, error is None, 1.0, 32, "0-1", error, plans))
     return done
 
 
-def save(folder: Path, record: Results, lines: Episodes) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(record))
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"version": 1}, *lines]))
+def save(folder: Path, record: Results, done: Sequence[Episode]) -> Path:
+    journal = Journal.start(folder, {})
+    for episode in done:
+        journal.add(episode)
+    journal.close()
+    write_json(folder / "results.json", record)
     return folder
 
 
@@ -115,12 +118,12 @@ def test_the_command_is_the_run() -> None:
     command = html.partition('<pre id="command">')[2].partition("</pre>")[0].replace("&#39;", "'").replace("\\\n", "")
     assert command.split() == [
         "asd-policy", "eval", "--policy", "'my", "policy'", "--env", "asd/Avoid-v0", "--samplers", *SPECS,
-        "--episodes", "8", "--envs", "2", "--seed", "3", "--backend", "onnx", "--out", "runs/again",
+        "--episodes", "8", "--envs", "2", "--seed", "3", "--device", "cuda:1", "--backend", "onnx", "--out", "runs/again",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("record", "lines", "said"),
+    ("record", "done", "said"),
     [
         (results(complete=False), episodes(), "The run was interrupted"),
         (results(sampler("asd:window=8")), [], "which was not measured: there is nothing to compare"),
@@ -133,8 +136,8 @@ def test_the_command_is_the_run() -> None:
         (results(sampler("ddpm", modes={}, mode_entropy=None)), [], "Left out: the environment reports no modes"),
     ],
 )
-def test_what_is_missing_is_said(record: Results, lines: Episodes, said: str) -> None:
-    assert said in words(page.build(record, lines))
+def test_what_is_missing_is_said(record: Results, done: list[Episode], said: str) -> None:
+    assert said in words(page.build(record, done))
 
 
 def test_a_verdict_that_was_not_reached() -> None:
@@ -176,19 +179,17 @@ def test_the_command_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 )
 def test_results_that_are_none(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ResultsError) as error:
+    with pytest.raises(RunError) as error:
         read_results(tmp_path)
     assert said in str(error.value)
 
 
-def test_a_line_that_was_being_written_is_no_episode(tmp_path: Path) -> None:
-    save(tmp_path, results(), episodes())
-    with (tmp_path / "episodes.jsonl").open("a") as file:
-        file.write('{"spec": "ddpm", "ind')
-    assert read_episodes(tmp_path) == episodes()
-    (tmp_path / "episodes.jsonl").write_text("no JSON\n")
-    with pytest.raises(ResultsError, match="is not one JSON object a line"):
-        read_episodes(tmp_path)
+def test_episodes_beyond_those_that_were_enough(tmp_path: Path) -> None:
+    """`--until-ci` counts fewer than may have finished."""
+    folder = save(tmp_path, results(episodes=2), episodes())
+    assert page.write(folder).read_text(encoding="utf-8") == page.build(
+        results(episodes=2), episodes()[: 2 * len(SPECS)]
+    )
 
 
 # In a browser.
