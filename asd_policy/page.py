@@ -85,10 +85,11 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     told = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
     facts = {
         "Policy": results["policy"],
-        "Environment": results["env"],
+        "Task": results["env"],
         "Seed": results["seed"],
         "Episodes": f"{results['episodes']} for each sampler",
-        "Together": results.get("envs") and f"{results['envs']} environments, {results.get('workers', 1)} workers",
+        "Environments": results.get("envs") and f"{results['envs']} at once",
+        "Workers": results.get("workers"),
         "Device": results["device"],
         "Backend": f"{results['backend']}, {results['dtype']}",
         "Per second": ", ".join(told),

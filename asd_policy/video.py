@@ -141,7 +141,7 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
                         quality=None,
                         macro_block_size=2,
                         output_params=options,
-                    )  # fmt: skip
+                    )
                 )
                 writers[0].send(None)
             writers[0].send(np.ascontiguousarray(frame))

@@ -1,5 +1,6 @@
 """Videos: what browsers and phones play, labelled, and two beside each other."""
 
+import sys
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,12 @@ def test_the_evaluated_episode_is_filmed(
     ]  # fmt: skip
     counts = [len(read(path)[1]) for path in paths]
     assert counts == [*(count + 1 for count in steps), max(steps[0], steps[2]) + 1]
+
+
+def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(EnvError, match=r"--video needs imageio_ffmpeg: pip install 'asd-policy\[envs\]'"):
+        video.record([], "asd/Avoid-v0", 0, tmp_path)
 
 
 def test_an_environment_that_cannot_be_rendered(small_checkpoint: Path, tmp_path: Path) -> None:
