@@ -1,25 +1,22 @@
 """Seeded closed-loop rollouts of a policy in a gymnasium environment, and what they add up to."""
 
-import importlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
 from asd_policy.comparison import MARGIN, equivalence, pair, reward_difference
-from asd_policy.environments import Env, check_fit, make_env
+from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
-from asd_policy.types import overhead_fraction
+from asd_policy.types import PlanRecord, overhead_fraction
 from asd_policy.vector import InProcess
 
 Advance = Callable[[], object]
@@ -191,6 +188,7 @@ def _summary(
         "rounds_p95": float(np.percentile(rounds, 95)),
         "nfe_mean": float(np.mean([plan.nfe for plan in plans])),
         "acceptance_length_mean": steps / float(np.mean(rounds)),
+        "acceptance_by_step": acceptance_by_step(plans, steps),
         "algorithmic_speedup": steps / float(np.mean(rounds)),
         "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
         "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
@@ -198,28 +196,19 @@ def _summary(
     }
 
 
-def record_video(policy: Policy, env_id: str, samplers: Sequence[Sampler], seed: int, folder: Path) -> list[Path]:
-    """Write an mp4 of episode 0 for each sampler.
+def acceptance_by_step(plans: Sequence[PlanRecord], steps: int) -> list[float | None] | None:
+    """Return the share of judged drafts that was accepted, by step, 0 the noisiest; None where none was judged.
 
-    Raises:
-        EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
+    Args:
+        plans: Of one sampler.
+        steps: Length K of the chain.
+
+    Returns:
+        K shares; None for a sampler without drafts.
     """
-    try:
-        imageio = importlib.import_module("imageio.v3")
-        importlib.import_module("imageio_ffmpeg")
-    except ImportError as error:
-        raise EnvError(f"--video needs {error.name}: pip install 'asd-policy[envs]'") from None
-    env = make_env(env_id, render_mode="rgb_array")
-    written = []
-    for sampler in samplers:
-        recorder = gymnasium.wrappers.RenderCollection(env, pop_frames=False)
-        try:
-            run_episode(policy.with_sampler(sampler), recorder, 0, seed)
-        except Exception as error:  # every renderer raises errors of its own
-            raise EnvError(f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl") from error
-        path = folder / f"{sampler.spec.replace(':', '-').replace(',', '-')}.mp4"
-        fps = env.metadata.get("render_fps", 30)
-        imageio.imwrite(path, np.stack(recorder.frame_list), fps=fps, plugin="FFMPEG", codec="libx264")
-        written.append(path)
-    env.close()
-    return written
+    known = [(plan.refused, plan.unjudged) for plan in plans if plan.refused is not None and plan.unjudged is not None]
+    if not known:
+        return None
+    refused, unjudged = (Counter(itertools.chain(*each)) for each in zip(*known, strict=True))
+    judged = [len(known) - unjudged[step] for step in range(steps)]
+    return [1 - refused[step] / count if count else None for step, count in enumerate(judged)]

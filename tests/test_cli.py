@@ -52,6 +52,7 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     results = json.loads((out / "results.json").read_text())
     assert json.loads(printed.out) == results
+    assert "<code>ddpm</code>" in (out / "report.html").read_text()
     assert set(results) >= CONTRACT
     assert results["version"] == 1
     assert results["command"] == "eval"
@@ -308,8 +309,11 @@ def test_an_interrupt_that_comes_out_as_another_error(
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
 def test_video(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert cli.run([*arguments(checkpoint, tmp_path, samplers="ddim:2"), "--video"]) == 0
-    assert (tmp_path / "ddim-2.mp4").stat().st_size > 1000
+    words = arguments(checkpoint, tmp_path, samplers=["ddpm", "ddim:2", "asd:window=5,draft=frozen,verify=block"])
+    assert cli.run([*words, "--video"]) == 0
+    for name in ("ddpm", "ddim-2", "asd-window=5-draft=frozen-verify=block", "side-by-side"):
+        assert (tmp_path / f"{name}.mp4").stat().st_size > 1000
+    assert 'src="data:video/mp4;base64,' in (tmp_path / "report.html").read_text()
 
 
 def test_tune_keeps_what_it_measured_with_the_policy(

@@ -49,9 +49,10 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         archive.extractall(site)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import asd_policy, asd_envs, gymnasium\n"
+        "import asd_policy, asd_envs, gymnasium, importlib.resources\n"
         f"assert asd_policy.__file__.startswith({str(site)!r}) and asd_envs.__file__.startswith({str(site)!r})\n"
         "gymnasium.make('asd/Avoid-v0').reset(seed=0)\n"
+        "assert (importlib.resources.files(asd_policy) / 'templates/report.html').is_file()\n"
         f"policy = asd_policy.load_policy({str(ROOT / 'checkpoints/avoid')!r}, 'asd:window=16')\n"
         "policy.select_action({'agent_pos': [0, 0, 0, 0], 'environment_state': [0, 0, 0]})\n"
     )

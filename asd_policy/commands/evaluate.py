@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import TextColumn
 
-from asd_policy import evaluate, inspection, report
+from asd_policy import evaluate, inspection, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import find_format, load_policy, locate
 from asd_policy.commands.common import (
@@ -59,7 +59,7 @@ class EvalCommand:
     env: str
     """Gymnasium id of the environment, such as asd/Avoid-v0."""
     out: Path
-    """Folder for episodes.jsonl, results.json (and videos)."""
+    """Folder for episodes.jsonl, results.json, report.html and videos."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
     """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
     ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
@@ -89,7 +89,7 @@ class EvalCommand:
     json: bool = False
     """Print the results as one JSON object on stdout."""
     video: bool = False
-    """Also write an mp4 of the first episode of each sampler."""
+    """Also write an mp4 of the first episode of each sampler, and one of ddpm beside the fastest exact one."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -98,6 +98,8 @@ class EvalCommand:
         self._check()
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
         found = self._find()
+        if self.video:
+            video.ffmpeg()
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         if self.workers is not None:
@@ -114,6 +116,9 @@ class EvalCommand:
             env.close()
         runner = self._runner(planners)
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
+        if found is None:
+            for name in (page.PAGE, video.SIDE_BY_SIDE):
+                (self.out / name).unlink(missing_ok=True)  # of a run that was there
         tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
@@ -136,6 +141,7 @@ class EvalCommand:
             **record,
             "episodes": count,
             "until_ci": self.until_ci,
+            "torch_device": self.device,
             "envs": self.envs,
             "workers": runner.count,
             "complete": complete,
@@ -158,18 +164,28 @@ class EvalCommand:
         if cut_short is not None:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
+            if counted:
+                self._show(console, [], results)
             if isinstance(cut_short, AsdError):
                 raise cut_short
             return INTERRUPTED
         console.print(f"results: {path}", soft_wrap=True)
-        if self.video:
-            for video in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
-                console.print(f"video: {video}", soft_wrap=True)
+        self._show(console, planners, results)
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
             first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
+
+    def _show(self, console: Console, planners: Sequence[Policy], results: dict[str, Any]) -> None:
+        """Write videos of the planners, where they are asked for, and the page."""
+        best = page.fastest_exact(results)
+        try:
+            if self.video and planners:
+                for path in video.record(planners, self.env, self.seed, self.out, best["spec"] if best else None):
+                    console.print(f"video: {path}", soft_wrap=True)
+        finally:
+            console.print(f"page: {page.write(self.out)}", soft_wrap=True)
 
     @property
     def _most(self) -> int:
