@@ -21,6 +21,7 @@ KITCHEN_TASKS = ("Complete", "Mixed")
 PUSHT_OBSERVATIONS = ("state", "keypoints", "pixels")
 ROBOSUITE_TASKS = ("Lift", "Can", "Square", "ToolHang", "Transport")
 ALOHA_TASKS = ("TransferCube", "Insertion")
+_ROBOMIMIC_STEPS = (400, 400, 400, 700, 700)
 
 
 class Suite(NamedTuple):
@@ -40,6 +41,8 @@ SUITES = (
     Suite("Adroit", "asd_envs.adroit:AdroitEnv", dict.fromkeys(ADROIT_TASKS, 200)),
     Suite("Kitchen", "asd_envs.kitchen:KitchenEnv", dict.fromkeys(KITCHEN_TASKS, 280)),
     Suite("GymPushT", "asd_envs.gym_pusht:GymPushTEnv", dict.fromkeys(PUSHT_OBSERVATIONS, 300)),
+    Suite("Robosuite", "asd_envs.robosuite:RobosuiteEnv", dict(zip(ROBOSUITE_TASKS, _ROBOMIMIC_STEPS, strict=True))),
+    Suite("Aloha", "asd_envs.aloha:AlohaEnv", dict.fromkeys(ALOHA_TASKS, 300)),
 )
 
 
