@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from ctypes.util import find_library
-from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -11,26 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gymnasium.utils.env_checker import check_env
+from suite_cases import case
 
 import asd_envs
 from asd_envs.avoid import HOMOTOPY_CLASSES, AvoidExpert, gap_centre, gap_of
 from asd_envs.registration import SUITES
 
 IDS = sorted(env_id for env_id in gymnasium.registry if env_id.startswith("asd/"))
-# What is not among the extras that the tests are installed with; `make suites` has it.
-ELSEWHERE = {"asd/Robosuite-": "robosuite", "asd/Aloha-": "gym_aloha"}
 RENDERED = ["asd/Avoid-v0", *(f"asd/{suite.name}-{next(iter(suite.tasks))}-v0" for suite in SUITES)]
 SOLVED = ["asd/Avoid-v0", *(f"asd/MetaWorld-{task}-v0" for task in ("pick-place", "peg-insert-side", "reach", "push"))]
 
 Env = gymnasium.Env[Any, Any]
-
-
-def case(env_id: str) -> Any:
-    """Return an id as a parameter, skipped where its suite is not installed."""
-    module = next((module for prefix, module in ELSEWHERE.items() if env_id.startswith(prefix)), "asd_envs")
-    return pytest.param(
-        env_id, marks=pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not here: make suites")
-    )
 
 
 @pytest.fixture(params=map(case, IDS), scope="module")

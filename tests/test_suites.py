@@ -8,8 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from suite_cases import case
 
 import asd_envs  # noqa: F401  registers the environments
+from asd_envs.registration import SUITES
 
 Solve = Callable[[Any], object]
 
@@ -52,6 +54,15 @@ def place_block(inner: Any) -> None:
     inner.block.position = inner.goal_pose[:2].tolist()
 
 
+def lift_cube(inner: Any) -> None:
+    inner.sim.data.set_joint_qpos("cube_joint0", np.array([0.3, 0.3, 1.2, 1, 0, 0, 0]))
+
+
+def pay_in_full(inner: Any) -> None:
+    """Have the task report its last stage: to hold the cube takes a policy."""
+    inner._env.task.get_reward = lambda physics: 4
+
+
 SOLVERS: dict[str, Solve] = {
     "asd/Fetch-Reach-v0": move_goal,
     "asd/Fetch-Push-v0": move_goal,
@@ -66,17 +77,19 @@ SOLVERS: dict[str, Solve] = {
     "asd/Kitchen-Complete-v0": do_chores,
     "asd/Kitchen-Mixed-v0": do_chores,
     "asd/GymPushT-keypoints-v0": place_block,
+    "asd/Robosuite-Lift-v0": lift_cube,
+    "asd/Aloha-TransferCube-v0": pay_in_full,
 }
 
 
-@pytest.mark.parametrize("env_id", list(SOLVERS))
-def test_success_is_told_where_it_is(env_id: str) -> None:
+@pytest.mark.parametrize("env_id, solve", [case(*item) for item in SOLVERS.items()])
+def test_success_is_told_where_it_is(env_id: str, solve: Solve) -> None:
     env: Any = gymnasium.make(env_id)
     _, info = env.reset(seed=3)
     idle = np.zeros(env.action_space.shape, env.action_space.dtype)
     assert not info["success"]
     assert not env.step(idle)[4]["success"]
-    SOLVERS[env_id](env.unwrapped.inner)
+    solve(env.unwrapped.inner)
     assert env.step(idle)[4]["success"]
     env.close()
 
@@ -113,6 +126,46 @@ def test_fetch_observes_what_the_suite_does() -> None:
     np.testing.assert_array_equal(observation["agent_pos"][:3], raw["observation"][:3])
 
 
+@pytest.mark.parametrize("env_id", [case(f"asd/Robosuite-{task}-v0") for task in ("Lift", "Transport")])
+def test_robosuite_has_the_names_of_each_library(env_id: str) -> None:
+    env: Any = gymnasium.make(env_id)
+    observation, _ = env.reset(seed=0)
+    arms = [
+        f"robot{arm}_{key}"
+        for arm in range(1 + ("Transport" in env_id))
+        for key in ("eef_pos", "eef_quat", "gripper_qpos")
+    ]
+    assert set(observation) == {"object", *arms, "obs", "agent_pos", "environment_state"}
+    vector = np.concatenate([observation[key] for key in ("object", *arms)])  # the order of Diffusion Policy's configs
+    np.testing.assert_array_equal(observation["obs"], vector)
+    np.testing.assert_array_equal(observation["environment_state"], observation["object"])
+    np.testing.assert_array_equal(observation["agent_pos"], vector[len(observation["object"]) :])
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [case("asd/Robosuite-Lift-v0")])
+def test_robosuite_leaves_the_global_generator_alone(env_id: str) -> None:
+    env: Any = gymnasium.make(env_id)
+    np.random.seed(3)
+    expected = np.random.uniform(size=2)
+    np.random.seed(3)
+    drawn = [np.random.uniform()]
+    env.reset(seed=0)
+    assert [*drawn, np.random.uniform()] == expected.tolist()
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [case("asd/Aloha-TransferCube-v0")])
+def test_aloha_acts_within_its_actuators(env_id: str) -> None:
+    """The pose that an episode starts in can be commanded, as it cannot within the suite's own −1 … 1."""
+    env: Any = gymnasium.make(env_id)
+    observation, _ = env.reset(seed=0)
+    start = observation["agent_pos"].astype(np.float32)
+    assert env.action_space.contains(start)
+    assert not env.unwrapped.inner.action_space.contains(start)
+    env.close()
+
+
 @pytest.mark.parametrize(
     "env_id, module, extra",
     [
@@ -123,6 +176,8 @@ def test_fetch_observes_what_the_suite_does() -> None:
         ("asd/Adroit-Pen-v0", "gymnasium_robotics", "robotics"),
         ("asd/Kitchen-Mixed-v0", "gymnasium_robotics", "robotics"),
         ("asd/GymPushT-state-v0", "gym_pusht", "pusht"),
+        ("asd/Robosuite-Lift-v0", "robosuite", "robosuite"),
+        ("asd/Aloha-Insertion-v0", "gym_aloha", "aloha"),
     ],
 )
 def test_a_missing_extra_is_named(env_id: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +186,7 @@ def test_a_missing_extra_is_named(env_id: str, module: str, extra: str, monkeypa
         gymnasium.make(env_id)
 
 
-@pytest.mark.parametrize(
-    "env_id", ["asd/Fetch-Reach-v0", "asd/PointMaze-UMaze-v0", "asd/Adroit-Pen-v0", "asd/GymPushT-state-v0"]
-)
+@pytest.mark.parametrize("env_id", [f"asd/{suite.name}-{next(iter(suite.tasks))}-v0" for suite in SUITES])
 def test_an_unknown_task_lists_those_there_are(env_id: str) -> None:
-    with pytest.raises(ValueError, match=r"^no \w+ task 'juggle'; there are \w+, \w+, "):
+    with pytest.raises(ValueError, match=r"^no [\w-]+ task 'juggle'; there are [\w-]+, [\w-]+"):
         gymnasium.make(env_id, task="juggle")

@@ -25,7 +25,7 @@ _OF_AN_ARM = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 OBJECT = "object"
 
 
-class RobosuiteEnv(gymnasium.Env[dict[str, Array], npt.NDArray[np.floating[Any]]]):
+class RobosuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
     """One manipulation task of robomimic (arXiv 2108.03298, package robosuite ≥ 1.5) on Panda arms.
 
     The controller is that of robomimic's data sets: `OSC_POSE`, displacements, in the world's frame, 20 Hz.
@@ -44,8 +44,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Array], npt.NDArray[np.floating[Any]]
     |---|---|---|---|---|---|
     | `object` | Lift 0 … 9 | cube: position, quaternion; cube seen from the gripper | -inf | inf | m, – |
     | `object` | Can, Square 0 … 13 | object: position, quaternion; both seen from the hand | -inf | inf | m, – |
-    | `object` | ToolHang 0 … 43 | base, frame and tool, 14 numbers each as for Can; assembled, hung | -inf | inf | m, – |
-    | `object` | Transport 0 … 40 | payload, trash, lid, bins; contents of bins; objects from the grippers | -inf | inf | m, – |
+    | `object` | ToolHang 0 … 43 | base, frame, tool: 14 numbers each as for Can; assembled, hung | -inf | inf | m, – |
+    | `object` | Transport 0 … 40 | payload, trash, lid, bins; in bins?; seen from the grippers | -inf | inf | m, – |
     | `robot0_eef_pos` | 0 … 2 | hand position | -inf | inf | m |
     | `robot0_eef_quat` | 0 … 3 | hand orientation (quaternion x, y, z, w) | -inf | inf | – |
     | `robot0_gripper_qpos` | 0 … 1 | finger positions | -inf | inf | m |
