@@ -29,6 +29,22 @@ def require(module: str, extra: str) -> Any:
         raise ImportError(f"{module} needs {error.name or error}: pip install 'asd-policy[{extra}]'") from error
 
 
+def make_inner(module: str, extra: str, env_id: str, **options: Any) -> Any:
+    """Return a suite's own environment, without gymnasium's wrappers.
+
+    Args:
+        module: The suite's, which registers its ids.
+        extra: The extra of this package that installs it.
+        env_id: The suite's id.
+        **options: For the environment.
+
+    Raises:
+        ImportError: The extra is not installed.
+    """
+    gymnasium.register_envs(require(module, extra))
+    return gymnasium.make(env_id, **options).unwrapped
+
+
 def unbounded(size: int) -> spaces.Box:
     """Return the space of all vectors [size] of float64."""
     return spaces.Box(-np.inf, np.inf, (size,), np.float64)

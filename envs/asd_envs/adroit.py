@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import gymnasium
-
-from asd_envs.adapter import Array, SuiteEnv, check_task, require, unbounded
+from asd_envs.adapter import Array, SuiteEnv, check_task, make_inner, unbounded
 from asd_envs.registration import ADROIT_TASKS
 
 
@@ -68,9 +66,7 @@ class AdroitEnv(SuiteEnv):
             ImportError: The extra `robotics` is not installed.
         """
         check_task(task, ADROIT_TASKS, "Adroit")
-        gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
-        inner = gymnasium.make(f"AdroitHand{task}-v1", render_mode=render_mode).unwrapped
-        assert inner.observation_space.shape is not None
+        inner = make_inner("gymnasium_robotics", "robotics", f"AdroitHand{task}-v1", render_mode=render_mode)
         super().__init__(inner, unbounded(inner.observation_space.shape[0]))
 
     def _observe(self, raw: Array) -> Array:

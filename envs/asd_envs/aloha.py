@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from asd_envs.adapter import Array, SuiteEnv, check_task, require, state_space
+from asd_envs.adapter import Array, SuiteEnv, check_task, make_inner, state_space
 from asd_envs.registration import ALOHA_TASKS
 
 _ARM_DIM = 6  # joints; the suite's actuators have two fingers after them, its actions one gripper
@@ -64,8 +63,7 @@ class AlohaEnv(SuiteEnv):
             ImportError: The extra `aloha` is not installed.
         """
         check_task(task, ALOHA_TASKS, "Aloha")
-        gymnasium.register_envs(require("gym_aloha", "aloha"))
-        inner: Any = gymnasium.make(f"gym_aloha/Aloha{task}-v0").unwrapped
+        inner = make_inner("gym_aloha", "aloha", f"gym_aloha/Aloha{task}-v0")
         super().__init__(inner, state_space(14, _OBJECT_DIM[task]))
         self.render_mode = render_mode
         # Its observation would be three images; the task's state is what they show.

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from asd_envs.adapter import Array, SuiteEnv, check_task, require, state_space
+from asd_envs.adapter import Array, SuiteEnv, check_task, make_inner, state_space
 from asd_envs.registration import FETCH_TASKS
 
 # Of the 25 numbers of tasks with an object: gripper position, fingers, their velocities. Reach has only these 10.
@@ -64,9 +63,8 @@ class FetchEnv(SuiteEnv):
             ImportError: The extra `robotics` is not installed.
         """
         check_task(task, FETCH_TASKS, "Fetch")
-        gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
         self._has_object = task != "Reach"
-        inner = gymnasium.make(f"Fetch{task}-v4", render_mode=render_mode).unwrapped
+        inner = make_inner("gymnasium_robotics", "robotics", f"Fetch{task}-v4", render_mode=render_mode)
         super().__init__(inner, state_space(len(_AGENT), 3 + len(_OBJECT) * self._has_object))
 
     def _observe(self, raw: dict[str, Array]) -> dict[str, Array]:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from asd_envs.adapter import SuiteEnv, check_task, require, state_space, unbounded
+from asd_envs.adapter import SuiteEnv, check_task, make_inner, state_space, unbounded
 from asd_envs.registration import PUSHT_OBSERVATIONS
 
 # The suite's name of each, and its space. The suite says that all is inside the walls, but a block can be squeezed out.
@@ -71,9 +70,9 @@ class GymPushTEnv(SuiteEnv):
             ImportError: The extra `pusht` is not installed.
         """
         check_task(task, PUSHT_OBSERVATIONS, "GymPushT")
-        gymnasium.register_envs(require("gym_pusht", "pusht"))
         name, space = _SPACES[task]
-        inner = gymnasium.make("gym_pusht/PushT-v0", obs_type=name, render_mode="rgb_array").unwrapped
+        # Always "rgb_array": what draws the screen draws the observed images, too.
+        inner = make_inner("gym_pusht", "pusht", "gym_pusht/PushT-v0", obs_type=name, render_mode="rgb_array")
         super().__init__(inner, space)
         self.render_mode = render_mode
 

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import gymnasium
-
-from asd_envs.adapter import Array, SuiteEnv, check_task, require, state_space
+from asd_envs.adapter import Array, SuiteEnv, check_task, make_inner, state_space
 from asd_envs.registration import KITCHEN_TASKS
 
 _ROBOT_DIM = 18  # positions and velocities of 9 joints come first in the suite's observation
@@ -65,9 +63,8 @@ class KitchenEnv(SuiteEnv):
             ImportError: The extra `robotics` is not installed.
         """
         check_task(task, KITCHEN_TASKS, "Kitchen")
-        gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
-        goals = list(_GOALS[task])
-        inner: Any = gymnasium.make("FrankaKitchen-v1", tasks_to_complete=goals, render_mode=render_mode).unwrapped
+        options = {"tasks_to_complete": list(_GOALS[task]), "render_mode": render_mode}
+        inner = make_inner("gymnasium_robotics", "robotics", "FrankaKitchen-v1", **options)
         (size,) = inner.observation_space["observation"].shape
         super().__init__(inner, state_space(_ROBOT_DIM, size - _ROBOT_DIM))
 

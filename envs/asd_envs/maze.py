@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from asd_envs.adapter import Array, SuiteEnv, check_task, require, state_space
+from asd_envs.adapter import Array, SuiteEnv, check_task, make_inner, state_space
 from asd_envs.registration import MAZES
 
 
 def _make(agent: str, version: str, maze: str, render_mode: str | None, **options: Any) -> Any:
     """Return the suite's environment of an agent in a maze."""
     check_task(maze, MAZES, f"{agent}Maze")
-    gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
     # By default the suite goes on after the goal is reached, and an episode's end says nothing about success.
-    made = gymnasium.make(f"{agent}Maze_{maze}-{version}", render_mode=render_mode, continuing_task=False, **options)
-    return made.unwrapped
+    options |= {"render_mode": render_mode, "continuing_task": False}
+    return make_inner("gymnasium_robotics", "robotics", f"{agent}Maze_{maze}-{version}", **options)
 
 
 class PointMazeEnv(SuiteEnv):
