@@ -29,8 +29,10 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == namespace:
             point.load()
+    # Not every environment takes a render mode, so none is passed where none is wanted.
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gymnasium.make(env_id, render_mode=render_mode)
+        return gymnasium.make(env_id, **options)
     except (gymnasium.error.Error, ImportError) as error:
         reason = " ".join(str(error).split())
         if not isinstance(error, gymnasium.error.UnregisteredEnv):

@@ -1,4 +1,6 @@
-"""The gymnasium ids of this package: one line per environment."""
+"""The gymnasium ids of this package: one line per environment or suite."""
+
+from typing import NamedTuple
 
 import gymnasium
 
@@ -12,6 +14,36 @@ METAWORLD_TASKS = (
     "plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull stick-push "
     "sweep sweep-into window-close window-open"
 ).split()
+FETCH_TASKS = ("Reach", "Push", "Slide", "PickAndPlace")
+MAZES = ("UMaze", "Open", "Medium", "Large")
+ADROIT_TASKS = ("Door", "Hammer", "Pen", "Relocate")
+KITCHEN_TASKS = ("Complete", "Mixed")
+PUSHT_OBSERVATIONS = ("state", "keypoints", "pixels")
+ROBOSUITE_TASKS = ("Lift", "Can", "Square", "ToolHang", "Transport")
+ALOHA_TASKS = ("TransferCube", "Insertion")
+_ROBOMIMIC_STEPS = (400, 400, 400, 700, 700)
+
+
+class Suite(NamedTuple):
+    """Tasks `asd/<name>-<task>-v0` of one adapter, which takes the task's name."""
+
+    name: str
+    entry_point: str
+    tasks: dict[str, int]
+    """Each task's control steps until an episode is truncated."""
+
+
+SUITES = (
+    Suite("MetaWorld", "asd_envs.metaworld:MetaWorldEnv", dict.fromkeys(METAWORLD_TASKS, 400)),
+    Suite("Fetch", "asd_envs.fetch:FetchEnv", dict.fromkeys(FETCH_TASKS, 50)),
+    Suite("PointMaze", "asd_envs.maze:PointMazeEnv", dict(zip(MAZES, (300, 300, 600, 800), strict=True))),
+    Suite("AntMaze", "asd_envs.maze:AntMazeEnv", dict(zip(MAZES, (700, 700, 1000, 1000), strict=True))),
+    Suite("Adroit", "asd_envs.adroit:AdroitEnv", dict.fromkeys(ADROIT_TASKS, 200)),
+    Suite("Kitchen", "asd_envs.kitchen:KitchenEnv", dict.fromkeys(KITCHEN_TASKS, 280)),
+    Suite("GymPushT", "asd_envs.gym_pusht:GymPushTEnv", dict.fromkeys(PUSHT_OBSERVATIONS, 300)),
+    Suite("Robosuite", "asd_envs.robosuite:RobosuiteEnv", dict(zip(ROBOSUITE_TASKS, _ROBOMIMIC_STEPS, strict=True))),
+    Suite("Aloha", "asd_envs.aloha:AlohaEnv", dict.fromkeys(ALOHA_TASKS, 300)),
+)
 
 
 def register_all() -> None:
@@ -19,10 +51,11 @@ def register_all() -> None:
     if "asd/Avoid-v0" in gymnasium.registry:
         return
     gymnasium.register("asd/Avoid-v0", entry_point="asd_envs.avoid:AvoidEnv", max_episode_steps=100)
-    for task in METAWORLD_TASKS:
-        gymnasium.register(
-            f"asd/MetaWorld-{task}-v0",
-            entry_point="asd_envs.metaworld:MetaWorldEnv",
-            kwargs={"task": task},
-            max_episode_steps=400,
-        )
+    for suite in SUITES:
+        for task, steps in suite.tasks.items():
+            gymnasium.register(
+                f"asd/{suite.name}-{task}-v0",
+                entry_point=suite.entry_point,
+                kwargs={"task": task},
+                max_episode_steps=steps,
+            )
