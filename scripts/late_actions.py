@@ -73,8 +73,8 @@ def run_episode(env: gymnasium.Env[Any, Any], actor: Expert, delay: int, seed: i
 def main() -> None:
     """Print a line for each delay."""
     options = tyro.cli(Options, description=__doc__)
-    if options.episodes < 1:
-        raise SystemExit(f"--episodes {options.episodes} is not a positive number")
+    if options.episodes < 2:
+        raise SystemExit(f"--episodes {options.episodes} is not 2 or more")
     if min(options.delays, default=-1) < 0:
         raise SystemExit(f"--delays {' '.join(map(str, options.delays))} are not numbers of steps from 0 on")
     env = gymnasium.make("asd/Intercept-v0")
@@ -85,7 +85,9 @@ def main() -> None:
     for delay in options.delays:
         seeds = range(options.seed, options.seed + options.episodes)
         returns, successes = zip(*(run_episode(env, actor, delay, seed) for seed in seeds), strict=True)
-        low, high = mean_interval(returns)
+        interval = mean_interval(returns)
+        assert interval is not None  # of two episodes and more there is one
+        low, high = interval
         worst, best = wilson(sum(successes), len(successes))
         print(
             f"| {delay * STEP_MS} | {np.mean(returns):.2f} [{low:.2f}, {high:.2f}] "

@@ -175,7 +175,7 @@ def test_late_actions_script(
     assert rows[0] == "| delay [ms] | return [95 %] | success % [95 %] |"
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 0", "| 400"]
     for words, message in (
-        (["--episodes", "0"], "--episodes 0 is not a positive number"),
+        (["--episodes", "1"], "--episodes 1 is not 2 or more"),
         (["--delays", "2", "-1"], "--delays 2 -1 are not numbers of steps from 0 on"),
     ):
         monkeypatch.setattr(sys, "argv", ["late_actions.py", *words])

@@ -128,8 +128,8 @@ class InterceptEnv(MujocoEnv):
     The paddle rests at x = 0. A puck is served at x ~ U(-0.25, 0.25) m, y = 0.8 m with velocities ±U(0.4, 1.8) m/s
     across and -U(1.2, 1.5) m/s along the table, drawn anew until it is to bounce (once or twice) and to be met within
     the paddle's reach, 0.15 … 0.4 m from where the one before was (from x = 0 for the first). The walls have no
-    friction and leave 0.69 … 0.91 of the speed across them: their damping in contact is 1/s · U(40, 160) for each puck.
-    A puck ends when the paddle touches it, or behind the goal line, y < -0.05 m; the next one is served two steps
+    friction and leave 0.69 … 0.91 of the speed across them: their damping in contact, U(40, 160) / s, is drawn for each
+    puck. A puck ends when the paddle touches it, or behind the goal line, y < -0.05 m; the next one is served two steps
     later. All three serves are drawn at the reset, so they do not depend on what is done. An episode terminates with
     the last puck, and is truncated after 80 steps (4 s).
 
@@ -156,7 +156,7 @@ class InterceptEnv(MujocoEnv):
         if obs_type not in get_args(ObsType):
             raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
         paddle, puck = np.array([1.0, 5]), np.array([1.0, 1, 5, 5])
-        seen = {"agent_pos": spaces.Box(-paddle, paddle, dtype=np.float64)}
+        seen: dict[str, spaces.Space[Any]] = {"agent_pos": spaces.Box(-paddle, paddle, dtype=np.float64)}
         if obs_type == "state":
             seen["environment_state"] = spaces.Box(-puck, puck, dtype=np.float64)
         else:
@@ -170,7 +170,7 @@ class InterceptEnv(MujocoEnv):
             **kwargs,
         )
         self.action_space = spaces.Box(-REACH, REACH, (1,), np.float64)
-        self._camera = Camera(self.model, "top") if obs_type == "pixels_agent_pos" else None
+        self._camera = Camera(self, "top") if obs_type == "pixels_agent_pos" else None
         self._paddle = self.model.geom("paddle").id
         self._walls = [self.model.geom(name).id for name in ("left", "right")]
         self._serves: list[Serve] = []
@@ -196,7 +196,8 @@ class InterceptEnv(MujocoEnv):
         reward = 0.0
         self.data.ctrl[:] = np.clip(action, -REACH, REACH)
         for _ in range(self.frame_skip):
-            mujoco.mj_step(self.model, self.data)
+            # do_simulation would compute joint forces too, which takes longer than the step itself.
+            mujoco.mj_step(self.model, self.data)  # pyright: ignore[reportAttributeAccessIssue]  # compiled
             if not self._pause:
                 reward += self._judge()
         terminated = not self._serves
@@ -221,7 +222,7 @@ class InterceptEnv(MujocoEnv):
         position, velocity = self.data.qpos, self.data.qvel
         agent = np.array([position[0], velocity[0]])
         if self._camera is not None:
-            return {"agent_pos": agent, "pixels": self._camera.image(self.data)}
+            return {"agent_pos": agent, "pixels": self._camera.image()}
         return {"agent_pos": agent, "environment_state": np.concatenate([position[1:], velocity[1:]])}
 
     def _serve(self) -> None:
