@@ -46,7 +46,7 @@ class Options:
     """Train a diffusion policy on demonstrations of an environment's scripted expert; write a LeRobot folder."""
 
     env: str
-    """Gymnasium id of an environment with an expert: asd/Avoid-v0 or asd/MetaWorld-<task>-v0."""
+    """Gymnasium id of an environment with an expert: asd/Avoid-v0, asd/PushT-v0 or asd/MetaWorld-<task>-v0."""
     out: Path
     """Folder to write; training state is kept beside it, as <out>.training, until the training is done."""
     steps: int = 6000
@@ -279,7 +279,8 @@ def main() -> None:
     if options.env not in gymnasium.registry or not options.env.startswith("asd/"):
         tasks = ", ".join(asd_envs.METAWORLD_TASKS)
         raise SystemExit(
-            f"no environment {options.env!r} with an expert: asd/Avoid-v0, asd/MetaWorld-<task>-v0 ({tasks})"
+            f"no environment {options.env!r} with an expert: asd/Avoid-v0, asd/PushT-v0, "
+            f"asd/MetaWorld-<task>-v0 ({tasks})"
         )
     try:
         train(options)

@@ -30,10 +30,16 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
     """
     from asd_envs.avoid import AvoidEnv, AvoidExpert
     from asd_envs.metaworld import MetaWorldEnv, MetaWorldExpert
+    from asd_envs.pusht import PushTEnv
+    from asd_envs.pusht_expert import PushTExpert
 
     bare = env.unwrapped
     if isinstance(bare, AvoidEnv):
         return AvoidExpert()
     if isinstance(bare, MetaWorldEnv):
         return MetaWorldExpert(bare.task)
-    raise ValueError(f"no expert for {bare!r}: there is one for asd/Avoid-v0 and each asd/MetaWorld-<task>-v0")
+    if isinstance(bare, PushTEnv):
+        return PushTExpert()
+    raise ValueError(
+        f"no expert for {bare!r}: there is one for asd/Avoid-v0, asd/PushT-v0 and each asd/MetaWorld-<task>-v0"
+    )

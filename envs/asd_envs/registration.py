@@ -19,6 +19,7 @@ def register_all() -> None:
     if "asd/Avoid-v0" in gymnasium.registry:
         return
     gymnasium.register("asd/Avoid-v0", entry_point="asd_envs.avoid:AvoidEnv", max_episode_steps=100)
+    gymnasium.register("asd/PushT-v0", entry_point="asd_envs.pusht:PushTEnv", max_episode_steps=300)
     for task in METAWORLD_TASKS:
         gymnasium.register(
             f"asd/MetaWorld-{task}-v0",
