@@ -2,7 +2,6 @@
 
 from ctypes.util import find_library
 from math import pi
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -83,11 +82,12 @@ def test_the_simulation_has_the_same_shapes() -> None:
 
 
 def test_start_reward_and_end() -> None:
-    env = PushTEnv()
-    plain: gymnasium.Env[Any, Any] = env
+    env = gymnasium.make("asd/PushT-v0")
+    bare = env.unwrapped
+    assert isinstance(bare, PushTEnv)
     starts = []
     for seed in range(200):
-        observation, info = plain.reset(seed=seed)
+        observation, info = env.reset(seed=seed)
         x, y, cosine, sine, *relative = observation["environment_state"]
         assert np.linalg.norm(relative) >= 0.11
         assert rotation(np.arctan2(sine, cosine)) @ relative + (x, y) == pytest.approx(observation["agent_pos"])
@@ -96,7 +96,7 @@ def test_start_reward_and_end() -> None:
     assert abs(np.array(starts)).max(0) == pytest.approx([0.1, 0.1, pi], rel=0.05)
     far = (0.2, -0.2)
     for shift, success in [(0.005, True), (0.0055, False)]:  # 0.90476 and 0.895 of the goal
-        place(env, moved(y=shift), far)
+        place(bare, moved(y=shift), far)
         _, reward, terminated, truncated, info = env.step(np.array(far))
         assert reward == info["coverage"] == pytest.approx(1 - 0.12 * shift / 0.0063)
         assert terminated == info["success"] == success
@@ -140,19 +140,28 @@ def test_walls_keep_the_block_on_the_table() -> None:
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
 def test_image_observations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    env: gymnasium.Env[Any, Any] = gymnasium.make("asd/PushT-v0", obs_type="pixels_agent_pos")
-    observation, _ = env.reset(seed=0)
+    env = gymnasium.make("asd/PushT-v0", obs_type="pixels_agent_pos", render_mode="rgb_array")
+    env.reset(seed=0)
+    bare = env.unwrapped
+    assert isinstance(bare, PushTEnv)
+    place(bare, GOAL_POSE, (0.2, 0.2))
+    observation, *_ = env.step(np.array([0.2, 0.2]))
     assert env.observation_space.contains(observation)
-    assert observation["pixels"].std() > 10
-    pushed, *_ = env.step(np.array([0.0, 0.0]))
-    assert (pushed["pixels"] != observation["pixels"]).any()
-    assert not np.shares_memory(pushed["pixels"], observation["pixels"])
+    image = observation["pixels"].astype(int)
+    assert image.std() > 10
+    red, green, blue = image.reshape(-1, 3).T
+    assert not (green > blue + 30).any()  # the block hides the green goal
+    where = np.argwhere(blue.reshape(image.shape[:2]) > red.reshape(image.shape[:2]) + 80).mean(0)
+    assert where == pytest.approx([10, 86], abs=6)  # the blue pusher, in the upper right
+    assert isinstance(env.render(), np.ndarray)
     env.close()
 
 
-def test_unknown_observations_are_refused() -> None:
+def test_observations_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="no obs_type 'keypoints'; there are state, pixels_agent_pos"):
         PushTEnv(obs_type="keypoints")
+    with pytest.raises(ValueError, match="width 480 and height 500 are not multiples of 96"):
+        PushTEnv(obs_type="pixels_agent_pos", height=500)
 
 
 # Expert

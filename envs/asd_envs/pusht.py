@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
-from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from shapely import Polygon
 
 from asd_envs.dubins import Pose
@@ -119,7 +118,7 @@ class PushTEnv(MujocoEnv):
             **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `width` and `height` [px].
 
         Raises:
-            ValueError: No such type of observation.
+            ValueError: No such type of observation, or a size whose images cannot be made into observations.
         """
         if obs_type not in OBS_TYPES:
             raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(OBS_TYPES)}")
@@ -138,9 +137,9 @@ class PushTEnv(MujocoEnv):
             **kwargs,
         )
         self.action_space = spaces.Box(-REACH, REACH, (2,), np.float64)
-        self._camera = None
-        if obs_type == "pixels_agent_pos":
-            self._camera = MujocoRenderer(self.model, self.data, width=PIXELS, height=PIXELS, camera_name="top")
+        self._obs_type = obs_type
+        if obs_type == "pixels_agent_pos" and (self.width % PIXELS or self.height % PIXELS):
+            raise ValueError(f"width {self.width} and height {self.height} are not multiples of {PIXELS}")
 
     def reset_model(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         """Place block and pusher at random, apart from each other."""
@@ -162,12 +161,6 @@ class PushTEnv(MujocoEnv):
         info = self._get_reset_info()
         return self._observation(), info["coverage"], info["success"], False, info
 
-    def close(self) -> None:
-        """Close the renderers."""
-        super().close()
-        if self._camera is not None:
-            self._camera.close()
-
     def _get_reset_info(self) -> dict[str, Any]:
         covered = coverage(tuple(self.data.qpos[:3]))
         return {"success": covered >= SUCCESS_COVERAGE, "coverage": covered}
@@ -175,7 +168,14 @@ class PushTEnv(MujocoEnv):
     def _observation(self) -> dict[str, Any]:
         x, y, yaw = self.data.qpos[:3]
         pusher = self.data.qpos[3:].copy()
-        if self._camera is not None:
-            return {"agent_pos": pusher, "pixels": self._camera.render("rgb_array")}
+        if self._obs_type == "pixels_agent_pos":
+            return {"agent_pos": pusher, "pixels": self._pixels()}
         relative = rotation(-yaw) @ (pusher - (x, y))
         return {"agent_pos": pusher, "environment_state": np.array([x, y, np.cos(yaw), np.sin(yaw), *relative])}
+
+    def _pixels(self) -> npt.NDArray[np.uint8]:
+        """Return the rendered image, averaged over squares: one renderer is one graphics context, which serves both."""
+        image = self.mujoco_renderer.render("rgb_array")
+        assert isinstance(image, np.ndarray)  # in this mode it is one
+        squares = image.reshape(PIXELS, self.height // PIXELS, PIXELS, self.width // PIXELS, 3)
+        return squares.mean(axis=(1, 3)).astype(np.uint8)
