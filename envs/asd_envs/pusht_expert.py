@@ -15,6 +15,7 @@ Array = npt.NDArray[np.float64]
 GYRATION = 0.0439  # [m] radius of gyration of the T about its centre of mass
 CONTACT_Y = BAR_OUTSIDE - PUSHER_RADIUS  # [m] y in the block's frame of a pusher that touches the bar's outside
 CLEARANCE = 0.01  # [m] between pusher and block on the way around it
+SLACK = 0.006  # [m] by which the pusher may miss the place from which it pushes
 FORWARD = pi / 2  # [rad] from the block's x axis, along the bar, to where a push on the bar's outside drives it
 MAX_STEER = 0.05  # [m] off the middle of the bar
 SLIDE = 0.012  # [m] per step along the bar
@@ -80,7 +81,7 @@ class PushTExpert:
         x, y, cosine, sine, beside, level = map(float, observation["environment_state"])
         block = (x, y, atan2(sine, cosine))
         advance, steer = self._finish(block, beside) or (PUSH, self._cruise(block))
-        if abs(beside) <= BAR_HALF_WIDTH and -CLEARANCE - 0.006 < level - CONTACT_Y < 0.006:
+        if abs(beside) <= BAR_HALF_WIDTH and -CLEARANCE - SLACK < level - CONTACT_Y < SLACK:  # behind the bar
             block, beside = drive(block, beside, advance, steer)
             target = np.array([beside, CONTACT_Y])
         else:
@@ -95,7 +96,7 @@ class PushTExpert:
 
         def excursion(path: dubins.Path) -> float:
             poses = (dubins.along(start, path, TURN_RADIUS, at) for at in np.arange(0, dubins.length(path), 0.02))
-            return max(max(abs(x), abs(y)) for x, y, _ in poses)
+            return max((max(abs(x), abs(y)) for x, y, _ in poses), default=0.0)
 
         found = dubins.paths(start, goal, TURN_RADIUS)
         path = next((path for path in found if excursion(path) < ROOM), None) or min(found, key=excursion)
@@ -108,9 +109,10 @@ class PushTExpert:
         if not -0.004 < remaining < 0.12:
             return None
         needed = 0.91 + 0.04 * min(1.0, remaining / 0.05)  # far off, more can go wrong
-        now = max(0.002, min(PUSH, remaining / 4)), steer
+        now = None
         while remaining > -0.004:
             advance = max(0.002, min(PUSH, remaining / 4))
+            now = now or (advance, steer)
             block, beside = drive(block, beside, advance, steer)
             remaining, steer = self._line(block)
             if remaining < 0.006 and coverage(block) > needed:
