@@ -36,6 +36,8 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
     from asd_envs.avoid import AvoidEnv, AvoidExpert
     from asd_envs.intercept import InterceptEnv, InterceptExpert
     from asd_envs.metaworld import MetaWorldEnv, MetaWorldExpert
+    from asd_envs.pusht import PushTEnv
+    from asd_envs.pusht_expert import PushTExpert
 
     bare = env.unwrapped
     if isinstance(bare, AvoidEnv):
@@ -44,4 +46,6 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
         return InterceptExpert()
     if isinstance(bare, MetaWorldEnv):
         return MetaWorldExpert(bare.task)
+    if isinstance(bare, PushTEnv):
+        return PushTExpert()
     raise ValueError(f"no expert for {bare!r}: there is one for {DEMONSTRATED}")
