@@ -1,5 +1,7 @@
 """Environments by their gymnasium id, and whether a policy fits one."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -38,12 +40,15 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
         if not isinstance(error, gymnasium.error.UnregisteredEnv):
             raise EnvError(f"cannot make environment {env_id!r}: {reason}") from None
         known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
+        if known:
+            nearest = ", ".join(get_close_matches(env_id, known, n=3, cutoff=0))
+            raise EnvError(
+                f"no environment {env_id!r}; the nearest are {nearest}; there are {_families(known)}"
+            ) from None
         names = {i.partition("/")[0] for i in gymnasium.registry if "/" in i}
         names |= {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
-        namespaces = [f"{name}/…" for name in sorted(names)]
-        raise EnvError(
-            f"no environment {env_id!r}; there are " + ", ".join(known or [*namespaces, "and gymnasium's own"])
-        ) from None
+        namespaces = ", ".join(f"{name}/…" for name in sorted(names))
+        raise EnvError(f"no environment {env_id!r}; there are {namespaces}, and gymnasium's own") from None
 
 
 def check_fit(policy: Policy, env: Env) -> None:
@@ -58,3 +63,13 @@ def check_fit(policy: Policy, env: Env) -> None:
             f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
             f"{env.action_space}"
         )
+
+
+def _families(known: Sequence[str]) -> str:
+    """Return ids in a few words: those that begin alike, as a suite's tasks do, by their beginning and number."""
+    families: dict[str, list[str]] = {}
+    for each in known:
+        families.setdefault(each.rpartition("-v")[0].partition("-")[0], []).append(each)
+    return ", ".join(
+        members[0] if len(members) == 1 else f"{family}-… ({len(members)})" for family, members in families.items()
+    )

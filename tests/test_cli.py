@@ -164,7 +164,7 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("option", "value", "message"),
     [
         ("policy", "nowhere", "no checkpoint at nowhere: the path does not exist"),
-        ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; there are asd/Avoid-v0"),
+        ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; the nearest are asd/"),
         ("env", "asd/MetaWorld-reach-v0", "the policy's actions have shape (2,)"),
         ("samplers", "fast", "no sampler 'fast' in 'fast'; there are ddpm, ddim, dpmsolver, paradigms, asd"),
         ("samplers", "asd:speed=9", "no option 'speed' in 'asd:speed=9'; asd has window, draft, verify"),
