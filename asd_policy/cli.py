@@ -13,6 +13,7 @@ from rich.console import Console
 import asd_policy
 from asd_policy.commands.bench import BenchCommand
 from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
+from asd_policy.commands.compare import CompareCommand
 from asd_policy.commands.evaluate import EvalCommand
 from asd_policy.commands.export import ExportCommand
 from asd_policy.commands.inspect import InspectCommand
@@ -29,6 +30,7 @@ REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width o
 COMMANDS = {
     "eval": EvalCommand,
     "report": ReportCommand,
+    "compare": CompareCommand,
     "bench": BenchCommand,
     "verify": VerifyCommand,
     "tune": TuneCommand,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asd_policy.comparison import MARGIN, equivalence, pair, reward_difference
 from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
@@ -139,28 +140,33 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
     return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
 
 
-def summarize(samplers: Sequence[Sampler], episodes: Sequence[Episode], steps: int) -> list[dict[str, Any]]:
+def summarize(
+    samplers: Sequence[Sampler], episodes: Sequence[Episode], steps: int, margin: float = MARGIN
+) -> list[dict[str, Any]]:
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
     Args:
         samplers: In the order of the list.
         episodes: In any order.
         steps: Length K of the policy's chain.
+        margin: Difference of success rates that would not matter, for the verdict of equivalence.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
     by_sampler = {sampler: [e for e in ordered if e.spec == sampler.spec] for sampler in samplers}
     reference = next((done for sampler, done in by_sampler.items() if sampler.spec == "ddpm"), [])
-    return [_summary(sampler, done, reference, steps) for sampler, done in by_sampler.items() if done]
+    return [_summary(sampler, done, reference, steps, margin) for sampler, done in by_sampler.items() if done]
 
 
-def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int) -> dict[str, Any]:
+def _summary(
+    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
+) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     rounds = [plan.rounds for plan in plans]
     seconds = np.array([plan.seconds for plan in plans])
     returns = [episode.total_reward for episode in done if episode.total_reward is not None]
     modes = Counter(episode.mode for episode in done if episode.mode is not None)
-    counterparts = {episode.index: episode for episode in reference}
-    pairs = [(e.success, counterparts[e.index].success) for e in done if e.index in counterparts]
+    pairs = pair(reference, done)
+    successes = [(own.success, other.success) for other, own in pairs]
     reference_seconds = [plan.seconds for episode in reference for plan in episode.plans]
     return {
         "spec": sampler.spec,
@@ -172,7 +178,9 @@ def _summary(sampler: Sampler, done: list[Episode], reference: list[Episode], st
         "success_ci95": wilson(sum(episode.success for episode in done), len(done)),
         "return_mean": float(np.mean(returns)),
         "return_ci95": mean_interval(returns),
-        "paired_difference_ci95": paired_difference(*zip(*pairs, strict=True)) if pairs else None,
+        "paired_difference_ci95": paired_difference(*zip(*successes, strict=True)) if pairs else None,
+        "reward_difference": reward_difference(pairs),
+        "equivalence": equivalence(pairs, margin) if pairs and done is not reference else None,
         "modes": dict(sorted(modes.items())),
         "mode_entropy": entropy(modes),
         "plans": len(plans),

@@ -35,6 +35,11 @@ def groups(specs: Sequence[str], episodes: int, envs: int) -> Iterator[Group]:
 class Runner(Protocol):
     """Runs groups somewhere. Whoever runs them, in whatever order, the episodes are the same but for times."""
 
+    @property
+    def count(self) -> int:
+        """Groups that are run at a time."""
+        ...
+
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups, asking for the next one when there is room for it.
 
@@ -65,6 +70,11 @@ class LocalRunner:
         self._planners = {planner.sampler.spec: planner for planner in planners}
         self._envs = envs
         self._seed = seed
+
+    @property
+    def count(self) -> int:
+        """1."""
+        return 1
 
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups in order."""

@@ -43,6 +43,16 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise SpecError(f"--{name} {value} is not {least} or more")
 
 
+def check_margin(margin: float) -> None:
+    """Refuse a margin of equivalence that is none.
+
+    Raises:
+        SpecError: It is.
+    """
+    if not 0 < margin < 1:
+        raise SpecError(f"--margin {margin:g} is not between 0 and 1")
+
+
 def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
     """Return a progress bar that counts, with more columns behind it."""
     return Progress(

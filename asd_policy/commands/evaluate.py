@@ -11,21 +11,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import TextColumn
 
 from asd_policy import evaluate, inspection, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import find_format, load_policy, locate
-from asd_policy.commands.common import DONE, FAILED, INTERRUPTED, BackendOption, check_at_least, progress_bar
+from asd_policy.commands.common import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    BackendOption,
+    check_at_least,
+    check_margin,
+    progress_bar,
+)
+from asd_policy.comparison import MARGIN
 from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.policy import Policy
+from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
-from asd_policy.runner import Group, LocalRunner, groups
+from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.statistics import enough_episodes
 from asd_policy.vector import make_envs
@@ -61,6 +72,13 @@ class EvalCommand:
     envs: int = 1
     """Environments that are stepped side by side, each in a process of its own if they are more than one, and planned
     for together. The rounding of a plan can depend on it, nothing else."""
+    workers: str | None = None
+    """Run episodes on Ray workers, which changes times and nothing else: how many on this machine, ray for one on each
+    CPU, or ray://host:port for a cluster. Each computes on one thread."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU that each worker is given, where the device is CUDA: 0.25 for four on one GPU."""
+    margin: float = MARGIN
+    """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -84,6 +102,8 @@ class EvalCommand:
             video.ffmpeg()
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+        if self.workers is not None:
+            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         identity = self._identity(record, samplers)
@@ -94,7 +114,7 @@ class EvalCommand:
             planners = evaluate.prepare(policy, env, samplers)
         finally:
             env.close()
-        runner = LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        runner = self._runner(planners)
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
@@ -123,11 +143,11 @@ class EvalCommand:
             "until_ci": self.until_ci,
             "torch_device": self.device,
             "envs": self.envs,
-            "workers": 1,
+            "workers": runner.count,
             "complete": complete,
             "interrupted": cut_short is not None,
             **tally.rates(),
-            "samplers": evaluate.summarize(samplers, counted, len(policy.chain)),
+            "samplers": evaluate.summarize(samplers, counted, len(policy.chain), self.margin),
         }
         path = self.out / RESULTS
         try:
@@ -139,6 +159,8 @@ class EvalCommand:
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
+        for line in report.equivalence_lines(results):
+            console.print(line, soft_wrap=True)
         if cut_short is not None:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
@@ -182,8 +204,27 @@ class EvalCommand:
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
+        check_margin(self.margin)
+        if self.workers is not None:
+            Workers.parse(self.workers)
+        if not (0 < self.gpus_per_worker <= 1 or self.gpus_per_worker.is_integer() and self.gpus_per_worker > 1):
+            raise SpecError(
+                f"--gpus-per-worker {self.gpus_per_worker:g} is neither a share in 0 … 1 nor a whole number"
+            )
         if self.resume and self.overwrite:
             raise SpecError("--resume goes on with the run in --out and --overwrite replaces it: give one of them")
+
+    def _runner(self, planners: Sequence[Policy]) -> Runner:
+        """Return what runs the episodes.
+
+        Raises:
+            BackendError: Ray is asked for and does not start.
+            EnvError: The environments cannot be made.
+        """
+        if self.workers is None:
+            return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed)
+        return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
 
     def _find(self) -> Found | None:
         """Return the run in --out that is to go on, or None to begin one.
