@@ -166,10 +166,7 @@ def test_the_command_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("record", "said"),
     [
         (results() | {"command": "bench"}, "is of asd-policy bench"),
-        (
-            results({"spec": "ddpm", "exact": True}),
-            "lacks 'success_rate', which an asd-policy eval",
-        ),
+        (results({"spec": "ddpm", "exact": True}), "lacks 'success_ci95', which an asd-policy eval"),
         (results() | {"samplers": []}, "has no sampler: no episode had finished"),
     ],
 )
