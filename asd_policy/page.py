@@ -82,7 +82,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
 def fastest_exact(results: Results) -> Results | None:
     """Return the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
-    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm"]
+    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
 
 

@@ -121,19 +121,19 @@ class Recipe:
 
 
 class Worker:
-    """A Ray actor: loads the policy for its first group, and keeps it."""
+    """A Ray actor: loads the policy once, and keeps it."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._runner: LocalRunner | None = None
 
-    def run(self, recipe: Recipe, group: Group) -> list[Episode]:
-        """Run a group.
+    def run(self, recipe: Recipe, some: Sequence[Group]) -> list[Episode]:
+        """Run groups, none to get ready.
 
         Args:
-            recipe: The same each time. It comes with the group, and not with the worker, so that an error of cooking
-                it comes back as a group's, and a worker that is started again needs nothing from the one before.
-            group: Which.
+            recipe: The same each time. It comes with the groups, and not with the worker, so that an error of cooking
+                it comes back as it is, and a worker that is started again needs nothing from the one before.
+            some: The groups.
 
         Raises:
             AsdError: As `Recipe.cook` and `LocalRunner.run`.
@@ -141,7 +141,7 @@ class Worker:
         if self._runner is None:
             torch.set_num_threads(1)
             self._runner = recipe.cook()
-        return list(self._runner.run([group]))
+        return list(self._runner.run(some))
 
     def process(self) -> int:
         """Return the id of the worker's process."""
@@ -152,7 +152,7 @@ class RayRunner:
     """Runs groups on Ray workers. Ray's own messages, of a worker that died, go to stderr."""
 
     def __init__(self, workers: Workers, recipe: Recipe, gpus_per_worker: float = 1.0) -> None:
-        """Start Ray, or connect to it, and start the workers.
+        """Start Ray, or connect to it, and the workers; they have loaded the policy when this returns.
 
         Args:
             workers: Where, and how many.
@@ -161,6 +161,7 @@ class RayRunner:
 
         Raises:
             BackendError: Ray is not installed, does not start, or has no room for a worker.
+            AsdError: As `Recipe.cook`.
         """
         self._ray = _import_ray()
         self._open = contextlib.ExitStack()
@@ -175,6 +176,8 @@ class RayRunner:
             )
             self._recipe = self._ray.put(recipe)
             self._workers = [actor.remote() for _ in range(count)]
+            for ready in [worker.run.remote(self._recipe, []) for worker in self._workers]:
+                self._result(ready)
         except BaseException:
             self.close()
             raise
@@ -241,7 +244,7 @@ class RayRunner:
         while True:
             while free and (group := next(waiting, None)) is not None:
                 worker = free.pop()
-                busy[worker.run.remote(self._recipe, group)] = worker
+                busy[worker.run.remote(self._recipe, [group])] = worker
             if not busy:
                 return
             (done,), _ = self._ray.wait(list(busy))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,15 @@ def test_paired_runs(tmp_path: Path) -> None:
     assert results["paired"] is True and results["why_unpaired"] is None
     (found,) = results["samplers"]
     assert found["spec"] == ASD and found["episodes"] == [40, 40]
-    wins = [[i % n != 0 for i in range(40)] for n in (5, 4)]
-    assert found["success_difference"] == {"mean": pytest.approx(2 / 40), "ci95": paired_difference(*wins)}
-    returns = [[float(i % n != 0) + i / 10 for i in range(40)] for n in (5, 4)]
-    mean, interval = paired_bootstrap(*returns)
+    wins, others = ([i % n != 0 for i in range(40)] for n in (5, 4))
+    assert found["success_difference"] == {"mean": pytest.approx(2 / 40), "ci95": paired_difference(wins, others)}
+    mean, interval = paired_bootstrap(*([win + i / 10 for i, win in enumerate(side)] for side in (wins, others)))
     assert found["return_difference"] == {"mean": mean, "ci95": interval}
     assert found["rounds_ratio"]["mean"] == pytest.approx((10 + np.mean(np.arange(40) // 2)) / (20 + 19.5))
     low, high = found["rounds_ratio"]["ci95"]
     assert 0.48 < low < found["rounds_ratio"]["mean"] < high < 0.52  # what both share widens nothing
     assert found["latency_ratio"] == {"mean": pytest.approx(0.5), "ci95": pytest.approx((0.5, 0.5))}
-    assert found["equivalence"]["p_value"] == pytest.approx(tost_paired(*wins, 0.2))
+    assert found["equivalence"]["p_value"] == pytest.approx(tost_paired(wins, others, 0.2))
 
 
 def test_runs_of_other_lengths_are_paired_where_they_overlap(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_runs_of_other_seeds_are_two_groups(tmp_path: Path) -> None:
     assert (results["paired"], results["why_unpaired"]) == (False, "the seeds are 0 and 1")
     (found,) = results["samplers"]
     assert found["episodes"] == [40, 60]
-    groups = (48, 60), (30, 40)
-    assert found["success_difference"] == {"mean": pytest.approx(0.05), "ci95": unpaired_difference(*groups)}
-    assert found["equivalence"]["p_value"] == pytest.approx(tost_unpaired(*groups, 0.2))
+    later, earlier = (48, 60), (30, 40)
+    assert found["success_difference"] == {"mean": pytest.approx(0.05), "ci95": unpaired_difference(later, earlier)}
+    assert found["equivalence"]["p_value"] == pytest.approx(tost_unpaired(later, earlier, 0.2))
     assert found["equivalence"]["power"] is None
     low, high = found["return_difference"]["ci95"]
     assert low < found["return_difference"]["mean"] < high
@@ -125,6 +125,18 @@ def test_results_alone(tmp_path: Path) -> None:
     results = compare(first, second, 0.1)
     assert results["why_unpaired"] == f"no episodes.jsonl in {tmp_path / 'a'}"
     assert results["samplers"][0]["rounds_ratio"] == {"mean": 0.5, "ci95": None}
+
+
+def test_runs_without_plans(tmp_path: Path) -> None:
+    """Where every episode failed before its first plan."""
+    broken = run_of(
+        lambda i: replace(make_episode(i, False, plans=0), error="it broke", total_reward=None), tmp_path / "a"
+    )
+    for other in (run_of(make_episode, tmp_path / "b"), run_of(make_episode, tmp_path / "c", journal=False)):
+        (found,) = compare(broken, other, 0.1)["samplers"]
+        assert found["rounds_ratio"] is found["latency_ratio"] is found["return_difference"] is None
+        assert found["success_difference"]["mean"] == 1
+        report.comparison_table(compare(broken, other, 0.1))
 
 
 def test_only_shared_samplers_are_compared(tmp_path: Path) -> None:
