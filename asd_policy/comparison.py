@@ -43,10 +43,9 @@ def pair(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Epis
 
 
 def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """Return the mean difference of the returns and its 95 % interval, of pairs in which both are finite."""
-    returns = [
-        (a.total_reward, b.total_reward) for a, b in pairs if a.total_reward is not None and b.total_reward is not None
-    ]
+    """Return the mean difference of the returns and its 95 % interval, of pairs in which neither failed."""
+    finished = [(a.total_reward, b.total_reward) for a, b in pairs if a.error is None and b.error is None]
+    returns = [(first, second) for first, second in finished if first is not None and second is not None]
     if not returns:
         return None
     first, second = zip(*returns, strict=True)
