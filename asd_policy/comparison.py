@@ -43,10 +43,9 @@ def pair(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Epis
 
 
 def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """Return the mean difference of the returns and its 95 % interval, of pairs in which both are finite."""
-    returns = [
-        (a.total_reward, b.total_reward) for a, b in pairs if a.total_reward is not None and b.total_reward is not None
-    ]
+    """Return the mean difference of the returns and its 95 % interval, of pairs in which neither failed."""
+    finished = [(a.total_reward, b.total_reward) for a, b in pairs if a.error is None and b.error is None]
+    returns = [(first, second) for first, second in finished if first is not None and second is not None]
     if not returns:
         return None
     first, second = zip(*returns, strict=True)
@@ -235,11 +234,15 @@ def _ratios_of_means(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _ratios(a: Sequence[Episode], b: Sequence[Episode], paired: bool) -> dict[str, Any]:
     """Return how much longer the plans of b took than those of a, in rounds and in seconds; None where one has none."""
-    if not all(any(episode.plans for episode in side) for side in (a, b)):
+    first, second = ([episode for episode in side if episode.plans] for side in (a, b))
+    if paired:
+        pairs = pair(first, second)
+        first, second = [one for one, _ in pairs], [other for _, other in pairs]
+    if not first or not second:
         return dict.fromkeys(RATIOS)
 
     def ratio(value: Callable[[PlanRecord], float]) -> dict[str, Any]:
-        mean, interval = cluster_ratio(_sums(b, value), _sums(a, value), paired)
+        mean, interval = cluster_ratio(_sums(second, value), _sums(first, value), paired)
         return {"mean": mean, "ci95": interval}
 
     ratios = ratio(lambda plan: plan.rounds), ratio(lambda plan: plan.seconds)
