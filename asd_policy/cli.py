@@ -29,8 +29,8 @@ REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width o
 
 COMMANDS = {
     "eval": EvalCommand,
-    "compare": CompareCommand,
     "report": ReportCommand,
+    "compare": CompareCommand,
     "bench": BenchCommand,
     "verify": VerifyCommand,
     "tune": TuneCommand,

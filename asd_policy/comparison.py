@@ -31,6 +31,8 @@ VERSION = 1
 MARGIN = 0.1
 """Difference of success rates that would not matter, unless said otherwise."""
 
+RATIOS = ("rounds_ratio", "latency_ratio")
+
 Pairs = Sequence[tuple[Episode, Episode]]
 
 
@@ -41,10 +43,9 @@ def pair(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Epis
 
 
 def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """Return the mean difference of the returns and its 95 % interval, of pairs in which both are finite."""
-    returns = [
-        (a.total_reward, b.total_reward) for a, b in pairs if a.total_reward is not None and b.total_reward is not None
-    ]
+    """Return the mean difference of the returns and its 95 % interval, of pairs in which neither failed."""
+    finished = [(a.total_reward, b.total_reward) for a, b in pairs if a.error is None and b.error is None]
+    returns = [(first, second) for first, second in finished if first is not None and second is not None]
     if not returns:
         return None
     first, second = zip(*returns, strict=True)
@@ -116,7 +117,7 @@ def load_run(path: Path) -> Run:
     if version != VERSION:
         raise RunError(f"{file} has version {version!r}; version {VERSION} can be read")
     if command != "eval":
-        raise RunError(f"{file} is of asd-policy {command}; those of asd-policy eval can be compared")
+        raise RunError(f"{file} is of asd-policy {command}; those of asd-policy eval can be read")
     missing = [key for key in ("env", "seed", "episodes", "samplers") if key not in results]
     if missing:
         raise RunError(f"{file} is no {RESULTS} of asd-policy: it has no {missing[0]!r}")
@@ -172,11 +173,7 @@ def _compare_sampler(first: Run, second: Run, spec: str, paired: bool, margin: f
     a, b = first.samplers[spec], second.samplers[spec]
     episodes, others = first.of(spec), second.of(spec)
     if episodes is None or others is None:
-        ratios = {
-            "rounds_ratio": {"mean": b["rounds_mean"] / a["rounds_mean"], "ci95": None},
-            "latency_ratio": {"mean": b["latency_ms"]["mean"] / a["latency_ms"]["mean"], "ci95": None},
-        }
-        return {"spec": spec, **_unpaired(a, b, margin), **ratios}
+        return {"spec": spec, **_unpaired(a, b, margin), **_ratios_of_means(a, b)}
     if not paired:
         return {"spec": spec, **_unpaired(a, b, margin), **_ratios(episodes, others, paired)}
     pairs = pair(episodes, others)
@@ -227,14 +224,29 @@ def _mean_return(result: dict[str, Any]) -> tuple[float, Interval, int]:
     return result["return_mean"], (low, high), result["episodes"] - result.get("failed", 0)
 
 
+def _ratios_of_means(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Return the ratios of `_ratios` from what results.json says, without intervals."""
+    if not a["plans"] or not b["plans"]:
+        return dict.fromkeys(RATIOS)
+    means = b["rounds_mean"] / a["rounds_mean"], b["latency_ms"]["mean"] / a["latency_ms"]["mean"]
+    return {name: {"mean": mean, "ci95": None} for name, mean in zip(RATIOS, means, strict=True)}
+
+
 def _ratios(a: Sequence[Episode], b: Sequence[Episode], paired: bool) -> dict[str, Any]:
-    """Return how much longer the plans of b took than those of a, in rounds and in seconds."""
+    """Return how much longer the plans of b took than those of a, in rounds and in seconds; None where one has none."""
+    first, second = ([episode for episode in side if episode.plans] for side in (a, b))
+    if paired:
+        pairs = pair(first, second)
+        first, second = [one for one, _ in pairs], [other for _, other in pairs]
+    if not first or not second:
+        return dict.fromkeys(RATIOS)
 
     def ratio(value: Callable[[PlanRecord], float]) -> dict[str, Any]:
-        mean, interval = cluster_ratio(_sums(b, value), _sums(a, value), paired)
+        mean, interval = cluster_ratio(_sums(second, value), _sums(first, value), paired)
         return {"mean": mean, "ci95": interval}
 
-    return {"rounds_ratio": ratio(lambda plan: plan.rounds), "latency_ratio": ratio(lambda plan: plan.seconds)}
+    ratios = ratio(lambda plan: plan.rounds), ratio(lambda plan: plan.seconds)
+    return dict(zip(RATIOS, ratios, strict=True))
 
 
 def _sums(episodes: Sequence[Episode], value: Callable[[PlanRecord], float]) -> Floats:

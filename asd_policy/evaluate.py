@@ -16,7 +16,7 @@ from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
-from asd_policy.types import PlanRecord, overhead_fraction
+from asd_policy.types import overhead_fraction
 from asd_policy.vector import InProcess
 
 Advance = Callable[[], object]
@@ -188,27 +188,8 @@ def _summary(
         "rounds_p95": float(np.percentile(rounds, 95)),
         "nfe_mean": float(np.mean([plan.nfe for plan in plans])),
         "acceptance_length_mean": steps / float(np.mean(rounds)),
-        "acceptance_by_step": acceptance_by_step(plans, steps),
         "algorithmic_speedup": steps / float(np.mean(rounds)),
         "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
         "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
         "latency_ms": latency(seconds),
     }
-
-
-def acceptance_by_step(plans: Sequence[PlanRecord], steps: int) -> list[float | None] | None:
-    """Return the share of judged drafts that was accepted, by step, 0 the noisiest; None where none was judged.
-
-    Args:
-        plans: Of one sampler.
-        steps: Length K of the chain.
-
-    Returns:
-        K shares; None for a sampler without drafts.
-    """
-    known = [(plan.refused, plan.unjudged) for plan in plans if plan.refused is not None and plan.unjudged is not None]
-    if not known:
-        return None
-    refused, unjudged = (Counter(itertools.chain(*each)) for each in zip(*known, strict=True))
-    judged = [len(known) - unjudged[step] for step in range(steps)]
-    return [1 - refused[step] / count if count else None for step, count in enumerate(judged)]

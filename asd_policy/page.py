@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy import page_plots, plots, report
+from asd_policy.comparison import load_run
 from asd_policy.episodes import Episode
+from asd_policy.errors import RunError
 from asd_policy.files import atomic_file
-from asd_policy.journal import find_run
 from asd_policy.page_plots import Results
-from asd_policy.results import read_results
 from asd_policy.video import SIDE_BY_SIDE
 
 PAGE = "report.html"
@@ -31,9 +31,14 @@ def write(folder: Path) -> Path:
     Raises:
         RunError: results.json or episodes.jsonl is not what `asd-policy eval` writes, or no episode had finished.
     """
-    results, run = read_results(folder), find_run(folder)
-    episodes = [each for each in run.episodes if each.index < results["episodes"]] if run else []
-    page = build(results, episodes, _video(folder / SIDE_BY_SIDE))
+    run = load_run(folder)
+    if not run.results["samplers"]:
+        raise RunError(f"{run.path} has no sampler: no episode had finished")
+    episodes = [each for each in run.episodes or () if each.index < run.results["episodes"]]
+    try:
+        page = build(run.results, episodes, _video(folder / SIDE_BY_SIDE))
+    except KeyError as error:
+        raise RunError(f"{run.path} lacks {error}, which an asd-policy eval of this version writes") from error
     path = folder / PAGE
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -50,18 +55,21 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     """
     import jinja2
 
+    best = fastest_exact(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(PAGE).render(
         results=results,
-        best=fastest_exact(results),
+        best=best,
+        verdict=report.equivalence(best["equivalence"], best["episodes"]) if best and best["equivalence"] else None,
         reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
         shown_failures=_SHOWN_FAILURES,
         columns=report.COLUMNS,
         rows=[report.row(each) for each in results["samplers"]],
+        verdicts=report.equivalence_lines(results),
         sizes=report.sizes(results),
         video=video,
         plots=page_plots.draw(results, episodes),
@@ -74,7 +82,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
 def fastest_exact(results: Results) -> Results | None:
     """Return the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
-    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm"]
+    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
 
 
@@ -105,6 +113,11 @@ def _command(results: Results) -> str:
     options["samplers"] = [each["spec"] for each in results["samplers"]]
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
+    margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
+    if margins:
+        options["margin"] = [str(margins[0])]
+    if results.get("workers", 1) > 1:
+        options["workers"] = [str(results["workers"])]
     lines = [f"--{name} {shlex.join(values)}" for name, values in options.items()]
     return " \\\n  ".join(("asd-policy eval", *lines, "--out runs/again"))
 

@@ -111,7 +111,7 @@ def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
 
 
 def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm"]
+    windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
     windows = sorted({each["window"] for each in windowed})
     if len(windows) < 2:
         told = f"only window {windows[0]} was" if windows else "no sampler with a window was"

@@ -4,6 +4,7 @@ Ray places the workers, carries groups there and episodes back, starts a worker 
 it the group it was at once more. As an episode depends on nothing but its group, what comes back is the same.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -34,7 +35,7 @@ LOCAL = "ray"
 REMOTE = "ray://"
 """Begins the address of a cluster that is running."""
 
-_RETRIES = 3  # of a worker, and of a group whose worker has died: one that kills its worker each time is given up
+_RETRIES = 3  # of a group whose worker has died: one that kills its worker each time is given up
 _OBJECT_STORE = 100 << 20  # [bytes] experience and episodes are small; Ray would take a third of the memory
 
 
@@ -165,14 +166,15 @@ class RayRunner:
         """
         self._ray = _import_ray()
         self._open = contextlib.ExitStack()
+        atexit.register(self._open.close)  # whatever ends this process, but for a signal that cannot be caught
         try:
             # What Ray prints of workers goes to stdout, which is for results.
             self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
             gpus = gpus_per_worker if recipe.device == "cuda" else 0.0
             self._start(workers)
-            count = workers.count or self._room(gpus)
+            count = self._room(workers.count, gpus)
             actor = self._ray.remote(Worker).options(
-                num_cpus=1, num_gpus=gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES
+                num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
             )
             self._recipe = self._ray.put(recipe)
             self._workers = [actor.remote() for _ in range(count)]
@@ -212,21 +214,23 @@ class RayRunner:
             place = workers.address or "on this machine"
             raise BackendError(f"Ray does not start {place}: {type(error).__name__}: {error}") from error
 
-    def _room(self, gpus: float) -> int:
-        """Return how many workers a cluster has room for.
+    def _room(self, wanted: int | None, gpus: float) -> int:
+        """Return the number of workers: as many as are wanted, or as there is room for.
 
         Raises:
-            BackendError: For none.
+            BackendError: There is no room for them; they would wait for it for ever.
         """
         has = self._ray.cluster_resources()
         room = int(has.get("CPU", 0))
         if gpus:
             room = min(room, int(has.get("GPU", 0) / gpus))
-        if room == 0:
+        if room < (wanted or 1):
+            share = f" and {gpus:g} GPUs (--gpus-per-worker)" if gpus else ""
             raise BackendError(
-                f"the Ray cluster has no room for a worker: {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
+                f"there is no room for {wanted or 1} workers of 1 CPU{share} each: Ray has {has.get('CPU', 0):g} CPUs "
+                f"and {has.get('GPU', 0):g} GPUs, for {room} workers"
             )
-        return room
+        return wanted or room
 
     @property
     def count(self) -> int:
@@ -238,7 +242,7 @@ class RayRunner:
 
         Raises:
             AsdError: As `Worker.run`.
-            BackendError: A worker died again and again.
+            BackendError: A group's worker died again and again.
         """
         waiting, free, busy = iter(groups), list(self._workers), {}
         while True:
@@ -260,7 +264,7 @@ class RayRunner:
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayActorError as error:
-            raise BackendError(f"a worker died {_RETRIES + 1} times, the last time: {error}") from error
+            raise BackendError(f"a group's worker died {_RETRIES + 1} times, the last time: {error}") from error
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers."""
@@ -268,6 +272,7 @@ class RayRunner:
 
     def close(self) -> None:
         """End the workers, and the local cluster with them."""
+        atexit.unregister(self._open.close)
         self._open.close()
 
 

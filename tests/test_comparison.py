@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_results_alone(tmp_path: Path) -> None:
     assert results["samplers"][0]["rounds_ratio"] == {"mean": 0.5, "ci95": None}
 
 
+def test_runs_without_plans(tmp_path: Path) -> None:
+    """Where every episode failed before its first plan."""
+    broken = run_of(
+        lambda i: replace(make_episode(i, False, plans=0), error="it broke", total_reward=None), tmp_path / "a"
+    )
+    for other in (run_of(make_episode, tmp_path / "b"), run_of(make_episode, tmp_path / "c", journal=False)):
+        (found,) = compare(broken, other, 0.1)["samplers"]
+        assert found["rounds_ratio"] is found["latency_ratio"] is found["return_difference"] is None
+        assert found["success_difference"]["mean"] == 1
+        report.comparison_table(compare(broken, other, 0.1))
+
+
 def test_only_shared_samplers_are_compared(tmp_path: Path) -> None:
     both = [make_episode(i, spec=spec) for i in range(4) for spec in (DDPM, ASD)]
     first = load_run(write_run(tmp_path / "a", both))
@@ -145,7 +158,7 @@ def test_only_shared_samplers_are_compared(tmp_path: Path) -> None:
         ('{"version": 1}', "is no results.json of asd-policy"),
         ('{"version": 1, "command": "eval", "samplers": []}', "is no results.json of asd-policy"),
         ('{"version": 2, "command": "eval"}', "has version 2; version 1 can be read"),
-        ('{"version": 1, "command": "bench"}', "is of asd-policy bench; those of asd-policy eval can be compared"),
+        ('{"version": 1, "command": "bench"}', "is of asd-policy bench; those of asd-policy eval can be read"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -113,15 +113,6 @@ def test_summary() -> None:
     assert asd["latency_ms"]["max"] == pytest.approx(30)
 
 
-def test_acceptance_by_step() -> None:
-    def plan(refused: tuple[int, ...] | None, unjudged: tuple[int, ...] | None) -> PlanRecord:
-        return PlanRecord(0, 2, 8, 4, 1, 1.0, None, refused, unjudged)
-
-    plans = [plan((1,), (0, 3)), plan((), (0, 2, 3)), plan((1, 2), (3,))]
-    assert evaluate.acceptance_by_step(plans, 4) == [1.0, pytest.approx(1 / 3), 0.5, None]
-    assert evaluate.acceptance_by_step([plan(None, None)], 4) is None
-
-
 def test_summary_without_a_reference() -> None:
     (only,) = evaluate.summarize([make_sampler("asd"), make_sampler("ddpm")], [fake_episode("asd", 0, True, 5, 9)], 100)
     assert only["wall_clock_speedup"] is None

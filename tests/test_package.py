@@ -18,7 +18,7 @@ MANIFEST = json.loads((ROOT / "checkpoints/manifest.json").read_text())
 
 
 HEAVY = ("gymnasium", "mujoco", "diffusers", "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "lerobot", "scipy",
-         "matplotlib", "rich", "tyro", "requests", "asd_envs", "torch._dynamo", "torch._inductor", "torch.onnx",
+         "matplotlib", "ray", "rich", "tyro", "requests", "asd_envs", "torch._dynamo", "torch._inductor", "torch.onnx",
          "torch.utils.flop_counter", "torch.distributed.tensor")  # fmt: skip
 
 
