@@ -182,7 +182,7 @@ def test_aloha_acts_within_its_actuators(env_id: str) -> None:
 )
 def test_a_missing_extra_is_named(env_id: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"{module} needs {module}: pip install 'asd-policy\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"{module} cannot be imported \(.*\): pip install 'asd-policy\[{extra}\]'"):
         gymnasium.make(env_id)
 
 

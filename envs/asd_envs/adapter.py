@@ -26,7 +26,7 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} needs {error.name or error}: pip install 'asd-policy[{extra}]'") from error
+        raise ImportError(f"{module} cannot be imported ({error}): pip install 'asd-policy[{extra}]'") from error
 
 
 def make_inner(module: str, extra: str, env_id: str, **options: Any) -> Any:

@@ -13,7 +13,7 @@ _OBJECT_DIM = {"TransferCube": 7, "Insertion": 14}
 
 
 class AlohaEnv(SuiteEnv):
-    """Two ViperX arms hand a cube over or put a peg into a socket (arXiv 2304.13705, package gym-aloha ≥ 0.1.1).
+    """Two ViperX arms hand a cube over or put a peg into a socket (arXiv 2304.13705, package gym-aloha ≥ 0.1.5).
 
     The suite observes its camera `top` alone, at three rendered images a step; this adapter observes the state that its
     tasks report, and renders nothing. A policy with cameras runs on the suite's own ids, in LeRobot.

@@ -18,7 +18,7 @@ _SPACES: dict[str, tuple[str, spaces.Space[Any]]] = {
 
 
 class GymPushTEnv(SuiteEnv):
-    """A disc pushes a T-shaped block onto its goal pose in the plane (arXiv 2303.04137, package gym-pusht ≥ 0.1.5).
+    """A disc pushes a T-shaped block onto its goal pose in the plane (arXiv 2303.04137, package gym-pusht ≥ 0.1.8).
 
     The unit of length is 1/512 of the table's side, a pixel of the original.
 
@@ -56,7 +56,7 @@ class GymPushTEnv(SuiteEnv):
     v0: first version, on gym-pusht's v0.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # in "human" mode the suite observes no images
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(self, task: str, render_mode: str | None = None) -> None:
         """Build the simulation.
@@ -71,7 +71,7 @@ class GymPushTEnv(SuiteEnv):
         """
         check_task(task, PUSHT_OBSERVATIONS, "GymPushT")
         name, space = _SPACES[task]
-        # Always "rgb_array": what draws the screen draws the observed images, too.
+        # Always "rgb_array": in "human" mode the suite observes no images.
         inner = make_inner("gym_pusht", "pusht", "gym_pusht/PushT-v0", obs_type=name, render_mode="rgb_array")
         super().__init__(inner, space)
         self.render_mode = render_mode
