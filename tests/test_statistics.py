@@ -6,7 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, ratio_of_means, wilson
+from asd_policy.statistics import (
+    enough_episodes,
+    entropy,
+    latency,
+    mean_interval,
+    paired_difference,
+    ratio_of_means,
+    wilson,
+)
 
 
 def test_wilson_against_its_formula() -> None:
@@ -75,3 +83,34 @@ def test_a_ratio_of_means_is_as_uncertain_as_theory_says() -> None:
     _, interval = ratio_of_means(3 * drift, drift)
     assert interval == pytest.approx((3, 3))
     assert ratio_of_means(first[:1], second[:1]) == (first[0] / second[0], None)
+
+
+def test_enough_episodes_is_the_first_narrow_interval() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (rng.random(200) < rate for rate in (0.9, 0.6))
+
+    def reach(successes: np.ndarray[tuple[int], np.dtype[np.bool_]], count: int) -> float:
+        low, high = wilson(int(successes[:count].sum()), count)
+        return (high - low) / 2
+
+    for every in (1, 8):
+        count = enough_episodes([first.tolist(), second.tolist()], 0.1, every)
+        assert count is not None and count % every == 0
+        widest = [max(reach(first, n), reach(second, n)) for n in range(every, count + 1, every)]
+        assert widest[-1] <= 0.1 < min(widest[:-1])
+    assert enough_episodes([first.tolist(), second.tolist()[:20]], 0.1, 1) is None
+    assert enough_episodes([first.tolist(), []], 0.1, 1) is None
+    assert enough_episodes([first.tolist()], 0.01, 1) is None
+
+
+def test_intervals_of_runs_that_stopped_at_a_width_cover() -> None:
+    """Nearly as often as they say; 95 % would be exact."""
+    rng = np.random.default_rng(0)
+    for rate in (0.1, 0.5, 0.7, 0.9, 0.97):
+        hits = 0
+        for _ in range(400):
+            successes = (rng.random(200) < rate).tolist()
+            count = enough_episodes([successes], 0.1, 1)
+            low, high = wilson(sum(successes[:count]), count or 200)
+            hits += low <= rate <= high
+        assert 0.91 < hits / 400 < 0.995
