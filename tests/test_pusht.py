@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asd_envs.dubins import Pose
-from asd_envs.pusht import CORNERS, GOAL_POSE, PUSHER_RADIUS, PushTEnv, coverage, rotation
+from asd_envs.pusht import CORNERS, GOAL_POSE, PUSHER_RADIUS, REACH, PushTEnv, coverage, rotation
 from asd_envs.pusht_expert import CONTACT_Y, GYRATION, PushTExpert, drive
 
 
@@ -167,12 +167,11 @@ def test_observations_that_cannot_be_are_refused() -> None:
 # Expert
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.01])
-def test_the_expert_solves_it(noise: float) -> None:
-    """With noise as demonstrations have it, too: standard deviation as a fraction of the workspace's half."""
+def test_the_expert_recovers_from_noise() -> None:
+    """Twice the noise of the demonstrations of the bundled checkpoint."""
     env = gymnasium.make("asd/PushT-v0")
     expert = PushTExpert()
-    for seed in range(100, 110):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         expert.reset(rng)
         observation, info = env.reset(seed=seed)
@@ -181,7 +180,7 @@ def test_the_expert_solves_it(noise: float) -> None:
             action = expert.act(observation)
             assert env.action_space.contains(action)
             observation, _, terminated, truncated, info = env.step(
-                np.clip(action + 0.24 * noise * rng.standard_normal(2), -0.24, 0.24)
+                np.clip(action + 0.02 * REACH * rng.standard_normal(2), -REACH, REACH)
             )
             done = terminated or truncated
         assert info["success"], f"seed {seed}"
