@@ -4,14 +4,15 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 LEROBOT := .venv-lerobot
 EDGE := .venv-edge
-EXTRAS := dev,metaworld,onnx
+SUITES := .venv-suites
+EXTRAS := dev,metaworld,robotics,pusht,onnx,ray
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lerobot edge lint format types clean
+.PHONY: help install browser demo test lerobot edge suites lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -29,7 +30,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing pinned packages into $(VENV)"
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
+	@$(PY) scripts/browser.py || true
 	@touch $@
+
+browser: $(STAMP) ## install a Chromium for the tests of report.html, where `make install` could not
+	@$(PY) scripts/browser.py
 
 demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
 	@$(PY) scripts/demo.py --episodes $(EPISODES)
@@ -45,6 +50,19 @@ edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on
 	@OMP_NUM_THREADS=1 $(PY) tests/without_torch/prepare.py runs/edge
 	@ASD_EDGE_FILES='$(CURDIR)/runs/edge' $(EDGE)/bin/python -m pytest -q -c /dev/null --rootdir=tests/without_torch \
 		--confcutdir=tests/without_torch -p no:cacheprovider tests/without_torch
+
+suites: $(SUITES)/.installed ## test the adapters of robosuite and gym-aloha, in a .venv-suites of its own (minutes)
+	@OMP_NUM_THREADS=1 MUJOCO_GL=egl $(SUITES)/bin/python -m pytest --noconftest -k 'Robosuite or Aloha' \
+		tests/test_envs.py tests/test_suites.py
+
+# robosuite is installed without its dependencies: for keyboards it would have evdev compiled, which simulating does not need.
+$(SUITES)/.installed: pyproject.toml constraints.txt
+	@test -x $(SUITES)/bin/python || python3 -m venv $(SUITES)
+	@echo "installing robosuite and gym-aloha into $(SUITES)"
+	@$(SUITES)/bin/python -m $(PIP) hatchling editables pytest 'gymnasium[mujoco]' gym-aloha numba opencv-python \
+		termcolor || $(NO_PIP)
+	@$(SUITES)/bin/python -m $(PIP) --no-build-isolation --no-deps robosuite -e . || $(NO_PIP)
+	@touch $@
 
 $(EDGE)/.installed: $(STAMP)
 	@test -x $(EDGE)/bin/python || python3 -m venv $(EDGE)
@@ -73,5 +91,5 @@ format: $(STAMP) ## put files into the project's format
 types: $(STAMP) ## check types
 	@$(PY) -m pyright
 
-clean: ## remove .venv, .venv-lerobot, .venv-edge, caches and results
-	rm -rf $(VENV) $(LEROBOT) $(EDGE) .pytest_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, .venv-lerobot, .venv-edge, .venv-suites, caches and results
+	rm -rf $(VENV) $(LEROBOT) $(EDGE) $(SUITES) .pytest_cache .ruff_cache .hypothesis runs

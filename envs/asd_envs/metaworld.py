@@ -1,6 +1,5 @@
 """`asd/MetaWorld-<task>-v0`: the 50 manipulation tasks of Meta-World v3 behind one observation format."""
 
-import importlib
 import warnings
 from typing import Any
 
@@ -9,20 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from asd_envs.adapter import Array, check_task, require, state_space
 from asd_envs.registration import METAWORLD_TASKS
 
-Array = npt.NDArray[np.float64]
+EXTRA = "metaworld"
 AGENT_DIM = 4  # hand position and gripper opening come first in Meta-World's observation
-
-
-def _import(module: str) -> Any:
-    """Import a module of Meta-World, an optional extra without type information."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"the Meta-World environments need {error.name}: pip install 'asd-policy[metaworld]'"
-        ) from error
 
 
 class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
@@ -73,11 +63,10 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
             ValueError: No such task.
             ImportError: The extra `metaworld` is not installed.
         """
-        if task not in METAWORLD_TASKS:
-            raise ValueError(f"no Meta-World task {task!r}; there are {', '.join(METAWORLD_TASKS)}")
+        check_task(task, METAWORLD_TASKS, "Meta-World")
         self.task = task
         self.render_mode = render_mode
-        make = _import("metaworld.env_dict").ALL_V3_ENVIRONMENTS[f"{task}-v3"]
+        make = require("metaworld.env_dict", EXTRA).ALL_V3_ENVIRONMENTS[f"{task}-v3"]
         self._env = make(render_mode=render_mode, camera_name="corner2" if render_mode == "rgb_array" else None)
         # As Meta-World's own goal-observable classes do, which take no camera: show the goal, …
         self._env._partially_observable = False
@@ -86,15 +75,7 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
-        unbounded = spaces.Box(-np.inf, np.inf, (39,), np.float64)
-        self.observation_space = spaces.Dict(
-            {
-                "agent_pos": spaces.Box(unbounded.low[:AGENT_DIM], unbounded.high[:AGENT_DIM], dtype=np.float64),
-                "environment_state": spaces.Box(
-                    unbounded.low[AGENT_DIM:], unbounded.high[AGENT_DIM:], dtype=np.float64
-                ),
-            }
-        )
+        self.observation_space = state_space(AGENT_DIM, 39 - AGENT_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -137,7 +118,7 @@ class MetaWorldExpert:
         Args:
             task: One of `METAWORLD_TASKS`.
         """
-        self._policy = _import("metaworld.policies").ENV_POLICY_MAP[f"{task}-v3"]()
+        self._policy = require("metaworld.policies", EXTRA).ENV_POLICY_MAP[f"{task}-v3"]()
 
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode; the scripts keep no state and choose nothing at random."""

@@ -1,7 +1,15 @@
-"""The gymnasium ids of this package: one line per environment."""
+"""The gymnasium ids of this package: one line per environment or suite."""
+
+from typing import NamedTuple
 
 import gymnasium
 
+OWN_TASKS = {
+    "Avoid": ("asd_envs.avoid:AvoidEnv", 100),
+    "Intercept": ("asd_envs.intercept:InterceptEnv", 80),
+    "PushT": ("asd_envs.pusht:PushTEnv", 300),
+}
+"""Class and control steps of each task of our own, `asd/<name>-v0`."""
 # The 50 tasks of Meta-World v3 by their names there, less the version.
 METAWORLD_TASKS = (
     "assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall "
@@ -12,18 +20,49 @@ METAWORLD_TASKS = (
     "plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull stick-push "
     "sweep sweep-into window-close window-open"
 ).split()
+FETCH_TASKS = ("Reach", "Push", "Slide", "PickAndPlace")
+MAZES = ("UMaze", "Open", "Medium", "Large")
+ADROIT_TASKS = ("Door", "Hammer", "Pen", "Relocate")
+KITCHEN_TASKS = ("Complete", "Mixed")
+PUSHT_OBSERVATIONS = ("state", "keypoints", "pixels")
+ROBOSUITE_TASKS = ("Lift", "Can", "Square", "ToolHang", "Transport")
+ALOHA_TASKS = ("TransferCube", "Insertion")
+_ROBOMIMIC_STEPS = (400, 400, 400, 700, 700)
+
+
+class Suite(NamedTuple):
+    """Tasks `asd/<name>-<task>-v0` of one adapter, which takes the task's name."""
+
+    name: str
+    entry_point: str
+    tasks: dict[str, int]
+    """Each task's control steps until an episode is truncated."""
+
+
+SUITES = (
+    Suite("MetaWorld", "asd_envs.metaworld:MetaWorldEnv", dict.fromkeys(METAWORLD_TASKS, 400)),
+    Suite("Fetch", "asd_envs.fetch:FetchEnv", dict.fromkeys(FETCH_TASKS, 50)),
+    Suite("PointMaze", "asd_envs.maze:PointMazeEnv", dict(zip(MAZES, (300, 300, 600, 800), strict=True))),
+    Suite("AntMaze", "asd_envs.maze:AntMazeEnv", dict(zip(MAZES, (700, 700, 1000, 1000), strict=True))),
+    Suite("Adroit", "asd_envs.adroit:AdroitEnv", dict.fromkeys(ADROIT_TASKS, 200)),
+    Suite("Kitchen", "asd_envs.kitchen:KitchenEnv", dict.fromkeys(KITCHEN_TASKS, 280)),
+    Suite("GymPushT", "asd_envs.gym_pusht:GymPushTEnv", dict.fromkeys(PUSHT_OBSERVATIONS, 300)),
+    Suite("Robosuite", "asd_envs.robosuite:RobosuiteEnv", dict(zip(ROBOSUITE_TASKS, _ROBOMIMIC_STEPS, strict=True))),
+    Suite("Aloha", "asd_envs.aloha:AlohaEnv", dict.fromkeys(ALOHA_TASKS, 300)),
+)
 
 
 def register_all() -> None:
     """Register every environment of this package with gymnasium; a second call changes nothing."""
     if "asd/Avoid-v0" in gymnasium.registry:
         return
-    gymnasium.register("asd/Avoid-v0", entry_point="asd_envs.avoid:AvoidEnv", max_episode_steps=100)
-    gymnasium.register("asd/PushT-v0", entry_point="asd_envs.pusht:PushTEnv", max_episode_steps=300)
-    for task in METAWORLD_TASKS:
-        gymnasium.register(
-            f"asd/MetaWorld-{task}-v0",
-            entry_point="asd_envs.metaworld:MetaWorldEnv",
-            kwargs={"task": task},
-            max_episode_steps=400,
-        )
+    for name, (entry_point, steps) in OWN_TASKS.items():
+        gymnasium.register(f"asd/{name}-v0", entry_point=entry_point, max_episode_steps=steps)
+    for suite in SUITES:
+        for task, steps in suite.tasks.items():
+            gymnasium.register(
+                f"asd/{suite.name}-{task}-v0",
+                entry_point=suite.entry_point,
+                kwargs={"task": task},
+                max_episode_steps=steps,
+            )
