@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asd_envs.dubins import Pose
-from asd_envs.pusht import CORNERS, GOAL_POSE, PUSHER_RADIUS, PushTEnv, coverage, rotation
+from asd_envs.pusht import CORNERS, GOAL_POSE, PUSHER_RADIUS, REACH, PushTEnv, coverage, rotation
 from asd_envs.pusht_expert import CONTACT_Y, GYRATION, PushTExpert, drive
 
 
@@ -153,26 +153,26 @@ def test_image_observations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (green > blue + 30).any()  # the block hides the green goal
     where = np.argwhere(blue.reshape(image.shape[:2]) > red.reshape(image.shape[:2]) + 80).mean(0)
     assert where == pytest.approx([10, 86], abs=6)  # the blue pusher, in the upper right
-    assert isinstance(env.render(), np.ndarray)
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    pooled = frame.reshape(96, 5, 96, 5, 3).mean((1, 3))
+    assert abs(pooled - image).mean() < 5  # the same view, in another size
     env.close()
 
 
-def test_observations_that_cannot_be_are_refused() -> None:
+def test_unknown_observations_are_refused() -> None:
     with pytest.raises(ValueError, match="no obs_type 'keypoints'; there are state, pixels_agent_pos"):
-        PushTEnv(obs_type="keypoints")
-    with pytest.raises(ValueError, match="width 480 and height 500 are not multiples of 96"):
-        PushTEnv(obs_type="pixels_agent_pos", height=500)
+        gymnasium.make("asd/PushT-v0", obs_type="keypoints")
 
 
 # Expert
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.01])
-def test_the_expert_solves_it(noise: float) -> None:
-    """With noise as demonstrations have it, too: standard deviation as a fraction of the workspace's half."""
+def test_the_expert_recovers_from_noise() -> None:
+    """Twice the noise of the demonstrations of the bundled checkpoint."""
     env = gymnasium.make("asd/PushT-v0")
     expert = PushTExpert()
-    for seed in range(100, 110):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         expert.reset(rng)
         observation, info = env.reset(seed=seed)
@@ -181,7 +181,7 @@ def test_the_expert_solves_it(noise: float) -> None:
             action = expert.act(observation)
             assert env.action_space.contains(action)
             observation, _, terminated, truncated, info = env.step(
-                np.clip(action + 0.24 * noise * rng.standard_normal(2), -0.24, 0.24)
+                np.clip(action + 0.02 * REACH * rng.standard_normal(2), -REACH, REACH)
             )
             done = terminated or truncated
         assert info["success"], f"seed {seed}"

@@ -1,7 +1,7 @@
 """`asd/PushT-v0`: push a T-shaped block into a goal pose."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
 from shapely import Polygon
 
+from asd_envs.camera import Camera, ObsType
 from asd_envs.dubins import Pose
 
 REACH = 0.24  # [m] the pusher's targets lie within ± this in x and y, so that it does not touch the walls
@@ -17,8 +18,6 @@ START_RANGE = 0.1  # [m] the block's centre of mass starts within ± this in x a
 START_DISTANCE = 0.11  # [m] at least, from the pusher's start to the block's centre of mass: they do not touch
 GOAL_POSE = (0.0, 0.0, np.pi / 4)  # x, y [m], yaw [rad]
 SUCCESS_COVERAGE = 0.9
-OBS_TYPES = ("state", "pixels_agent_pos")
-PIXELS = 96  # width and height of an image observation
 
 BAR_OUTSIDE, BAR_INSIDE, STEM_END = -0.285 / 7, -0.075 / 7, 0.555 / 7  # [m] y in the block's frame, of the T's faces
 BAR_HALF_WIDTH, STEM_HALF_WIDTH = 0.06, 0.015  # [m]
@@ -109,25 +108,25 @@ class PushTEnv(MujocoEnv):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 10}
 
-    def __init__(self, render_mode: str | None = None, obs_type: str = "state", **kwargs: Any) -> None:
+    def __init__(self, render_mode: str | None = None, obs_type: ObsType = "state", **kwargs: Any) -> None:
         """Build the simulation.
 
         Args:
             render_mode: None, "human" or "rgb_array" (what else MuJoCo's renderer of gymnasium offers works too).
-            obs_type: One of `OBS_TYPES`.
+            obs_type: "state" or "pixels_agent_pos".
             **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `width` and `height` [px].
 
         Raises:
-            ValueError: No such type of observation, or a size whose images cannot be made into observations.
+            ValueError: No such `obs_type`.
         """
-        if obs_type not in OBS_TYPES:
-            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(OBS_TYPES)}")
+        if obs_type not in get_args(ObsType):
+            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
         high = np.array([0.3, 0.3, 1, 1, 0.8, 0.8])
         seen: dict[str, spaces.Space[Any]] = {"agent_pos": spaces.Box(-0.3, 0.3, (2,), np.float64)}
         if obs_type == "state":
             seen["environment_state"] = spaces.Box(-high, high, dtype=np.float64)
         else:
-            seen["pixels"] = spaces.Box(0, 255, (PIXELS, PIXELS, 3), np.uint8)
+            seen["pixels"] = Camera.space
         super().__init__(
             str(Path(__file__).with_name("pusht.xml")),
             frame_skip=20,
@@ -137,9 +136,7 @@ class PushTEnv(MujocoEnv):
             **kwargs,
         )
         self.action_space = spaces.Box(-REACH, REACH, (2,), np.float64)
-        self._obs_type = obs_type
-        if obs_type == "pixels_agent_pos" and (self.width % PIXELS or self.height % PIXELS):
-            raise ValueError(f"width {self.width} and height {self.height} are not multiples of {PIXELS}")
+        self._camera = Camera(self, "top") if obs_type == "pixels_agent_pos" else None
 
     def reset_model(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         """Place block and pusher at random, apart from each other."""
@@ -161,6 +158,12 @@ class PushTEnv(MujocoEnv):
         info = self._get_reset_info()
         return self._observation(), info["coverage"], info["success"], False, info
 
+    def close(self) -> None:
+        """Close the renderers."""
+        if self._camera is not None:
+            self._camera.close()
+        super().close()
+
     def _get_reset_info(self) -> dict[str, Any]:
         covered = coverage(tuple(self.data.qpos[:3]))
         return {"success": covered >= SUCCESS_COVERAGE, "coverage": covered}
@@ -168,14 +171,7 @@ class PushTEnv(MujocoEnv):
     def _observation(self) -> dict[str, Any]:
         x, y, yaw = self.data.qpos[:3]
         pusher = self.data.qpos[3:].copy()
-        if self._obs_type == "pixels_agent_pos":
-            return {"agent_pos": pusher, "pixels": self._pixels()}
+        if self._camera is not None:
+            return {"agent_pos": pusher, "pixels": self._camera.image()}
         relative = rotation(-yaw) @ (pusher - (x, y))
         return {"agent_pos": pusher, "environment_state": np.array([x, y, np.cos(yaw), np.sin(yaw), *relative])}
-
-    def _pixels(self) -> npt.NDArray[np.uint8]:
-        """Return the rendered image, averaged over squares: one renderer is one graphics context, which serves both."""
-        image = self.mujoco_renderer.render("rgb_array")
-        assert isinstance(image, np.ndarray)  # in this mode it is one
-        squares = image.reshape(PIXELS, self.height // PIXELS, PIXELS, self.width // PIXELS, 3)
-        return squares.mean(axis=(1, 3)).astype(np.uint8)
