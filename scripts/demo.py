@@ -1,6 +1,8 @@
 """Evaluate the bundled checkpoints with DDPM, DDIM and ASD; print one table and write it as Markdown.
 
-python scripts/demo.py --episodes 15 --out runs/demo
+    python scripts/demo.py --episodes 15 --out runs/demo
+
+With --resume, run again with the same options after an interruption, it goes on where it stopped.
 """
 
 import json
@@ -11,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from asd_policy import cli, report
+from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.commands.common import DONE
 from asd_policy.files import atomic_file
 
@@ -37,6 +40,12 @@ class Options:
     """Folder for table.md and, by checkpoint, results.json."""
     checkpoints: tuple[str, ...] = ("avoid", "metaworld-pick-place")
     """Names of bundled checkpoints, folders of checkpoints/."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """Sampler specs."""
+    backend: str = TorchEager.name
+    """What runs the network; onnx is the fastest on a CPU."""
+    resume: bool = False
+    """Go on with what is in the folder, and do not replace it."""
 
 
 def main() -> int:
@@ -53,8 +62,8 @@ def main() -> int:
     for name in options.checkpoints:
         out = options.out / name
         words = ["--policy", str(ROOT / entries[name]["path"]), "--env", entries[name]["env"], "--out", str(out)]
-        words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--overwrite"]
-        words += ["--samplers", *SAMPLERS]
+        words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--backend", options.backend]
+        words += ["--samplers", *options.samplers, "--resume" if options.resume else "--overwrite"]
         status = cli.run(["eval", *words])
         if status != DONE:
             return status
