@@ -5,14 +5,14 @@ STAMP := $(VENV)/.installed
 LEROBOT := .venv-lerobot
 EDGE := .venv-edge
 SUITES := .venv-suites
-EXTRAS := dev,metaworld,robotics,pusht,onnx
+EXTRAS := dev,metaworld,robotics,pusht,onnx,ray
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lerobot edge suites lint format types clean
+.PHONY: help install browser demo test lerobot edge suites lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -30,7 +30,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing pinned packages into $(VENV)"
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
+	@$(PY) scripts/browser.py || true
 	@touch $@
+
+browser: $(STAMP) ## install a Chromium for the tests of report.html, where `make install` could not
+	@$(PY) scripts/browser.py
 
 demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
 	@$(PY) scripts/demo.py --episodes $(EPISODES)

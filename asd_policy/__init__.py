@@ -14,6 +14,7 @@ from asd_policy.errors import (
     DenoiserError,
     EnvError,
     ObservationError,
+    RunError,
     SpecError,
 )
 from asd_policy.experience import Experience
@@ -47,6 +48,7 @@ __all__ = [
     "Past",
     "Plan",
     "Policy",
+    "RunError",
     "SampleResult",
     "Sampler",
     "SpecError",

@@ -136,6 +136,12 @@ def is_floating(x: Any) -> bool:
     return np.issubdtype(x.dtype, np.floating) if isinstance(x, np.ndarray) else x.is_floating_point()
 
 
+def slots(x: Any) -> Sequence[Array]:
+    """Return the entries of x [R, n, …] along its second axis, n views [R, …]."""
+    views: Any = np.moveaxis(x, 1, 0) if isinstance(x, np.ndarray) else x.unbind(1)
+    return views
+
+
 def where_true(mask: Any) -> Array:
     """Return the indices at which a mask [n] is true."""
     found: Any = np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().squeeze(1)

@@ -1,12 +1,12 @@
 """A benchmark's results as people read them: the ceiling, the table against it, and the plots."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from asd_policy import plots
 from asd_policy.clock import STAGES
 from asd_policy.files import atomic_file
 
@@ -90,14 +90,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context():
-        # Text as text and no date or random ids: a small file that is the same for the same data.
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "asd", "font.size": 10})
+    with plots.drawing() as pyplot:
         figures = [_latencies(pyplot, results["samplers"]), _speedups(pyplot, results)]
         paths = [folder / name for name in PLOTS]
         for figure, path in zip(figures, paths, strict=True):
@@ -108,42 +101,24 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _latencies(pyplot: Any, samplers: Sequence[dict[str, Any]]) -> Any:
-    """Draw for each contender which share of its plans took longer than a time."""
     figure, axis = pyplot.subplots(figsize=(8, 4.5 + 0.12 * len(samplers)), layout="constrained")
-    for each in samplers:
-        times = sorted(each["latencies_ms"])
-        longer = [1 - index / len(times) for index in range(len(times))]
-        line = "-" if each["exact"] else ":"
-        axis.step(times, longer, where="post", linestyle=line, label=f"{each['spec']} on {each['backend']}")
-    axis.set(xscale="log", yscale="log", xlabel="latency of a plan, ms", ylabel="share of plans that take longer")
-    figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+    plots.latencies(axis, [(_label(each, each["spec"]), each["exact"], each["latencies_ms"]) for each in samplers])
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     return figure
 
 
 def _speedups(pyplot: Any, results: dict[str, Any]) -> Any:
-    """Draw the speedup of every exact contender against its window, a line where they differ in nothing else."""
     figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
     exact = [each for each in results["samplers"] if each["exact"] and each["wall_clock_speedup"] is not None]
-    for name in dict.fromkeys(map(_without_window, exact)):
-        there = sorted((each for each in exact if _without_window(each) == name), key=lambda each: each["window"])
-        windows, speedups = ([each[key] for each in there] for key in ("window", "wall_clock_speedup"))
-        (line,) = axis.plot(windows, speedups, marker="o", markersize=4, linewidth=1, label=name)
-        for each in there:
-            if each["wall_clock_speedup_ci95"] is not None:
-                axis.vlines(each["window"], *each["wall_clock_speedup_ci95"], color=line.get_color(), linewidth=1)
-            if "window=auto" in each["spec"]:
-                axis.annotate("auto", (each["window"], each["wall_clock_speedup"]), fontsize=8)
     axis.axhline(1, color="0.75", linewidth=1, zorder=0)
-    windows = sorted({each["window"] for each in exact})
-    axis.set(xscale="log", xlabel="window θ (ddpm: 1)", ylabel="speedup over ddpm on the best backend")
-    axis.set_xticks(windows, [str(window) for window in windows])
-    axis.minorticks_off()
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center")
+    plots.speedups(axis, exact, lambda each: _label(each, plots.without_window(each["spec"])), "wall_clock_speedup")
+    axis.set(xlabel="window θ (ddpm: 1)", ylabel="speedup over ddpm on the best backend")
+    figure.legend(loc="outside lower center")
     return figure
 
 
-def _without_window(each: dict[str, Any]) -> str:
-    return re.sub(r"window=\w+,?", "", each["spec"]).rstrip(":") + f" on {each['backend']}"
+def _label(each: dict[str, Any], spec: str) -> str:
+    return f"{spec} on {each['backend']}"
 
 
 def _ms(value: float | None) -> str:

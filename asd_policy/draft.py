@@ -6,6 +6,7 @@ further on does not. So a draft says for which steps it takes an earlier predict
 roll-out carries the last prediction on to the others; nothing else can leak.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asd_policy import arrays
@@ -146,23 +147,23 @@ def roll_out(
     """
     xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
     at = (rows[:, None], steps)
-    a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # [R, S, 1]
+    a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # each [R, S, 1]
     turn = (lambda values: values) if response is None else (lambda values: values @ response.basis)
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
     clean = turn(path.clean[at])
     follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
-    known = known[:, :, None]
     points, guesses = [], []
-    for slot in range(steps.shape[1]):
-        own = clean[:, slot]
+    # Views of all slots at once: one by one they would cost as much as the arithmetic.
+    by_slot = (arrays.slots(values) for values in (a, b, noises, clean, known[:, :, None]))
+    for slot, (a_k, b_k, noise, own, usable) in enumerate(zip(*by_slot, strict=True)):
         if follow is not None:
-            guess = guess + follow.drift[:, slot]
+            guess = guess + follow.drift[slot]
             own = follow(slot, own, x, guess)
-        guess = xp.where(known[:, slot], own, guess)
+        guess = xp.where(usable, own, guess)
         points.append(x)
         guesses.append(guess)
-        x = a[:, slot] * guess + noises[:, slot] + b[:, slot] * x
+        x = a_k * guess + noise + b_k * x
     point, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
     if response is not None:
         point, guessed = point @ response.basis.T, guessed @ response.basis.T
@@ -172,28 +173,28 @@ def roll_out(
 
 @dataclass(frozen=True)
 class Follow:
-    """How guesses follow the points of a window, in the response's basis, where every coordinate goes by itself."""
+    """How guesses follow the points of S slots, in the response's basis, where every coordinate goes by itself."""
 
-    gain: Array
-    """J of each step [R, S, D]."""
-    drift: Array
-    """What the noise of the step before does to a guess that is carried on [R, S, D]."""
-    anchor: Array
-    """Where each step was evaluated last [R, S, D]."""
-    variance: Array
-    """Of each step's noise, above zero, [R, S, 1]."""
-    missed: Array
-    """What J missed of x̂0 on the way that the point has moved before [R, S, D]."""
-    way: Array
-    """This way, divided by its squared length, [R, S, D]."""
+    gain: Sequence[Array]
+    """J of each step, S times [R, D]."""
+    drift: Sequence[Array]
+    """What the noise of the step before does to a guess that is carried on, S times [R, D]."""
+    anchor: Sequence[Array]
+    """Where each step was evaluated last, S times [R, D]."""
+    precision: Sequence[Array]
+    """One over D times the variance of each step's noise, S times [R, 1]."""
+    missed: Sequence[Array]
+    """What J missed of x̂0 on the way that the point has moved before, S times [R, D]."""
+    way: Sequence[Array]
+    """This way, divided by its squared length, S times [R, D]."""
 
     def __call__(self, slot: int, clean: Array, x: Array, carried: Array) -> Array:
         """Return the guess [R, D] for x [R, D] from what was seen at the anchor, and from the guess carried on."""
-        moved = x - self.anchor[:, slot]
+        moved = x - self.anchor[slot]
         # In units of that way; further than it has been, a slope says little.
-        again = (self.way[:, slot] * moved).sum(-1)[..., None].clip(-1, 1)
-        own = clean + self.gain[:, slot] * moved + again * self.missed[:, slot]
-        distance = (moved * moved).mean(-1)[..., None] / self.variance[:, slot]
+        again = (self.way[slot] * moved).sum(-1)[..., None].clip(-1, 1)
+        own = clean + self.gain[slot] * moved + again * self.missed[slot]
+        distance = (moved * moved).sum(-1)[..., None] * self.precision[slot]
         return carried + (own - carried) / (1 + distance**DISTANCE_POWER)
 
 
@@ -212,11 +213,7 @@ def follow_window(
     weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), clean.dtype), 0)
     shift, change = weights @ shift, weights @ change
     tiny = arrays.tiny(clean)
-    return Follow(
-        gain=gain,
-        drift=gain * xp.concatenate([innovation, noises[:, :-1]], axis=1),
-        anchor=anchor,
-        variance=(sigma * sigma).clip(min=tiny),
-        missed=change - gain * shift,
-        way=shift / (shift * shift).sum(-1)[..., None].clip(min=tiny),
-    )
+    drift = gain * xp.concatenate([innovation, noises[:, :-1]], axis=1)
+    precision = 1 / (clean.shape[-1] * sigma * sigma).clip(min=tiny)
+    way = shift / (shift * shift).sum(-1)[..., None].clip(min=tiny)
+    return Follow(*map(arrays.slots, (gain, drift, anchor, precision, change - gain * shift, way)))

@@ -31,3 +31,7 @@ class EnvError(AsdError, ValueError):
 
 class BackendError(AsdError):
     """A backend cannot run here, or not this network."""
+
+
+class RunError(AsdError, ValueError):
+    """A folder of results that is another run's, or whose journal is damaged or cannot be written."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from asd_policy import equivalence
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, encode
+from asd_policy.environments import Env
 from asd_policy.equivalence import Array, Check
-from asd_policy.evaluate import Env, prepare, rollouts
+from asd_policy.evaluate import prepare, run_episode
 from asd_policy.experience import Experience
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -119,8 +120,12 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
         AsdError: Policy and environment do not fit, or the network failed.
     """
     rng = np.random.default_rng(seed)
-    episodes = rollouts(prepare(policy, env, [sampler]), env, count, seed)
-    return torch.cat([episode.plans[rng.integers(len(episode.plans))].cond for episode in episodes])
+    (planner,) = prepare(policy, env, [sampler])
+    conds = []
+    for index in range(count):
+        run_episode(planner, env, index, seed)
+        conds.append(planner.plans[rng.integers(len(planner.plans))].cond)
+    return torch.cat(conds)
 
 
 def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.chain import GaussianChain
 from asd_policy.clock import Stopwatch
+from asd_policy.control import Robot
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
@@ -57,7 +58,8 @@ class Horizons:
 class Policy:
     """A diffusion policy and the sampler it plans with.
 
-    One instance controls one robot: `select_action` keeps history and queue. `plan` is stateless and batched.
+    `select_action` controls one robot, and keeps history and queue; `reset_batch`, `observe` and `act` do the same for
+    several, planned for together. `plan` is stateless and batched.
     """
 
     def __init__(
@@ -193,13 +195,25 @@ class Policy:
         Args:
             seed: Fixes the planning noise of the episode; None goes on with the noise stream.
         """
-        self._history: deque[dict[str, Array]] = deque(maxlen=self.horizons.n_obs_steps)
-        self._queue: deque[npt.NDArray[np.float32]] = deque()
-        self._last: Array | None = None  # the last plan's sample, moved on to the time of the next plan
-        self.plans: list[Plan] = []
-        """Every plan made since the last reset."""
         if seed is not None:
             self.generator = arrays.make_generator(self.device, seed)
+        self.robots = [self._robot(self.generator)]
+
+    def reset_batch(self, seeds: Sequence[int]) -> None:
+        """Begin an episode of several robots at once, to be controlled by `observe` and `act`.
+
+        Args:
+            seeds: For each robot what fixes the planning noise of its episode.
+        """
+        self.robots = [self._robot(arrays.make_generator(self.device, seed)) for seed in seeds]
+
+    def _robot(self, generator: Any) -> Robot:
+        return Robot(generator, deque(maxlen=self.horizons.n_obs_steps))
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Every plan made since the last reset, for the first robot."""
+        return self.robots[0].plans
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
         """Return the next action, planning when the queue is empty.
@@ -215,18 +229,64 @@ class Policy:
             ObservationError: A key is missing, a shape is wrong, or a value is not finite.
             DenoiserError: The network failed.
         """
-        features = self._read(observation)
-        while len(self._history) < self.horizons.n_obs_steps - 1:
-            self._history.append(features)  # at the start, the first observation stands for those before it
-        self._history.append(features)
-        if not self._queue:
-            stack = arrays.namespace(next(iter(features.values()))).stack
-            stacked = {name: stack([step[name] for step in self._history])[None] for name in features}
-            plan = self.plan(stacked, self.generator, self._last)
-            self._last = self.move_on(plan.sample)
-            self.plans.append(plan)
-            self._queue.extend(arrays.to_numpy(plan.actions[0]))
-        return self._queue.popleft()
+        self.observe(0, observation)
+        return self.act([0])[0]
+
+    def observe(self, row: int, observation: Any) -> None:
+        """Take note of what a robot sees, before `act`.
+
+        Args:
+            row: Which of the robots.
+            observation: As for `select_action`.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+        """
+        features, history = self._read(observation), self.robots[row].history
+        while len(history) < self.horizons.n_obs_steps - 1:
+            history.append(features)  # at the start, the first observation stands for those before it
+        history.append(features)
+
+    def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Return the next action of each of some robots, with one batched plan for those whose queue is empty.
+
+        Args:
+            rows: The robots, all of which have observed.
+
+        Returns:
+            Actions [action_dim] in the order of `rows`, float32, in the environment's units.
+
+        Raises:
+            DenoiserError: The network failed.
+        """
+        robots = [self.robots[row] for row in rows]
+        due = [robot for robot in robots if not robot.queue]
+        if due:
+            self._plan_for(due)
+        for robot in robots:
+            robot.steps += 1
+        return [robot.queue.popleft() for robot in robots]
+
+    def _plan_for(self, robots: Sequence[Robot]) -> None:
+        """Make a plan for each of some robots, as one batch."""
+        names = list(self._observation)
+        xp = arrays.namespace(robots[0].history[0][names[0]])
+        told = {
+            name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names
+        }
+        lasts = [robot.last for robot in robots]
+        known = next((last for last in lasts if last is not None), None)
+        if known is not None:  # the others' episodes begin
+            known = arrays.namespace(known).concatenate(
+                [arrays.zeros(known.shape, known) if last is None else last for last in lasts]
+            )
+        plan = self.plan(told, [robot.generator for robot in robots], known)
+        moved, actions = self.move_on(plan.sample), arrays.to_numpy(plan.actions)
+        for row, robot in enumerate(robots):
+            robot.last = moved[row : row + 1]
+            robot.plans.append(plan.row(row))
+            robot.records.append(plan.record(row, robot.steps))
+            robot.queue.extend(actions[row])
 
     def move_on(self, sample: Array) -> Array:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""

@@ -99,6 +99,60 @@ def table(results: dict[str, Any]) -> "Table":
     return rich_table
 
 
+def equivalence_lines(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent."""
+    return [
+        f"{result['spec']}: {equivalence(result['equivalence'], result['episodes'])}"
+        for result in results["samplers"]
+        if result["equivalence"] is not None
+    ]
+
+
+def equivalence(verdict: dict[str, Any], episodes: int) -> str:
+    """Return a verdict of equivalence in words: over how many episodes, and where it is not shown, with what power."""
+    within = f"within {100 * verdict['margin']:g} points"
+    p_value = f"p = {verdict['p_value']:.2g}, {episodes} episodes"
+    if verdict["equivalent"]:
+        return f"success equivalent {within} ({p_value})"
+    power = verdict["power"]
+    told = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
+    return f"success not shown to be equivalent {within} ({p_value}{told})"
+
+
+def comparison_table(results: dict[str, Any]) -> "Table":
+    """Return what `asd-policy compare` found as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    how = "episodes paired" if results["paired"] else f"episodes not paired: {results['why_unpaired']}"
+    rich_table = Table(
+        title=Text(printable(f"{results['env']}: {results['second']} against {results['first']}")),
+        caption=Text(printable(f"second minus first, second / first; 95 % intervals; {how}")),
+    )
+    for column in ("sampler", "episodes", "success, points", "return", "rounds per plan", "latency per plan"):
+        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+    for result in results["samplers"]:
+        rich_table.add_row(
+            result["spec"].replace(",", ",\n  "),
+            " / ".join(map(str, dict.fromkeys(result["episodes"]))),
+            _estimate(result["success_difference"], "{:+.1f}", 100),
+            _estimate(result["return_difference"], "{:+.3g}"),
+            _estimate(result["rounds_ratio"], "{:.2f}×"),
+            _estimate(result["latency_ratio"], "{:.2f}×"),
+        )
+    return rich_table
+
+
+def _estimate(value: dict[str, Any] | None, form: str, scale: float = 1) -> str:
+    if value is None:
+        return "–"
+    told = form.format(scale * value["mean"])
+    if value["ci95"] is None:
+        return told
+    low, high = (form.format(scale * end) for end in value["ci95"])
+    return f"{told} [{low}, {high}]"
+
+
 def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     """Return several results.json objects as one Markdown table, with what it was measured on below."""
     header = ("task", *COLUMNS)

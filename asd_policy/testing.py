@@ -4,7 +4,7 @@ Of no use for planning; nothing else in the package imports it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -259,7 +259,7 @@ class _Smoothed:
     """For which steps there is such [R, S, 1]."""
 
     @property
-    def drift(self) -> Tensor:
+    def drift(self) -> Sequence[Tensor]:
         """As it was."""
         return self.follow.drift
 

@@ -1,7 +1,7 @@
 """What samplers and policies return. Terms (round, nfe, acceptance length) as in docs/architecture.md."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asd_policy.arrays import Array
 
@@ -24,6 +24,10 @@ class SpeculationStats:
     """Most points that a network call evaluated per row."""
     spec: str = ""
     """Of the sampler as it ran: what was left to it is settled."""
+    refused: tuple[tuple[int, ...], ...] | None = None
+    """The steps k, 0 the noisiest, whose draft was refused; None for a sampler without drafts."""
+    unjudged: tuple[tuple[int, ...], ...] | None = None
+    """The steps that were taken without a draft to judge; None for a sampler without drafts."""
 
     @property
     def algorithmic_speedup(self) -> float:
@@ -36,7 +40,31 @@ class SpeculationStats:
         return overhead_fraction([self], self.seconds)
 
 
-def overhead_fraction(calls: Sequence[SpeculationStats], seconds: float) -> float | None:
+@dataclass(frozen=True)
+class PlanRecord:
+    """What one plan of an episode cost."""
+
+    at: int
+    """Control step of the episode at which it was made, 0 the first."""
+    rounds: int
+    """Sequential network calls it waited for."""
+    nfe: int
+    """Network evaluations (points) computed for it."""
+    window: int
+    """Most points that a network call evaluated for it."""
+    batch: int
+    """Plans that were sampled together, this one included."""
+    seconds: float
+    """Latency of the batch [s]: observations in, actions out."""
+    network_seconds: float | None
+    """The part of `seconds` spent inside the network [s]; None where it is not known."""
+    refused: tuple[int, ...] | None
+    """The steps whose draft was refused; None for a sampler without drafts."""
+    unjudged: tuple[int, ...] | None
+    """The steps without a draft to judge; None for a sampler without drafts."""
+
+
+def overhead_fraction(calls: Sequence[SpeculationStats] | Sequence[PlanRecord], seconds: float) -> float | None:
     """Return the share of so many seconds that calls spent outside the network, 0 … 1; None where one does not say."""
     inside = [call.network_seconds for call in calls if call.network_seconds is not None]
     return 1.0 - sum(inside) / seconds if len(inside) == len(calls) else None
@@ -67,3 +95,36 @@ class Plan:
     """What the network was told of the observations: normalised and flattened [B, n_obs_steps · feature dims]."""
     sample: Array
     """The chunk as the network sees it, normalised, [B, horizon, action_dim], or wider for a policy that inpaints."""
+
+    def row(self, row: int) -> "Plan":
+        """Return one plan of the batch, as a batch of one."""
+        rows, stats = slice(row, row + 1), self.stats
+        return Plan(
+            self.chunk[rows],
+            self.actions[rows],
+            replace(
+                stats,
+                rounds=stats.rounds[rows],
+                nfe=stats.nfe[rows],
+                refused=stats.refused and stats.refused[rows],
+                unjudged=stats.unjudged and stats.unjudged[rows],
+            ),
+            self.seconds,
+            self.cond[rows],
+            self.sample[rows],
+        )
+
+    def record(self, row: int, at: int) -> PlanRecord:
+        """Return what one plan of the batch cost, made at control step `at` of its episode."""
+        stats = self.stats
+        return PlanRecord(
+            at=at,
+            rounds=stats.rounds[row],
+            nfe=stats.nfe[row],
+            window=stats.window,
+            batch=len(stats.rounds),
+            seconds=self.seconds,
+            network_seconds=stats.network_seconds,
+            refused=None if stats.refused is None else stats.refused[row],
+            unjudged=None if stats.unjudged is None else stats.unjudged[row],
+        )

@@ -53,7 +53,8 @@ def main() -> int:
     for name in options.checkpoints:
         out = options.out / name
         words = ["--policy", str(ROOT / entries[name]["path"]), "--env", entries[name]["env"], "--out", str(out)]
-        words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--samplers", *SAMPLERS]
+        words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--overwrite"]
+        words += ["--samplers", *SAMPLERS]
         status = cli.run(["eval", *words])
         if status != DONE:
             return status

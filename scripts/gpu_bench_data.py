@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     from rich.progress import Progress
 
     import train
-    from asd_policy import evaluate
+    from asd_policy.environments import make_env
+    from asd_policy.evaluate import run_episode
 
     policy = load_policy(CHECKPOINT, PLANNER)
     maps = {**{ENVIRONMENT_KEYS[name]: policy.normalization[name] for name in policy.observation_dims},
@@ -80,13 +82,14 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
         for name, affine in maps.items()
     }
     conds, previous, first, owners = [], [], [], []
-    env = evaluate.make_env(ENVIRONMENT)
-    for episode in evaluate.rollouts([policy], env, states, seed):
-        told = [plan.cond for plan in episode.plans]
+    env = make_env(ENVIRONMENT)
+    for index in count():
+        run_episode(policy, env, index, seed)
+        told = [plan.cond for plan in policy.plans]
         conds += told
         previous += [torch.zeros_like(told[0]), *told[:-1]]
-        first += [index == 0 for index in range(len(told))]
-        owners += [episode.index] * len(told)
+        first += [place == 0 for place in range(len(told))]
+        owners += [index] * len(told)
         if len(conds) >= states:
             break
     env.close()

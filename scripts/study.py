@@ -1,4 +1,4 @@
-"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock.
+"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock, ceiling.
 
     python scripts/study.py all
 
@@ -17,14 +17,16 @@ from typing import Literal
 import torch
 import tyro
 
+import study_ceiling
 import study_grid
 import study_scaling
 import study_wallclock
+from asd_policy.checkpoints import load_policy
 from asd_policy.files import atomic_file
 from study_common import ROOT, Results, Subject, bundled, console, load, provenance
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
-Part = Literal["all", "grid", "scaling", "wallclock"]
+Part = Literal["all", "grid", "scaling", "wallclock", "ceiling"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class Options:
     """Plans of each contender for the wall clock, at most the states."""
     row_by_row: str = "avoid"
     """The checkpoint whose network is evaluated row by row, for a backend without parallelism."""
-    compile: bool = True
-    """Measure torch.compile too; it takes minutes to compile."""
+    large: Path | None = None
+    """For wall clock and ceiling: a checkpoint of another size, trained where `network` was."""
+    backends: tuple[str, ...] = ("torch-eager", "torch-compile", "onnx")
+    """For wall clock and ceiling; torch-compile takes minutes to compile."""
     seed: int = 0
     """Of episodes and tapes."""
     threads: int = 1
@@ -70,13 +74,19 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
 
+    sizes = options.states, options.calibration, options.seed
+
     @cache
     def subject(name: str) -> Subject:
         with console.status(f"rolling out {name}"):
-            return load(name, options.states, options.calibration, options.seed)
+            return load(*bundled()[name], *sizes)
 
     def results(part: str, *relevant: str) -> Results:
-        values = {name: value for name, value in asdict(options).items() if name in (*ALWAYS_RELEVANT, *relevant)}
+        values = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name in (*ALWAYS_RELEVANT, *relevant)
+        }
         return Results(options.out / f"{part}.json", values)
 
     line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
@@ -99,17 +109,29 @@ def main() -> None:
             sections.append(study_grid.markdown(subject(name), measured))
             write_section(options.docs, "grid", [*sections, line])
     if options.part in ("all", "wallclock"):
-        records = results("wallclock", "clock_plans", "compile")
-        entered = [
-            (name, "network", study_wallclock.contenders(subject(name), options.compile))
-            for name in options.checkpoints
-        ]
-        entered.append((options.row_by_row, "row by row", study_wallclock.row_by_row(subject(options.row_by_row))))
+        records = results("wallclock", "clock_plans", "backends", "large")
+        subjects = [subject(name) for name in options.checkpoints]
+        if options.large is not None:
+            with console.status(f"rolling out {options.large}"):
+                subjects.append(load(options.large, bundled()[options.network][1], *sizes))
+        entered = [(each, "network", study_wallclock.contenders(each, options.backends)) for each in subjects]
+        by_row = subject(options.row_by_row)
+        entered.append((by_row, "row by row", study_wallclock.row_by_row(by_row)))
         tables = []
-        for name, key, contenders in entered:
-            clocked = (subject(name), contenders, options.clock_plans, options.seed, records, key)
-            tables.append((name, study_wallclock.measure(*clocked)))
+        for each, key, contenders in entered:
+            clocked = (each, contenders, options.clock_plans, options.seed, records, key)
+            tables.append((each.name, study_wallclock.measure(*clocked)))
             write_section(options.docs, "wallclock", [WALLCLOCK_NOTE, study_wallclock.markdown(tables), line])
+    if options.part in ("all", "ceiling"):
+        records = results("ceiling", "backends", "large")
+        folders = [bundled()[name][0] for name in options.checkpoints] + (
+            [] if options.large is None else [options.large]
+        )
+        ceilings = {
+            path.name: study_ceiling.measure(path.name, load_policy(path), options.backends, records)
+            for path in folders
+        }
+        write_section(options.docs, "ceiling", [CEILING_NOTE, study_ceiling.markdown(ceilings), line])
 
 
 GRID_NOTE = """\
@@ -123,10 +145,18 @@ tapes; the states are those that a policy meets in closed loop, with the plan be
 WALLCLOCK_NOTE = """\
 ## Wall clock on a CPU
 
-Plans at batch 1, contenders interleaved in rotating order, on the same states and tapes; the first of each checkpoint
-is the baseline. `asd` is the default, window auto. On a noisy machine ratios within the run mean more than
-milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can be
-gained there, and `asd` should not lose.
+Plans at batch 1, contenders interleaved in rotating order, on the same states and tapes; the baseline of each
+checkpoint is its fastest `ddpm`. `asd` is the default, window auto. On a noisy machine ratios within the run mean more
+than milliseconds, medians more than tails. "Row by row" is a network whose latency is linear in its batch: nothing can
+be gained there, and `asd` should not lose.
+"""
+
+CEILING_NOTE = """\
+## Network calls on a CPU, and what limits them
+
+Median milliseconds of a call by its number of points and, in brackets, the share of it that the larger of two bounds
+would need: its matrix products and convolutions at the rate of a large matrix product, and its weights read once at
+the bandwidth of a large copy. Above 100 % weights stay in a cache from call to call.
 """
 
 SCALING_NOTE = """\

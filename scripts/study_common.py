@@ -17,6 +17,7 @@ import asd_policy
 from asd_policy import evaluate, report
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
+from asd_policy.environments import make_env
 from asd_policy.experience import Experience
 from asd_policy.files import write_json
 from asd_policy.policy import Policy
@@ -56,29 +57,29 @@ class Counts:
     nfe: npt.NDArray[np.int64]
 
 
-def bundled() -> dict[str, str]:
-    """Return the environment of each bundled checkpoint by its name."""
+def bundled() -> dict[str, tuple[Path, str]]:
+    """Return the folder and the environment of each bundled checkpoint by its name."""
     entries = json.loads((ROOT / "checkpoints/manifest.json").read_text())
-    return {Path(entry["path"]).name: entry["env"] for entry in entries}
+    return {Path(entry["path"]).name: (ROOT / entry["path"], entry["env"]) for entry in entries}
 
 
-def load(name: str, states: int, calibration: int, seed: int) -> Subject:
-    """Load a bundled checkpoint and roll it out until there are states enough.
+def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) -> Subject:
+    """Load a checkpoint and roll it out until there are states enough.
 
     Args:
-        name: Of its folder in checkpoints/.
+        folder: The checkpoint.
+        env_id: Its environment.
         states: Number of states to measure on.
         calibration: Number of states to learn from; the experience has all the plans of their episodes.
         seed: Of the episodes.
     """
-    env_id = bundled()[name]
-    env = evaluate.make_env(env_id)
-    planner = asd_policy.load_policy(ROOT / "checkpoints" / name, ROLL_OUT)
+    env = make_env(env_id)
+    planner = asd_policy.load_policy(folder, ROLL_OUT)
     learned_from = evaluate.collect(planner, env, calibration, seed + CALIBRATION_SEED)
     planner.experience.freeze()
     measured = evaluate.collect(planner, env, states, seed)
     env.close()
-    return Subject(name, env_id, planner, measured, learned_from, planner.experience)
+    return Subject(folder.name, env_id, planner, measured, learned_from, planner.experience)
 
 
 def count(

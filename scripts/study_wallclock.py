@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from asd_policy.backends import Backend, Job, make_backend
-from asd_policy.benchmark import Contender, Timing, rounds, summarize, warm_up
+from asd_policy.benchmark import Contender, Timing, baselines, rounds, summarize, warm_up
 from asd_policy.clock import clock_of
 from asd_policy.denoiser import Denoiser
 from asd_policy.experience import Experience
@@ -43,10 +43,9 @@ class RowByRow(Backend):
         return one_by_one
 
 
-def contenders(subject: Subject, compiled: bool) -> list[Contender]:
-    """Return the sequential baselines and the default sampler on a checkpoint's network."""
-    entered = [("ddpm", "torch-eager"), ("asd", "torch-eager")] + [("ddpm", "torch-compile")] * compiled
-    return [enter(subject, sampler, make_backend(backend)) for sampler, backend in entered]
+def contenders(subject: Subject, backends: Sequence[str]) -> list[Contender]:
+    """Return the sequential and the default sampler on each backend of a checkpoint's network."""
+    return [enter(subject, sampler, make_backend(backend)) for backend in backends for sampler in ("ddpm", "asd")]
 
 
 def row_by_row(subject: Subject) -> list[Contender]:
@@ -68,7 +67,7 @@ def measure(
 
     Args:
         subject: The checkpoint and its states.
-        found: What to measure; the first is the baseline.
+        found: What to measure.
         plans: How many each, at most the number of states.
         seed: Of the tapes.
         results: Where the record is kept.
@@ -83,9 +82,10 @@ def measure(
         measured = rounds(found, states, 1, len(states), seed, clock)
         timings = list(track(measured, f"wall clock, {subject.name}", total=len(states), console=console))
         by_contender: list[Sequence[Timing]] = list(zip(*timings, strict=True))
+        best, eager = baselines(found, by_contender)
         records = [
             {"name": f"{contender.policy.sampler.spec.partition(':')[0]}, {contender.policy.backend.spec}"}
-            | summarize(took, by_contender[0], None)
+            | summarize(took, best and best[1], eager and eager[1])
             for contender, took in zip(found, by_contender, strict=True)
         ]
         return {"contenders": records}
@@ -96,12 +96,11 @@ def measure(
 def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     """Return one table of all checkpoints, each with its contenders."""
     header = ["checkpoint", "contender", "window", "rounds", "nfe", "mean ms", "p50 / p95 / p99 / max ms"]
-    header += ["× baseline, means [95 %]", "× baseline, medians", "outside the network"]
+    header += ["× best sequential, means [95 %]", "medians", "× eager sequential [95 %]", "outside the network"]
     rows = []
     for name, records in tables:
         for index, r in enumerate(records):
             latency = r["latency_ms"]
-            interval = r["wall_clock_speedup_ci95"] or (math.nan, math.nan)  # one plan has none
             rows.append(
                 [
                     f"`{name}`" if index == 0 else "",
@@ -111,9 +110,18 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
                     f"{r['nfe_mean']:.0f}",
                     f"{latency['mean']:.0f}",
                     " / ".join(f"{latency[key]:.0f}" for key in ("p50", "p95", "p99", "max")),
-                    f"{r['wall_clock_speedup']:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]",
+                    _ratio(r["wall_clock_speedup"], r["wall_clock_speedup_ci95"]),
                     f"{r['wall_clock_speedup_of_medians']:.2f}",
+                    _ratio(r["speedup_over_eager"], r["speedup_over_eager_ci95"]),
                     f"{100 * r['overhead_fraction']:.0f} %",
                 ]
             )
     return markdown_table(header, rows) + f"\nn = {tables[0][1][0]['plans']} plans for each row.\n"
+
+
+def _ratio(value: float | None, interval: Sequence[float] | None) -> str:
+    """Return a ratio with its interval, which one plan alone has none of."""
+    if value is None:
+        return "–"
+    low, high = interval or (math.nan, math.nan)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

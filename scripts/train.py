@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import asd_envs
-from asd_envs import make_expert
+from asd_envs.experts import DEMONSTRATED, make_expert
 from asd_policy.checkpoints.lerobot import (
     ACTION,
     DiffusionConfig,
@@ -46,7 +46,7 @@ class Options:
     """Train a diffusion policy on demonstrations of an environment's scripted expert; write a LeRobot folder."""
 
     env: str
-    """Gymnasium id of an environment with an expert: asd/Avoid-v0 or asd/MetaWorld-<task>-v0."""
+    """Gymnasium id of an environment with an expert, such as asd/Avoid-v0 or asd/MetaWorld-pick-place-v0."""
     out: Path
     """Folder to write; training state is kept beside it, as <out>.training, until the training is done."""
     steps: int = 6000
@@ -56,6 +56,8 @@ class Options:
     noise: float = 0.1
     """Standard deviation of the exploration noise added to the executed actions (not to the recorded ones), as a
     fraction of half the action range."""
+    n_action_steps: int = 8
+    """Actions of a plan to execute before the next; the weights do not depend on it."""
     down_dims: tuple[int, ...] = (64, 128, 256)
     """Channels of each resolution of the U-Net."""
     batch: int = 256
@@ -215,6 +217,7 @@ def train(options: Options) -> None:
             input_dims=dims,
             action_dim=demonstrations[0]["action"].shape[1],
             normalization_mapping={"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"},
+            n_action_steps=options.n_action_steps,
             down_dims=options.down_dims,
         )
         windows = make_windows(demonstrations, config)
@@ -260,6 +263,10 @@ def check(options: Options) -> None:
     for name in ("steps", "demonstrations", "batch", "save_every"):
         if getattr(options, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} {getattr(options, name)} is not a positive number")
+    # A plan begins with the action for the oldest observation, so the first of its actions are in the past.
+    longest = DiffusionConfig.horizon - DiffusionConfig.n_obs_steps + 1
+    if not 1 <= options.n_action_steps <= longest:
+        raise SystemExit(f"--n-action-steps {options.n_action_steps} is not in 1 … {longest}")
     if not 0 <= options.noise <= 1:
         raise SystemExit(f"--noise {options.noise} is not in 0 … 1")
     if not options.learning_rate > 0:
@@ -278,9 +285,7 @@ def main() -> None:
     check(options)
     if options.env not in gymnasium.registry or not options.env.startswith("asd/"):
         tasks = ", ".join(asd_envs.METAWORLD_TASKS)
-        raise SystemExit(
-            f"no environment {options.env!r} with an expert: asd/Avoid-v0, asd/MetaWorld-<task>-v0 ({tasks})"
-        )
+        raise SystemExit(f"no environment {options.env!r} with an expert: {DEMONSTRATED} ({tasks})")
     try:
         train(options)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Measure the bundled checkpoints with DDPM and write checkpoints/manifest.json.
+"""Measure bundled checkpoints with DDPM and write them into checkpoints/manifest.json.
 
 python scripts/update_manifest.py --episodes 100
 """
@@ -16,17 +16,22 @@ from asd_policy import cli
 from asd_policy.commands.common import DONE
 from asd_policy.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints"
+MANIFEST = BUNDLED / "manifest.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the bundled checkpoints with DDPM and write checkpoints/manifest.json."""
+    """Measure bundled checkpoints with DDPM and write them into checkpoints/manifest.json."""
 
+    checkpoints: tuple[str, ...] = tuple(sorted(path.parent.name for path in BUNDLED.glob("*/training.json")))
+    """Names of folders of checkpoints/; the entries of the others stay as they are."""
     episodes: int = 100
     """Episodes for each checkpoint."""
     seed: int = 1000
     """Seed of the evaluation."""
+    backend: str = "torch-eager"
+    """What runs the network; onnx is the fastest on a CPU."""
     out: Path = Path("runs/manifest")
     """Folder for the evaluations' results.json."""
 
@@ -39,7 +44,8 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
     """
     notes = json.loads((folder / "training.json").read_text())
     out = options.out / folder.name
-    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--samplers", "ddpm"]
+    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--overwrite", "--samplers", "ddpm"]
+    words += ["--backend", options.backend]
     status = cli.run(["eval", *words, "--episodes", str(options.episodes), "--seed", str(options.seed)])
     if status != DONE:
         raise SystemExit(status)
@@ -62,11 +68,16 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure every folder of checkpoints/."""
+    """Measure folders of checkpoints/."""
     options = tyro.cli(Options, description=__doc__)
-    folders = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/training.json"))
-    write_json(ROOT / "checkpoints/manifest.json", [describe(folder, options) for folder in folders])
-    print(f"wrote checkpoints/manifest.json: {', '.join(folder.name for folder in folders)}", file=sys.stderr)
+    entries = {Path(entry["path"]).name: entry for entry in json.loads(MANIFEST.read_text())}
+    unknown = [name for name in options.checkpoints if not (BUNDLED / name / "training.json").exists()]
+    if unknown:
+        raise SystemExit(f"no bundled checkpoint {unknown[0]!r}; there are {', '.join(Options.checkpoints)}")
+    for name in options.checkpoints:
+        entries[name] = describe(BUNDLED / name, options)
+        write_json(MANIFEST, [entries[key] for key in sorted(entries)])
+    print(f"wrote {', '.join(options.checkpoints)} into checkpoints/manifest.json", file=sys.stderr)
 
 
 if __name__ == "__main__":

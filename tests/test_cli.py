@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy import cli, evaluate
+from asd_policy import cli
 from asd_policy.checkpoints import load_policy
+from asd_policy.commands import evaluate as commands_evaluate
 from asd_policy.commands import tune as commands_tune
+from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, SpecError
 from asd_policy.models.unet import ConditionalUnet1d
+from asd_policy.runner import Group, LocalRunner
 from asd_policy.tuning import load_tuning
 
 CONTRACT = {
@@ -49,6 +52,7 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     results = json.loads((out / "results.json").read_text())
     assert json.loads(printed.out) == results
+    assert "<code>ddpm</code>" in (out / "report.html").read_text()
     assert set(results) >= CONTRACT
     assert results["version"] == 1
     assert results["command"] == "eval"
@@ -71,7 +75,17 @@ def test_results_name_the_backend(
     command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = {
-        "eval": ["--env", "asd/Avoid-v0", "--episodes", "1", "--samplers", "ddim:2", "--out", str(tmp_path / "out")],
+        "eval": [
+            "--env",
+            "asd/Avoid-v0",
+            "--episodes",
+            "1",
+            "--samplers",
+            "ddim:2",
+            "--overwrite",
+            "--out",
+            str(tmp_path / "out"),
+        ],
         "verify": ["--samples", "16", "--observations", "2", "--sampler", "ddpm"],
         "tune": ["--plans", "1", "--out", str(tmp_path / "tuning")],
     }[command]
@@ -150,7 +164,7 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("option", "value", "message"),
     [
         ("policy", "nowhere", "no checkpoint at nowhere: the path does not exist"),
-        ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; there are asd/Avoid-v0"),
+        ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; the nearest are asd/"),
         ("env", "asd/MetaWorld-reach-v0", "the policy's actions have shape (2,)"),
         ("samplers", "fast", "no sampler 'fast' in 'fast'; there are ddpm, ddim, dpmsolver, paradigms, asd"),
         ("samplers", "asd:speed=9", "no option 'speed' in 'asd:speed=9'; asd has window, draft, verify"),
@@ -213,15 +227,15 @@ def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interruption_keeps_what_was_done(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = evaluate.rollouts
+    run = LocalRunner.run
 
-    def interrupted(*args: Any) -> Iterator[evaluate.Episode]:
-        for count, episode in enumerate(rollouts(*args)):
+    def interrupted(self: LocalRunner, work: Iterable[Group]) -> Iterator[Episode]:
+        for count, episode in enumerate(run(self, work)):
             if count == 3:
                 raise KeyboardInterrupt
             yield episode
 
-    monkeypatch.setattr(evaluate, "rollouts", interrupted)
+    monkeypatch.setattr(LocalRunner, "run", interrupted)
     assert cli.run(arguments(checkpoint, tmp_path, episodes=5)) == 130
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["interrupted"]
@@ -287,7 +301,7 @@ def test_an_interrupt_that_comes_out_as_another_error(
             except ImportError as error:
                 raise EnvError("no such environment") from error
 
-    monkeypatch.setattr(evaluate, "make_env", make_env)
+    monkeypatch.setattr(commands_evaluate, "make_env", make_env)
     assert cli.run(arguments(checkpoint, tmp_path / "out")) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -295,8 +309,11 @@ def test_an_interrupt_that_comes_out_as_another_error(
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
 def test_video(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert cli.run([*arguments(checkpoint, tmp_path, samplers="ddim:2"), "--video"]) == 0
-    assert (tmp_path / "ddim-2.mp4").stat().st_size > 1000
+    words = arguments(checkpoint, tmp_path, samplers=["ddpm", "ddim:2", "asd:window=5,draft=frozen,verify=block"])
+    assert cli.run([*words, "--video"]) == 0
+    for name in ("ddpm", "ddim-2", "asd-window=5-draft=frozen-verify=block", "side-by-side"):
+        assert (tmp_path / f"{name}.mp4").stat().st_size > 1000
+    assert 'src="data:video/mp4;base64,' in (tmp_path / "report.html").read_text()
 
 
 def test_tune_keeps_what_it_measured_with_the_policy(

@@ -1,5 +1,6 @@
 """Rollouts and their summary: seeds, pairing, counts, environments that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,32 @@ import torch
 
 import asd_policy
 from asd_policy import evaluate
+from asd_policy.environments import make_env
+from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
-from asd_policy.evaluate import Episode
+from asd_policy.policy import Policy
+from asd_policy.runner import LocalRunner, groups
 from asd_policy.samplers import make_sampler
-from asd_policy.types import Plan, SpeculationStats
+from asd_policy.types import PlanRecord
+from asd_policy.vector import InProcess
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
 
 
+def prepared(checkpoint: Path, specs: tuple[str, ...] = SPECS) -> list[Policy]:
+    env = make_env("asd/Avoid-v0")
+    return evaluate.prepare(asd_policy.load_policy(checkpoint), env, [make_sampler(spec) for spec in specs])
+
+
 def run(checkpoint: Path, episodes: int = 2, seed: int = 0, specs: tuple[str, ...] = SPECS) -> list[Episode]:
-    policy = asd_policy.load_policy(checkpoint)
-    env = evaluate.make_env("asd/Avoid-v0")
-    planners = evaluate.prepare(policy, env, [make_sampler(spec) for spec in specs])
-    return list(evaluate.rollouts(planners, env, episodes, seed))
+    planners = prepared(checkpoint, specs)
+    runner = LocalRunner(planners, InProcess(lambda: make_env("asd/Avoid-v0")), seed)
+    return list(runner.run(groups([planner.sampler.spec for planner in planners], episodes, envs=1)))
 
 
-def signature(episode: Episode) -> Any:
-    """Return everything of an episode but its times."""
-    chunks = [plan.chunk.tolist() for plan in episode.plans]
-    return episode.sampler, episode.index, episode.success, episode.total_reward, episode.steps, chunks
+def signature(episode: Episode) -> Episode:
+    """Return everything of an episode but its times; the reward tells one path from another, to the last bit."""
+    return replace(episode, plans=tuple(replace(plan, seconds=0.0, network_seconds=None) for plan in episode.plans))
 
 
 def test_episodes_are_reproducible(checkpoint: Path) -> None:
@@ -40,17 +48,17 @@ def test_episodes_are_reproducible(checkpoint: Path) -> None:
 def test_samplers_meet_the_same_seeds(checkpoint: Path) -> None:
     """Window 1 is DDPM: with equal seeds its whole episode is the same, and no episode equals the next."""
     episodes = run(checkpoint)
-    assert [(e.sampler.spec.split(":")[0], e.index) for e in episodes] == [
+    assert [(e.spec.split(":")[0], e.index) for e in episodes] == [
         (name, index) for index in range(2) for name in ("ddpm", "asd", "asd", "ddim")
     ]
     for ddpm, one in ((episodes[0], episodes[1]), (episodes[4], episodes[5])):
-        assert signature(ddpm)[1:] == signature(one)[1:]
-    assert signature(episodes[0])[5] != signature(episodes[4])[5]
+        assert signature(ddpm) == replace(signature(one), spec="ddpm")
+    assert episodes[0].total_reward != episodes[4].total_reward
 
 
 def test_an_episode_does_not_depend_on_those_before(checkpoint: Path) -> None:
     alone = run(checkpoint, specs=("asd:window=5",))
-    among = [e for e in run(checkpoint, episodes=3) if e.sampler.spec.startswith("asd:window=5")]
+    among = [e for e in run(checkpoint, episodes=3) if e.spec.startswith("asd:window=5")]
     assert [signature(e) for e in alone] == [signature(e) for e in among[:2]]
 
 
@@ -59,21 +67,23 @@ def test_what_is_learned_from_is_not_evaluated(checkpoint: Path, monkeypatch: py
     seeds: list[int] = []
     policy = asd_policy.load_policy(checkpoint)
     planner = policy.with_sampler(make_sampler("asd:window=5"))
-    env = evaluate.make_env("asd/Avoid-v0")
-    monkeypatch.setattr(planner, "reset", lambda seed: (seeds.append(seed), type(planner).reset(planner, seed)))
+    env = make_env("asd/Avoid-v0")
+    begin = planner.reset_batch
+    monkeypatch.setattr(planner, "reset_batch", lambda told: (seeds.extend(told), begin(told)))
     evaluate.calibrate(planner, env, planner.experience.plans + 1, seed=3)
     learned = set(seeds)
-    list(evaluate.rollouts([planner], env, 3, seed=3))
+    for index in range(3):
+        evaluate.run_episode(planner, env, index, seed=3)
     assert learned and learned.isdisjoint(seeds[len(learned) :])
 
 
 def fake_episode(
     spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
 ) -> Episode:
-    stats = SpeculationStats(100, (rounds,), (2 * rounds,), milliseconds / 1e3, 0.9 * milliseconds / 1e3)
-    chunk, cond = torch.zeros(1, 16, 2), torch.zeros(1, 14)
-    plan = Plan(chunk, chunk[:, :8], stats, milliseconds / 1e3, cond, chunk)
-    return Episode(make_sampler(spec), index, success, float(success), 10, mode if success else None, (plan, plan))
+    seconds = milliseconds / 1e3
+    plan = PlanRecord(0, rounds, 2 * rounds, 8, 1, seconds, 0.9 * seconds, None, None)
+    full = make_sampler(spec).spec
+    return Episode(full, index, success, float(success), 10, mode if success else None, None, (plan, plan))
 
 
 def test_summary() -> None:
@@ -84,7 +94,7 @@ def test_summary() -> None:
         fake_episode("ddpm", 1, False, 100, 100, "a"),
         fake_episode("asd:window=8", 1, True, 30, 8, "b"),
     ]
-    ddpm, asd = evaluate.summarize([make_sampler(spec) for spec in specs], episodes)
+    ddpm, asd = evaluate.summarize([make_sampler(spec) for spec in specs], episodes, 100)
     assert ddpm["success_rate"] == 0.5
     assert asd["success_rate"] == 1.0
     assert asd["success_ci95"] == pytest.approx((0.342, 1.0), abs=1e-3)
@@ -104,7 +114,7 @@ def test_summary() -> None:
 
 
 def test_summary_without_a_reference() -> None:
-    (only,) = evaluate.summarize([make_sampler("asd"), make_sampler("ddpm")], [fake_episode("asd", 0, True, 5, 9)])
+    (only,) = evaluate.summarize([make_sampler("asd"), make_sampler("ddpm")], [fake_episode("asd", 0, True, 5, 9)], 100)
     assert only["wall_clock_speedup"] is None
     assert only["paired_difference_ci95"] is None
     assert only["return_ci95"] is None
@@ -112,14 +122,16 @@ def test_summary_without_a_reference() -> None:
 
 
 def test_unknown_environments() -> None:
-    with pytest.raises(EnvError, match=r"no environment 'asd/Avoid-v7'; there are asd/Avoid-v0, asd/MetaWorld-"):
-        evaluate.make_env("asd/Avoid-v7")
+    with pytest.raises(
+        EnvError, match=r"'asd/Avoid-v7'; the nearest are asd/Avoid-v0, .* there are .*asd/MetaWorld-… \(50\)"
+    ):
+        make_env("asd/Avoid-v7")
     with pytest.raises(EnvError, match=r"no environment 'nobody/Task-v0'; there are .*asd/…"):
-        evaluate.make_env("nobody/Task-v0")
+        make_env("nobody/Task-v0")
     with pytest.raises(EnvError, match="cannot make environment 'no_such_module:Task-v0'"):
-        evaluate.make_env("no_such_module:Task-v0")
+        make_env("no_such_module:Task-v0")
     with pytest.raises(EnvError, match="cannot make environment 'not an id"):
-        evaluate.make_env("not an id/")
+        make_env("not an id/")
 
 
 def test_environments_that_do_not_fit(checkpoint: Path) -> None:
@@ -140,22 +152,23 @@ def test_an_environment_without_success(checkpoint: Path) -> None:
             return observation, reward, terminated, truncated, {k: v for k, v in info.items() if k != "success"}
 
     policy = asd_policy.load_policy(checkpoint)
-    env = Silent(evaluate.make_env("asd/Avoid-v0"))
-    planners = evaluate.prepare(policy, env, [make_sampler("ddpm")])
-    with pytest.raises(EnvError, match=r"reports no info\['success'\]"):
-        next(evaluate.rollouts(planners, env, 1, 0))
+    env = Silent(make_env("asd/Avoid-v0"))
+    (planner,) = evaluate.prepare(policy, env, [make_sampler("ddpm")])
+    with pytest.raises(EnvError, match=r"no info\['success'\] at the end of an episode, only \['collision', "):
+        evaluate.run_episode(planner, env, 0, 0)
 
 
 def test_collected_states_are_the_moments_of_planning(checkpoint: Path) -> None:
     """Each with the plan before, moved on to it; none at an episode's start."""
-    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), evaluate.make_env("asd/Avoid-v0")
+    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env("asd/Avoid-v0")
     states = evaluate.collect(policy, env, 5, seed=3)
     assert len(states) == 5
     met = {}
-    for episode in evaluate.rollouts([policy], env, 5, seed=3):
-        before = torch.zeros_like(episode.plans[0].sample)
-        for plan in episode.plans:
-            met[episode.index, plan.cond] = before
+    for index in range(5):
+        evaluate.run_episode(policy, env, index, seed=3)
+        before = torch.zeros_like(policy.plans[0].sample)
+        for plan in policy.plans:
+            met[index, plan.cond] = before
             before = policy.move_on(plan.sample)
     env.close()
     for cond, last_plan, index in zip(states.cond, states.last_plan, states.episode, strict=True):

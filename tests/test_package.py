@@ -18,7 +18,7 @@ MANIFEST = json.loads((ROOT / "checkpoints/manifest.json").read_text())
 
 
 HEAVY = ("gymnasium", "mujoco", "diffusers", "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "lerobot", "scipy",
-         "matplotlib", "rich", "tyro", "requests", "asd_envs", "torch._dynamo", "torch._inductor", "torch.onnx",
+         "matplotlib", "ray", "rich", "tyro", "requests", "asd_envs", "torch._dynamo", "torch._inductor", "torch.onnx",
          "torch.utils.flop_counter", "torch.distributed.tensor")  # fmt: skip
 
 
@@ -49,9 +49,10 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         archive.extractall(site)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import asd_policy, asd_envs, gymnasium\n"
+        "import asd_policy, asd_envs, gymnasium, importlib.resources\n"
         f"assert asd_policy.__file__.startswith({str(site)!r}) and asd_envs.__file__.startswith({str(site)!r})\n"
         "gymnasium.make('asd/Avoid-v0').reset(seed=0)\n"
+        "assert (importlib.resources.files(asd_policy) / 'templates/report.html').is_file()\n"
         f"policy = asd_policy.load_policy({str(ROOT / 'checkpoints/avoid')!r}, 'asd:window=16')\n"
         "policy.select_action({'agent_pos': [0, 0, 0, 0], 'environment_state': [0, 0, 0]})\n"
     )
@@ -66,7 +67,7 @@ def test_bundled_checkpoints(entry: dict[str, object]) -> None:
     assert digests == entry["sha256"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
     assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == entry["parameters"]
-    from asd_policy.evaluate import make_env
+    from asd_policy.environments import make_env
 
     env = make_env(str(entry["env"]))
     policy = asd_policy.load_policy(folder, "asd:window=32")

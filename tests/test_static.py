@@ -61,6 +61,10 @@ class Replays(Launcher):
         """Return nothing to enter: a CPU has one queue."""
         return nullcontext()
 
+    def settle(self) -> None:
+        """Note it."""
+        self.log.append("settle")
+
     def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """Copy at once, and note when it is waited for."""
         copies = sample.clone(), counts.clone()
@@ -110,6 +114,8 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
         eager, recorded = results
         torch.testing.assert_close(recorded.sample, eager.sample, rtol=0, atol=1e-9)
         assert recorded.stats.rounds == eager.stats.rounds
+        assert recorded.stats.refused == eager.stats.refused
+        assert recorded.stats.unjudged == eager.stats.unjudged
         assert recorded.stats.network_seconds is None
         assert recorded.stats.overhead_fraction is None
         last = (eager.sample, recorded.sample)
@@ -127,6 +133,17 @@ def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain)
     assert log[4:6] == ["launch", "wait"]
     assert log.count("launch") == 1 + rounds + 1
     assert log.count("wait") == rounds - 2
+
+
+def test_what_is_learned_can_be_read_outside_of_the_queue(launched: Launched, chain: GaussianChain) -> None:
+    experience = Experience()
+    for learning in (True, False):
+        experience.learning = learning
+        make_sampler("asd:window=4").sample(
+            launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0), past=Past(None, experience)
+        )
+        assert (launched.launcher.log[-1] == "settle") is learning
+        launched.launcher.log.clear()
 
 
 def test_the_result_is_the_callers(launched: Launched, chain: GaussianChain) -> None:

@@ -51,7 +51,7 @@ def test_every_part_writes_its_section_and_resumes(
     docs = tmp_path / "docs/benchmarks.md"
     docs.parent.mkdir()
     docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
-    words = "--checkpoints small --network small --row-by-row small --no-compile --windows 4 100".split()
+    words = "--checkpoints small --network small --row-by-row small --backends torch-eager --windows 4 100".split()
     words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
     words += "--steps 20 40 --network-steps 5 10".split()
     words += ["--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "out"), "--docs", str(docs)]
@@ -60,7 +60,7 @@ def test_every_part_writes_its_section_and_resumes(
 
     text = docs.read_text()
     assert text.startswith("# Kept") and "Kept too." in text and "old" not in text
-    for part in ("grid", "scaling", "wallclock"):
+    for part in ("grid", "scaling", "wallclock", "ceiling"):
         assert text.count(f"<!-- study:{part} -->") == text.count(f"<!-- /study:{part} -->") == 1
     assert all(f"`{draft}` + `{verifier}`" in text for draft in DRAFTS for verifier in VERIFIERS)
     assert (docs.parent / "scaling.svg").stat().st_size < 100_000
@@ -69,6 +69,7 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(importlib.import_module("study_grid"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_scaling"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_wallclock"), "rounds", None)
+    monkeypatch.setattr(importlib.import_module("study_ceiling"), "measure_ceiling", None)
     study.main()
     assert docs.read_text() == text
 

@@ -32,10 +32,11 @@ def run(script: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *more: s
 
 
 def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(script, tmp_path / "policy", monkeypatch)
+    run(script, tmp_path / "policy", monkeypatch, "--n-action-steps", "3")
     policy = asd_policy.load_policy(tmp_path / "policy", "asd:window=8")
     action = policy.select_action({"agent_pos": torch.zeros(4), "environment_state": torch.zeros(3)})
     assert action.shape == (2,)
+    assert policy.horizons.n_action_steps == 3
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
@@ -94,6 +95,7 @@ def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pyte
         (["--steps", "0"], "--steps 0 is not a positive number"),
         (["--demonstrations", "-1"], "--demonstrations -1 is not a positive number"),
         (["--save-every", "0"], "--save-every 0 is not a positive number"),
+        (["--n-action-steps", "16"], "--n-action-steps 16 is not in 1 … 15"),
         (["--noise", "2"], "--noise 2.0 is not in 0 … 1"),
         (["--learning-rate", "0"], "--learning-rate 0.0 is not positive"),
         (["--down-dims", "12", "16"], "--down-dims 12 16 are not 1 … 4 multiples of 8"),

@@ -52,6 +52,10 @@ class CudaGraphs(Launcher):
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield
 
+    def settle(self) -> None:
+        """Let the caller's stream wait for the recordings' own; the host goes on. See `Launcher.settle`."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
     def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """Copy both on the current stream, the counts to pinned memory; see `Launcher.fetch`."""
         kept = sample.clone()

@@ -13,6 +13,7 @@ from asd_policy.backends import make_backend
 from asd_policy.benchmark import Benchmark, contenders
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, progress_bar
+from asd_policy.environments import check_fit, make_env
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
 from asd_policy.policy import Policy
@@ -118,9 +119,9 @@ class BenchCommand:
         if self.env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
-        env = evaluate.make_env(self.env)
+        env = make_env(self.env)
         try:
-            evaluate.check_fit(policy, env)
+            check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
             other = evaluate.collect(planner, env, calibration, learning_seed)
             planner.experience.freeze()

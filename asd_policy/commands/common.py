@@ -4,7 +4,15 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from asd_policy.backends import BACKENDS
 from asd_policy.backends.base import DTYPES
@@ -12,6 +20,8 @@ from asd_policy.errors import SpecError
 
 DONE, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+FAILED = DIFFERS
+"""Exit status of an evaluation in which an episode failed."""
 
 BackendOption = Annotated[
     str,
@@ -33,8 +43,18 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise SpecError(f"--{name} {value} is not {least} or more")
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar that counts."""
+def check_margin(margin: float) -> None:
+    """Refuse a margin of equivalence that is none.
+
+    Raises:
+        SpecError: It is.
+    """
+    if not 0 < margin < 1:
+        raise SpecError(f"--margin {margin:g} is not between 0 and 1")
+
+
+def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
+    """Return a progress bar that counts, with more columns behind it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,5 +62,6 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        *more,
         console=console,
     )

@@ -1,88 +1,322 @@
 """`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
 
+import itertools
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
+from rich.progress import TextColumn
 
-from asd_policy import evaluate, report
+from asd_policy import evaluate, inspection, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
-from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DONE, INTERRUPTED, BackendOption, check_at_least, progress_bar
-from asd_policy.errors import AsdError
+from asd_policy.checkpoints import find_format, load_policy, locate
+from asd_policy.commands.common import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    BackendOption,
+    check_at_least,
+    check_margin,
+    progress_bar,
+)
+from asd_policy.comparison import MARGIN
+from asd_policy.environments import make_env
+from asd_policy.episodes import Episode
+from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
-from asd_policy.samplers import make_sampler
+from asd_policy.journal import RESULTS, Found, Journal, find_run
+from asd_policy.policy import Policy
+from asd_policy.ray_runner import RayRunner, Recipe, Workers
+from asd_policy.report import printable
+from asd_policy.runner import Group, LocalRunner, Runner, groups
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.statistics import enough_episodes
+from asd_policy.vector import make_envs
+
+EPISODES = 20
+MOST_EPISODES = 1000
+"""With `--until-ci`."""
 
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Roll a policy out in an environment with each sampler, on the same seeds, and compare."""
+    """Roll a policy out in an environment with each sampler, on the same seeds, and compare.
+
+    Exit status: 0 done, 1 done, but an episode failed (its environment raised, ended, or returned NaN), 2 bad usage or
+    input, 130 interrupted. Episodes are kept in episodes.jsonl as they finish, whatever happens then.
+    """
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     env: str
     """Gymnasium id of the environment, such as asd/Avoid-v0."""
     out: Path
-    """Folder for results.json (and videos)."""
+    """Folder for episodes.jsonl, results.json, report.html and videos."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
     """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
     ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
-    episodes: int = 20
-    """Episodes for each sampler."""
+    episodes: int | None = None
+    """Episodes for each sampler, 20 unless said; with --until-ci the most, 1000 unless said."""
+    until_ci: float | None = None
+    """Stop when the success interval of every sampler reaches no farther than this to either side, such as 0.05."""
     seed: int = 0
     """Seeds environments and planning noise; equal for all samplers."""
+    envs: int = 1
+    """Environments that are stepped side by side, each in a process of its own if they are more than one, and planned
+    for together. The rounding of a plan can depend on it, nothing else."""
+    workers: str | None = None
+    """Run episodes on Ray workers, which changes times and nothing else: how many on this machine, ray for one on each
+    CPU, or ray://host:port for a cluster. Each computes on one thread."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU that each worker is given, where the device is CUDA: 0.25 for four on one GPU."""
+    margin: float = MARGIN
+    """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
+    resume: bool = False
+    """Go on with the run in --out, if there is one, without losing or repeating an episode."""
+    overwrite: bool = False
+    """Replace the run in --out."""
     json: bool = False
     """Print the results as one JSON object on stdout."""
     video: bool = False
-    """Also write an mp4 of the first episode of each sampler."""
+    """Also write an mp4 of the first episode of each sampler, and one of ddpm beside the fastest exact one."""
     debug: bool = False
     """Show the traceback of an error."""
 
     def run(self, console: Console) -> int:
         """Evaluate; return the exit status."""
-        check_at_least("episodes", self.episodes, 1)
-        check_at_least("seed", self.seed, 0)
+        self._check()
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        found = self._find()
+        if self.video:
+            video.ffmpeg()
         if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+        if self.workers is not None:
+            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
-        env = evaluate.make_env(self.env)
-        planners = evaluate.prepare(policy, env, samplers)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        record["episodes"] = self.episodes
-        finished: list[evaluate.Episode] = []
+        identity = self._identity(record, samplers)
+        if found is not None:
+            found.check_same(identity)
+        env = make_env(self.env)
+        try:
+            planners = evaluate.prepare(policy, env, samplers)
+        finally:
+            env.close()
+        runner = self._runner(planners)
+        journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
+        if found is None:
+            for name in (page.PAGE, video.SIDE_BY_SIDE):
+                (self.out / name).unlink(missing_ok=True)  # of a run that was there
+        tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
-            with progress_bar(console) as progress:
-                task = progress.add_task(self.env, total=self.episodes * len(samplers))
-                for episode in evaluate.rollouts(planners, env, self.episodes, self.seed):
-                    finished.append(episode)
-                    progress.advance(task)
+            with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
+                task = progress.add_task(self.env, total=self._most * len(samplers), running="")
+                for episode in runner.run(self._work(tally)):
+                    if not tally.knows(episode):  # some of a group that was cut short are there already
+                        journal.add(episode)
+                        tally.add(episode)
+                        progress.update(task, completed=len(tally.episodes), running=tally.line())
         except (KeyboardInterrupt, AsdError) as stop:
             cut_short = stop
         finally:
-            env.close()
-        results = {**record, "interrupted": cut_short is not None, "samplers": evaluate.summarize(samplers, finished)}
-        path = self.out / "results.json"
-        write_json(path, results)
+            runner.close()
+            journal.close()
+        count = self._enough(tally) or self._most
+        counted = [episode for episode in tally.episodes if episode.index < count]
+        complete = len(counted) == count * len(samplers)
+        results = {
+            **record,
+            "episodes": count,
+            "until_ci": self.until_ci,
+            "torch_device": self.device,
+            "envs": self.envs,
+            "workers": runner.count,
+            "complete": complete,
+            "interrupted": cut_short is not None,
+            **tally.rates(),
+            "samplers": evaluate.summarize(samplers, counted, len(policy.chain), self.margin),
+        }
+        path = self.out / RESULTS
+        try:
+            write_json(path, results)
+        except OSError:
+            if cut_short is None:
+                raise
+            raise cut_short from None  # a disk that is full: the journal has said so
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
-        if cut_short is None:
-            console.print(f"results: {path}", soft_wrap=True)
-            if self.video:
-                for video in evaluate.record_video(policy, self.env, samplers, self.seed, self.out):
-                    console.print(f"video: {video}", soft_wrap=True)
-            return DONE
-        kept = f"{len(finished)} of {self.episodes * len(samplers)} episodes are kept in {path}"
-        console.print(f"interrupted: {kept}", soft_wrap=True)
-        if isinstance(cut_short, AsdError):
-            raise cut_short
-        return INTERRUPTED
+        for line in report.equivalence_lines(results):
+            console.print(line, soft_wrap=True)
+        if cut_short is not None:
+            kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
+            console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
+            if counted:
+                self._show(console, [], results)
+            if isinstance(cut_short, AsdError):
+                raise cut_short
+            return INTERRUPTED
+        console.print(f"results: {path}", soft_wrap=True)
+        self._show(console, planners, results)
+        failed = [episode for episode in counted if episode.error is not None]
+        if failed:
+            first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
+            console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
+        return FAILED if failed else DONE
+
+    def _show(self, console: Console, planners: Sequence[Policy], results: dict[str, Any]) -> None:
+        """Write videos of the planners, where they are asked for, and the page."""
+        best = page.fastest_exact(results)
+        try:
+            if self.video and planners:
+                for path in video.record(planners, self.env, self.seed, self.out, best["spec"] if best else None):
+                    console.print(f"video: {path}", soft_wrap=True)
+        finally:
+            console.print(f"page: {page.write(self.out)}", soft_wrap=True)
+
+    @property
+    def _most(self) -> int:
+        """Episodes for each sampler, at most."""
+        return self.episodes or (EPISODES if self.until_ci is None else MOST_EPISODES)
+
+    def _check(self) -> None:
+        """Refuse options that are out of range.
+
+        Raises:
+            SpecError: They are.
+        """
+        for name in ("episodes", "envs"):
+            if getattr(self, name) is not None:
+                check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        if self.until_ci is not None and not 0 < self.until_ci < 0.5:
+            raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
+        check_margin(self.margin)
+        if self.workers is not None:
+            Workers.parse(self.workers)
+        if not (0 < self.gpus_per_worker <= 1 or self.gpus_per_worker.is_integer() and self.gpus_per_worker > 1):
+            raise SpecError(
+                f"--gpus-per-worker {self.gpus_per_worker:g} is neither a share in 0 … 1 nor a whole number"
+            )
+        if self.resume and self.overwrite:
+            raise SpecError("--resume goes on with the run in --out and --overwrite replaces it: give one of them")
+
+    def _runner(self, planners: Sequence[Policy]) -> Runner:
+        """Return what runs the episodes.
+
+        Raises:
+            BackendError: Ray is asked for and does not start.
+            EnvError: The environments cannot be made.
+        """
+        if self.workers is None:
+            return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed)
+        return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
+
+    def _find(self) -> Found | None:
+        """Return the run in --out that is to go on, or None to begin one.
+
+        Raises:
+            RunError: There is one, and nothing was said about it; or it is damaged.
+        """
+        if self.overwrite:
+            return None
+        found = find_run(self.out)
+        if found is None and (self.out / RESULTS).exists():
+            raise RunError(f"{self.out} holds the {RESULTS} of another run: --overwrite it, or name another --out")
+        if found is not None and not self.resume:
+            raise RunError(f"{self.out} holds a run: --resume goes on with it, --overwrite replaces it")
+        return found
+
+    def _identity(self, record: dict[str, Any], samplers: Sequence[Sampler]) -> dict[str, Any]:
+        """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
+        path = locate(self.policy)
+        files = inspection.files(path, find_format(path)[1])
+        same = ("policy", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
+        return {
+            **{key: record[key] for key in same},
+            "sha256": {each["name"]: each["sha256"] for each in files},
+            "envs": self.envs,
+            "samplers": [sampler.spec for sampler in samplers],
+        }
+
+    def _work(self, tally: "Tally") -> Iterator[Group]:
+        """Yield the groups that are not done, until there are episodes enough."""
+        for group in groups(tally.specs, self._most, self.envs):
+            if self._enough(tally) is not None:
+                return
+            if not tally.has(group):
+                yield group
+
+    def _enough(self, tally: "Tally") -> int | None:
+        """Return how many episodes of each sampler were enough; None where they are not yet, or nobody asked."""
+        return None if self.until_ci is None else enough_episodes(tally.successes(), self.until_ci, self.envs)
+
+
+class Tally:
+    """The episodes of a run so far."""
+
+    def __init__(self, specs: Sequence[str], episodes: Sequence[Episode]) -> None:
+        """Begin.
+
+        Args:
+            specs: Of the samplers.
+            episodes: That the run has from before.
+        """
+        self.specs = specs
+        self.episodes = list(episodes)
+        self._known = {(episode.spec, episode.index): episode for episode in episodes}
+        self._before = len(episodes)
+        self._started = time.perf_counter()
+
+    def knows(self, episode: Episode) -> bool:
+        """Return whether the run has an episode."""
+        return (episode.spec, episode.index) in self._known
+
+    def add(self, episode: Episode) -> None:
+        """Count an episode."""
+        self._known[episode.spec, episode.index] = episode
+        self.episodes.append(episode)
+
+    def has(self, group: Group) -> bool:
+        """Return whether all episodes of a group are there."""
+        return all((group.spec, index) in self._known for index in group.indices)
+
+    def successes(self) -> list[list[bool]]:
+        """Return for each sampler the successes of its episodes 0, 1, … to the first that is not there."""
+        counts = {
+            spec: next(index for index in itertools.count() if (spec, index) not in self._known) for spec in self.specs
+        }
+        return [[self._known[spec, index].success for index in range(count)] for spec, count in counts.items()]
+
+    def rates(self) -> dict[str, float | None]:
+        """Return the speed of this process's part of the run, of which there may be none."""
+        new, seconds = self.episodes[self._before :], time.perf_counter() - self._started
+        return {
+            "episodes_per_second": len(new) / seconds if new else None,
+            "environment_steps_per_second": sum(episode.steps for episode in new) / seconds if new else None,
+        }
+
+    def line(self) -> str:
+        """Return the running success of each sampler, and how many plans are made in a second."""
+        new, seconds = self.episodes[self._before :], time.perf_counter() - self._started
+        rates = []
+        for spec in self.specs:
+            done = [episode.success for episode in self.episodes if episode.spec == spec]
+            if done:
+                rates.append(f"{spec} {100 * sum(done) / len(done):.0f} %")
+        plans = sum(len(episode.plans) for episode in new)
+        return f"{', '.join(rates)}; {plans / seconds:.1f} plans/s"

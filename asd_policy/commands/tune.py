@@ -16,6 +16,7 @@ from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, progress_bar
 from asd_policy.denoiser import encode
+from asd_policy.environments import Env, check_fit, make_env
 from asd_policy.errors import BackendError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
@@ -129,7 +130,7 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
     return policies, left_out
 
 
-def _learn(policy: Policy, env: evaluate.Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
+def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
     """Plan as often as asked for, with each draft and verifier in turn; those that respond last, when they can."""
     pairs = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))[::-1]
     for index, setting in enumerate(pairs):
@@ -143,14 +144,14 @@ def _learn(policy: Policy, env: evaluate.Env | None, plans: int, seed: int, adva
 
 
 @contextmanager
-def _open(policy: Policy, env_id: str | None) -> Iterator[evaluate.Env | None]:
+def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
     """Yield the environment, if one is named and fits, and close it at the end."""
     if env_id is None:
         yield None
         return
-    env = evaluate.make_env(env_id)
+    env = make_env(env_id)
     try:
-        evaluate.check_fit(policy, env)
+        check_fit(policy, env)
         yield env
     finally:
         env.close()

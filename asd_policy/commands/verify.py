@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from asd_policy import evaluate, law, report
+from asd_policy import law, report
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands.common import DIFFERS, DONE, BackendOption, check_at_least, progress_bar
+from asd_policy.environments import make_env
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
@@ -66,7 +67,7 @@ class VerifyCommand:
             conds = random_conditioning(policy, self.observations, states)
             source = "random in the normalisation's range"
         else:
-            env = evaluate.make_env(self.env)
+            env = make_env(self.env)
             try:
                 conds = law.closed_loop(policy, env, sampler, self.observations, states)
             finally:

@@ -12,7 +12,7 @@ from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
 from asd_policy.samplers.choice import DEFAULT, Setting, choose
 from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.engine import Round, begin, is_compact, learn, respond
+from asd_policy.samplers.engine import Round, begin, is_compact, learn, respond, steps_of
 from asd_policy.samplers.launcher import Launcher
 from asd_policy.samplers.static import StaticRounds, shapes
 from asd_policy.samplers.target import Target
@@ -93,8 +93,16 @@ class Asd(Sampler):
             going = path.cursor < len(target.chain)
         if past.experience is not None:
             learn(past.experience, path, target, setting.pair)
-        rounds, nfe = path.rounds.tolist(), path.nfe.tolist()
-        return Samples(path.x.reshape(target.shape), rounds, nfe, setting.window, Asd(*setting).spec)
+        steps = len(target.chain)
+        return Samples(
+            path.x.reshape(target.shape),
+            path.rounds.tolist(),
+            path.nfe.tolist(),
+            setting.window,
+            Asd(*setting).spec,
+            refused=steps_of(path.refused[:, :steps]),
+            unjudged=steps_of(~path.judged[:, :steps]),
+        )
 
     def _replay(
         self,
@@ -110,9 +118,19 @@ class Asd(Sampler):
         how = DRAFTS[setting.draft], VERIFIERS[setting.verify], response, setting.window
         key = ("asd", *setting, *shapes(target, tape))
         recorded = launcher.keep(key, lambda: StaticRounds(launcher, target, tape, *how))
-        sample, rounds, nfe = recorded(target, tape, last_plan, response)
+        sample, counts = recorded(target, tape, last_plan, response)
         if experience is not None and experience.learning:
             with launcher.queue():
                 learn(experience, recorded.path, target, setting.pair)
+            launcher.settle()  # the sums are read, copied and saved outside of the queue
         ran = Asd(recorded.window, *setting.pair).spec
-        return Samples(sample.reshape(target.shape), rounds, nfe, recorded.window, ran, recorded=True)
+        return Samples(
+            sample.reshape(target.shape),
+            counts.rounds.tolist(),
+            counts.nfe.tolist(),
+            recorded.window,
+            ran,
+            recorded=True,
+            refused=steps_of(counts.refused),
+            unjudged=steps_of(~counts.judged),
+        )

@@ -34,6 +34,10 @@ class Samples:
     """Of the sampler with what it chose; None where it had nothing to choose."""
     recorded: bool = False
     """Whether recordings ran, which nobody can look into for the network's share of the time."""
+    refused: tuple[tuple[int, ...], ...] | None = None
+    """The steps of each row whose draft was refused; None for a sampler without drafts."""
+    unjudged: tuple[tuple[int, ...], ...] | None = None
+    """The steps of each row without a draft to judge; None for a sampler without drafts."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ class Sampler(abc.ABC):
                 network_seconds=None if samples.recorded else metered.seconds,
                 window=samples.window,
                 spec=samples.spec or self.spec,
+                refused=samples.refused,
+                unjudged=samples.unjudged,
             ),
         )
 

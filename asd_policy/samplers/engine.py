@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import transition
@@ -71,6 +73,11 @@ def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, s
     steps = len(target.chain)
     paths = (path.points[:, :steps], path.clean[:, :steps])
     experience.learn(*paths, free, path.judged[:, :steps], path.refused[:, :steps], target.chain, pair)
+
+
+def steps_of(mask: Array) -> tuple[tuple[int, ...], ...]:
+    """Return the steps of each row at which a mask [B, K] is true."""
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in arrays.to_numpy(mask))
 
 
 @dataclass(frozen=True)

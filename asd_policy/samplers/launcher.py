@@ -47,6 +47,10 @@ class Launcher(abc.ABC):
         """Return the context in which recorded work is launched: in order, and apart from what the caller launches."""
 
     @abc.abstractmethod
+    def settle(self) -> None:
+        """Let what the caller launches next come after all that was launched in the queue."""
+
+    @abc.abstractmethod
     def fetch(self, sample: Array, counts: Array) -> Callable[[], tuple[Array, Array]]:
         """Copy both as they will be once all that was launched so far is done.
 

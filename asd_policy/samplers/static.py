@@ -99,6 +99,20 @@ class StaticWalk:
         return wait()[0]
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a batch of plans cost, on the host."""
+
+    rounds: Array
+    """Of each row [B]."""
+    nfe: Array
+    """Network evaluations of each row [B]."""
+    refused: Array
+    """Which steps' draft was refused [B, K]."""
+    judged: Array
+    """Which steps had a draft to be judged [B, K]."""
+
+
 class StaticRounds:
     """`asd` with its round as one recording, and the start of a plan as another."""
 
@@ -132,7 +146,8 @@ class StaticRounds:
         own = target.recordable(inputs.cond, inputs.held)
         self.path = begin(own, inputs.tape, inputs.last_plan)
         """Of the plan that ran last."""
-        self._counts = arrays.zeros((3, len(tape.initial)), tape.initial, int)
+        # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
+        self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
         rows = arrays.arange(len(tape.initial), tape.initial)
 
         def start() -> None:
@@ -140,8 +155,11 @@ class StaticRounds:
 
         def advance() -> None:
             Round(own, draft, verifier, inputs.response, self.window)(self.path, rows, compact=False)
-            for place, counted in enumerate((self.path.cursor, self.path.rounds, self.path.nfe)):
+            path, steps = self.path, self._steps
+            for place, counted in enumerate((path.cursor, path.rounds, path.nfe)):
                 self._counts[place] = counted
+            self._counts[3 : 3 + steps] = path.refused[:, :steps].T
+            self._counts[3 + steps :] = path.judged[:, :steps].T
 
         self.window = window
         """Points that a round evaluates per row."""
@@ -161,8 +179,8 @@ class StaticRounds:
 
     def __call__(
         self, target: Target, tape: NoiseTape, last_plan: Array | None, response: Response | None
-    ) -> tuple[Array, list[int], list[int]]:
-        """Return the samples of a plan, flattened [B, D], its rounds and its evaluations, of each row.
+    ) -> tuple[Array, "Counts"]:
+        """Return the samples of a plan, flattened [B, D], and its counts.
 
         The host reads whether all rows are done one round late, while the next one runs: rows that are done stay as
         they are, so a round too many changes nothing, and nobody waits for it but the next plan.
@@ -177,9 +195,9 @@ class StaticRounds:
                 now = self._launcher.fetch(self.path.x, self._counts)
                 if before is not None:
                     sample, counts = before()
-                    cursor, rounds, nfe = counts.tolist()
-                    if min(cursor) == self._steps:
-                        return sample, rounds, nfe
+                    if int(counts[0].min()) == self._steps:
+                        refused, judged = (part.T != 0 for part in counts[3:].reshape(2, self._steps, -1))
+                        return sample, Counts(counts[1], counts[2], refused, judged)
                 if launched * self.window >= self._steps:  # earlier no plan can be done
                     before = now
 

@@ -6,6 +6,11 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from asd_envs.registration import OWN_TASKS
+
+DEMONSTRATED = ", ".join([*(f"asd/{name}-v0" for name in OWN_TASKS), "asd/MetaWorld-<task>-v0"])
+"""The ids of environments that have an expert."""
+
 
 class Expert(Protocol):
     """A scripted demonstrator of one environment."""
@@ -29,11 +34,18 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
         ValueError: The environment is not one of this package's.
     """
     from asd_envs.avoid import AvoidEnv, AvoidExpert
+    from asd_envs.intercept import InterceptEnv, InterceptExpert
     from asd_envs.metaworld import MetaWorldEnv, MetaWorldExpert
+    from asd_envs.pusht import PushTEnv
+    from asd_envs.pusht_expert import PushTExpert
 
     bare = env.unwrapped
     if isinstance(bare, AvoidEnv):
         return AvoidExpert()
+    if isinstance(bare, InterceptEnv):
+        return InterceptExpert()
     if isinstance(bare, MetaWorldEnv):
         return MetaWorldExpert(bare.task)
-    raise ValueError(f"no expert for {bare!r}: there is one for asd/Avoid-v0 and each asd/MetaWorld-<task>-v0")
+    if isinstance(bare, PushTEnv):
+        return PushTExpert()
+    raise ValueError(f"no expert for {bare!r}: there is one for {DEMONSTRATED}")

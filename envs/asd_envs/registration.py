@@ -4,6 +4,12 @@ from typing import NamedTuple
 
 import gymnasium
 
+OWN_TASKS = {
+    "Avoid": ("asd_envs.avoid:AvoidEnv", 100),
+    "Intercept": ("asd_envs.intercept:InterceptEnv", 80),
+    "PushT": ("asd_envs.pusht:PushTEnv", 300),
+}
+"""Class and control steps of each task of our own, `asd/<name>-v0`."""
 # The 50 tasks of Meta-World v3 by their names there, less the version.
 METAWORLD_TASKS = (
     "assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall "
@@ -50,7 +56,8 @@ def register_all() -> None:
     """Register every environment of this package with gymnasium; a second call changes nothing."""
     if "asd/Avoid-v0" in gymnasium.registry:
         return
-    gymnasium.register("asd/Avoid-v0", entry_point="asd_envs.avoid:AvoidEnv", max_episode_steps=100)
+    for name, (entry_point, steps) in OWN_TASKS.items():
+        gymnasium.register(f"asd/{name}-v0", entry_point=entry_point, max_episode_steps=steps)
     for suite in SUITES:
         for task, steps in suite.tasks.items():
             gymnasium.register(

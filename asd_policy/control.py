@@ -1,0 +1,31 @@
+"""What a policy keeps of a robot from one control step to the next."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy.arrays import Array
+from asd_policy.types import Plan, PlanRecord
+
+
+@dataclass
+class Robot:
+    """One robot that a policy controls, or one row of a vector environment."""
+
+    generator: Any
+    """Source of the noise of its plans."""
+    history: deque[dict[str, Array]]
+    """Its last observations, oldest first; each a feature [feature_dim] by its name."""
+    queue: deque[npt.NDArray[np.float32]] = field(default_factory=deque)
+    """Actions [action_dim] that are planned and not yet taken."""
+    last: Array | None = None
+    """The last plan's sample [1, *event], moved on to the time of the next plan."""
+    steps: int = 0
+    """Actions taken."""
+    plans: list[Plan] = field(default_factory=list)
+    """Every plan made for it, as batches of one."""
+    records: list[PlanRecord] = field(default_factory=list)
+    """What each of them cost."""

@@ -1,0 +1,290 @@
+"""The page of an evaluation: what it says, in words; and that a browser shows it, on a phone and on a desk."""
+
+import importlib
+import io
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asd_policy import cli, page
+from asd_policy.episodes import Episode
+from asd_policy.errors import RunError
+from asd_policy.files import write_json
+from asd_policy.journal import Journal
+from asd_policy.page_plots import Results
+from asd_policy.types import PlanRecord
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[1]
+STEPS = 100
+HOSTILE = "<script>alert('$x$ & y')</script>"
+PLOTS = ("success", "latency", "window", "acceptance", "rounds", "modes")
+SPECS = ("ddpm", "ddim:10", "asd:window=8,draft=frozen,verify=reflection", "asd:window=32,draft=response,verify=block")
+
+
+def sampler(spec: str, **changes: Any) -> Results:
+    """Return what results.json says of a sampler."""
+    speculates, rounds = spec.startswith("asd"), {"ddpm": 100, "ddim:10": 10, SPECS[3]: 8}.get(spec, 20)
+    drafted = [0.9] * (STEPS - 1) + [None]
+    verdict = {"margin": 0.1, "p_value": 0.012, "equivalent": True, "power": 0.83}
+    return {
+        "spec": spec, "exact": spec != "ddim:10", "steps": STEPS, "episodes": 8,
+        "window": int(spec[11:].split(",")[0]) if speculates else 1,
+        "failed": 0, "success_rate": 0.75, "success_ci95": [0.41, 0.93],
+        "return_mean": 0.75, "return_ci95": [0.4, 1.1], "paired_difference_ci95": [-0.2, 0.2],
+        "reward_difference": {"mean": 0.0, "ci95": [-0.1, 0.1]}, "equivalence": None if spec == "ddpm" else verdict,
+        "modes": {HOSTILE: 4, "0-1": 2}, "mode_entropy": 0.64, "plans": 32, "rounds_mean": rounds, "rounds_p95": rounds,
+        "nfe_mean": 150.0, "acceptance_length_mean": STEPS / rounds, "algorithmic_speedup": STEPS / rounds,
+        "wall_clock_speedup": 40 / rounds if speculates else 1.0, "overhead_fraction": 0.1,
+        "acceptance_by_step": drafted if speculates else None,
+        "latency_ms": {"mean": 50.0, "p50": 50.0, "p95": 60.0, "p99": 70.0, "max": 80.0},
+    } | changes  # fmt: skip
+
+
+def results(*samplers: Results, **changes: Any) -> Results:
+    """Return a results.json object of eval."""
+    return {
+        "version": 1, "command": "eval", "policy": f"runs/{HOSTILE}", "env": "asd/Avoid-v0", "seed": 3, "episodes": 8,
+        "envs": 2, "workers": 2, "device": "A GPU", "torch_device": "cuda:1", "backend": "onnx", "dtype": "float32",
+        "package": "0.1.0", "commit": "0123456789abcdef", "torch": "2.13.0", "started": "2026-01-02T03:04:05+00:00",
+        "complete": True, "environment_steps_per_second": 812.34, "episodes_per_second": 2.31,
+        "samplers": list(samplers or map(sampler, SPECS)),
+    } | changes  # fmt: skip
+
+
+def episodes(specs: tuple[str, ...] = SPECS) -> list[Episode]:
+    random = np.random.default_rng(0)
+    done = []
+    for index, spec in itertools.product(range(8), specs):
+        rounds = {"ddpm": [100] * 4, "ddim:10": [10] * 4}.get(spec) or random.integers(5, 12, 4).tolist()
+        plans = tuple(
+            PlanRecord(8 * number, count, 150, 8, 2, 0.004 * count, 0.003 * count, None, None)
+            for number, count in enumerate(rounds)
+        )
+        error = f"RuntimeError: {HOSTILE}" if (index, spec) == (2, "ddpm") else None
+        done.append(Episode(spec, index, error is None, 1.0, 32, "0-1", error, plans))
+    return done
+
+
+def save(folder: Path, record: Results, done: Sequence[Episode]) -> Path:
+    journal = Journal.start(folder, {})
+    for episode in done:
+        journal.add(episode)
+    journal.close()
+    write_json(folder / "results.json", record)
+    return folder
+
+
+def words(html: str) -> str:
+    """Return a page without its line breaks."""
+    return " ".join(html.split())
+
+
+def test_what_it_says() -> None:
+    html = words(page.build(results(), episodes()))
+    for said in (
+        "<wbr>verify=block</code> succeeded in <strong>75 %</strong> [41, 93] of 8 episodes",
+        "sequential <code>ddpm</code> in <strong>75 %</strong> [41, 93] of 8 on the same seeds",
+        "<strong>5.00×</strong> as fast", "<strong>12.5×</strong> fewer rounds",
+        "Against <code>ddpm</code>: <strong>success equivalent within 10 points (p = 0.012, 8 episodes)</strong>.",
+        "<li>ddim:10: success equivalent within 10 points (p = 0.012, 8 episodes)</li>",
+        "1 failed episode<", "Not drawn: ddpm: always 100, ddim:10 (approximate): always 10.",
+        "Up to 2 plans were made together", "asd_policy 0.1.0, commit 0123456789abcdef; torch 2.13.0",
+        "812 environment steps, 2.31 episodes", "75 [41, 93]", "12.5×",
+    ):  # fmt: skip
+        assert said in html, said
+    assert 'id="incomplete"' not in html
+    assert html.count("<svg") == len(PLOTS)
+
+
+def test_names_are_text() -> None:
+    """Policies, modes and errors may hold any text, which no page may run."""
+    html = page.build(results(), episodes())
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(") == 6  # title, heading, error, mode, policy, command
+    assert "--policy &#39;runs/&lt;script&gt;" in html  # quoted for a shell, too
+
+
+def test_the_command_is_the_run() -> None:
+    html = page.build(results(policy="my policy"), episodes())
+    command = html.partition('<pre id="command">')[2].partition("</pre>")[0].replace("&#39;", "'").replace("\\\n", "")
+    assert command.split() == [
+        "asd-policy", "eval", "--policy", "'my", "policy'", "--env", "asd/Avoid-v0", "--samplers", *SPECS,
+        "--episodes", "8", "--envs", "2", "--seed", "3", "--device", "cuda:1", "--backend", "onnx",
+        "--margin", "0.1", "--workers", "2", "--out", "runs/again",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "done", "said"),
+    [
+        (results(complete=False), episodes(), "The run was interrupted"),
+        (results(sampler("asd:window=8")), [], "which was not measured: there is nothing to compare"),
+        (results(sampler("ddpm"), sampler("ddim:10")), [], "No exact sampler but <code>ddpm</code> was measured"),
+        (results(sampler("ddpm"), sampler("asd:window=8")), [], "Left out: only window 8 was measured"),
+        (results(sampler("ddpm")), [], "Left out: no sampler with a window was measured"),
+        (results(sampler("ddpm")), [], "Left out: it is drawn from episodes.jsonl, which has no plans here"),
+        (results(sampler("ddpm")), [], "Left out: no sampler of this run verifies drafts"),
+        (results(sampler("ddpm")), episodes(("ddpm",)), "same number of rounds; ddpm: always 100"),
+        (results(sampler("ddpm", modes={}, mode_entropy=None)), [], "Left out: the environment reports no modes"),
+    ],
+)
+def test_what_is_missing_is_said(record: Results, done: list[Episode], said: str) -> None:
+    assert said in words(page.build(record, done))
+
+
+def test_a_verdict_that_was_not_reached() -> None:
+    open_verdict = {"margin": 0.05, "p_value": 0.31, "equivalent": False, "power": 0.42}
+    html = words(page.build(results(sampler("ddpm"), sampler("asd:window=8", equivalence=open_verdict)), []))
+    assert "<strong>success not shown to be equivalent within 5 points (p = 0.31, 8 episodes; of equal rates" in html
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    html = page.build(results(), episodes())
+    assert "<svg" not in html
+    assert html.count("pip install &#39;asd-policy[plots]&#39;") == len(PLOTS)
+
+
+def test_the_command_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "run", results(), episodes())
+    assert cli.run(["report", str(folder)]) == 0
+    assert str(folder / "report.html") in capsys.readouterr().err
+    assert (folder / "report.html").read_text(encoding="utf-8") == page.build(results(), episodes())
+    assert cli.run(["report", str(tmp_path / "nothing")]) == 2
+    assert "nothing cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (results() | {"command": "bench"}, "is of asd-policy bench"),
+        (results({"spec": "ddpm", "exact": True}), "lacks 'success_ci95', which an asd-policy eval"),
+        (results() | {"samplers": []}, "has no sampler: no episode had finished"),
+    ],
+)
+def test_results_that_make_no_page(tmp_path: Path, record: Results, said: str) -> None:
+    write_json(tmp_path / "results.json", record)
+    with pytest.raises(RunError) as error:
+        page.write(tmp_path)
+    assert said in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_episodes_beyond_those_that_were_enough(tmp_path: Path) -> None:
+    """`--until-ci` counts fewer than may have finished."""
+    folder = save(tmp_path, results(episodes=2), episodes())
+    counted = episodes()[: 2 * len(SPECS)]
+    assert page.write(folder).read_text(encoding="utf-8") == page.build(results(episodes=2), counted)
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        chromium = importlib.import_module("browser").find()
+    if chromium is None:
+        pytest.skip("no Chromium: make browser, or install your distribution's chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from asd_policy import video
+
+    folder = save(tmp_path_factory.mktemp("page"), results(), episodes())
+    random = np.random.default_rng(0)
+    with video.writing(folder / video.SIDE_BY_SIDE, 10) as write:
+        for _ in range(10):
+            write(random.integers(255, size=(96, 192, 3), dtype=np.uint8))
+    return page.write(folder)
+
+
+@pytest.fixture(params=[(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")], ids=str)
+def shown(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page on a phone's and on a desk's screen; nothing on it may complain, or ask for anything but itself."""
+    width, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    requests, complaints = [], []
+    tab.on("request", lambda asked: requests.append(asked.url))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(report.as_uri())
+    yield tab
+    context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+
+
+def pixels(shot: bytes) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float)
+
+
+def test_it_fits_the_screen(shown: Any) -> None:
+    width = shown.viewport_size["width"]
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("headline", "failures", "results", "video", *PLOTS, "run", "command"):
+        element = shown.locator(f"#{name}")
+        assert element.is_visible(), name
+        box = element.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["height"] > 20, name
+    # The table scrolls inside itself where the screen is narrow, and its first column stays.
+    assert shown.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#results'))") is (width < 800)
+    shown.evaluate("document.querySelector('#results').scrollLeft = 1000")
+    assert shown.locator("#results tbody th").first.bounding_box()["x"] >= 0
+
+
+def test_it_is_drawn(shown: Any) -> None:
+    dark = shown.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    for name in ("headline", "results", *PLOTS, "run", "command"):
+        shot = pixels(shown.locator(f"#{name}").screenshot())
+        paper = float(np.median(shot))
+        assert (paper < 60) is dark, name
+        inked = np.abs(shot - paper) > 60
+        # Neither blank nor a blot, and not in a corner.
+        assert 0.005 < inked.mean() < 0.5, name
+        assert np.ptp(np.flatnonzero(inked.any(axis=0))) > 0.4 * shot.shape[1], name
+
+
+def test_plots_can_be_read(shown: Any) -> None:
+    """Labels have a legible size, and none is cut off, whatever font a browser has in the place of the plot's own."""
+    for name in PLOTS:
+        sizes, cut = shown.evaluate(
+            """name => {
+                const svg = document.querySelector(`#${name} svg`), frame = svg.getBoundingClientRect()
+                const texts = [...svg.querySelectorAll("text")], scale = svg.getScreenCTM().a
+                return [texts.map(text => scale * parseFloat(getComputedStyle(text).fontSize)), texts.filter(text => {
+                    const box = text.getBoundingClientRect()
+                    return box.left < frame.left - 2 || box.right > frame.right + 2
+                        || box.top < frame.top - 2 || box.bottom > frame.bottom + 2
+                }).map(text => text.textContent)]
+            }""",
+            name,
+        )
+        assert len(sizes) > 3 and min(sizes) >= 8, name
+        assert cut == [], name
+
+
+def test_the_video_plays(shown: Any) -> None:
+    """Where the browser has H.264."""
+    if not shown.evaluate("""document.createElement("video").canPlayType('video/mp4; codecs="avc1.42E01E"')"""):
+        pytest.skip("this Chromium is built without H.264")
+    shown.wait_for_function("document.querySelector('video').readyState >= 2")
+    size = shown.evaluate("(e => [e.videoWidth, e.videoHeight, e.duration])(document.querySelector('video'))")
+    assert size == [192, 96, 1]

@@ -1,0 +1,193 @@
+"""Episodes on Ray workers: the same as in this process, also when workers die; nothing stays behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from asd_policy import cli, evaluate
+from asd_policy.checkpoints import load_policy
+from asd_policy.environments import make_env
+from asd_policy.episodes import Episode
+from asd_policy.errors import BackendError, CheckpointError, SpecError
+from asd_policy.policy import Policy
+from asd_policy.ray_runner import RayRunner, Recipe, Workers
+from asd_policy.runner import LocalRunner, groups
+from asd_policy.samplers import make_sampler
+from asd_policy.vector import make_envs
+
+ENV = "asd/Avoid-v0"
+SPECS = ("ddim:2", "asd:window=5,draft=response,verify=block")
+EPISODES, ENVS, SEED = 8, 2, 3
+START = 300  # [s] for a cluster to be up, on a machine that is busy
+
+
+def signature(episode: Episode) -> Any:
+    """Return everything of an episode but its times."""
+    record = episode.to_json()
+    for plan in record["plans"]:
+        del plan["seconds"], plan["network_seconds"]
+    return record
+
+
+@pytest.fixture(scope="module")
+def planners(small_checkpoint: Path) -> list[Policy]:
+    env = make_env(ENV)
+    found = evaluate.prepare(load_policy(small_checkpoint), env, [make_sampler(spec) for spec in SPECS])
+    env.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def here(planners: list[Policy]) -> list[Any]:
+    """The episodes that this process runs, by sampler and index."""
+    runner = LocalRunner(planners, make_envs(partial(make_env, ENV), ENVS), SEED)
+    episodes = list(runner.run(groups(SPECS, EPISODES, ENVS)))
+    runner.close()
+    return in_order(episodes)
+
+
+def in_order(episodes: list[Episode]) -> list[Any]:
+    return [signature(episode) for episode in sorted(episodes, key=lambda e: (SPECS.index(e.spec), e.index))]
+
+
+def test_a_killed_worker_changes_nothing(
+    planners: list[Policy], here: list[Any], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is killed at its first groups and one later, each with the processes of its environments left behind."""
+    recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
+    with contextlib.closing(RayRunner(Workers.parse("2"), recipe)) as runner:
+        victim, *_ = first = runner.processes()
+        assert runner.count == len(set(first)) == 2
+        episodes, orphans = [], []
+        for episode in runner.run(groups(SPECS, EPISODES, ENVS)):
+            episodes.append(episode)
+            if len(episodes) in (1, 5):
+                orphans += psutil.Process(victim).children(recursive=True)
+                os.kill(victim, signal.SIGKILL)
+                (victim,) = set(runner.processes()) - set(first)
+        assert in_order(episodes) == here
+        _, alive = psutil.wait_procs(orphans, timeout=60)
+        assert orphans and not alive
+    assert capsys.readouterr().out == ""  # stdout is for results
+
+
+def test_an_error_comes_back_as_it_is(planners: list[Policy], tmp_path: Path) -> None:
+    """One that a worker meets, such as a checkpoint that its machine does not have."""
+    with pytest.raises(CheckpointError, match="nothing"):
+        RayRunner(Workers.parse("1"), Recipe.of(str(tmp_path / "nothing"), "cpu", planners, ENV, 1, SEED))
+    assert not ray_processes()
+
+
+@pytest.mark.parametrize(
+    ("text", "workers"),
+    [
+        ("3", Workers(None, 3)),
+        ("ray", Workers(None, len(os.sched_getaffinity(0)))),
+        ("ray://head:10001", Workers("ray://head:10001", None)),
+    ],
+)
+def test_workers(text: str, workers: Workers) -> None:
+    assert Workers.parse(text) == workers
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "ray:", "ray://", "1.5", ""])
+def test_workers_that_are_none(text: str) -> None:
+    with pytest.raises(SpecError, match=r"is not a number from 1 on, ray or ray://host:port"):
+        Workers.parse(text)
+
+
+def test_without_ray(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = eval_words(small_checkpoint, tmp_path / "out", "2")
+    assert cli.run(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "asd-policy: --workers needs ray: pip install 'asd-policy[ray]'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_cluster_at_the_address(planners: list[Policy], small_checkpoint: Path) -> None:
+    recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
+    with pytest.raises(BackendError, match="Ray does not start ray://no-scheme-like-this"):
+        RayRunner(Workers("ray://no-scheme-like-this:bad", None), recipe)
+
+
+def eval_words(checkpoint: Path, out: Path, workers: str | None = None, episodes: int = 3) -> list[str]:
+    words = ["eval", "--policy", str(checkpoint), "--env", ENV, "--samplers", "ddpm", SPECS[1]]
+    words += ["--episodes", str(episodes), "--out", str(out)]
+    return words if workers is None else [*words, "--workers", workers]
+
+
+def test_gpu_shares(small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = eval_words(small_checkpoint, tmp_path, "2")
+    for share in ("0", "-1", "1.5"):
+        assert cli.run([*words, "--gpus-per-worker", share]) == 2
+        assert "is neither a share in 0 … 1 nor a whole number" in capsys.readouterr().err
+
+
+def timeless(value: Any) -> Any:
+    """Return a results.json without what depends on times, and on who ran it."""
+    timed = {
+        "started", "device", "workers", "wall_clock_speedup", "overhead_fraction", "latency_ms",
+        "episodes_per_second", "environment_steps_per_second",
+    }  # fmt: skip
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if key not in timed}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def test_the_command_gives_the_same_results(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder whose path is longer than a socket's may be, and with nothing left behind."""
+    threads = torch.get_num_threads()
+    results = []
+    for workers in (None, "2"):
+        out = tmp_path / ("long" * 30) / str(workers)
+        assert cli.run([*eval_words(small_checkpoint, out, workers), "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+        assert json.loads((out / "results.json").read_text()) == results[-1]
+    torch.set_num_threads(threads)
+    assert [result["workers"] for result in results] == [1, 2]
+    assert timeless(results[0]) == timeless(results[1])
+    assert not ray_processes()
+
+
+def ray_processes() -> list[psutil.Process]:
+    """Return what runs of Ray below this process."""
+    return [each for each in psutil.Process().children(recursive=True) if any("ray" in word for word in each.cmdline())]
+
+
+def test_interrupted(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C keeps what is done, and ends the cluster."""
+    words = eval_words(small_checkpoint, tmp_path / "out", "2", episodes=10000)
+    command = [sys.executable, "-m", "asd_policy.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out" / "episodes.jsonl"
+    deadline = time.monotonic() + START
+    while not (journal.exists() and journal.read_text().count("\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=START)
+    assert process.returncode == 130, said
+    assert "--resume goes on" in said[1]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["interrupted"] and not results["complete"]
+    assert sum(sampler["episodes"] for sampler in results["samplers"]) >= 3
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive

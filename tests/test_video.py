@@ -1,0 +1,90 @@
+"""Videos: what browsers and phones play, labelled, and two beside each other."""
+
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asd_policy import evaluate, load_policy, video
+from asd_policy.environments import make_env
+from asd_policy.errors import EnvError
+from asd_policy.samplers import make_sampler
+
+ffmpeg = pytest.importorskip("imageio_ffmpeg")
+RED, BLUE = (200, 0, 0), (0, 0, 200)
+
+
+def write(path: Path, colour: tuple[int, int, int], frames: int) -> Path:
+    with video.writing(path, 10) as show:
+        for _ in range(frames):
+            show(np.full((64, 48, 3), colour, np.uint8))
+    return path
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[video.Frame]]:
+    about, *frames = ffmpeg.read_frames(str(path))
+    width, height = about["size"]
+    return about, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (100, 321), (480, 480)])
+def test_a_label_leaves_the_frame_as_it_is(shape: tuple[int, int]) -> None:
+    frame = np.random.default_rng(0).integers(100, 256, (*shape, 3), dtype=np.uint8)
+    one, other = (video.labelled(frame, "ddpm", text) for text in ("step 1", "step 2"))
+    height, width = one.shape[:2]
+    assert width >= 320 and width % 2 == height % 2 == 0
+    times = width // shape[1]
+    bar = height - times * shape[0] - times * shape[0] % 2
+    assert (one[bar::times, ::times][: shape[0], : shape[1]] == frame).all()
+    assert (one[:bar] != other[:bar]).any()
+
+
+def test_side_by_side_holds_the_last_frame(tmp_path: Path) -> None:
+    left, right = write(tmp_path / "left.mp4", RED, 6), write(tmp_path / "right.mp4", BLUE, 3)
+    video.side_by_side(left, right, tmp_path / "both.mp4")
+    about, frames = read(tmp_path / "both.mp4")
+    assert (about["codec"], about["fps"], about["size"]) == ("h264", 10, (96, 64))
+    assert about["pix_fmt"].startswith("yuv420p")
+    assert len(frames) == 6
+    for frame in frames:
+        for half, colour in ((frame[:, 4:44], RED), (frame[:, 52:92], BLUE)):
+            assert np.abs(half.astype(int) - colour).max() < 25
+
+
+def test_a_video_that_fails_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), video.writing(tmp_path / "half.mp4", 10) as show:
+        show(np.zeros((64, 64, 3), np.uint8))
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_the_evaluated_episode_is_filmed(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    env = make_env("asd/Avoid-v0")
+    samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
+    planners = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
+    steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in planners]
+    paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)
+    assert [path.name for path in paths] == [
+        "ddpm.mp4", "ddim-2.mp4", "asd-window=5-draft=response-verify=block.mp4", "side-by-side.mp4",
+    ]  # fmt: skip
+    counts = [len(read(path)[1]) for path in paths]
+    assert counts == [*(count + 1 for count in steps), max(steps[0], steps[2]) + 1]
+
+
+def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(EnvError, match=r"--video needs imageio_ffmpeg: pip install 'asd-policy\[envs\]'"):
+        video.record([], "asd/Avoid-v0", 0, tmp_path)
+
+
+def test_an_environment_that_cannot_be_rendered(small_checkpoint: Path, tmp_path: Path) -> None:
+    planner = load_policy(small_checkpoint)
+    with pytest.raises(EnvError, match="no environment 'asd/None-v0'"):
+        video.record([planner], "asd/None-v0", 0, tmp_path)
