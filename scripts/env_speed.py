@@ -1,9 +1,9 @@
 """How many control steps of each environment fit into a second? Prints the table of docs/environments.md.
 
-OMP_NUM_THREADS=1 taskset -c 0 python scripts/env_speed.py --write docs/environments.md
+    OMP_NUM_THREADS=1 taskset -c 0 python scripts/env_speed.py --write docs/environments.md
 
-CPU time of one process, not wall time: it is the same on a busy machine. Actions are drawn uniformly, and an episode
-that ends begins anew outside the measured time.
+CPU time of one process, not wall time, so that waiting on a busy machine does not count. Actions are drawn uniformly,
+and an episode that ends begins anew outside the measured time.
 """
 
 import statistics
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from asd_policy.hardware import hardware
 
 BEGIN, END = "<!-- table: scripts/env_speed.py -->", "<!-- /table -->"
 BLOCK = 10  # control steps timed at once
+PACKAGES = ("mujoco", "gymnasium", "metaworld", "gymnasium-robotics", "gym-pusht", "robosuite", "gym-aloha")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def main(options: Options) -> None:
         lines.append(measure(env, options.blocks, options.resets).row(env_id))
         print(lines[-1], file=sys.stderr)
         env.close()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("mujoco", "gymnasium"))
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if find_spec(name.replace("-", "_")))
     note = (
         f"{hardware(NUMPY)}, one of them; {packages}; CPU time, median and quartiles of {options.blocks} blocks of "
         f"{BLOCK} steps, median of {options.resets} resets."
