@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat
@@ -10,13 +11,14 @@ from typing import Any, Protocol, SupportsFloat
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.utils import create_empty_array, iterate
+from gymnasium.vector.utils import iterate
 
 from asd_policy.environments import Env
 from asd_policy.errors import EnvError
 
 _END = "asd_policy_end"
-_JOIN_SECONDS = 5.0  # for a process that is ending to be gone
+_COMMAND_LINE = "asd_policy.cli"  # what a process of `asd-policy` imports
+_ENDING = 0.5  # seconds for a process whose pipe is broken to be gone
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 self.env, self._broken = self._make(), False
             self._seen, _ = self.env.reset(seed=seed, options=options or None)
         except Exception as error:  # environments raise errors of their own
-            self._seen = create_empty_array(self.env.observation_space, n=None, fn=np.zeros)
+            self._seen = self.env.observation_space.sample()  # any: nobody will look at it
             return self._seen, self._fail(error)
         return self._seen, {}
 
@@ -212,8 +214,11 @@ class InProcesses:
         return self._count
 
     def _start(self) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        context = "forkserver" if "forkserver" in methods else "spawn"
+        context = "spawn"
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context = "forkserver"
+            # Once for all of them, in the server: it takes seconds.
+            multiprocessing.get_context(context).set_forkserver_preload([_COMMAND_LINE])
         make = _InWorker(self._make)
         try:
             self._vector = AsyncVectorEnv([make] * self._count, context=context, autoreset_mode=AutoresetMode.DISABLED)
@@ -255,7 +260,11 @@ class InProcesses:
     def _ask(self, call: Callable[[], Any]) -> Any:
         """Return what the processes answer."""
         try:
-            return call()
+            with (
+                warnings.catch_warnings()
+            ):  # gymnasium shows the traceback of a process that raised; its error is enough
+                warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
+                return call()
         except Exception as error:  # a process that is gone shows as a broken pipe, one that raised as its error
             lost = self._lost(error)
             self._kill()
@@ -309,7 +318,7 @@ def _words(error: Exception) -> str:
 
 
 def _is_alive(process: Any) -> bool:
-    process.join(_JOIN_SECONDS / 10)
+    process.join(_ENDING)
     return process.is_alive()
 
 

@@ -1,0 +1,162 @@
+"""The journal: what is on the disk after a crash at any moment, and what a run that goes on with it may not be."""
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asd_policy.episodes import Episode
+from asd_policy.errors import RunError
+from asd_policy.journal import NAME, Journal, find_run
+from asd_policy.types import PlanRecord
+
+RUN = {"policy": "here", "seed": 0, "envs": 2, "sha256": {"weights": 64 * "a"}}
+
+
+def episode(index: int) -> Episode:
+    plan = PlanRecord(0, 9, 90, 10, 1, 0.1, 0.09, (1,), ())
+    return Episode("ddpm", index, True, 1.0, 7, None, None, (plan, plan))
+
+
+def written(folder: Path, count: int) -> Path:
+    journal = Journal.start(folder, RUN)
+    for index in range(count):
+        journal.add(episode(index))
+    journal.close()
+    return folder / NAME
+
+
+def kept(folder: Path) -> tuple[Episode, ...]:
+    found = find_run(folder)
+    assert found is not None
+    return found.episodes
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    assert find_run(tmp_path) is None
+    assert find_run(tmp_path / "nowhere") is None
+    path = written(tmp_path / "new" / "folder", 3)
+    found = find_run(path.parent)
+    assert found is not None
+    assert found.run == RUN
+    assert found.episodes == tuple(map(episode, range(3)))
+    first, second, *_ = path.read_text().splitlines()
+    assert json.loads(first) == {"version": 1, "run": RUN}
+    assert json.loads(second)["return"] == 1.0
+
+
+def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    """Wherever it is torn; what is added then stands on a line of its own."""
+    path = written(tmp_path, 2)
+    whole = path.read_bytes()
+    start = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in (start, start + 1, (start + len(whole)) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        found = find_run(tmp_path)
+        assert found is not None
+        assert found.episodes == (episode(0),)
+        journal = Journal.resume(found)
+        journal.add(episode(1))
+        journal.close()
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is damaged"),
+        ("no json\n", "is damaged: JSONDecodeError"),
+        ('{"version": 2, "run": {}}\n', "ValueError version 2 is not 1"),
+        ('{"version": 1, "run": {}}\n{"spec": "ddpm"}\n', "KeyError 'plans' after 0 episodes"),
+        ('{"version": 1, "run": {}}\n[1]\n', "is damaged: AttributeError"),
+    ],
+)
+def test_a_damaged_journal_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(RunError) as error:
+        find_run(tmp_path)
+    assert message in str(error.value)
+
+
+def test_an_episode_that_is_there_twice(tmp_path: Path) -> None:
+    path = written(tmp_path, 2)
+    with path.open("a") as file:
+        file.write(json.dumps(episode(1).to_json()) + "\n")
+    with pytest.raises(RunError, match="an episode is there twice"):
+        find_run(tmp_path)
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    """By what differs; the name of a checkpoint may, its contents not."""
+    written(tmp_path, 1)
+    found = find_run(tmp_path)
+    assert found is not None
+    found.check_same({**RUN, "policy": "elsewhere"})
+    with pytest.raises(RunError, match=r"seed is 0 there, 5 here; envs is 2 there, null here; name another --out"):
+        found.check_same({key: 5 if key == "seed" else RUN[key] for key in RUN if key != "envs"})
+    with pytest.raises(RunError, match=r"cannot go on with: sha256 differs;"):
+        found.check_same({**RUN, "sha256": {"weights": 64 * "b"}})
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    journal = Journal.start(tmp_path, RUN)
+    found = find_run(tmp_path)
+    assert found is not None
+    for begin in (lambda: Journal.resume(found), lambda: Journal.start(tmp_path, RUN)):
+        with pytest.raises(RunError, match="is being written by another process"):
+            begin()
+    journal.add(episode(0))
+    journal.close()
+    Journal.start(tmp_path, RUN).close()
+    assert kept(tmp_path) == ()
+
+
+@pytest.fixture
+def room() -> Iterator[int]:
+    """Let no file of this process grow beyond so many bytes: an error while writing, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = 2000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    yield size
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_room(tmp_path: Path, room: int) -> None:
+    """A line of which a part could be written is taken back; the lines before are whole."""
+    journal = Journal.start(tmp_path, RUN)
+    with pytest.raises(
+        RunError, match=r"cannot be written: File too large; it keeps the \d+ episodes before, and --res"
+    ):
+        for index in range(room):
+            journal.add(episode(index))
+    journal.close()
+    content = (tmp_path / NAME).read_bytes()
+    assert content.endswith(b"\n") and len(content) < room
+    episodes = kept(tmp_path)
+    assert 0 < len(episodes) < room // 100
+    assert episodes == tuple(map(episode, range(len(episodes))))
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal.start(tmp_path, RUN)
+    journal.add(episode(0))
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data[:-99])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RunError, match="No space left on device; it keeps the 1 episodes before"):
+        journal.add(episode(1))
+    monkeypatch.undo()
+    assert kept(tmp_path) == (episode(0),)
+    journal.add(episode(1))  # there is room again
+    journal.close()
+    assert kept(tmp_path) == (episode(0), episode(1))
