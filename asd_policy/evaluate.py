@@ -16,7 +16,7 @@ from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
-from asd_policy.types import overhead_fraction
+from asd_policy.types import PlanRecord, overhead_fraction
 from asd_policy.vector import InProcess
 
 Advance = Callable[[], object]
@@ -161,22 +161,19 @@ def _summary(
     sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
-    rounds = [plan.rounds for plan in plans]
-    seconds = np.array([plan.seconds for plan in plans])
-    returns = [episode.total_reward for episode in done if episode.total_reward is not None]
+    returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
     modes = Counter(episode.mode for episode in done if episode.mode is not None)
     pairs = pair(reference, done)
     successes = [(own.success, other.success) for other, own in pairs]
-    reference_seconds = [plan.seconds for episode in reference for plan in episode.plans]
     return {
         "spec": sampler.spec,
         "exact": sampler.exact,
         "steps": steps,
-        "window": Counter(plan.window for plan in plans).most_common(1)[0][0],
         "episodes": len(done),
+        "failed": sum(episode.error is not None for episode in done),
         "success_rate": float(np.mean([episode.success for episode in done])),
         "success_ci95": wilson(sum(episode.success for episode in done), len(done)),
-        "return_mean": float(np.mean(returns)),
+        "return_mean": float(np.mean(returns)) if returns else None,
         "return_ci95": mean_interval(returns),
         "paired_difference_ci95": paired_difference(*zip(*successes, strict=True)) if pairs else None,
         "reward_difference": reward_difference(pairs),
@@ -184,12 +181,45 @@ def _summary(
         "modes": dict(sorted(modes.items())),
         "mode_entropy": entropy(modes),
         "plans": len(plans),
-        "rounds_mean": float(np.mean(rounds)),
-        "rounds_p95": float(np.percentile(rounds, 95)),
-        "nfe_mean": float(np.mean([plan.nfe for plan in plans])),
-        "acceptance_length_mean": steps / float(np.mean(rounds)),
-        "algorithmic_speedup": steps / float(np.mean(rounds)),
-        "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
-        "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
-        "latency_ms": latency(seconds),
+        **_costs(plans, [plan for episode in reference for plan in episode.plans], steps),
     }
+
+
+def _costs(plans: list[PlanRecord], reference: list[PlanRecord], steps: int) -> dict[str, Any]:
+    """Return what plans cost, next to those of the reference; None for all of it where no episode came to a plan."""
+    if not plans:
+        return dict.fromkeys(_COSTS)
+    rounds = [plan.rounds for plan in plans]
+    seconds = np.array([plan.seconds for plan in plans])
+    speedup = steps / float(np.mean(rounds))
+    reference_seconds = [plan.seconds for plan in reference]
+    costs = (
+        Counter(plan.window for plan in plans).most_common(1)[0][0],
+        float(np.mean(rounds)),
+        float(np.percentile(rounds, 95)),
+        float(np.mean([plan.nfe for plan in plans])),
+        speedup,
+        speedup,
+        float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
+        overhead_fraction(plans, float(seconds.sum())),
+        latency(seconds),
+        _acceptance(plans, steps),
+    )
+    return dict(zip(_COSTS, costs, strict=True))
+
+
+_COSTS = ("window", "rounds_mean", "rounds_p95", "nfe_mean", "acceptance_length_mean", "algorithmic_speedup",
+          "wall_clock_speedup", "overhead_fraction", "latency_ms", "acceptance_by_step")  # fmt: skip
+
+
+def _acceptance(plans: list[PlanRecord], steps: int) -> list[float | None] | None:
+    """Return for each step k the share of its drafts that stood, None where none was judged; None without drafts."""
+    judged, refused = np.zeros((2, steps), int)
+    for plan in plans:
+        if plan.refused is not None and plan.unjudged is not None:
+            refused[list(plan.refused)] += 1
+            judged += 1
+            judged[list(plan.unjudged)] -= 1
+    if not judged.any():
+        return None
+    return [float(1 - r / j) if j else None for r, j in zip(refused, judged, strict=True)]

@@ -172,7 +172,7 @@ def _line(value: Any) -> bytes:
 
 def _difference(key: str, there: Any, here: Any) -> str:
     values = [json.dumps(value, ensure_ascii=False) for value in (there, here)]
-    return f"{key} differs" if max(map(len, values)) > 80 else f"{key} is {values[0]} there, {values[1]} here"
+    return f"{key} differs" if max(map(len, values)) > 60 else f"{key} is {values[0]} there, {values[1]} here"
 
 
 def _lock(file: int, path: Path) -> None:

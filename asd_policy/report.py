@@ -61,16 +61,22 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of one sampler of results.json, as in `COLUMNS`."""
     low, high = result["success_ci95"]
     latency = result["latency_ms"]
+    if latency is None:  # no episode came to a plan
+        costs = ("–",) * 6
+    else:
+        costs = (
+            f"{result['rounds_mean']:.1f}",
+            f"{result['nfe_mean']:.0f}",
+            f"{result['algorithmic_speedup']:.1f}×",
+            f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
+            "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
+            "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
+        )
     return (
         result["spec"] + ("" if result["exact"] else " (approximate)"),
         f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
         "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
-        f"{result['rounds_mean']:.1f}",
-        f"{result['nfe_mean']:.0f}",
-        f"{result['algorithmic_speedup']:.1f}×",
-        f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
-        "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
-        "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
+        *costs,
     )
 
 

@@ -29,7 +29,7 @@ def enough_episodes(successes: Sequence[Sequence[bool]], half_width: float, ever
     """Return after how many episodes Wilson's 95 % intervals of all success rates are narrow enough, or None if never.
 
     To stop at a width, and not at an outcome, keeps an interval nearly honest (Frey, The American Statistician 64(3),
-    2010): simulated for rates of 0.02 … 0.99, 94 … 98 % of intervals hold the rate.
+    2010); the tests simulate how nearly.
 
     Args:
         successes: For each sampler its episodes in order; those at the end that only some samplers have do not count.

@@ -29,7 +29,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         self.steps = 0
         self.state = self.np_random.uniform(-1, 1, 7)
         self.bad = self.fault != "none" and bool(self.np_random.random() < 0.5)
-        if self.fault == "reset" and self.bad:
+        if self.fault == "stuck" or (self.fault == "reset" and self.bad):
             raise RuntimeError("the door is stuck")
         return self.state.copy(), {}
 
@@ -53,5 +53,5 @@ class Faulty(gymnasium.Env[Any, Any]):
         return observation, reward, self.steps == STEPS, False, {"success": True, "ragged": list(range(self.steps))}
 
 
-for name in ("none", "reset", "raise", "die", "reward", "observation", "shape"):
+for name in ("none", "stuck", "reset", "raise", "die", "reward", "observation", "shape"):
     gymnasium.register(f"faulty/{name.capitalize()}-v0", f"{__name__}:Faulty", kwargs={"fault": name})

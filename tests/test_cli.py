@@ -33,7 +33,7 @@ CONTRACT = {
 SAMPLER_CONTRACT = {
     "spec", "exact", "steps", "success_rate", "success_ci95", "return_mean", "return_ci95", "paired_difference_ci95",
     "plans", "rounds_mean", "rounds_p95", "nfe_mean", "acceptance_length_mean", "algorithmic_speedup",
-    "wall_clock_speedup", "overhead_fraction", "latency_ms",
+    "wall_clock_speedup", "overhead_fraction", "latency_ms", "reward_difference", "equivalence",
 }  # fmt: skip
 
 
@@ -173,6 +173,9 @@ def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("episodes", "0", "--episodes 0 is not 1 or more"),
         ("episodes", "many", "Error parsing --episodes"),
         ("seed", "-1", "--seed -1 is not 0 or more"),
+        ("margin", "0", "--margin 0 is not between 0 and 1"),
+        ("workers", "many", "--workers 'many' is not a number from 1 on, ray or ray://host:port"),
+        ("gpus-per-worker", "1.5", "--gpus-per-worker 1.5 is neither a share in 0 … 1 nor a whole number"),
         ("device", "abacus", "device 'abacus' cannot be used here"),
         ("backend", "abacus", "no backend 'abacus' in 'abacus'; there are torch-eager"),
         ("backend", "torch-eager:dtype=int8", "dtype=int8 is none of float32, bfloat16, float16"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import asd_policy
-from asd_policy import evaluate
+from asd_policy import evaluate, report
 from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
@@ -119,6 +119,26 @@ def test_summary_without_a_reference() -> None:
     assert only["paired_difference_ci95"] is None
     assert only["return_ci95"] is None
     assert only["mode_entropy"] is None
+
+
+def test_summary_of_episodes_without_plans() -> None:
+    """They failed at once; a table has dashes for them."""
+    ddpm, asd = make_sampler("ddpm"), make_sampler("asd:window=8")
+    broken = Episode(asd.spec, 0, False, None, 0, None, "the environment raised RuntimeError: no", ())
+    first, second = evaluate.summarize([ddpm, asd], [fake_episode("ddpm", 0, True, 5, 9), broken], 100)
+    assert first.keys() == second.keys()
+    assert (second["failed"], second["success_rate"], second["plans"]) == (1, 0.0, 0)
+    assert second["rounds_mean"] is second["latency_ms"] is second["return_mean"] is None
+    assert set(report.row(second)[3:]) == {"–"}
+
+
+def test_acceptance_by_step() -> None:
+    """Of two plans of four steps: refused at 1 and at nothing, not judged at 3 and at 0 and 3."""
+    plan = fake_episode("asd:window=2", 0, True, 5, 3).plans[0]
+    plans = (replace(plan, refused=(1,), unjudged=(3,)), replace(plan, refused=(), unjudged=(0, 3)))
+    episode = replace(fake_episode("asd:window=2", 0, True, 5, 3), plans=plans)
+    (summary,) = evaluate.summarize([make_sampler("asd:window=2")], [episode], 4)
+    assert summary["acceptance_by_step"] == [1.0, 0.5, 1.0, None]
 
 
 def test_unknown_environments() -> None:

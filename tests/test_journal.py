@@ -72,7 +72,7 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
         ("no json\n", "is damaged: JSONDecodeError"),
         ('{"version": 2, "run": {}}\n', "ValueError version 2 is not 1"),
         ('{"version": 1, "run": {}}\n{"spec": "ddpm"}\n', "KeyError 'plans' after 0 episodes"),
-        ('{"version": 1, "run": {}}\n[1]\n', "is damaged: TypeError"),
+        ('{"version": 1, "run": {}}\n[1]\n', "is damaged: AttributeError"),
     ],
 )
 def test_a_damaged_journal_is_refused(content: str, message: str, tmp_path: Path) -> None:

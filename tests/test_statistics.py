@@ -11,6 +11,7 @@ from scipy import stats
 
 from asd_policy.statistics import (
     cluster_ratio,
+    enough_episodes,
     entropy,
     latency,
     mean_interval,
@@ -164,3 +165,34 @@ def test_a_ratio_over_clusters_is_as_uncertain_as_its_clusters() -> None:
     assert cluster_ratio(3 * drift * [1, 1 / 3], drift, paired=True)[1] == pytest.approx((3, 3))
     _, apart = cluster_ratio(3 * drift * [1, 1 / 3], drift, paired=False)
     assert apart is not None and apart[1] - apart[0] > 0.3
+
+
+def test_enough_episodes_is_the_first_narrow_interval() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (rng.random(200) < rate for rate in (0.9, 0.6))
+
+    def reach(successes: np.ndarray[tuple[int], np.dtype[np.bool_]], count: int) -> float:
+        low, high = wilson(int(successes[:count].sum()), count)
+        return (high - low) / 2
+
+    for every in (1, 8):
+        count = enough_episodes([first.tolist(), second.tolist()], 0.1, every)
+        assert count is not None and count % every == 0
+        widest = [max(reach(first, n), reach(second, n)) for n in range(every, count + 1, every)]
+        assert widest[-1] <= 0.1 < min(widest[:-1])
+    assert enough_episodes([first.tolist(), second.tolist()[:20]], 0.1, 1) is None
+    assert enough_episodes([first.tolist(), []], 0.1, 1) is None
+    assert enough_episodes([first.tolist()], 0.01, 1) is None
+
+
+def test_intervals_of_runs_that_stopped_at_a_width_cover() -> None:
+    """Nearly as often as they say; 95 % would be exact."""
+    rng = np.random.default_rng(0)
+    for rate in (0.1, 0.5, 0.7, 0.9, 0.97):
+        hits = 0
+        for _ in range(400):
+            successes = (rng.random(200) < rate).tolist()
+            count = enough_episodes([successes], 0.1, 1)
+            low, high = wilson(sum(successes[:count]), count or 200)
+            hits += low <= rate <= high
+        assert 0.91 < hits / 400 < 0.995

@@ -1,0 +1,153 @@
+"""`asd-policy eval` as something to rely on: killed and resumed, with episodes that fail, twice the same."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asd_policy import cli
+from asd_policy.journal import NAME, RESULTS, find_run
+
+EPISODES = 12
+SPECS = ("ddim:2", "asd:window=5")
+TIMES = {"seconds", "network_seconds"}
+NOT_COMPARED = {"started", "device", "latency_ms", "wall_clock_speedup", "overhead_fraction", "episodes_per_second",
+                "environment_steps_per_second"}  # fmt: skip
+
+
+def words(checkpoint: Path, out: Path, fault: str = "None", **options: Any) -> list[str]:
+    env = f"faulty_envs:faulty/{fault}-v0"
+    values = {"policy": checkpoint, "env": env, "out": out, "episodes": EPISODES, **options}
+    pairs = [
+        (f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))) for name, value in values.items()
+    ]
+    return ["eval", *itertools.chain(*pairs), "--samplers", *SPECS]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RESULTS).read_text())
+
+
+def untimed(value: Any) -> Any:
+    """Return results without what depends on the clock or the machine's load."""
+    if isinstance(value, dict):
+        return {key: untimed(entry) for key, entry in value.items() if key not in NOT_COMPARED}
+    return [untimed(entry) for entry in value] if isinstance(value, list) else value
+
+
+def lines_of(folder: Path) -> list[str]:
+    """Return the episodes of a journal by sampler and index, without their times."""
+    found = find_run(folder)
+    assert found is not None
+    objects = [episode.to_json() for episode in sorted(found.episodes, key=lambda each: (each.spec, each.index))]
+    for each in objects:
+        each["plans"] = [{key: plan[key] for key in plan if key not in TIMES} for plan in each["plans"]]
+    return [json.dumps(each) for each in objects]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert cli.run(words(small_checkpoint, out)) == 0
+    return out
+
+
+def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """But for times; and so is one of fewer episodes that was taken further."""
+    assert cli.run(words(small_checkpoint, tmp_path, episodes=5)) == 0
+    assert not results_of(tmp_path)["interrupted"]
+    assert cli.run(words(small_checkpoint, tmp_path, resume=True)) == 0
+    assert lines_of(tmp_path) == lines_of(uninterrupted)
+    assert untimed(results_of(tmp_path)) == untimed(results_of(uninterrupted))
+    assert results_of(tmp_path)["complete"]
+
+
+def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """By SIGKILL at random moments, one of them in the middle of a line: nothing is lost, nothing is there twice."""
+    rng = random.Random(0)
+    command = [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, tmp_path, resume=True)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    journal, kills = tmp_path / NAME, 0
+    for episodes in (1, 7, 13):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while not journal.exists() or journal.read_bytes().count(b"\n") <= episodes:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        before = find_run(tmp_path)
+        assert before is not None
+        assert len(before.episodes) >= episodes
+    assert kills == 3
+    journal.write_bytes(journal.read_bytes() + b'{"spec": "ddim:2,eta=0", "index": 11, "succ')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert lines_of(tmp_path) == lines_of(uninterrupted)
+    assert untimed(results_of(tmp_path)) == untimed(results_of(uninterrupted))
+
+
+def test_a_folder_that_holds_a_run(
+    small_checkpoint: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused in a line that says what to do, and left as it is."""
+
+    def refusal(**options: Any) -> str:
+        assert cli.run(words(small_checkpoint, options.pop("out", uninterrupted), **options)) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    before = (uninterrupted / NAME).read_bytes(), (uninterrupted / RESULTS).read_bytes()
+    assert "holds a run: --resume goes on with it, --overwrite replaces it" in refusal()
+    assert "--resume cannot go on with: seed is 0 there, 1 here;" in refusal(resume=True, seed=1)
+    assert "envs is 1 there, 2 here" in refusal(resume=True, envs=2)
+    assert "env is" in refusal(resume=True, fault="Raise")
+    assert "give one of them" in refusal(resume=True, overwrite=True)
+    assert "--until-ci 0.7 is not between 0 and 0.5" in refusal(until_ci=0.7)
+    assert "--envs 0 is not 1 or more" in refusal(envs=0)
+    assert before == ((uninterrupted / NAME).read_bytes(), (uninterrupted / RESULTS).read_bytes())
+    (tmp_path / RESULTS).write_text("{}")
+    assert "holds the results.json of another run: --overwrite it, or name another --out" in refusal(out=tmp_path)
+
+
+def test_failed_episodes(small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are counted as no success, and the exit status says so."""
+    assert cli.run(words(small_checkpoint, tmp_path, fault="Raise", episodes=6)) == 1
+    results = results_of(tmp_path)
+    assert results["complete"]
+    assert not results["interrupted"]
+    for sampler in results["samplers"]:
+        assert sampler["episodes"] == 6
+        assert 0 < sampler["failed"] < 6
+        assert sampler["success_rate"] == pytest.approx(1 - sampler["failed"] / 6)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "of 12 episodes failed; " in last
+    assert "the environment raised RuntimeError: the gripper fell off" in last
+
+
+def test_an_environment_that_cannot_begin(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words(small_checkpoint, tmp_path / "out", fault="Stuck")) == 2
+    assert "asd-policy: the environment raised RuntimeError: the door is stuck" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_until_the_interval_is_narrow(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Wilson's interval of n successes in n is [n/(n + z²), 1]: narrower than ± 0.2 from n = 6 on; groups are of 4."""
+    options = {"until_ci": 0.2, "episodes": 40, "envs": 4}
+    assert cli.run(words(small_checkpoint, tmp_path, **options)) == 0
+    results = results_of(tmp_path)
+    assert (results["episodes"], results["until_ci"], results["complete"]) == (8, 0.2, True)
+    assert [sampler["episodes"] for sampler in results["samplers"]] == [8, 8]
+    low, high = results["samplers"][0]["success_ci95"]
+    assert high - low <= 0.4
+    assert len(lines_of(tmp_path)) == 16
