@@ -154,7 +154,7 @@ be gained there, and `asd` should not lose.
 CEILING_NOTE = """\
 ## Network calls on a CPU, and what limits them
 
-Median milliseconds of a call by its number of points and, in brackets, the share of it that the larger of two bounds
+Median milliseconds of ten calls by their number of points and, in brackets, the share that the larger of two bounds
 would need: its matrix products and convolutions at the rate of a large matrix product, and its weights read once at
 the bandwidth of a large copy. Above 100 % weights stay in a cache from call to call.
 """
