@@ -60,7 +60,8 @@ def test_samplers_are_the_same(spec: str, given: bool, chain: GaussianChain) -> 
             past = Past(last, experience)
             result = sampler.sample(denoise, chain, (ROWS, *EVENT), cond, tape=tape, held=held, past=past)
             last = result.sample
-            plans.append((arrays.to_numpy(last), result.stats.rounds, result.stats.nfe))
+            stats_ = result.stats
+            plans.append((arrays.to_numpy(last), stats_.rounds, stats_.nfe, stats_.refused, stats_.unjudged))
         found[device] = plans
     for ours, theirs in zip(*found.values(), strict=True):
         np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-9)

@@ -42,6 +42,28 @@ def make_round(
 
 @pairs
 @pytest.mark.parametrize("window", [2, 5, 12])
+def test_a_round_ends_at_a_step_that_was_refused_or_not_judged(
+    draft: str, verify: str, window: int, mixture: MixtureDenoiser, chain: GaussianChain
+) -> None:
+    """And commits exactly one such step, so that they count the rounds."""
+    sampler = Asd(window, draft, verify)
+    stats = sampler.sample(mixture, chain, (9, *EVENT), tape=make_tape(9, chain)).stats
+    assert stats.refused is not None and stats.unjudged is not None
+    assert any(stats.refused)
+    for rounds, refused, unjudged in zip(stats.rounds, stats.refused, stats.unjudged, strict=True):
+        assert len(refused) + len(unjudged) == rounds
+        assert set(refused).isdisjoint(unjudged)
+        assert set(refused) | set(unjudged) <= set(range(len(chain)))
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "ddim:3", "asd:window=1", "paradigms:window=4"])
+def test_samplers_without_drafts_judge_none(spec: str, mixture: MixtureDenoiser, schedule: GaussianChain) -> None:
+    stats = make_sampler(spec).sample(mixture, schedule, (2, *EVENT)).stats
+    assert stats.refused is stats.unjudged is None
+
+
+@pairs
+@pytest.mark.parametrize("window", [2, 5, 12])
 def test_static_rounds_are_compact_ones(
     draft: str, verify: str, window: int, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:

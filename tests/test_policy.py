@@ -1,5 +1,6 @@
 """The policy in closed loop: history, queue, seeds, and observations that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,33 @@ def test_accelerate_refuses_a_random_network(policy: Policy) -> None:
     policy.denoiser = lambda x, timestep, cond: network(x, timestep, cond) + 0.1 * torch.randn_like(x)
     with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
         asd_policy.accelerate(policy, "asd")
+
+
+def test_robots_are_planned_for_together(policy: Policy) -> None:
+    """Each acts as if it were alone; a batch has those whose queue is empty."""
+    fast = asd_policy.accelerate(policy, "asd:window=4")
+    fast.experience.freeze()
+    begins = {0: 0, 1: 0, 2: 3}  # the control step at which each robot begins
+    expected = {}
+    for row, begin in begins.items():
+        fast.reset(seed=row)
+        expected[row] = [fast.select_action(observation(0.1 * row + 0.01 * step)) for step in range(20 - begin)]
+    fast.reset_batch(list(begins))
+    found: dict[int, list[Any]] = {row: [] for row in begins}
+    for step in range(20):
+        rows = [row for row, begin in begins.items() if step >= begin]
+        for row in rows:
+            fast.observe(row, observation(0.1 * row + 0.01 * (step - begins[row])))
+        for row, action in zip(rows, fast.act(rows), strict=True):
+            found[row].append(action)
+    for row in begins:
+        np.testing.assert_allclose(found[row], expected[row], rtol=0, atol=1e-4)
+    assert [[(plan.at, plan.batch) for plan in robot.records] for robot in fast.robots] == [
+        [(0, 2), (8, 2), (16, 2)],
+        [(0, 2), (8, 2), (16, 2)],
+        [(0, 1), (8, 1), (16, 1)],
+    ]
+    for robot in fast.robots:
+        for plan, record in zip(robot.plans, robot.records, strict=True):
+            assert plan.chunk.shape == (1, 16, 2)
+            assert plan.record(0, record.at) == replace(record, batch=1)
