@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -210,6 +211,8 @@ class RayRunner:
         self._open.callback(ray.shutdown)
         try:
             ray.init(**where, **options)
+            # Ray has the system reap this process's children; how they ended would then be lost to all others here.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except Exception as error:  # Ray raises whatever its parts raise
             place = workers.address or "on this machine"
             raise BackendError(f"Ray does not start {place}: {type(error).__name__}: {error}") from error

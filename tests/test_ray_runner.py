@@ -79,6 +79,7 @@ def test_a_killed_worker_changes_nothing(
         assert in_order(episodes) == here
         _, alive = psutil.wait_procs(orphans, timeout=60)
         assert orphans and not alive
+        assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3  # Ray left signals alone
     assert capsys.readouterr().out == ""  # stdout is for results
 
 
