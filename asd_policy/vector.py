@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -260,9 +261,7 @@ class InProcesses:
     def _ask(self, call: Callable[[], Any]) -> Any:
         """Return what the processes answer."""
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # gymnasium shows the traceback of a process that raised; its error is enough
+            with warnings.catch_warnings():  # gymnasium shows a traceback where a process raised; the error is enough
                 warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
                 return call()
         except Exception as error:  # a process that is gone shows as a broken pipe, one that raised as its error
@@ -272,11 +271,12 @@ class InProcesses:
 
     def _lost(self, error: Exception) -> dict[int, str]:
         """Return what became of the rows whose processes are gone."""
+        multiprocessing.connection.wait([process.sentinel for process in self._vector.processes], _ENDING)
         lost = {}
         for row, (process, pipe) in enumerate(zip(self._vector.processes, self._vector.parent_pipes, strict=True)):
             if pipe is None:
                 lost[row] = f"the environment raised {_words(error)}"
-            elif not _is_alive(process):
+            elif not process.is_alive():
                 lost[row] = f"the environment's process ended with exit code {process.exitcode}"
         return lost
 
@@ -315,11 +315,6 @@ class _InWorker:
 
 def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
-
-
-def _is_alive(process: Any) -> bool:
-    process.join(_ENDING)
-    return process.is_alive()
 
 
 def make_envs(make: Callable[[], Env], count: int) -> Envs:
