@@ -18,7 +18,7 @@ from asd_policy.environments import Env
 from asd_policy.errors import EnvError
 
 _END = "asd_policy_end"
-_COMMAND_LINE = "asd_policy.cli"  # what a process of `asd-policy` imports
+_PRELOADED = ["asd_policy.vector", "asd_policy.law"]  # what takes a process of `asd-policy` seconds to import
 _ENDING = 0.5  # seconds for a process whose pipe is broken to be gone
 
 
@@ -218,8 +218,7 @@ class InProcesses:
         context = "spawn"
         if "forkserver" in multiprocessing.get_all_start_methods():
             context = "forkserver"
-            # Once for all of them, in the server: it takes seconds.
-            multiprocessing.get_context(context).set_forkserver_preload([_COMMAND_LINE])
+            multiprocessing.get_context(context).set_forkserver_preload(_PRELOADED)  # once for all, in the server
         make = _InWorker(self._make)
         try:
             self._vector = AsyncVectorEnv([make] * self._count, context=context, autoreset_mode=AutoresetMode.DISABLED)
