@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from asd_policy.environments import Env
 from asd_policy.errors import EnvError
 
 _END = "asd_policy_end"
-_COMMAND_LINE = "asd_policy.cli"  # what a process of `asd-policy` imports
+_PRELOADED = ["asd_policy.vector", "asd_policy.law"]  # what takes a process of `asd-policy` seconds to import
 _ENDING = 0.5  # seconds for a process whose pipe is broken to be gone
 
 
@@ -217,8 +218,7 @@ class InProcesses:
         context = "spawn"
         if "forkserver" in multiprocessing.get_all_start_methods():
             context = "forkserver"
-            # Once for all of them, in the server: it takes seconds.
-            multiprocessing.get_context(context).set_forkserver_preload([_COMMAND_LINE])
+            multiprocessing.get_context(context).set_forkserver_preload(_PRELOADED)  # once for all, in the server
         make = _InWorker(self._make)
         try:
             self._vector = AsyncVectorEnv([make] * self._count, context=context, autoreset_mode=AutoresetMode.DISABLED)
@@ -260,9 +260,7 @@ class InProcesses:
     def _ask(self, call: Callable[[], Any]) -> Any:
         """Return what the processes answer."""
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # gymnasium shows the traceback of a process that raised; its error is enough
+            with warnings.catch_warnings():  # gymnasium shows a traceback where a process raised; the error is enough
                 warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
                 return call()
         except Exception as error:  # a process that is gone shows as a broken pipe, one that raised as its error
@@ -272,11 +270,12 @@ class InProcesses:
 
     def _lost(self, error: Exception) -> dict[int, str]:
         """Return what became of the rows whose processes are gone."""
+        multiprocessing.connection.wait([process.sentinel for process in self._vector.processes], _ENDING)
         lost = {}
         for row, (process, pipe) in enumerate(zip(self._vector.processes, self._vector.parent_pipes, strict=True)):
             if pipe is None:
                 lost[row] = f"the environment raised {_words(error)}"
-            elif not _is_alive(process):
+            elif not process.is_alive():
                 lost[row] = f"the environment's process ended with exit code {process.exitcode}"
         return lost
 
@@ -315,11 +314,6 @@ class _InWorker:
 
 def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
-
-
-def _is_alive(process: Any) -> bool:
-    process.join(_ENDING)
-    return process.is_alive()
 
 
 def make_envs(make: Callable[[], Env], count: int) -> Envs:
