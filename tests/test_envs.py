@@ -219,6 +219,28 @@ def test_the_finish_pays_one() -> None:
 
 
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+@pytest.mark.parametrize("env_id", OWN)
+def test_own_environments_show_images(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    env = gymnasium.make(env_id, obs_type="pixels_agent_pos")
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    first, again = env.reset(seed=0)[0], env.reset(seed=0)[0]
+    later = env.step(space.high)[0]
+    env.close()
+    assert set(first) == {"agent_pos", "pixels"} and env.observation_space.contains(first)
+    np.testing.assert_array_equal(first["pixels"], again["pixels"])
+    assert first["pixels"].std() > 10
+    assert (first["pixels"] != later["pixels"]).any()
+
+
+@pytest.mark.parametrize("env_id", OWN)
+def test_unknown_observations_are_refused(env_id: str) -> None:
+    with pytest.raises(ValueError, match="no obs_type 'pixels'; there are state, pixels_agent_pos"):
+        gymnasium.make(env_id, obs_type="pixels")
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
 @pytest.mark.parametrize("env_id", [case(env_id) for env_id in RENDERED])
 def test_renders_rgb_array(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "egl")

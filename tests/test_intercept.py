@@ -197,8 +197,3 @@ def test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10 < changed.sum() < 0.1 * changed.size  # puck and paddle, and nothing else, have moved
     assert np.asarray(env.render()).shape == (480, 480, 3)
     env.close()
-
-
-def test_unknown_observations_are_refused() -> None:
-    with pytest.raises(ValueError, match="no obs_type 'pixels'; there are state, pixels_agent_pos"):
-        gymnasium.make("asd/Intercept-v0", obs_type="pixels")

@@ -160,11 +160,6 @@ def test_image_observations(monkeypatch: pytest.MonkeyPatch) -> None:
     env.close()
 
 
-def test_unknown_observations_are_refused() -> None:
-    with pytest.raises(ValueError, match="no obs_type 'keypoints'; there are state, pixels_agent_pos"):
-        gymnasium.make("asd/PushT-v0", obs_type="keypoints")
-
-
 # Expert
 
 

@@ -1,13 +1,13 @@
 """`asd/Avoid-v0`: cross a field of staggered pillars, by any of 24 equally rewarded ways."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.envs.mujoco import MujocoEnv
+
+from asd_envs.task import Observation, ObsType, Task
 
 PILLAR_SPACING = 0.14  # [m] between the centres of neighbouring pillars of a row
 FINISH_Y = 0.52  # [m]
@@ -36,7 +36,7 @@ def gap_centre(gap: int, row: int, offset: float) -> float:
     return offset + (gap - (row + 1) / 2) * PILLAR_SPACING
 
 
-class AvoidEnv(MujocoEnv):
+class AvoidEnv(Task):
     """A position-controlled end-effector crosses three rows of staggered pillars to a finish line.
 
     The layout (rows of one, two and three pillars) follows the Avoiding task of D3IL
@@ -62,6 +62,9 @@ class AvoidEnv(MujocoEnv):
     | `agent_pos` | 3 | velocity y | -10 | 10 | m/s |
     | `environment_state` | 0 … 2 | displacement along x of pillar row 0 … 2 | -0.03 | 0.03 | m |
 
+    With `obs_type="pixels_agent_pos"` there is `pixels` [96, 96, 3], uint8, seen from above, in place of
+    `environment_state`.
+
     ## Reward
     1 for the step that crosses the finish line, y > 0.52 m, else 0.
 
@@ -80,33 +83,31 @@ class AvoidEnv(MujocoEnv):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 10}
 
-    def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, obs_type: ObsType = "state", **kwargs: Any) -> None:
         """Build the simulation.
 
         Args:
-            render_mode: None, "human" or "rgb_array" (what else MuJoCo's renderer of gymnasium offers works too).
-            **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `width` and `height` [px].
+            obs_type: "state" or "pixels_agent_pos".
+            **kwargs: For `Task`, such as `render_mode`, `width` and `height` [px].
+
+        Raises:
+            ValueError: No such `obs_type`.
         """
-        observation_space = spaces.Dict(
-            {
-                "agent_pos": spaces.Box(np.array([-1.0, -1, -10, -10]), np.array([1.0, 1, 10, 10]), dtype=np.float64),
-                "environment_state": spaces.Box(-0.03, 0.03, (3,), np.float64),
-            }
-        )
+        high = np.array([1.0, 1, 10, 10])
         super().__init__(
-            str(Path(__file__).with_name("avoid.xml")),
+            "avoid.xml",
             frame_skip=20,
-            observation_space=observation_space,
-            render_mode=render_mode,
-            camera_name=kwargs.pop("camera_name", "top"),
+            agent_pos=spaces.Box(-high, high, dtype=np.float64),
+            environment_state=spaces.Box(-0.03, 0.03, (3,), np.float64),
+            action=spaces.Box(WORKSPACE_LOW, WORKSPACE_HIGH, dtype=np.float64),
+            obs_type=obs_type,
             **kwargs,
         )
-        self.action_space = spaces.Box(WORKSPACE_LOW, WORKSPACE_HIGH, dtype=np.float64)
         self._rows = [self.model.body(f"row_{row}").id for row in range(len(ROW_Y))]
         self._effector = self.model.geom("effector").id
         self._gaps: list[int] = []
 
-    def reset_model(self) -> dict[str, Array]:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
+    def reset_model(self) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         """Place the end-effector and displace the rows at random."""
         self.model.body_pos[self._rows, 0] = self.np_random.uniform(-0.03, 0.03, len(ROW_Y))
         start = np.array([self.np_random.uniform(-0.04, 0.04), START_Y])
@@ -117,7 +118,7 @@ class AvoidEnv(MujocoEnv):
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         self, action: npt.NDArray[np.floating[Any]]
-    ) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Drive the servos towards `action` [m] for 0.1 s."""
         collision = False
         for _ in range(self.frame_skip):
@@ -140,11 +141,9 @@ class AvoidEnv(MujocoEnv):
             "homotopy_class": "-".join(map(str, self._gaps)),
         }
 
-    def _observation(self) -> dict[str, Array]:
-        return {
-            "agent_pos": np.concatenate([self.data.qpos, self.data.qvel]),
-            "environment_state": self.model.body_pos[self._rows, 0].copy(),
-        }
+    def _observation(self) -> Observation:
+        displaced = self.model.body_pos[self._rows, 0].copy()
+        return self.show(np.concatenate([self.data.qpos, self.data.qvel]), displaced)
 
     def _touches_pillar(self) -> bool:
         return bool(np.any(self.data.contact.geom == self._effector))

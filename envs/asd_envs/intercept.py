@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.envs.mujoco import MujocoEnv
 
-from asd_envs.camera import Camera, ObsType
+from asd_envs.task import Observation, ObsType, Task
 
 PUCKS = 3  # in an episode
 PUCK_RADIUS = 0.02  # [m]
@@ -30,7 +28,6 @@ DAMPING = (40.0, 160.0)  # [1/s] of the walls in contact; 0.91 … 0.69 of the s
 RESTITUTION = 0.79  # at the mean of DAMPING
 
 Array = npt.NDArray[np.float64]
-Observation = dict[str, npt.NDArray[Any]]
 
 
 def predict_crossing(x: float, y: float, across: float, along: float) -> tuple[float, int]:
@@ -91,7 +88,7 @@ def draw_serve(rng: np.random.Generator, last: float) -> Serve:
             return serve
 
 
-class InterceptEnv(MujocoEnv):
+class InterceptEnv(Task):
     """A paddle on rails meets three pucks, one after the other, that slide over a table and bounce off its walls.
 
     A puck is on its way for 0.5 … 0.65 s and the paddle needs 0.25 … 0.6 s to be there, so an action that comes late
@@ -142,35 +139,26 @@ class InterceptEnv(MujocoEnv):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 20}
 
-    def __init__(self, render_mode: str | None = None, obs_type: ObsType = "state", **kwargs: Any) -> None:
+    def __init__(self, obs_type: ObsType = "state", **kwargs: Any) -> None:
         """Build the simulation.
 
         Args:
-            render_mode: None, "human" or "rgb_array" (what else MuJoCo's renderer of gymnasium offers works too).
             obs_type: "state" or "pixels_agent_pos".
-            **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `width` and `height` [px].
+            **kwargs: For `Task`, such as `render_mode`, `width` and `height` [px].
 
         Raises:
             ValueError: No such `obs_type`.
         """
-        if obs_type not in get_args(ObsType):
-            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
         paddle, puck = np.array([1.0, 5]), np.array([1.0, 1, 5, 5])
-        seen: dict[str, spaces.Space[Any]] = {"agent_pos": spaces.Box(-paddle, paddle, dtype=np.float64)}
-        if obs_type == "state":
-            seen["environment_state"] = spaces.Box(-puck, puck, dtype=np.float64)
-        else:
-            seen["pixels"] = Camera.space
         super().__init__(
-            str(Path(__file__).with_name("intercept.xml")),
+            "intercept.xml",
             frame_skip=100,
-            observation_space=spaces.Dict(seen),
-            render_mode=render_mode,
-            camera_name=kwargs.pop("camera_name", "top"),
+            agent_pos=spaces.Box(-paddle, paddle, dtype=np.float64),
+            environment_state=spaces.Box(-puck, puck, dtype=np.float64),
+            action=spaces.Box(-REACH, REACH, (1,), np.float64),
+            obs_type=obs_type,
             **kwargs,
         )
-        self.action_space = spaces.Box(-REACH, REACH, (1,), np.float64)
-        self._camera = Camera(self, "top") if obs_type == "pixels_agent_pos" else None
         self._paddle = self.model.geom("paddle").id
         self._walls = [self.model.geom(name).id for name in ("left", "right")]
         self._serves: list[Serve] = []
@@ -209,21 +197,12 @@ class InterceptEnv(MujocoEnv):
             self.render()
         return self._observation(), reward, terminated, False, self._get_reset_info()
 
-    def close(self) -> None:
-        """Close the renderers."""
-        if self._camera is not None:
-            self._camera.close()
-        super().close()
-
     def _get_reset_info(self) -> dict[str, Any]:
         return {"success": self._intercepted == PUCKS, "intercepted": self._intercepted}
 
     def _observation(self) -> Observation:
         position, velocity = self.data.qpos, self.data.qvel
-        agent = np.array([position[0], velocity[0]])
-        if self._camera is not None:
-            return {"agent_pos": agent, "pixels": self._camera.image()}
-        return {"agent_pos": agent, "environment_state": np.concatenate([position[1:], velocity[1:]])}
+        return self.show(np.array([position[0], velocity[0]]), np.concatenate([position[1:], velocity[1:]]))
 
     def _serve(self) -> None:
         serve = self._serves[0]

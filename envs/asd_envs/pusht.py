@@ -1,16 +1,14 @@
 """`asd/PushT-v0`: push a T-shaped block into a goal pose."""
 
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.envs.mujoco import MujocoEnv
 from shapely import Polygon
 
-from asd_envs.camera import Camera, ObsType
 from asd_envs.dubins import Pose
+from asd_envs.task import Observation, ObsType, Task
 
 REACH = 0.24  # [m] the pusher's targets lie within ± this in x and y, so that it does not touch the walls
 PUSHER_RADIUS = 0.015  # [m]
@@ -57,7 +55,7 @@ def coverage(pose: Pose) -> float:
     return GOAL.intersection(outline(pose)).area / GOAL.area
 
 
-class PushTEnv(MujocoEnv):
+class PushTEnv(Task):
     """A round pusher brings a T-shaped block to a goal pose, by pushing alone.
 
     The benchmark task of Diffusion Policy (arXiv 2303.04137), there a pymunk simulation of 512 × 512 pixels, in MuJoCo.
@@ -108,37 +106,28 @@ class PushTEnv(MujocoEnv):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 10}
 
-    def __init__(self, render_mode: str | None = None, obs_type: ObsType = "state", **kwargs: Any) -> None:
+    def __init__(self, obs_type: ObsType = "state", **kwargs: Any) -> None:
         """Build the simulation.
 
         Args:
-            render_mode: None, "human" or "rgb_array" (what else MuJoCo's renderer of gymnasium offers works too).
             obs_type: "state" or "pixels_agent_pos".
-            **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `width` and `height` [px].
+            **kwargs: For `Task`, such as `render_mode`, `width` and `height` [px].
 
         Raises:
             ValueError: No such `obs_type`.
         """
-        if obs_type not in get_args(ObsType):
-            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
         high = np.array([0.3, 0.3, 1, 1, 0.8, 0.8])
-        seen: dict[str, spaces.Space[Any]] = {"agent_pos": spaces.Box(-0.3, 0.3, (2,), np.float64)}
-        if obs_type == "state":
-            seen["environment_state"] = spaces.Box(-high, high, dtype=np.float64)
-        else:
-            seen["pixels"] = Camera.space
         super().__init__(
-            str(Path(__file__).with_name("pusht.xml")),
+            "pusht.xml",
             frame_skip=20,
-            observation_space=spaces.Dict(seen),
-            render_mode=render_mode,
-            camera_name=kwargs.pop("camera_name", "top"),
+            agent_pos=spaces.Box(-0.3, 0.3, (2,), np.float64),
+            environment_state=spaces.Box(-high, high, dtype=np.float64),
+            action=spaces.Box(-REACH, REACH, (2,), np.float64),
+            obs_type=obs_type,
             **kwargs,
         )
-        self.action_space = spaces.Box(-REACH, REACH, (2,), np.float64)
-        self._camera = Camera(self, "top") if obs_type == "pixels_agent_pos" else None
 
-    def reset_model(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
+    def reset_model(self) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         """Place block and pusher at random, apart from each other."""
         block = self.np_random.uniform([-START_RANGE, -START_RANGE, -np.pi], [START_RANGE, START_RANGE, np.pi])
         pusher = block[:2]
@@ -150,7 +139,7 @@ class PushTEnv(MujocoEnv):
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         self, action: npt.NDArray[np.floating[Any]]
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Drive the servos towards `action` [m] for 0.1 s."""
         self.do_simulation(np.clip(action, -REACH, REACH), self.frame_skip)
         if self.render_mode == "human":
@@ -158,20 +147,12 @@ class PushTEnv(MujocoEnv):
         info = self._get_reset_info()
         return self._observation(), info["coverage"], info["success"], False, info
 
-    def close(self) -> None:
-        """Close the renderers."""
-        if self._camera is not None:
-            self._camera.close()
-        super().close()
-
     def _get_reset_info(self) -> dict[str, Any]:
         covered = coverage(tuple(self.data.qpos[:3]))
         return {"success": covered >= SUCCESS_COVERAGE, "coverage": covered}
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Observation:
         x, y, yaw = self.data.qpos[:3]
         pusher = self.data.qpos[3:].copy()
-        if self._camera is not None:
-            return {"agent_pos": pusher, "pixels": self._camera.image()}
         relative = rotation(-yaw) @ (pusher - (x, y))
-        return {"agent_pos": pusher, "environment_state": np.array([x, y, np.cos(yaw), np.sin(yaw), *relative])}
+        return self.show(pusher, np.array([x, y, np.cos(yaw), np.sin(yaw), *relative]))

@@ -1,0 +1,91 @@
+"""What our own MuJoCo environments share: a model, a camera, and what of both is shown."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+ObsType = Literal["state", "pixels_agent_pos"]
+"""What an environment shows: numbers, or an image and the numbers of the robot itself (LeRobot's names)."""
+Observation = dict[str, npt.NDArray[Any]]
+IMAGE_SIZE = 96
+"""Width and height of the images [px]."""
+
+
+class Task(MujocoEnv):
+    """An environment with a model of its own, which has a camera `top`.
+
+    With `obs_type="pixels_agent_pos"` it shows `pixels` [96, 96, 3], uint8, from there in the place of
+    `environment_state`; without a screen that takes MUJOCO_GL=egl.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        frame_skip: int,
+        agent_pos: spaces.Box,
+        environment_state: spaces.Box,
+        action: spaces.Box,
+        obs_type: ObsType,
+        **kwargs: Any,
+    ) -> None:
+        """Build the simulation.
+
+        Args:
+            model: Name of the MJCF file in this folder.
+            frame_skip: Simulation steps of a control step.
+            agent_pos: Space of the robot's own numbers.
+            environment_state: Space of the others.
+            action: Space of actions.
+            obs_type: "state" or "pixels_agent_pos".
+            **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `render_mode`, `width` and `height` [px].
+
+        Raises:
+            ValueError: No such `obs_type`.
+        """
+        if obs_type not in get_args(ObsType):
+            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
+        shown: dict[str, spaces.Space[Any]] = {"agent_pos": agent_pos}
+        if obs_type == "state":
+            shown["environment_state"] = environment_state
+        else:
+            shown["pixels"] = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        super().__init__(
+            str(Path(__file__).with_name(model)),
+            frame_skip,
+            spaces.Dict(shown),
+            camera_name=kwargs.pop("camera_name", "top"),
+            **kwargs,
+        )
+        self.action_space = action
+        # Not the renderer of `render_mode`, whose size and camera are the user's.
+        self._camera: MujocoRenderer | None = None
+        if "pixels" in shown:
+            self._camera = MujocoRenderer(self.model, self.data, None, IMAGE_SIZE, IMAGE_SIZE, camera_name="top")
+
+    def close(self) -> None:
+        """Close the renderers."""
+        if self._camera is not None:
+            self._camera.close()
+        super().close()
+
+    def show(self, agent_pos: npt.NDArray[Any], environment_state: npt.NDArray[Any]) -> Observation:
+        """Return what is observed of the present state, given its numbers."""
+        if self._camera is None:
+            return {"agent_pos": agent_pos, "environment_state": environment_state}
+        return {"agent_pos": agent_pos, "pixels": _draw(self._camera, "rgb_array")}
+
+    def render(self) -> Any:
+        """Return or draw the frame that `render_mode` asks for."""
+        return _draw(self.mujoco_renderer, self.render_mode)
+
+
+def _draw(renderer: MujocoRenderer, mode: str | None) -> Any:
+    viewer: Any = renderer.viewer
+    if viewer is not None:  # a new one is current anyway; of two, the other may be
+        viewer.make_context_current()
+    return renderer.render(mode)
