@@ -35,7 +35,16 @@ Advance = Callable[[str, int, int], object]
 """Told what is being done, how far it is, and how far it goes."""
 
 _NOT_MEASURED = dict.fromkeys(
-    ("success_rate", "success_ci95", "return_mean", "return_ci95", "paired_difference_ci95"), None
+    (
+        "success_rate",
+        "success_ci95",
+        "return_mean",
+        "return_ci95",
+        "paired_difference_ci95",
+        "reward_difference",
+        "equivalence",
+    ),
+    None,
 )  # of the closed loop, where `asd-policy eval` measures them
 
 

@@ -186,7 +186,6 @@ class RayRunner:
             raise
 
     def _start(self, workers: Workers) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray = self._ray
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if workers.address is not None:
@@ -285,6 +284,9 @@ def _import_ray() -> ModuleType:
     Raises:
         BackendError: It is not installed.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's client leaves threads of gRPC behind, whose handlers break whatever is started later, such as ffmpeg.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         return import_module("ray")
     except ImportError as error:

@@ -168,7 +168,12 @@ def test_the_command_gives_the_same_results(
 
 def ray_processes() -> list[psutil.Process]:
     """Return what runs of Ray below this process."""
-    return [each for each in psutil.Process().children(recursive=True) if any("ray" in word for word in each.cmdline())]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # those have ended
+            if any("ray" in word for word in each.cmdline()):
+                found.append(each)
+    return found
 
 
 def test_interrupted(small_checkpoint: Path, tmp_path: Path) -> None:
