@@ -104,12 +104,14 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> tuple[f
     mean = float(differences.mean())
     if len(differences) < 2:
         return mean, None
-    if np.ptp(differences) <= _ROUNDING * np.abs(differences).max():
+    scale = np.abs(differences).max()
+    if np.ptp(differences) <= _ROUNDING * scale:
         return mean, (mean, mean)
+    # Scaled, so that the cubes of small differences, which measure their skew, do not vanish.
     drawn = stats.bootstrap(
-        (differences,), np.mean, n_resamples=_RESAMPLES, batch=_BATCH, rng=np.random.default_rng(0)
+        (differences / scale,), np.mean, n_resamples=_RESAMPLES, batch=_BATCH, rng=np.random.default_rng(0)
     ).confidence_interval
-    return mean, (float(drawn.low), float(drawn.high))
+    return mean, (float(scale * drawn.low), float(scale * drawn.high))
 
 
 def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -120,6 +120,7 @@ def test_a_bootstrap_of_little() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=2, max_size=40))
+@example([(0.0, 0.0), (0.0, 2.7e-231)])
 def test_a_bootstrap_interval_is_one(pairs: list[tuple[float, float]]) -> None:
     """Within the differences that were seen, and the other way round for the pairs exchanged."""
     first, second = zip(*pairs, strict=True)
