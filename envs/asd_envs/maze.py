@@ -16,7 +16,14 @@ def _make(agent: str, version: str, maze: str, render_mode: str | None, **option
     return make_inner("gymnasium_robotics", "robotics", f"{agent}Maze_{maze}-{version}", **options)
 
 
-class PointMazeEnv(SuiteEnv):
+class _MazeEnv(SuiteEnv):
+    """A maze of the suite, which says itself whether the goal is reached."""
+
+    def _succeeded(self, raw: dict[str, Array], info: dict[str, Any]) -> bool:
+        return bool(info["success"])
+
+
+class PointMazeEnv(_MazeEnv):
     """A ball that is pushed through a maze to a goal (arXiv 2004.07219, package gymnasium-robotics ≥ 1.4).
 
     ## Action space: `Box(2)`
@@ -63,11 +70,8 @@ class PointMazeEnv(SuiteEnv):
     def _observe(self, raw: dict[str, Array]) -> dict[str, Array]:
         return {"agent_pos": raw["observation"].copy(), "environment_state": raw["desired_goal"].copy()}
 
-    def _succeeded(self, raw: dict[str, Array], info: dict[str, Any]) -> bool:
-        return bool(info["success"])
 
-
-class AntMazeEnv(SuiteEnv):
+class AntMazeEnv(_MazeEnv):
     """A four-legged ant that walks through a maze to a goal (arXiv 2004.07219, package gymnasium-robotics ≥ 1.4).
 
     ## Action space: `Box(8)`
@@ -119,6 +123,3 @@ class AntMazeEnv(SuiteEnv):
     def _observe(self, raw: dict[str, Array]) -> dict[str, Array]:
         agent = np.concatenate([raw["achieved_goal"], raw["observation"]])
         return {"agent_pos": agent, "environment_state": raw["desired_goal"].copy()}
-
-    def _succeeded(self, raw: dict[str, Array], info: dict[str, Any]) -> bool:
-        return bool(info["success"])
