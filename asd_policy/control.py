@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy.arrays import Array
+from asd_policy.samplers.base import move_on
 from asd_policy.types import Plan, PlanRecord
 
 
@@ -21,11 +22,15 @@ class Robot:
     """Its last observations, oldest first; each a feature [feature_dim] by its name."""
     queue: deque[npt.NDArray[np.float32]] = field(default_factory=deque)
     """Actions [action_dim] that are planned and not yet taken."""
-    last: Array | None = None
-    """The last plan's sample [1, *event], moved on to the time of the next plan."""
     steps: int = 0
     """Actions taken."""
     plans: list[Plan] = field(default_factory=list)
     """Every plan made for it, as batches of one."""
     records: list[PlanRecord] = field(default_factory=list)
     """What each of them cost."""
+
+    def moved_on(self) -> Array | None:
+        """Return the last plan's sample as seen now [1, *event], for the next one's draft; None before the first."""
+        if not self.plans:
+            return None
+        return move_on(self.plans[-1].sample, self.steps - self.records[-1].at)

@@ -259,34 +259,45 @@ class Policy:
         Raises:
             DenoiserError: The network failed.
         """
-        robots = [self.robots[row] for row in rows]
-        due = [robot for robot in robots if not robot.queue]
+        due = [row for row in rows if not self.robots[row].queue]
         if due:
-            self._plan_for(due)
+            for row, actions in zip(due, self.plan_for(due), strict=True):
+                self.robots[row].queue.extend(actions[: self.horizons.n_action_steps])
+        robots = [self.robots[row] for row in rows]
         for robot in robots:
             robot.steps += 1
         return [robot.queue.popleft() for robot in robots]
 
-    def _plan_for(self, robots: Sequence[Robot]) -> None:
-        """Make a plan for each of some robots, as one batch."""
+    def plan_for(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Plan for some robots from what they see now, as one batch; what they have queued stays as it is.
+
+        Args:
+            rows: The robots, all of which have observed.
+
+        Returns:
+            For each robot the rest of its plan [n, action_dim], float32, in the environment's units, from the action
+            for its latest observation (`Horizons.executed`) to the plan's end; `act` takes the first `n_action_steps`.
+
+        Raises:
+            DenoiserError: The network failed.
+        """
+        robots = [self.robots[row] for row in rows]
         names = list(self._observation)
         xp = arrays.namespace(robots[0].history[0][names[0]])
         told = {
             name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names
         }
-        lasts = [robot.last for robot in robots]
+        lasts = [robot.moved_on() for robot in robots]
         known = next((last for last in lasts if last is not None), None)
         if known is not None:  # the others' episodes begin
             known = arrays.namespace(known).concatenate(
                 [arrays.zeros(known.shape, known) if last is None else last for last in lasts]
             )
         plan = self.plan(told, [robot.generator for robot in robots], known)
-        moved, actions = self.move_on(plan.sample), arrays.to_numpy(plan.actions)
         for row, robot in enumerate(robots):
-            robot.last = moved[row : row + 1]
             robot.plans.append(plan.row(row))
             robot.records.append(plan.record(row, robot.steps))
-            robot.queue.extend(actions[row])
+        return list(arrays.to_numpy(plan.chunk)[:, self.horizons.executed.start :])
 
     def move_on(self, sample: Array) -> Array:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""

@@ -52,7 +52,7 @@ class Past:
 
 def move_on(sample: Array, executed: int) -> Array:
     """Return samples [B, horizon, …] as seen `executed` control steps later, their last step held."""
-    xp = arrays.namespace(sample)
+    xp, executed = arrays.namespace(sample), min(executed, sample.shape[1])
     last = xp.broadcast_to(sample[:, -1:], (len(sample), executed, *sample.shape[2:]))
     return xp.concatenate([sample[:, executed:], last], axis=1)
 
