@@ -69,6 +69,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         shown_failures=_SHOWN_FAILURES,
         columns=report.COLUMNS,
         rows=[report.row(each) for each in results["samplers"]],
+        choices=report.choices(results),
         verdicts=report.equivalence_lines(results),
         sizes=report.sizes(results),
         video=video,
@@ -110,7 +111,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 def _command(results: Results) -> str:
     """Return the command line that makes these results, an option a line."""
     options = {"policy": [results["policy"]], "env": [results["env"]]}
-    options["samplers"] = [each["spec"] for each in results["samplers"]]
+    options["samplers"] = list(dict.fromkeys(each.get("ran", each["spec"]) for each in results["samplers"]))
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]

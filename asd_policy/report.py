@@ -105,6 +105,15 @@ def table(results: dict[str, Any]) -> "Table":
     return rich_table
 
 
+def choices(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json that had something to choose, in a line, what it ran as."""
+    return [
+        f"{result['spec']} ran as {result['ran']}"
+        for result in results["samplers"]
+        if result.get("ran", result["spec"]) != result["spec"]
+    ]
+
+
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
     """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent."""
     return [
@@ -172,7 +181,8 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
-    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}."]
+    chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
+    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]
     return "\n".join(lines) + "\n"
 
 

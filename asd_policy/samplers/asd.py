@@ -67,7 +67,12 @@ class Asd(Sampler):
     @property
     def learns(self) -> bool:
         """Whether the draft responds to the noise or something is to be chosen."""
-        return self.window is None or self.draft is None or DRAFTS[self.draft].responds
+        return self.chooses or self.draft is None or DRAFTS[self.draft].responds
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the window is auto: with one that is given, draft and verifier are fixed, too."""
+        return self.window is None
 
     def check(self, chain: GaussianChain) -> None:
         """Refuse a window longer than the chain."""

@@ -79,6 +79,11 @@ class Sampler(abc.ABC):
         """Whether plans get cheaper with the experience of earlier ones."""
         return False
 
+    @property
+    def chooses(self) -> bool:
+        """Whether something is left to it that it chooses by measured times."""
+        return False
+
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
         """Refuse a chain that the options do not fit.
