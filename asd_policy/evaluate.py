@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from asd_policy.comparison import MARGIN, equivalence, pair, reward_difference
+from asd_policy.control import Pilot
 from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
@@ -16,6 +17,7 @@ from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
+from asd_policy.timing import summarize_timing
 from asd_policy.types import PlanRecord, overhead_fraction
 from asd_policy.vector import InProcess
 
@@ -93,11 +95,11 @@ def learning_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(_LEARNING,)).generate_state(1, np.uint64)[0])
 
 
-def run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
-    """Run one episode; its plans are left in `planner.plans`.
+def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
+    """Run one episode; its plans are left with the pilot's robot.
 
     Args:
-        planner: Plans.
+        pilot: A policy, or who controls with one by a clock.
         env: Where.
         index: Of the episode.
         seed: Of the evaluation: it and the index fix the environment's and the planner's seeds.
@@ -106,7 +108,7 @@ def run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
         EnvError: The environment raised, showed numbers that are not finite, or does not report success.
         DenoiserError: The network failed.
     """
-    (episode,) = run_group(planner, InProcess(lambda: env), [index], seed)
+    (episode,) = run_group(pilot, InProcess(lambda: env), [index], seed)
     if episode.error is not None:
         raise EnvError(f"episode {index}: {episode.error}")
     return episode
@@ -141,7 +143,11 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
 
 
 def summarize(
-    samplers: Sequence[Sampler], episodes: Sequence[Episode], steps: int, margin: float = MARGIN
+    samplers: Sequence[Sampler],
+    episodes: Sequence[Episode],
+    steps: int,
+    margin: float = MARGIN,
+    hz: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
@@ -150,15 +156,16 @@ def summarize(
         episodes: In any order.
         steps: Length K of the policy's chain.
         margin: Difference of success rates that would not matter, for the verdict of equivalence.
+        hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
     by_sampler = {sampler: [e for e in ordered if e.spec == sampler.spec] for sampler in samplers}
     reference = next((done for sampler, done in by_sampler.items() if sampler.spec == "ddpm"), [])
-    return [_summary(sampler, done, reference, steps, margin) for sampler, done in by_sampler.items() if done]
+    return [_summary(sampler, done, reference, steps, margin, hz) for sampler, done in by_sampler.items() if done]
 
 
 def _summary(
-    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
+    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float, hz: float | None
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
@@ -180,6 +187,7 @@ def _summary(
         "equivalence": equivalence(pairs, margin) if pairs and done is not reference else None,
         "modes": dict(sorted(modes.items())),
         "mode_entropy": entropy(modes),
+        "timing": None if hz is None else summarize_timing(done, hz),
         "plans": len(plans),
         **_costs(plans, [plan for episode in reference for plan in episode.plans], steps),
     }

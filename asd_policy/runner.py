@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from asd_policy.control import Pilot
 from asd_policy.episodes import Episode, run_group
-from asd_policy.policy import Policy
 from asd_policy.vector import Envs
 
 
@@ -59,15 +59,15 @@ class Runner(Protocol):
 class LocalRunner:
     """Runs one group after the other in this process."""
 
-    def __init__(self, planners: Sequence[Policy], envs: Envs, seed: int) -> None:
+    def __init__(self, pilots: Sequence[Pilot], envs: Envs, seed: int) -> None:
         """Take what runs them.
 
         Args:
-            planners: From `prepare`, one for each sampler.
+            pilots: Who controls, one for each sampler: planners from `prepare`, or by a clock with them.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """
-        self._planners = {planner.sampler.spec: planner for planner in planners}
+        self._pilots = {pilot.sampler.spec: pilot for pilot in pilots}
         self._envs = envs
         self._seed = seed
 
@@ -79,7 +79,7 @@ class LocalRunner:
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups in order."""
         for group in groups:
-            yield from run_group(self._planners[group.spec], self._envs, group.indices, self._seed)
+            yield from run_group(self._pilots[group.spec], self._envs, group.indices, self._seed)
 
     def close(self) -> None:
         """Close the environments."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -28,11 +28,14 @@ from asd_policy.commands.common import (
     progress_bar,
 )
 from asd_policy.comparison import MARGIN
-from asd_policy.environments import make_env
+from asd_policy.control import Pilot
+from asd_policy.environments import Env, control_rate, make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
+from asd_policy.latencies import MEASURED, Latency, read_latency
+from asd_policy.pilots import ControlClock, check_rate, clock_record, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
@@ -77,6 +80,14 @@ class EvalCommand:
     CPU, or ray://host:port for a cluster. Each computes on one thread."""
     gpus_per_worker: float = 1.0
     """Share of a GPU that each worker is given, where the device is CUDA: 0.25 for four on one GPU."""
+    clock: Literal["none", "sync", "async"] = "none"
+    """Whether the environment waits for plans. With none it does. With sync and async it goes on while a plan is made:
+    sync repeats the last action until the plan is there, async goes on with the rest of the last plan."""
+    hz: float | None = None
+    """Control steps in a second of that clock; the environment's own unless said."""
+    latency: str | None = None
+    """How long plans take by that clock: measured (what they take here, so no two runs are the same), the default;
+    a number of milliseconds; or a file to draw from: one number a line, or the episodes.jsonl of a run."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -97,6 +108,7 @@ class EvalCommand:
         """Evaluate; return the exit status."""
         self._check()
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        latency = read_latency(self.latency or MEASURED, [sampler.spec for sampler in samplers])
         found = self._find()
         if self.video:
             video.ffmpeg()
@@ -106,15 +118,18 @@ class EvalCommand:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        identity = self._identity(record, samplers)
-        if found is not None:
-            found.check_same(identity)
         env = make_env(self.env)
         try:
+            clock = self._clock(env, latency)
+            identity = self._identity(record, samplers, clock)
+            if found is not None:
+                found.check_same(identity)
             planners = evaluate.prepare(policy, env, samplers)
+            env_hz = control_rate(env)
         finally:
             env.close()
-        runner = self._runner(planners)
+        pilots = [make_pilot(planner, clock) for planner in planners]
+        runner = self._runner(planners, pilots, clock)
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
@@ -144,10 +159,14 @@ class EvalCommand:
             "torch_device": self.device,
             "envs": self.envs,
             "workers": runner.count,
+            **clock_record(clock),
+            "env_hz": env_hz,
             "complete": complete,
             "interrupted": cut_short is not None,
             **tally.rates(),
-            "samplers": evaluate.summarize(samplers, counted, len(policy.chain), self.margin),
+            "samplers": evaluate.summarize(
+                samplers, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
+            ),
         }
         path = self.out / RESULTS
         try:
@@ -159,6 +178,10 @@ class EvalCommand:
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
+        if clock is not None:
+            console.print(report.timing_table(results))
+            if env_hz is not None and env_hz != clock.hz:
+                console.print(f"note: {report.other_rate(results)}", soft_wrap=True)
         for line in report.equivalence_lines(results):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
@@ -170,19 +193,19 @@ class EvalCommand:
                 raise cut_short
             return INTERRUPTED
         console.print(f"results: {path}", soft_wrap=True)
-        self._show(console, planners, results)
+        self._show(console, pilots, results)
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
             first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, planners: Sequence[Policy], results: dict[str, Any]) -> None:
-        """Write videos of the planners, where they are asked for, and the page."""
+    def _show(self, console: Console, pilots: Sequence[Pilot], results: dict[str, Any]) -> None:
+        """Write videos of the pilots, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
-            if self.video and planners:
-                for path in video.record(planners, self.env, self.seed, self.out, best["spec"] if best else None):
+            if self.video and pilots:
+                for path in video.record(pilots, self.env, self.seed, self.out, best["spec"] if best else None):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)
@@ -205,6 +228,13 @@ class EvalCommand:
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
         check_margin(self.margin)
+        if self.hz is not None:
+            check_rate(self.hz)
+        given = [name for name in ("hz", "latency") if getattr(self, name) is not None]
+        if given and self.clock == "none":
+            raise SpecError(
+                f"--{given[0]} is for --clock sync or async; without a clock the environment waits for plans"
+            )
         if self.workers is not None:
             Workers.parse(self.workers)
         if not (0 < self.gpus_per_worker <= 1 or self.gpus_per_worker.is_integer() and self.gpus_per_worker > 1):
@@ -214,7 +244,22 @@ class EvalCommand:
         if self.resume and self.overwrite:
             raise SpecError("--resume goes on with the run in --out and --overwrite replaces it: give one of them")
 
-    def _runner(self, planners: Sequence[Policy]) -> Runner:
+    def _clock(self, env: Env, latency: Latency) -> ControlClock | None:
+        """Return how time goes on while plans are made; None where it does not.
+
+        Raises:
+            SpecError: Nobody says how many control steps there are in a second.
+        """
+        if self.clock == "none":
+            return None
+        hz = self.hz or control_rate(env)
+        if hz is None:
+            raise SpecError(
+                f"{self.env} does not tell its control frequency, which --clock {self.clock} needs: give --hz"
+            )
+        return ControlClock(self.clock, hz, latency)
+
+    def _runner(self, planners: Sequence[Policy], pilots: Sequence[Pilot], clock: ControlClock | None) -> Runner:
         """Return what runs the episodes.
 
         Raises:
@@ -222,8 +267,8 @@ class EvalCommand:
             EnvError: The environments cannot be made.
         """
         if self.workers is None:
-            return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
-        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed)
+            return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock)
         return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
 
     def _find(self) -> Found | None:
@@ -241,7 +286,9 @@ class EvalCommand:
             raise RunError(f"{self.out} holds a run: --resume goes on with it, --overwrite replaces it")
         return found
 
-    def _identity(self, record: dict[str, Any], samplers: Sequence[Sampler]) -> dict[str, Any]:
+    def _identity(
+        self, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
+    ) -> dict[str, Any]:
         """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
@@ -250,6 +297,7 @@ class EvalCommand:
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},
             "envs": self.envs,
+            **clock_record(clock),
             "samplers": [sampler.spec for sampler in samplers],
         }
 
