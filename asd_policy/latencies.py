@@ -65,7 +65,7 @@ class Fixed:
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
         """Return it."""
-        return 1e-3 * self.milliseconds
+        return self.milliseconds / 1e3
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
                 value = float(line)
             except ValueError:
                 value = math.nan
-            seconds.append(1e-3 * _checked(value, f"--latency {path}: line {number}, {line.strip()[:40]!r},"))
+            seconds.append(_checked(value, f"--latency {path}: line {number}, {line.strip()[:40]!r},") / 1e3)
     if not seconds:
         raise SpecError(f"--latency {path} is empty; it is to have a number of milliseconds in each line")
     return tuple(seconds)

@@ -26,6 +26,9 @@ from asd_policy.types import Timing
 Actions = npt.NDArray[np.float32]
 """Shape [n, action_dim], in the environment's units."""
 
+UNCLOCKED = "none"
+"""In the place of a mode, where the environment waits for plans."""
+
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
 
@@ -73,7 +76,7 @@ def check_rate(hz: float) -> None:
 def clock_record(clock: ControlClock | None) -> dict[str, Any]:
     """Return what results.json says of a clock, and what must be the same for a run to go on."""
     return {
-        "clock": "none" if clock is None else clock.mode,
+        "clock": UNCLOCKED if clock is None else clock.mode,
         "hz": None if clock is None else clock.hz,
         "latency": None if clock is None else clock.latency.name,
         "latency_sha256": None if clock is None else clock.latency.sha256,

@@ -11,6 +11,7 @@ import torch
 import asd_policy
 from asd_policy.hardware import hardware
 from asd_policy.latencies import MEASURED
+from asd_policy.pilots import UNCLOCKED
 from asd_policy.policy import Policy
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
@@ -143,14 +144,21 @@ def timing_table(results: dict[str, Any]) -> "Table":
     return rich_table
 
 
+def is_clocked(results: dict[str, Any]) -> bool:
+    """Return whether time went on while plans were made, in the run of a results.json object."""
+    return results.get("clock", UNCLOCKED) != UNCLOCKED
+
+
 def clock_title(results: dict[str, Any]) -> str:
     """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured"."""
     latency = results["latency"] + ("" if results["latency_sha256"] or results["latency"] == MEASURED else " ms")
     return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}"
 
 
-def other_rate(results: dict[str, Any]) -> str:
-    """Return what it means that a run's clock is not the environment's own."""
+def other_rate(results: dict[str, Any]) -> str | None:
+    """Return what it means that a run's clock is not the environment's own; None where it is, or nobody knows."""
+    if results["env_hz"] in (None, results["hz"]):
+        return None
     return (
         f"{results['env']} runs at {results['env_hz']:g} Hz, the clock at {results['hz']:g} Hz: a delay costs "
         f"{results['hz'] / results['env_hz']:.3g} times the steps it would cost by the environment's own time"

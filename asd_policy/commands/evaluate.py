@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,7 +35,7 @@ from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.latencies import MEASURED, Latency, read_latency
-from asd_policy.pilots import ControlClock, check_rate, clock_record, make_pilot
+from asd_policy.pilots import PILOTS, UNCLOCKED, ControlClock, check_rate, clock_record, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
@@ -80,9 +80,9 @@ class EvalCommand:
     CPU, or ray://host:port for a cluster. Each computes on one thread."""
     gpus_per_worker: float = 1.0
     """Share of a GPU that each worker is given, where the device is CUDA: 0.25 for four on one GPU."""
-    clock: Literal["none", "sync", "async"] = "none"
-    """Whether the environment waits for plans. With none it does. With sync and async it goes on while a plan is made:
-    sync repeats the last action until the plan is there, async goes on with the rest of the last plan."""
+    clock: str = UNCLOCKED
+    """What the environment does while a plan is made: none, it waits; sync, it goes on, and the robot repeats its last
+    action until the plan is there; async, it goes on, and so does the robot with the rest of the last plan."""
     hz: float | None = None
     """Control steps in a second of that clock; the environment's own unless said."""
     latency: str | None = None
@@ -180,8 +180,8 @@ class EvalCommand:
         console.print(report.table(results))
         if clock is not None:
             console.print(report.timing_table(results))
-            if env_hz is not None and env_hz != clock.hz:
-                console.print(f"note: {report.other_rate(results)}", soft_wrap=True)
+            if (note := report.other_rate(results)) is not None:
+                console.print(f"note: {note}", soft_wrap=True)
         for line in report.equivalence_lines(results):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
@@ -228,10 +228,12 @@ class EvalCommand:
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
         check_margin(self.margin)
+        if self.clock not in (UNCLOCKED, *PILOTS):
+            raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")
         if self.hz is not None:
             check_rate(self.hz)
         given = [name for name in ("hz", "latency") if getattr(self, name) is not None]
-        if given and self.clock == "none":
+        if given and self.clock == UNCLOCKED:
             raise SpecError(
                 f"--{given[0]} is for --clock sync or async; without a clock the environment waits for plans"
             )
@@ -250,7 +252,7 @@ class EvalCommand:
         Raises:
             SpecError: Nobody says how many control steps there are in a second.
         """
-        if self.clock == "none":
+        if self.clock == UNCLOCKED:
             return None
         hz = self.hz or control_rate(env)
         if hz is None:
