@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
-from asd_policy.samplers import Sampler
+from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.timing import summarize_timing
@@ -57,6 +57,34 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
             calibrate(planner, env, CALIBRATION_PLANS)
         planner.experience.freeze()
     return planners
+
+
+def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
+    """Return samplers as they will run, by their specs: what is left to them is chosen, once they have learned.
+
+    A choice follows measured times, which are never the same twice. Made here it is one for all episodes, whichever
+    process runs them, and can be written down.
+
+    Args:
+        policy: Whose network plans.
+        env: Where.
+        samplers: What to plan with.
+        batch: Plans that are made together.
+
+    Raises:
+        AsdError: As `prepare`.
+    """
+    choosing = [sampler for sampler in samplers if sampler.chooses]
+    ran = {sampler.spec: sampler for sampler in samplers}
+    for planner in prepare(policy, env, choosing) if choosing else ():
+        (moment,) = InProcess(lambda: env).reset([0])
+        rows = range(batch)
+        planner.reset_batch(rows)
+        for row in rows:
+            planner.observe(row, moment.observation)
+        planner.act(rows)
+        ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
+    return ran
 
 
 def calibrate(
@@ -143,7 +171,7 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
 
 
 def summarize(
-    samplers: Sequence[Sampler],
+    samplers: Mapping[str, Sampler],
     episodes: Sequence[Episode],
     steps: int,
     margin: float = MARGIN,
@@ -152,20 +180,28 @@ def summarize(
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
     Args:
-        samplers: In the order of the list.
-        episodes: In any order.
+        samplers: From `settle`, in the order of the list.
+        episodes: In any order, with the specs that were asked for.
         steps: Length K of the policy's chain.
         margin: Difference of success rates that would not matter, for the verdict of equivalence.
         hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
-    by_sampler = {sampler: [e for e in ordered if e.spec == sampler.spec] for sampler in samplers}
-    reference = next((done for sampler, done in by_sampler.items() if sampler.spec == "ddpm"), [])
-    return [_summary(sampler, done, reference, steps, margin, hz) for sampler, done in by_sampler.items() if done]
+    by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
+    reference = by_spec.get("ddpm", [])
+    return [
+        _summary(spec, samplers[spec], done, reference, steps, margin, hz) for spec, done in by_spec.items() if done
+    ]
 
 
 def _summary(
-    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float, hz: float | None
+    spec: str,
+    sampler: Sampler,
+    done: list[Episode],
+    reference: list[Episode],
+    steps: int,
+    margin: float,
+    hz: float | None,
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
@@ -173,7 +209,8 @@ def _summary(
     pairs = pair(reference, done)
     successes = [(own.success, other.success) for other, own in pairs]
     return {
-        "spec": sampler.spec,
+        "spec": spec,
+        "ran": sampler.spec,
         "exact": sampler.exact,
         "steps": steps,
         "episodes": len(done),

@@ -104,12 +104,14 @@ def _range(affine: Affine) -> dict[str, list[float]]:
 def files(folder: Path, form: Format) -> list[dict[str, Any]]:
     """Return name, size and digest of the files that the format reads."""
     if folder.is_file():
-        return [_file(folder, folder.name)]
+        return [file_record(folder, folder.name)]
     paths = sorted({path for pattern in form.hub_files for path in folder.glob(pattern)})
-    return [_file(file_in(folder, str(path.relative_to(folder))), str(path.relative_to(folder))) for path in paths]
+    names = [str(path.relative_to(folder)) for path in paths]
+    return [file_record(file_in(folder, name), name) for name in names]
 
 
-def _file(path: Path, name: str) -> dict[str, Any]:
+def file_record(path: Path, name: str) -> dict[str, Any]:
+    """Return name, size and digest of a file."""
     with path.open("rb") as file:
         return {"name": name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

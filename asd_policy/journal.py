@@ -19,7 +19,8 @@ from asd_policy.files import atomic_file
 NAME = "episodes.jsonl"
 RESULTS = "results.json"
 _VERSION = 1
-_NOT_COMPARED = ("policy",)  # the name of a checkpoint, which its contents' sha256 stands for
+_NOT_COMPARED = ("policy", "ran")
+"""The name of a checkpoint, for which its contents' sha256 stands; and what samplers chose, in which a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Found:
     """In the order in which they finished."""
     size: int
     """Bytes of the whole lines."""
+
+    @property
+    def ran(self) -> dict[str, str]:
+        """The specs of the run's samplers, and what each ran as.
+
+        Raises:
+            RunError: The journal does not say.
+        """
+        if "ran" not in self.run:
+            raise RunError(f"{self.path} does not say what its samplers ran as: name another --out, or --overwrite it")
+        return self.run["ran"]
 
     def check_same(self, run: Mapping[str, Any]) -> None:
         """Refuse to go on with another run.

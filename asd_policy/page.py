@@ -74,6 +74,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         timing_columns=report.TIMING_COLUMNS,
         timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
         other_rate=report.other_rate(results) if clocked else None,
+        choices=report.choices(results),
         verdicts=report.equivalence_lines(results),
         sizes=report.sizes(results),
         video=video,
@@ -115,7 +116,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 def _command(results: Results) -> str:
     """Return the command line that makes these results, an option a line."""
     options = {"policy": [results["policy"]], "env": [results["env"]]}
-    options["samplers"] = [each["spec"] for each in results["samplers"]]
+    options["samplers"] = list(dict.fromkeys(each.get("ran", each["spec"]) for each in results["samplers"]))
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
     if report.is_clocked(results):

@@ -165,6 +165,15 @@ def other_rate(results: dict[str, Any]) -> str | None:
     )
 
 
+def choices(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json that had something to choose, in a line, what it ran as."""
+    return [
+        f"{result['spec']} ran as {result['ran']}"
+        for result in results["samplers"]
+        if result.get("ran", result["spec"]) != result["spec"]
+    ]
+
+
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
     """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent."""
     return [
@@ -232,7 +241,8 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
-    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}."]
+    chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
+    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]
     return "\n".join(lines) + "\n"
 
 

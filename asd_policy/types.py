@@ -28,6 +28,10 @@ class SpeculationStats:
     """The steps k, 0 the noisiest, whose draft was refused; None for a sampler without drafts."""
     unjudged: tuple[tuple[int, ...], ...] | None = None
     """The steps that were taken without a draft to judge; None for a sampler without drafts."""
+    cut: tuple[bool, ...] = ()
+    """Which rows a deadline's fallback has finished; they do not have the sampler's law."""
+    exact: bool = True
+    """Whether the others have the law of the sequential sampler."""
 
     @property
     def algorithmic_speedup(self) -> float:
@@ -77,6 +81,10 @@ class PlanRecord:
     """The steps whose draft was refused; None for a sampler without drafts."""
     unjudged: tuple[int, ...] | None
     """The steps without a draft to judge; None for a sampler without drafts."""
+    cut: bool = False
+    """Whether a deadline's fallback has finished it."""
+    exact: bool = True
+    """Whether it was made with the law of the sequential sampler, and not cut."""
     timing: Timing | None = None
     """When it came; None where the environment waited for it."""
 
@@ -125,6 +133,7 @@ class Plan:
                 nfe=stats.nfe[rows],
                 refused=stats.refused and stats.refused[rows],
                 unjudged=stats.unjudged and stats.unjudged[rows],
+                cut=stats.cut[rows],
             ),
             self.seconds,
             self.cond[rows],
@@ -144,4 +153,6 @@ class Plan:
             network_seconds=stats.network_seconds,
             refused=None if stats.refused is None else stats.refused[row],
             unjudged=None if stats.unjudged is None else stats.unjudged[row],
+            cut=any(stats.cut[row : row + 1]),
+            exact=stats.exact and not any(stats.cut[row : row + 1]),
         )

@@ -147,9 +147,9 @@ def measure(task: Task, options: Options, points: Points) -> None:
 def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, mode: str, delay: int) -> dict[str, Any]:
     """Return what results.json would say of a sampler whose plans come so many control steps late."""
     pilot = make_pilot(planner, ControlClock(mode, task.hz, Fixed(1e3 * delay / task.hz)))
-    runner = LocalRunner([pilot], envs, options.seed)
-    episodes = list(runner.run(groups([planner.sampler.spec], options.episodes, options.envs)))
-    (summary,) = evaluate.summarize([planner.sampler], episodes, len(planner.chain), hz=task.hz)
+    spec = planner.sampler.spec
+    episodes = list(LocalRunner({spec: pilot}, envs, options.seed).run(groups([spec], options.episodes, options.envs)))
+    (summary,) = evaluate.summarize({spec: planner.sampler}, episodes, len(planner.chain), hz=task.hz)
     return summary
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from asd_policy import cli
 from asd_policy.journal import NAME, RESULTS, find_run
+from asd_policy.samplers import choice
 
 EPISODES = 12
 SPECS = ("ddim:2", "asd:window=5")
@@ -27,13 +29,13 @@ TIMING = {"counted_latency_ms", "delay_steps_mean", "delay_steps_max", "stale_st
           "jitter_ms"}  # fmt: skip
 
 
-def words(checkpoint: Path, out: Path, fault: str = "None", **options: Any) -> list[str]:
+def words(checkpoint: Path, out: Path, fault: str = "None", specs: Sequence[str] = SPECS, **options: Any) -> list[str]:
     env = f"faulty_envs:faulty/{fault}-v0"
     values = {"policy": checkpoint, "env": env, "out": out, "episodes": EPISODES, **options}
     pairs = [
         (f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))) for name, value in values.items()
     ]
-    return ["eval", *itertools.chain(*pairs), "--samplers", *SPECS]
+    return ["eval", *itertools.chain(*pairs), "--samplers", *specs]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -72,6 +74,35 @@ def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_
     assert lines_of(tmp_path) == lines_of(uninterrupted)
     assert untimed(results_of(tmp_path)) == untimed(results_of(uninterrupted))
     assert results_of(tmp_path)["complete"]
+
+
+def test_a_choice_is_kept(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on does so with what `asd` chose at first, and is the run of the sampler that was chosen."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    monkeypatch.setattr(choice, "_time_round", lambda *_: 0.0)
+    monkeypatch.setattr(choice, "_time_call", lambda *_: 1.0)  # points cost nothing
+    assert cli.run(words(small_checkpoint, first, specs=["asd"], episodes=2)) == 0
+    monkeypatch.setattr(choice, "_time_call", lambda _, __, window: float(window**2))  # they do
+    assert cli.run(words(small_checkpoint, first, specs=["asd"], resume=True)) == 0
+    (found,) = results_of(first)["samplers"]
+    assert found["spec"] == "asd:window=auto,draft=auto,verify=auto"
+    assert found["ran"].startswith("asd:window=8,")
+    assert cli.run(words(small_checkpoint, again, specs=[found["ran"]])) == 0
+    assert [line.replace(found["spec"], found["ran"]) for line in lines_of(first)] == lines_of(again)
+    (wanted,) = results_of(again)["samplers"]
+    assert untimed({**found, "spec": found["ran"]}) == untimed(wanted)
+
+
+def test_after_tune_nothing_is_timed(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So `asd` chooses alike in every run."""
+    assert cli.run(["tune", "--policy", str(small_checkpoint), "--plans", "8", "--backends", "torch-eager"]) == 0
+    monkeypatch.delattr(choice, "_time_call")
+    monkeypatch.delattr(choice, "_time_round")
+    for run in ("one", "two"):
+        assert cli.run(words(small_checkpoint, tmp_path / run, specs=["asd"], episodes=2)) == 0
+    assert untimed(results_of(tmp_path / "one")) == untimed(results_of(tmp_path / "two"))
+    assert lines_of(tmp_path / "one") == lines_of(tmp_path / "two")
+    assert results_of(tmp_path / "one")["tuning"]
 
 
 def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_path: Path) -> None:

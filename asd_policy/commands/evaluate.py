@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from asd_policy.report import printable
 from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.statistics import enough_episodes
+from asd_policy.tuning import tuning_file
 from asd_policy.vector import make_envs
 
 EPISODES = 20
@@ -124,17 +125,21 @@ class EvalCommand:
             identity = self._identity(record, samplers, clock)
             if found is not None:
                 found.check_same(identity)
-            planners = evaluate.prepare(policy, env, samplers)
+                ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
+            else:
+                ran = evaluate.settle(policy, env, samplers, self.envs)
+            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
             env_hz = control_rate(env)
         finally:
             env.close()
-        pilots = [make_pilot(planner, clock) for planner in planners]
+        identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
+        pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
         runner = self._runner(planners, pilots, clock)
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
-        tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
+        tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
             with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
@@ -158,6 +163,7 @@ class EvalCommand:
             "until_ci": self.until_ci,
             "torch_device": self.device,
             "envs": self.envs,
+            "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),
             "env_hz": env_hz,
@@ -165,7 +171,7 @@ class EvalCommand:
             "interrupted": cut_short is not None,
             **tally.rates(),
             "samplers": evaluate.summarize(
-                samplers, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
+                ran, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
             ),
         }
         path = self.out / RESULTS
@@ -182,13 +188,13 @@ class EvalCommand:
             console.print(report.timing_table(results))
             if (note := report.other_rate(results)) is not None:
                 console.print(f"note: {note}", soft_wrap=True)
-        for line in report.equivalence_lines(results):
+        for line in (*report.choices(results), *report.equivalence_lines(results)):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
             if counted:
-                self._show(console, [], results)
+                self._show(console, {}, results)
             if isinstance(cut_short, AsdError):
                 raise cut_short
             return INTERRUPTED
@@ -200,7 +206,7 @@ class EvalCommand:
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, pilots: Sequence[Pilot], results: dict[str, Any]) -> None:
+    def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
         """Write videos of the pilots, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
@@ -261,7 +267,9 @@ class EvalCommand:
             )
         return ControlClock(self.clock, hz, latency)
 
-    def _runner(self, planners: Sequence[Policy], pilots: Sequence[Pilot], clock: ControlClock | None) -> Runner:
+    def _runner(
+        self, planners: Mapping[str, Policy], pilots: Mapping[str, Pilot], clock: ControlClock | None
+    ) -> Runner:
         """Return what runs the episodes.
 
         Raises:
@@ -294,10 +302,12 @@ class EvalCommand:
         """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
+        tuning = tuning_file(path)
         same = ("policy", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
         return {
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},
+            "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
             "envs": self.envs,
             **clock_record(clock),
             "samplers": [sampler.spec for sampler in samplers],
