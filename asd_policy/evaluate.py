@@ -211,7 +211,7 @@ def _summary(
     return {
         "spec": spec,
         "ran": sampler.spec,
-        "exact": sampler.exact,
+        "exact": sampler.exact and all(plan.exact or plan.cut for plan in plans),
         "steps": steps,
         "episodes": len(done),
         "failed": sum(episode.error is not None for episode in done),

@@ -120,7 +120,7 @@ def _command(results: Results) -> str:
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
     if report.is_clocked(results):
-        options |= {name: [str(results[name])] for name in ("clock", "hz", "latency")}
+        options |= {name: [str(results[name])] for name in ("clock", "hz", "latency", "continuity")}
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]

@@ -9,13 +9,14 @@ import abc
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy import arrays
+from asd_policy.continuity import Committed
 from asd_policy.control import Pilot, Robot
 from asd_policy.errors import SpecError
 from asd_policy.latencies import Latency
@@ -29,6 +30,13 @@ Actions = npt.NDArray[np.float32]
 UNCLOCKED = "none"
 """In the place of a mode, where the environment waits for plans."""
 
+CONTINUITIES = ("none", "inpaint", "soft")
+"""What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
+the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
+
+_REMEMBERED = (
+    10  # delays of a robot's last plans, the largest of which is expected next (arXiv 2506.07339, algorithm 1)
+)
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
 
@@ -42,16 +50,19 @@ class ControlClock:
     """Control steps in a second."""
     latency: Latency
     """How long plans take."""
+    continuity: str = CONTINUITIES[0]
+    """One of `CONTINUITIES`."""
 
     def __post_init__(self) -> None:
         """Refuse what is no clock.
 
         Raises:
-            SpecError: The mode is unknown, or the rate not above 0.
+            SpecError: The mode or the continuity is unknown, they do not go together, or the rate is not above 0.
         """
         if self.mode not in PILOTS:
             raise SpecError(f"clock {self.mode!r} is not one of {', '.join(PILOTS)}")
         check_rate(self.hz)
+        check_continuity(self.continuity, self.mode)
 
     def steps(self, seconds: float) -> int:
         """Return the control steps that begin before a plan is there, whose making took so long."""
@@ -79,6 +90,20 @@ def check_rate(hz: float) -> None:
         raise SpecError(f"--hz {hz:g} is not a finite number of control steps in a second above 0")
 
 
+def check_continuity(continuity: str, mode: str) -> None:
+    """Refuse a continuity that there is not, or that the mode has no use for.
+
+    Raises:
+        SpecError: It is so.
+    """
+    if continuity not in CONTINUITIES:
+        raise SpecError(f"--continuity {continuity!r} is not one of {', '.join(CONTINUITIES)}")
+    if continuity != CONTINUITIES[0] and mode != "async":
+        raise SpecError(
+            f"--continuity {continuity} is for --clock async: with {mode} no action is taken ahead of a plan"
+        )
+
+
 def clock_record(clock: ControlClock | None) -> dict[str, Any]:
     """Return what results.json says of a clock, and what must be the same for a run to go on."""
     return {
@@ -86,6 +111,7 @@ def clock_record(clock: ControlClock | None) -> dict[str, Any]:
         "hz": None if clock is None else clock.hz,
         "latency": None if clock is None else clock.latency.name,
         "latency_sha256": None if clock is None else clock.latency.sha256,
+        "continuity": None if clock is None else clock.continuity,
     }
 
 
@@ -99,6 +125,8 @@ class _Course:
     """Control step of the observation that the last plan was made for."""
     delay: int = 0
     """Control steps after which that plan comes."""
+    delays: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    """What the last plans took [control steps], the first one of the episode, which is waited for, included."""
     coming: Actions | None = None
     """That plan, from the action for its observation on, until it comes."""
     last: npt.NDArray[np.float32] | None = None
@@ -175,14 +203,20 @@ class Clocked(abc.ABC):
     def _use(self, actions: Actions, delay: int) -> Actions:
         """Return which actions of a plan are queued when it comes, `delay` steps after its observation."""
 
+    @abc.abstractmethod
+    def _committed(self, row: int) -> Committed | None:
+        """Return what the plan to be begun is told of the actions that a robot takes meanwhile."""
+
     def _plan(self, due: Sequence[int]) -> None:
         """Have plans made for what some robots see now."""
-        for row, actions in zip(due, self.policy.plan_for(due), strict=True):
+        committed = [self._committed(row) for row in due]
+        for row, actions in zip(due, self.policy.plan_for(due, committed), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
             latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
             course.started, course.coming = robot.steps, actions
-            course.delay = self.clock.steps(latency) if course.last is not None else 0
+            course.delays.append(self.clock.steps(latency))
+            course.delay = course.delays[-1] if course.last is not None else 0
             robot.records[-1] = replace(record, timing=Timing(latency, course.delay, 0, None))
 
     def _arrive(self, row: int) -> None:
@@ -220,6 +254,9 @@ class Sync(Clocked):
     def _use(self, actions: Actions, delay: int) -> Actions:
         return actions[: self.policy.horizons.n_action_steps]
 
+    def _committed(self, row: int) -> None:
+        return None
+
 
 class Async(Clocked):
     """Plans while it goes on with the rest of the last plan; a new one takes over with its action for that moment.
@@ -235,6 +272,13 @@ class Async(Clocked):
 
     def _use(self, actions: Actions, delay: int) -> Actions:
         return actions[min(delay, len(actions) - 1) :]
+
+    def _committed(self, row: int) -> Committed | None:
+        rest, continuity = self.robots[row].queue, self.clock.continuity
+        if continuity == CONTINUITIES[0] or not rest:
+            return None
+        delay = min(max(self._courses[row].delays), len(rest))
+        return Committed(np.stack(rest), delay, soft=continuity == "soft")
 
 
 PILOTS: dict[str, type[Clocked]] = {"sync": Sync, "async": Async}

@@ -150,9 +150,10 @@ def is_clocked(results: dict[str, Any]) -> bool:
 
 
 def clock_title(results: dict[str, Any]) -> str:
-    """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured"."""
+    """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured, continuity none"."""
     latency = results["latency"] + ("" if results["latency_sha256"] or results["latency"] == MEASURED else " ms")
-    return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}"
+    continuity = f", continuity {results['continuity']}" if results["clock"] == "async" else ""
+    return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}{continuity}"
 
 
 def other_rate(results: dict[str, Any]) -> str | None:

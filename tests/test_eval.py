@@ -216,6 +216,7 @@ def test_by_a_clock(small_checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     for change, message in (
         ({"clock": "sync"}, 'clock is "async" there, "sync" here'),
         ({"hz": 20}, "hz is 10.0 there, 20.0 here"),
+        ({"continuity": "inpaint"}, 'continuity is "none" there, "inpaint" here'),
         ({"latency": 40}, "latency_sha256 differs"),
         ({"latency": other}, "latency_sha256 differs"),
     ):
@@ -241,6 +242,9 @@ def test_without_a_clock_nothing_is_said_of_one(uninterrupted: Path) -> None:
         ({"clock": "sync"}, "does not tell its control frequency, which --clock sync needs: give --hz"),
         ({"hz": 50}, "--hz is for --clock sync or async; without a clock the environment waits for plans"),
         ({"latency": 20}, "--latency is for --clock sync or async"),
+        ({"continuity": "soft"}, "--continuity soft is for --clock async"),
+        ({"clock": "sync", "hz": 50, "continuity": "inpaint"}, "--continuity inpaint is for --clock async"),
+        ({"clock": "async", "hz": 50, "continuity": "hard"}, "'hard' is not one of none, inpaint, soft"),
         ({"clock": "later"}, "--clock 'later' is not one of none, sync, async"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import pytest
 
 import asd_policy
 from asd_policy import evaluate
+from asd_policy.continuity import Committed
 from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import SpecError
 from asd_policy.latencies import Fixed, Measured, read_latency
-from asd_policy.pilots import PILOTS, ControlClock, make_pilot
+from asd_policy.pilots import CONTINUITIES, PILOTS, ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import Recipe
 from asd_policy.runner import LocalRunner, groups
@@ -35,11 +36,18 @@ Taken = tuple[int, ...]
 
 
 @pytest.fixture
-def policy(small_checkpoint: Path) -> Policy:
+def told() -> list[Committed | None]:
+    """What the plans of `policy` were told of the actions taken meanwhile."""
+    return []
+
+
+@pytest.fixture
+def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
     """A policy whose actions say which plan they are of, and for which control step."""
     policy = asd_policy.load_policy(small_checkpoint)
 
-    def plan_for(rows: Sequence[int]) -> list[Any]:
+    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] = ()) -> list[Any]:
+        told.extend(committed)
         chunks = []
         for row in rows:
             robot = policy.robots[row]
@@ -117,6 +125,42 @@ def test_a_seam_is_measured_in_normalised_units(policy: Policy) -> None:
     assert [timing.seam for timing in timings] == [None, None, None]  # the old plan had run out
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The latencies of a list, in turn [control steps]."""
+
+    delays: list[int]
+    name: str = "listed"
+    sha256: None = None
+
+    def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
+        """Return the next one [s]."""
+        return self.delays.pop(0) / HZ
+
+
+@pytest.mark.parametrize("continuity", CONTINUITIES)
+def test_a_plan_is_told_what_is_done_meanwhile(continuity: str, policy: Policy, told: list[Committed | None]) -> None:
+    """The rest of the last plan, and the largest of the last delays, of the plan that was waited for too."""
+    pilot = make_pilot(policy, ControlClock("async", HZ, Listed([5, 2, 6, 10, 1]), continuity))
+    pilot.reset_batch([0])
+    for _ in range(35):
+        pilot.act([0])
+    if continuity == "none":
+        assert told == [None] * 5
+        return
+    first, *later = told
+    assert first is None
+    found = [(each.actions.astype(int).tolist(), each.delay, each.soft) for each in later if each is not None]
+    soft = continuity == "soft"
+    # Plans begin at 0, 8, 16, 24 and, the one before taking 10 steps, at 34, when it comes.
+    assert found == [
+        ([[0, step] for step in range(8, 15)], 5, soft),
+        ([[1, step] for step in range(16, 23)], 5, soft),
+        ([[2, step] for step in range(24, 31)], 6, soft),
+        ([[3, step] for step in range(34, 39)], 5, soft),  # 10 are expected, and 5 actions are left
+    ]
+
+
 def test_robots_have_clocks_of_their_own(policy: Policy) -> None:
     """Plans of several robots that are due in one step are made together, and each is as if alone."""
     pilot = make_pilot(policy, ControlClock("async", HZ, Fixed(300)))
@@ -178,6 +222,10 @@ def test_clocks_that_are_none() -> None:
             ControlClock("sync", hz, Measured())
     with pytest.raises(SpecError, match="clock 'later' is not one of sync, async"):
         ControlClock("later", 50, Measured())
+    with pytest.raises(SpecError, match="--continuity 'hard' is not one of none, inpaint, soft"):
+        ControlClock("async", 50, Measured(), "hard")
+    with pytest.raises(SpecError, match="--continuity soft is for --clock async"):
+        ControlClock("sync", 50, Measured(), "soft")
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +285,19 @@ def test_given_latencies_come_out_again(latency: str, planner: Policy, tmp_path:
         assert alone.total_reward == pytest.approx(beside.total_reward, abs=1e-3)
         assert (alone.steps, [plan.at for plan in alone.plans]) == (beside.steps, [plan.at for plan in beside.plans])
         assert counted(alone) == counted(beside)
+
+
+def test_continuity_in_closed_loop(planner: Policy) -> None:
+    """It changes what is done; given actions leave the law on the rest of a plan exact, drawing to them does not."""
+    returns, exact = [], []
+    for continuity in CONTINUITIES:
+        done = episodes(planner, ControlClock("async", HZ, Fixed(300), continuity))
+        returns.append(tuple(each.total_reward for each in done))
+        exact.append([[plan.exact for plan in each.plans] for each in done])
+        (summary,) = evaluate.summarize({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
+        assert summary["exact"] is (continuity != "soft")
+    assert len(set(returns)) == 3
+    assert exact == [[[True, True, True]] * 3, [[True, True, True]] * 3, [[True, False, False]] * 3]
 
 
 def counted(episode: Episode) -> tuple[float, ...]:

@@ -35,7 +35,16 @@ from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.latencies import MEASURED, Latency, read_latency
-from asd_policy.pilots import PILOTS, UNCLOCKED, ControlClock, check_rate, clock_record, make_pilot
+from asd_policy.pilots import (
+    CONTINUITIES,
+    PILOTS,
+    UNCLOCKED,
+    ControlClock,
+    check_continuity,
+    check_rate,
+    clock_record,
+    make_pilot,
+)
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
@@ -89,6 +98,9 @@ class EvalCommand:
     latency: str | None = None
     """How long plans take by that clock: measured (what they take here, so no two runs are the same), the default;
     a number of milliseconds; or a file to draw from: one number a line, or the episodes.jsonl of a run."""
+    continuity: str = CONTINUITIES[0]
+    """With --clock async, what a plan is told of the actions taken while it is made: none; inpaint, they are given to
+    it, which is exact on the rest of it; soft, it is drawn to the rest of the last plan too, which is approximate."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -238,6 +250,7 @@ class EvalCommand:
             raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")
         if self.hz is not None:
             check_rate(self.hz)
+        check_continuity(self.continuity, self.clock)
         given = [name for name in ("hz", "latency") if getattr(self, name) is not None]
         if given and self.clock == UNCLOCKED:
             raise SpecError(
@@ -265,7 +278,7 @@ class EvalCommand:
             raise SpecError(
                 f"{self.env} does not tell its control frequency, which --clock {self.clock} needs: give --hz"
             )
-        return ControlClock(self.clock, hz, latency)
+        return ControlClock(self.clock, hz, latency, self.continuity)
 
     def _runner(
         self, planners: Mapping[str, Policy], pilots: Mapping[str, Pilot], clock: ControlClock | None
