@@ -45,6 +45,21 @@ class SpeculationStats:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """When one plan came to a robot that did not wait for it (`asd_policy.pilots`)."""
+
+    latency: float
+    """The time it is taken to have been made in [s]: measured, or as the run was told."""
+    delay: int
+    """Control steps from the observation it was made for to its first action; 0 for the first plan of an episode."""
+    stale: int
+    """Control steps in which an action was repeated for want of this plan; above 0, its deadline is missed."""
+    seam: float | None
+    """Distance, in normalised units, from the action that the plan before had for the step in which this one came, to
+    its own; None where that plan had none."""
+
+
+@dataclass(frozen=True)
 class PlanRecord:
     """What one plan of an episode cost."""
 
@@ -70,6 +85,8 @@ class PlanRecord:
     """Whether a deadline's fallback has finished it."""
     exact: bool = True
     """Whether it was made with the law of the sequential sampler, and not cut."""
+    timing: Timing | None = None
+    """When it came; None where the environment waited for it."""
 
 
 def overhead_fraction(calls: Sequence[SpeculationStats] | Sequence[PlanRecord], seconds: float) -> float | None:
