@@ -292,6 +292,37 @@ def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
 
 
+def test_an_interrupt_while_packages_are_imported(tmp_path: Path) -> None:
+    """Those take seconds: one line, and no traceback from the depths of them."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nothing_like_it\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from asd_policy.cli import main; main(['eval', '--help'])"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "asd-policy: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_results_of_another_command_are_not_replaced(
+    command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "--policy", str(checkpoint), "--out", str(tmp_path)]
+    for text in ('{"command": "eval"}', '["no", "record"]', "no JSON"):
+        (tmp_path / "results.json").write_text(text)
+        assert cli.run(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line == f"asd-policy: {tmp_path / 'results.json'} is not of asd-policy {command}: name another --out"
+        assert (tmp_path / "results.json").read_text() == text
+    (tmp_path / "episodes.jsonl").write_text("")
+    assert cli.run(words) == 2
+    assert "holds a run of asd-policy eval: name another --out" in capsys.readouterr().err
+
+
 def test_an_interrupt_that_comes_out_as_another_error(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

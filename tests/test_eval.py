@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from asd_policy import cli
@@ -124,6 +126,49 @@ def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert lines_of(tmp_path) == lines_of(uninterrupted)
     assert untimed(results_of(tmp_path)) == untimed(results_of(uninterrupted))
+
+
+@pytest.mark.parametrize("options", [{}, {"envs": 2}, {"envs": 2, "workers": 2}])
+def test_interrupted_from_a_terminal(options: dict[str, Any], small_checkpoint: Path, tmp_path: Path) -> None:
+    """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume completes the run."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+    def command(out: Path, **more: Any) -> list[str]:
+        return [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, out, **options, **more)]
+
+    process = psutil.Popen(
+        command(cut, episodes=100_000),
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    family: list[psutil.Process] = []
+    try:
+        while not (cut / NAME).exists() or (cut / NAME).read_bytes().count(b"\n") <= 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        family = process.children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert bool(family) == bool(options)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+    assert re.search(r"interrupted: \d+ of 200000 episodes are kept in .*; --resume goes on", said)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    kept = results_of(cut)
+    assert kept["interrupted"] and sum(sampler["episodes"] for sampler in kept["samplers"]) >= 3
+    for out, more in ((cut, {"resume": True}), (whole, {})):
+        done = subprocess.run(command(out, **more), env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    assert untimed(results_of(cut)) == untimed(results_of(whole))
+    assert results_of(cut)["complete"]
 
 
 def test_a_folder_that_holds_a_run(
