@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from pathlib import Path
@@ -264,32 +263,6 @@ def test_a_failure_midway_keeps_what_was_done(
     assert results["interrupted"]
     assert 1 <= results["samplers"][0]["episodes"] < 100
     assert "the network returned NaN or infinity" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C at an arbitrary moment of a long evaluation leaves a whole results.json and no traceback."""
-    words = arguments(checkpoint, tmp_path / "out", episodes=100_000)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asd_policy.cli", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        while not (tmp_path / "out").exists():  # made when all is prepared
-            assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
 
 
 def test_an_interrupt_while_packages_are_imported(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_pat
 
 @pytest.mark.parametrize("options", [{}, {"envs": 2}, {"envs": 2, "workers": 2}])
 def test_interrupted_from_a_terminal(options: dict[str, Any], small_checkpoint: Path, tmp_path: Path) -> None:
-    """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume completes the run."""
+    """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume does the rest."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
