@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from asd_policy import cli
 from asd_policy.journal import NAME, RESULTS, find_run
@@ -62,6 +63,21 @@ def uninterrupted(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("uninterrupted") / "out"
     assert cli.run(words(small_checkpoint, out)) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def side_by_side(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("side-by-side") / "out"
+    assert cli.run(words(small_checkpoint, out, envs=2)) == 0
+    return out
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """Those of torch, which commands with workers change."""
+    count = torch.get_num_threads()
+    yield count
+    torch.set_num_threads(count)
 
 
 def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -129,26 +145,22 @@ def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_pat
 
 
 @pytest.mark.parametrize("options", [{}, {"envs": 2}, {"envs": 2, "workers": 2}])
-def test_interrupted_from_a_terminal(options: dict[str, Any], small_checkpoint: Path, tmp_path: Path) -> None:
+def test_interrupted_from_a_terminal(
+    options: dict[str, Any], small_checkpoint: Path, tmp_path: Path, threads: int, request: pytest.FixtureRequest
+) -> None:
     """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume does the rest."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-    def command(out: Path, **more: Any) -> list[str]:
-        return [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, out, **options, **more)]
-
     process = psutil.Popen(
-        command(cut, episodes=100_000),
-        env=environment,
+        [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, tmp_path, **options, episodes=100_000)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(threads)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    family: list[psutil.Process] = []
+    journal = tmp_path / NAME
     try:
-        while not (cut / NAME).exists() or (cut / NAME).read_bytes().count(b"\n") <= 3:
+        while not journal.exists() or journal.read_bytes().count(b"\n") <= 3:
             assert process.poll() is None
             time.sleep(0.02)
         family = process.children(recursive=True)
@@ -162,13 +174,11 @@ def test_interrupted_from_a_terminal(options: dict[str, Any], small_checkpoint: 
     assert re.search(r"interrupted: \d+ of 200000 episodes are kept in .*; --resume goes on", said)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
-    kept = results_of(cut)
+    kept = results_of(tmp_path)
     assert kept["interrupted"] and sum(sampler["episodes"] for sampler in kept["samplers"]) >= 3
-    for out, more in ((cut, {"resume": True}), (whole, {})):
-        done = subprocess.run(command(out, **more), env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-    assert untimed(results_of(cut)) == untimed(results_of(whole))
-    assert results_of(cut)["complete"]
+    assert cli.run(words(small_checkpoint, tmp_path, **options, resume=True)) == 0
+    whole = results_of(request.getfixturevalue("side_by_side" if options else "uninterrupted"))
+    assert untimed(results_of(tmp_path)) == {**untimed(whole), "workers": options.get("workers", 1)}
 
 
 def test_a_folder_that_holds_a_run(
