@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -30,6 +30,7 @@ from asd_policy.pilots import ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.runner import Group, LocalRunner
 from asd_policy.samplers import Sampler
+from asd_policy.samplers.deadline import FALLBACKS
 from asd_policy.vector import make_envs
 
 LOCAL = "ray"
@@ -76,9 +77,8 @@ class Recipe:
     """Torch device, as on a machine that has no other GPU than the worker's."""
     backend: str
     """Spec of what runs the network."""
-    learned: tuple[tuple[str, Sampler, Experience], ...]
-    """The spec of each group's sampler, the sampler as it runs, and what its planner learned: once, so that all plan
-    alike."""
+    learned: tuple[tuple[Sampler, Experience], ...]
+    """Samplers, and what their planners learned: it is learned once, so that all plan alike."""
     env: str
     """Gymnasium id."""
     envs: int
@@ -87,13 +87,17 @@ class Recipe:
     """Of the evaluation."""
     clock: ControlClock | None = None
     """How time goes on while plans are made; None where it does not."""
+    deadline_ms: float | None = None
+    """When plans have to be there [ms]; None for no matter when."""
+    fallback: str = FALLBACKS[0]
+    """How those are finished that are not."""
 
     @classmethod
     def of(
         cls,
         checkpoint: str,
         device: str,
-        planners: Mapping[str, Policy],
+        planners: Sequence[Policy],
         env: str,
         envs: int,
         seed: int,
@@ -104,7 +108,7 @@ class Recipe:
         Args:
             checkpoint: What they were loaded from.
             device: Where to.
-            planners: As for `LocalRunner`.
+            planners: One for each sampler.
             env: Gymnasium id.
             envs: Episodes in a group.
             seed: Of the evaluation.
@@ -114,12 +118,14 @@ class Recipe:
         return cls(
             str(path.resolve()) if path.exists() else checkpoint,
             device.partition(":")[0],
-            next(iter(planners.values())).backend.spec,
-            tuple((spec, planner.sampler, planner.experience) for spec, planner in planners.items()),
+            planners[0].backend.spec,
+            tuple((planner.sampler, planner.experience) for planner in planners),
             env,
             envs,
             seed,
             clock,
+            planners[0].deadline_ms,
+            planners[0].fallback,
         )
 
     def cook(self) -> LocalRunner:
@@ -129,11 +135,12 @@ class Recipe:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
         policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
-        pilots = {}
-        for spec, sampler, experience in self.learned:
+        policy = policy.with_deadline(self.deadline_ms, self.fallback)
+        pilots = []
+        for sampler, experience in self.learned:
             planner = policy.with_sampler(sampler)
             planner.experience = experience
-            pilots[spec] = make_pilot(planner, self.clock, spec)
+            pilots.append(make_pilot(planner, self.clock))
         return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
 
 

@@ -46,8 +46,8 @@ def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
     """A policy whose actions say which plan they are of, and for which control step."""
     policy = asd_policy.load_policy(small_checkpoint)
 
-    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] = ()) -> list[Any]:
-        told.extend(committed)
+    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] | None = None) -> list[Any]:
+        told.extend(committed or ())
         chunks = []
         for row in rows:
             robot = policy.robots[row]
@@ -176,7 +176,7 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
     """Fresh actions at 0 … 7, 11 … 18 and 22 … 26 of 27 steps, so 18 gaps of one step and two of four."""
     _, timings = control(policy, "sync", 3, 27)
     plans = tuple(
-        PlanRecord(at, 1, 1, 1, 1, 0.1, None, None, None, timing)
+        PlanRecord(at, 1, 1, 1, 1, 0.1, None, None, None, timing=timing)
         for at, timing in zip((0, 8, 19), timings, strict=True)
     )
     episode = Episode(SPEC, 0, True, 1.0, 27, None, None, plans)
@@ -197,7 +197,7 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
 
 
 def test_an_episode_of_a_clock_as_json() -> None:
-    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,), Timing(0.25, 3, 1, 0.5))
+    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,), timing=Timing(0.25, 3, 1, 0.5))
     episode = Episode(SPEC, 3, True, 1.5, 40, None, None, (plan, replace(plan, timing=None)))
     values = episode.to_json()
     assert Episode.from_json(values) == episode
@@ -238,7 +238,7 @@ def planner(small_checkpoint: Path) -> Policy:
 
 def episodes(planner: Policy, clock: ControlClock | None, count: int = 3, envs: int = 1) -> list[Episode]:
     """Return episodes without what depends on this machine's clock."""
-    runner = LocalRunner({SPEC: make_pilot(planner, clock)}, make_envs(partial(make_env, ENV), envs), SEED)
+    runner = LocalRunner([make_pilot(planner, clock)], make_envs(partial(make_env, ENV), envs), SEED)
     done = list(runner.run(groups([SPEC], count, envs)))
     runner.close()
     return untimed(done)
@@ -270,7 +270,7 @@ def test_given_latencies_come_out_again(latency: str, planner: Policy, tmp_path:
     clock = ControlClock("async", HZ, read_latency(latency, [SPEC]))
     first = episodes(planner, clock)
     assert episodes(planner, clock) == first
-    recipe = Recipe.of(str(small_checkpoint), "cpu", {SPEC: planner}, ENV, 1, SEED, clock)
+    recipe = Recipe.of(str(small_checkpoint), "cpu", [planner], ENV, 1, SEED, clock)
     worker = pickle.loads(pickle.dumps(recipe)).cook()  # as Ray takes it elsewhere
     assert untimed(list(worker.run(groups([SPEC], 3, 1)))) == first
     worker.close()
@@ -294,7 +294,7 @@ def test_continuity_in_closed_loop(planner: Policy) -> None:
         done = episodes(planner, ControlClock("async", HZ, Fixed(300), continuity))
         returns.append(tuple(each.total_reward for each in done))
         exact.append([[plan.exact for plan in each.plans] for each in done])
-        (summary,) = evaluate.summarize({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
+        (summary,) = evaluate.summarize([planner.sampler], done, len(planner.chain), hz=HZ)
         assert summary["exact"] is (continuity != "soft")
     assert len(set(returns)) == 3
     assert exact == [[[True, True, True]] * 3, [[True, True, True]] * 3, [[True, False, False]] * 3]
@@ -306,7 +306,7 @@ def counted(episode: Episode) -> tuple[float, ...]:
 
 def test_measured_latency_is_the_plan_s_own(planner: Policy) -> None:
     runner = LocalRunner(
-        {SPEC: make_pilot(planner, ControlClock("sync", 1e3, Measured()))}, make_envs(partial(make_env, ENV), 1), SEED
+        [make_pilot(planner, ControlClock("sync", 1e3, Measured()))], make_envs(partial(make_env, ENV), 1), SEED
     )
     (episode,) = runner.run(groups([SPEC], 1, 1))
     runner.close()

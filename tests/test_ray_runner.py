@@ -3,12 +3,17 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import psutil
@@ -42,15 +47,15 @@ def signature(episode: Episode) -> Any:
 
 
 @pytest.fixture(scope="module")
-def planners(small_checkpoint: Path) -> dict[str, Policy]:
+def planners(small_checkpoint: Path) -> list[Policy]:
     env = make_env(ENV)
     found = evaluate.prepare(load_policy(small_checkpoint), env, [make_sampler(spec) for spec in SPECS])
     env.close()
-    return dict(zip(SPECS, found, strict=True))
+    return found
 
 
 @pytest.fixture(scope="module")
-def here(planners: dict[str, Policy]) -> list[Any]:
+def here(planners: list[Policy]) -> list[Any]:
     """The episodes that this process runs, by sampler and index."""
     runner = LocalRunner(planners, make_envs(partial(make_env, ENV), ENVS), SEED)
     episodes = list(runner.run(groups(SPECS, EPISODES, ENVS)))
@@ -63,7 +68,7 @@ def in_order(episodes: list[Episode]) -> list[Any]:
 
 
 def test_a_killed_worker_changes_nothing(
-    planners: dict[str, Policy], here: list[Any], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    planners: list[Policy], here: list[Any], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One is killed at its first groups and one later, each with the processes of its environments left behind."""
     recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
@@ -84,14 +89,14 @@ def test_a_killed_worker_changes_nothing(
     assert capsys.readouterr().out == ""  # stdout is for results
 
 
-def test_an_error_comes_back_as_it_is(planners: dict[str, Policy], tmp_path: Path) -> None:
+def test_an_error_comes_back_as_it_is(planners: list[Policy], tmp_path: Path) -> None:
     """One that a worker meets, such as a checkpoint that its machine does not have."""
     with pytest.raises(CheckpointError, match="nothing"):
         RayRunner(Workers.parse("1"), Recipe.of(str(tmp_path / "nothing"), "cpu", planners, ENV, 1, SEED))
     assert not ray_processes()
 
 
-def test_workers_without_room(planners: dict[str, Policy], small_checkpoint: Path) -> None:
+def test_workers_without_room(planners: list[Policy], small_checkpoint: Path) -> None:
     """They are refused, and not waited for."""
     recipe = Recipe.of(str(small_checkpoint), "cuda:1", planners, ENV, ENVS, SEED)
     with pytest.raises(BackendError, match=r"no room for 1 workers of 1 CPU and 1000 GPUs \(--gpus-per-worker\) each"):
@@ -127,7 +132,7 @@ def test_without_ray(
     assert not (tmp_path / "out").exists()
 
 
-def test_no_cluster_at_the_address(planners: dict[str, Policy], small_checkpoint: Path) -> None:
+def test_no_cluster_at_the_address(planners: list[Policy], small_checkpoint: Path) -> None:
     recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
     with pytest.raises(BackendError, match="Ray does not start ray://no-scheme-like-this"):
         RayRunner(Workers("ray://no-scheme-like-this:bad", None), recipe)
@@ -193,32 +198,48 @@ def ray_processes() -> list[psutil.Process]:
     return found
 
 
-def test_interrupted(small_checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C keeps what is done, and ends the cluster."""
-    words = eval_words(small_checkpoint, tmp_path / "out", "2", episodes=10000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asd_policy.cli", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    journal = tmp_path / "out" / "episodes.jsonl"
-    deadline = time.monotonic() + START
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a cluster of two CPUs on this machine, as its owner would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="asd-ray-", dir="/tmp")  # a socket's name has room for 107 bytes
+    words = ["start", "--head", "--block", "--num-cpus=2", "--port=0", f"--ray-client-server-port={port}"]
+    words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    words += ["--node-ip-address=127.0.0.1", f"--object-store-memory={100 << 20}"]
+    process = psutil.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
     try:
-        while not (journal.exists() and journal.read_text().count("\n") > 3):
+        deadline = time.monotonic() + START
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
             assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert family
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=START)
+            time.sleep(0.5)
+        yield f"ray://127.0.0.1:{port}"
     finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert "--resume goes on" in said
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["interrupted"] and not results["complete"]
-    assert sum(sampler["episodes"] for sampler in results["samplers"]) >= 3
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        for each in psutil.wait_procs(family, timeout=30)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of processes that import this package from where it is imported here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_cluster_gives_the_same_results(cluster: str, small_checkpoint: Path, tmp_path: Path) -> None:
+    """One that is running, by its address; it goes on running."""
+    runs = {"here": None, "there": cluster}
+    for name, workers in runs.items():
+        command = [sys.executable, "-m", "asd_policy.cli", *eval_words(small_checkpoint, tmp_path / name, workers)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=START)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    here, there = (json.loads((tmp_path / name / "results.json").read_text()) for name in runs)
+    assert (here["workers"], there["workers"]) == (1, 2)
+    assert timeless(here) == timeless(there)
+    with socket.create_connection(("127.0.0.1", int(cluster.rpartition(":")[2])), timeout=5):
+        pass

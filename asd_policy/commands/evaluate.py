@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
 from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 from asd_policy.statistics import enough_episodes
 from asd_policy.tuning import tuning_file
 from asd_policy.vector import make_envs
@@ -101,6 +102,11 @@ class EvalCommand:
     continuity: str = CONTINUITIES[0]
     """With --clock async, what a plan is told of the actions taken while it is made: none; inpaint, they are given to
     it, which is exact on the rest of it; soft, it is drawn to the rest of the last plan too, which is approximate."""
+    deadline_ms: float | None = None
+    """Have plans that will not be done in so many milliseconds finished by --fallback, which is approximate: they are
+    counted."""
+    fallback: str = FALLBACKS[0]
+    """How: jump, to the network's prediction at the point reached; or last_plan, the rest of the plan before."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -130,6 +136,8 @@ class EvalCommand:
         if self.workers is not None:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
+        if self.deadline_ms is not None:
+            policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         env = make_env(self.env)
         try:
@@ -137,21 +145,19 @@ class EvalCommand:
             identity = self._identity(record, samplers, clock)
             if found is not None:
                 found.check_same(identity)
-                ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
-            else:
-                ran = evaluate.settle(policy, env, samplers, self.envs)
-            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
+            samplers = found.settled(samplers) if found else evaluate.settle(policy, env, samplers, self.envs)
+            planners = evaluate.prepare(policy, env, samplers)
             env_hz = control_rate(env)
         finally:
             env.close()
-        identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
-        pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
+        pilots = [make_pilot(planner, clock) for planner in planners]
         runner = self._runner(planners, pilots, clock)
+        identity["ran"] = [sampler.ran for sampler in samplers]
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
-        tally = Tally(list(ran), found.episodes if found else ())
+        tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
             with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
@@ -178,12 +184,13 @@ class EvalCommand:
             "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),
+            **self._deadline(),
             "env_hz": env_hz,
             "complete": complete,
             "interrupted": cut_short is not None,
             **tally.rates(),
             "samplers": evaluate.summarize(
-                ran, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
+                samplers, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
             ),
         }
         path = self.out / RESULTS
@@ -200,13 +207,13 @@ class EvalCommand:
             console.print(report.timing_table(results))
             if (note := report.other_rate(results)) is not None:
                 console.print(f"note: {note}", soft_wrap=True)
-        for line in (*report.choices(results), *report.equivalence_lines(results)):
+        for line in report.remarks(results):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
             if counted:
-                self._show(console, {}, results)
+                self._show(console, [], results)
             if isinstance(cut_short, AsdError):
                 raise cut_short
             return INTERRUPTED
@@ -218,7 +225,7 @@ class EvalCommand:
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
+    def _show(self, console: Console, pilots: Sequence[Pilot], results: dict[str, Any]) -> None:
         """Write videos of the pilots, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
@@ -245,6 +252,8 @@ class EvalCommand:
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
+        if self.deadline_ms is not None:
+            check_deadline(self.deadline_ms, self.fallback)
         check_margin(self.margin)
         if self.clock not in (UNCLOCKED, *PILOTS):
             raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")
@@ -280,9 +289,7 @@ class EvalCommand:
             )
         return ControlClock(self.clock, hz, latency, self.continuity)
 
-    def _runner(
-        self, planners: Mapping[str, Policy], pilots: Mapping[str, Pilot], clock: ControlClock | None
-    ) -> Runner:
+    def _runner(self, planners: Sequence[Policy], pilots: Sequence[Pilot], clock: ControlClock | None) -> Runner:
         """Return what runs the episodes.
 
         Raises:
@@ -323,7 +330,15 @@ class EvalCommand:
             "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
             "envs": self.envs,
             **clock_record(clock),
+            **self._deadline(),
             "samplers": [sampler.spec for sampler in samplers],
+        }
+
+    def _deadline(self) -> dict[str, Any]:
+        """Return what results.json says of when plans have to be there."""
+        return {
+            "deadline_ms": self.deadline_ms,
+            "fallback": None if self.deadline_ms is None else self.fallback,
         }
 
     def _work(self, tally: "Tally") -> Iterator[Group]:
