@@ -176,7 +176,7 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
     """Fresh actions at 0 … 7, 11 … 18 and 22 … 26 of 27 steps, so 18 gaps of one step and two of four."""
     _, timings = control(policy, "sync", 3, 27)
     plans = tuple(
-        PlanRecord(at, 1, 1, 1, 1, 0.1, None, None, None, timing)
+        PlanRecord(at, 1, 1, 1, 1, 0.1, None, None, None, timing=timing)
         for at, timing in zip((0, 8, 19), timings, strict=True)
     )
     episode = Episode(SPEC, 0, True, 1.0, 27, None, None, plans)
@@ -197,7 +197,7 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
 
 
 def test_an_episode_of_a_clock_as_json() -> None:
-    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,), Timing(0.25, 3, 1, 0.5))
+    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,), timing=Timing(0.25, 3, 1, 0.5))
     episode = Episode(SPEC, 3, True, 1.5, 40, None, None, (plan, replace(plan, timing=None)))
     values = episode.to_json()
     assert Episode.from_json(values) == episode
