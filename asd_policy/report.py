@@ -17,7 +17,7 @@ from asd_policy.policy import Policy
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
 
-COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
+COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
 
@@ -77,9 +77,16 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         result["spec"] + ("" if result["exact"] else " (approximate)"),
         f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
+        _interval(result["return_mean"], result["return_ci95"]),
         "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
         *costs,
     )
+
+
+def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
 
 
 def sizes(results: dict[str, Any]) -> str:
