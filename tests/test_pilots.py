@@ -46,8 +46,8 @@ def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
     """A policy whose actions say which plan they are of, and for which control step."""
     policy = asd_policy.load_policy(small_checkpoint)
 
-    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] = ()) -> list[Any]:
-        told.extend(committed)
+    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] | None = None) -> list[Any]:
+        told.extend(committed or ())
         chunks = []
         for row in rows:
             robot = policy.robots[row]
