@@ -34,9 +34,7 @@ CONTINUITIES = ("none", "inpaint", "soft")
 """What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
 the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
 
-_REMEMBERED = (
-    10  # delays of a robot's last plans, the largest of which is expected next (arXiv 2506.07339, algorithm 1)
-)
+_REMEMBERED = 10  # delays of a robot's last plans, of which the largest is expected next (arXiv 2506.07339)
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
 

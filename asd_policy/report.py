@@ -114,8 +114,8 @@ def table(results: dict[str, Any]) -> "Table":
     return rich_table
 
 
-TIMING_COLUMNS = ("sampler", "return [95 %]", "latency counted p50 / p95 ms", "delay steps", "stale steps",
-                  "missed deadlines", "control Hz", "jitter ms", "seam")  # fmt: skip
+TIMING_COLUMNS = ("sampler", "latency counted p50 / p95 ms", "delay steps", "stale steps", "missed deadlines",
+                  "control Hz", "jitter ms", "seam")  # fmt: skip
 
 
 def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
@@ -123,11 +123,9 @@ def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
     name, timing = result["spec"] + ("" if result["exact"] else " (approximate)"), result["timing"]
     if timing is None:  # no episode came to its end
         return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
-    returns = {"mean": result["return_mean"], "ci95": result["return_ci95"]}
     latency, delay = timing["counted_latency_ms"], timing["delay_steps_mean"]
     return (
         name,
-        _estimate(returns, "{:.3g}"),
         "–" if latency is None else f"{latency['p50']:.0f} / {latency['p95']:.0f}",
         "–" if delay is None else f"{delay:.1f}",
         f"{100 * timing['stale_fraction']:.0f} %",

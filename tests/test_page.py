@@ -104,6 +104,32 @@ def test_what_it_says() -> None:
     assert html.count("<svg") == len(PLOTS)
 
 
+def test_what_it_says_of_a_clock() -> None:
+    """What became of deadlines, in a table of its own; a sampler of which nothing came to its end has no figures."""
+    timing = {
+        "counted_latency_ms": {"mean": 123.0, "p50": 120.0, "p95": 187.0, "p99": 190.0, "max": 200.0},
+        "delay_steps_mean": 6.5, "delay_steps_max": 10, "stale_steps_mean": 4.0, "stale_fraction": 0.125,
+        "missed_deadlines": 8, "missed_fraction": 0.33, "control_frequency_hz": 43.75, "jitter_ms": 21.2,
+        "seam_mean": 0.0625, "seam_p95": 0.5,
+    }  # fmt: skip
+    clock = {"clock": "async", "hz": 50.0, "env_hz": 20.0, "latency": "runs/$a$.txt", "latency_sha256": "ab"}
+    first, *others = SPECS
+    samplers = [sampler(first, timing=None), *(sampler(spec, timing=timing) for spec in others)]
+    html = words(page.build(results(*samplers, **clock, continuity="soft"), episodes()))
+    section = html.partition("<h2>In real time</h2>")[2].partition("</section>")[0]
+    for said in (
+        "clock async, 50 Hz, latency runs/$a$.txt, continuity soft", "120 / 187", "<td>6.5</td>", "<td>12 %</td>",
+        "<td>33 %</td>", "<td>43.8</td>", "<td>21</td>", "<td>0.062</td>",
+        "asd/Avoid-v0 runs at 20 Hz, the clock at 50 Hz: a delay costs 2.5 times the steps",
+    ):  # fmt: skip
+        assert said in section, said
+    assert section.count("<td>–</td>") == 7
+    assert html.count("<svg") == len(PLOTS) + 1
+    assert "--clock async \\ --hz 50.0 \\ --latency &#39;runs/$a$.txt&#39; \\ --continuity soft" in html
+    waiting = page.build(results(*(sampler(spec, timing=None) for spec in SPECS), **clock, continuity="none"), [])
+    assert "Left out: no episode came to a second plan." in waiting
+
+
 def test_names_are_text() -> None:
     """Policies, modes and errors may hold any text, which no page may run."""
     html = page.build(results(), episodes())
