@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.base import Settled
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.types import PlanRecord, overhead_fraction
@@ -58,8 +57,8 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
     return planners
 
 
-def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> list[Sampler]:
-    """Return samplers with whatever is left to them chosen, once they have learned.
+def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
+    """Return samplers as they will run, by their specs: what is left to them is chosen, once they have learned.
 
     A choice follows measured times, which are never the same twice. Made here it is one for all episodes, whichever
     process runs them, and can be written down.
@@ -74,7 +73,7 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
         AsdError: As `prepare`.
     """
     choosing = [sampler for sampler in samplers if sampler.chooses]
-    settled: dict[Sampler, Sampler] = {}
+    ran = {sampler.spec: sampler for sampler in samplers}
     for planner in prepare(policy, env, choosing) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
         rows = range(batch)
@@ -82,8 +81,8 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
         for row in rows:
             planner.observe(row, moment.observation)
         planner.act(rows)
-        settled[planner.sampler] = Settled(planner.sampler, make_sampler(planner.plans[0].stats.spec))
-    return [settled.get(sampler, sampler) for sampler in samplers]
+        ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
+    return ran
 
 
 def calibrate(
@@ -170,24 +169,24 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
 
 
 def summarize(
-    samplers: Sequence[Sampler], episodes: Sequence[Episode], steps: int, margin: float = MARGIN
+    samplers: Mapping[str, Sampler], episodes: Sequence[Episode], steps: int, margin: float = MARGIN
 ) -> list[dict[str, Any]]:
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
     Args:
-        samplers: In the order of the list.
-        episodes: In any order.
+        samplers: From `settle`, in the order of the list.
+        episodes: In any order, with the specs that were asked for.
         steps: Length K of the policy's chain.
         margin: Difference of success rates that would not matter, for the verdict of equivalence.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
-    by_sampler = {sampler: [e for e in ordered if e.spec == sampler.spec] for sampler in samplers}
-    reference = next((done for sampler, done in by_sampler.items() if sampler.spec == "ddpm"), [])
-    return [_summary(sampler, done, reference, steps, margin) for sampler, done in by_sampler.items() if done]
+    by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
+    reference = by_spec.get("ddpm", [])
+    return [_summary(spec, samplers[spec], done, reference, steps, margin) for spec, done in by_spec.items() if done]
 
 
 def _summary(
-    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
+    spec: str, sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
@@ -195,8 +194,8 @@ def _summary(
     pairs = pair(reference, done)
     successes = [(own.success, other.success) for other, own in pairs]
     return {
-        "spec": sampler.spec,
-        "ran": sampler.ran,
+        "spec": spec,
+        "ran": sampler.spec,
         "exact": sampler.exact,
         "steps": steps,
         "episodes": len(done),

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -75,8 +75,9 @@ class Recipe:
     """Torch device, as on a machine that has no other GPU than the worker's."""
     backend: str
     """Spec of what runs the network."""
-    learned: tuple[tuple[Sampler, Experience], ...]
-    """Samplers, and what their planners learned: it is learned once, so that all plan alike."""
+    learned: tuple[tuple[str, Sampler, Experience], ...]
+    """The spec of each group's sampler, the sampler as it runs, and what its planner learned: once, so that all plan
+    alike."""
     env: str
     """Gymnasium id."""
     envs: int
@@ -85,13 +86,15 @@ class Recipe:
     """Of the evaluation."""
 
     @classmethod
-    def of(cls, checkpoint: str, device: str, planners: Sequence[Policy], env: str, envs: int, seed: int) -> "Recipe":
+    def of(
+        cls, checkpoint: str, device: str, planners: Mapping[str, Policy], env: str, envs: int, seed: int
+    ) -> "Recipe":
         """Return the recipe of planners from `prepare`.
 
         Args:
             checkpoint: What they were loaded from.
             device: Where to.
-            planners: One for each sampler.
+            planners: As for `LocalRunner`.
             env: Gymnasium id.
             envs: Episodes in a group.
             seed: Of the evaluation.
@@ -100,8 +103,8 @@ class Recipe:
         return cls(
             str(path.resolve()) if path.exists() else checkpoint,
             device.partition(":")[0],
-            planners[0].backend.spec,
-            tuple((planner.sampler, planner.experience) for planner in planners),
+            next(iter(planners.values())).backend.spec,
+            tuple((spec, planner.sampler, planner.experience) for spec, planner in planners.items()),
             env,
             envs,
             seed,
@@ -114,11 +117,10 @@ class Recipe:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
         policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
-        planners = []
-        for sampler, experience in self.learned:
-            planner = policy.with_sampler(sampler)
-            planner.experience = experience
-            planners.append(planner)
+        planners = {}
+        for spec, sampler, experience in self.learned:
+            planners[spec] = policy.with_sampler(sampler)
+            planners[spec].experience = experience
         return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
 
 

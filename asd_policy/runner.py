@@ -1,7 +1,7 @@
 """Groups of episodes, the unit of work, and who runs them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from asd_policy.episodes import Episode, run_group
@@ -14,7 +14,7 @@ class Group:
     """Episodes of one sampler that are run side by side."""
 
     spec: str
-    """Of the sampler."""
+    """Of the sampler, as it was asked for."""
     indices: tuple[int, ...]
     """Of the episodes."""
 
@@ -59,15 +59,15 @@ class Runner(Protocol):
 class LocalRunner:
     """Runs one group after the other in this process."""
 
-    def __init__(self, planners: Sequence[Policy], envs: Envs, seed: int) -> None:
+    def __init__(self, planners: Mapping[str, Policy], envs: Envs, seed: int) -> None:
         """Take what runs them.
 
         Args:
-            planners: From `prepare`, one for each sampler.
+            planners: From `prepare`, by the specs of groups.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """
-        self._planners = {planner.sampler.spec: planner for planner in planners}
+        self._planners = planners
         self._envs = envs
         self._seed = seed
 
@@ -79,7 +79,8 @@ class LocalRunner:
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups in order."""
         for group in groups:
-            yield from run_group(self._planners[group.spec], self._envs, group.indices, self._seed)
+            for episode in run_group(self._planners[group.spec], self._envs, group.indices, self._seed):
+                yield replace(episode, spec=group.spec)  # as it was asked for, whatever it ran as
 
     def close(self) -> None:
         """Close the environments."""

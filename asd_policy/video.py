@@ -1,7 +1,7 @@
 """Episodes as H.264 videos that browsers and phones play: one for each sampler, and two of them side by side."""
 
 import importlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -28,11 +28,14 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
+def record(
+    planners: Mapping[str, Policy], env_id: str, seed: int, folder: Path, beside: str | None = None
+) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
-        planners: From `evaluate.prepare`, so that the episode is the one that is evaluated.
+        planners: From `evaluate.prepare`, so that the episode is the one that is evaluated, by what to call them: the
+            specs of their samplers as they were asked for.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.
@@ -46,8 +49,7 @@ def record(planners: Sequence[Policy], env_id: str, seed: int, folder: Path, bes
     fps = env.metadata.get("render_fps", _FPS)
     paths: dict[str, Path] = {}
     try:
-        for planner in planners:
-            spec = planner.sampler.spec
+        for spec, planner in planners.items():
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             try:
                 with writing(paths[spec], fps) as write:

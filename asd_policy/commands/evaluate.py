@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,17 +112,20 @@ class EvalCommand:
             found.check_same(identity)
         env = make_env(self.env)
         try:
-            samplers = found.settled(samplers) if found else evaluate.settle(policy, env, samplers, self.envs)
-            planners = evaluate.prepare(policy, env, samplers)
+            if found is None:
+                ran = evaluate.settle(policy, env, samplers, self.envs)
+            else:
+                ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
+            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
         finally:
             env.close()
+        identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         runner = self._runner(planners)
-        identity["ran"] = [sampler.ran for sampler in samplers]
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
-        tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
+        tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
             with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
@@ -151,7 +154,7 @@ class EvalCommand:
             "complete": complete,
             "interrupted": cut_short is not None,
             **tally.rates(),
-            "samplers": evaluate.summarize(samplers, counted, len(policy.chain), self.margin),
+            "samplers": evaluate.summarize(ran, counted, len(policy.chain), self.margin),
         }
         path = self.out / RESULTS
         try:
@@ -169,7 +172,7 @@ class EvalCommand:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
             if counted:
-                self._show(console, [], results)
+                self._show(console, {}, results)
             if isinstance(cut_short, AsdError):
                 raise cut_short
             return INTERRUPTED
@@ -181,7 +184,7 @@ class EvalCommand:
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, planners: Sequence[Policy], results: dict[str, Any]) -> None:
+    def _show(self, console: Console, planners: Mapping[str, Policy], results: dict[str, Any]) -> None:
         """Write videos of the planners, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
@@ -218,7 +221,7 @@ class EvalCommand:
         if self.resume and self.overwrite:
             raise SpecError("--resume goes on with the run in --out and --overwrite replaces it: give one of them")
 
-    def _runner(self, planners: Sequence[Policy]) -> Runner:
+    def _runner(self, planners: Mapping[str, Policy]) -> Runner:
         """Return what runs the episodes.
 
         Raises:
