@@ -1,14 +1,15 @@
-"""What a policy keeps of a robot from one control step to the next."""
+"""What a policy keeps of a robot from one control step to the next, and what it takes to control several."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy.arrays import Array
-from asd_policy.samplers.base import move_on
+from asd_policy.samplers.base import Sampler, move_on
 from asd_policy.types import Plan, PlanRecord
 
 
@@ -34,3 +35,29 @@ class Robot:
         if not self.plans:
             return None
         return move_on(self.plans[-1].sample, self.steps - self.records[-1].at)
+
+
+class Pilot(Protocol):
+    """Controls the robots of a group: a policy, for which time stands still while it plans, or one of `pilots`."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """What it plans with."""
+        ...
+
+    @property
+    def robots(self) -> list[Robot]:
+        """Those it controls."""
+        ...
+
+    def reset_batch(self, seeds: Sequence[int]) -> None:
+        """As `Policy.reset_batch`."""
+        ...
+
+    def observe(self, row: int, observation: Any) -> None:
+        """As `Policy.observe`."""
+        ...
+
+    def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """As `Policy.act`."""
+        ...

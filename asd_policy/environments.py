@@ -51,6 +51,17 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
         raise EnvError(f"no environment {env_id!r}; there are {namespaces}, and gymnasium's own") from None
 
 
+def control_rate(env: Env) -> float | None:
+    """Return how many control steps an environment has in a second of its own time, or None where it does not say.
+
+    It is told by `metadata["render_fps"]`, a frame for each step, or else by `dt` [s], as MuJoCo's environments have.
+    """
+    fps, dt = env.metadata.get("render_fps"), getattr(env.unwrapped, "dt", None)
+    if fps:
+        return float(fps)
+    return 1 / dt if isinstance(dt, float) and dt > 0 else None
+
+
 def check_fit(policy: Policy, env: Env) -> None:
     """Refuse an environment whose actions are not the policy's.
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.control import Robot
+from asd_policy.control import Pilot, Robot
 from asd_policy.errors import EnvError, ObservationError
-from asd_policy.policy import Policy
-from asd_policy.types import PlanRecord
+from asd_policy.types import PlanRecord, Timing
 from asd_policy.vector import End, Envs, EnvsLost, Moment
 
 
@@ -55,7 +54,8 @@ class Episode:
 
 def _plan(values: Mapping[str, Any]) -> PlanRecord:
     steps = {name: None if values[name] is None else tuple(values[name]) for name in ("refused", "unjudged")}
-    return PlanRecord(**{**values, **steps})
+    timing = values.get("timing")
+    return PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
 
 
 def episode_seeds(seed: int, index: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def episode_seeds(seed: int, index: int) -> tuple[int, int]:
     return env_seed, noise_seed
 
 
-def run_group(planner: Policy, envs: Envs, indices: Sequence[int], seed: int) -> Iterator[Episode]:
+def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> Iterator[Episode]:
     """Run a group of episodes side by side, with one batched plan for all that need one at a moment.
 
     Every random number belongs to an episode. What an episode still owes to its group is the rounding of a network
@@ -77,7 +77,7 @@ def run_group(planner: Policy, envs: Envs, indices: Sequence[int], seed: int) ->
     bit, whoever runs its group and whatever ran before.
 
     Args:
-        planner: Plans; its experience is frozen.
+        pilot: Plans and acts; what its policy learned is frozen.
         envs: With as many rows as a group has episodes, or more.
         indices: Of the episodes.
         seed: Of the evaluation: it and an episode's index fix the environment's and the planner's seeds.
@@ -91,8 +91,8 @@ def run_group(planner: Policy, envs: Envs, indices: Sequence[int], seed: int) ->
         DenoiserError: The network failed.
     """
     seeds = [episode_seeds(seed, index) for index in indices]
-    planner.reset_batch([noise_seed for _, noise_seed in seeds])
-    rows = [_Row(index, robot) for index, robot in zip(indices, planner.robots, strict=True)]
+    pilot.reset_batch([noise_seed for _, noise_seed in seeds])
+    rows = [_Row(index, robot) for index, robot in zip(indices, pilot.robots, strict=True)]
     lost: Mapping[int, str] = {}
     try:
         moments = dict(enumerate(envs.reset([env_seed for env_seed, _ in seeds])))
@@ -101,22 +101,22 @@ def run_group(planner: Policy, envs: Envs, indices: Sequence[int], seed: int) ->
                 rows[row].take(moment)
                 if rows[row].end is None:
                     try:
-                        planner.observe(row, moment.observation)
+                        pilot.observe(row, moment.observation)
                     except ObservationError as error:
                         rows[row].end = End.failure(str(error))
                 if rows[row].end is not None:
-                    yield rows[row].episode(planner.sampler.spec)
+                    yield rows[row].episode(pilot.sampler.spec)
             going = [row for row in moments if rows[row].end is None]
-            moments = envs.step(dict(zip(going, planner.act(going), strict=True))) if going else {}
+            moments = envs.step(dict(zip(going, pilot.act(going), strict=True))) if going else {}
     except EnvsLost as error:
         lost = error.rows
     for row, reason in lost.items():
         if rows[row].end is None:
             rows[row].end = End.failure(reason)
-            yield rows[row].episode(planner.sampler.spec)
+            yield rows[row].episode(pilot.sampler.spec)
     rest = [row.index for row in rows if row.end is None]
     if rest:
-        yield from run_group(planner, envs, rest, seed)
+        yield from run_group(pilot, envs, rest, seed)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from asd_policy.comparison import MARGIN, equivalence, pair, reward_difference
+from asd_policy.control import Pilot
 from asd_policy.environments import Env, check_fit
 from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
@@ -16,6 +17,7 @@ from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
+from asd_policy.timing import summarize_timing
 from asd_policy.types import PlanRecord, overhead_fraction
 from asd_policy.vector import InProcess
 
@@ -121,11 +123,11 @@ def learning_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(_LEARNING,)).generate_state(1, np.uint64)[0])
 
 
-def run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
-    """Run one episode; its plans are left in `planner.plans`.
+def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
+    """Run one episode; its plans are left with the pilot's robot.
 
     Args:
-        planner: Plans.
+        pilot: A policy, or who controls with one by a clock.
         env: Where.
         index: Of the episode.
         seed: Of the evaluation: it and the index fix the environment's and the planner's seeds.
@@ -134,7 +136,7 @@ def run_episode(planner: Policy, env: Env, index: int, seed: int) -> Episode:
         EnvError: The environment raised, showed numbers that are not finite, or does not report success.
         DenoiserError: The network failed.
     """
-    (episode,) = run_group(planner, InProcess(lambda: env), [index], seed)
+    (episode,) = run_group(pilot, InProcess(lambda: env), [index], seed)
     if episode.error is not None:
         raise EnvError(f"episode {index}: {episode.error}")
     return episode
@@ -169,7 +171,11 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
 
 
 def summarize(
-    samplers: Mapping[str, Sampler], episodes: Sequence[Episode], steps: int, margin: float = MARGIN
+    samplers: Mapping[str, Sampler],
+    episodes: Sequence[Episode],
+    steps: int,
+    margin: float = MARGIN,
+    hz: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
@@ -178,15 +184,24 @@ def summarize(
         episodes: In any order, with the specs that were asked for.
         steps: Length K of the policy's chain.
         margin: Difference of success rates that would not matter, for the verdict of equivalence.
+        hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
     by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
     reference = by_spec.get("ddpm", [])
-    return [_summary(spec, samplers[spec], done, reference, steps, margin) for spec, done in by_spec.items() if done]
+    return [
+        _summary(spec, samplers[spec], done, reference, steps, margin, hz) for spec, done in by_spec.items() if done
+    ]
 
 
 def _summary(
-    spec: str, sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float
+    spec: str,
+    sampler: Sampler,
+    done: list[Episode],
+    reference: list[Episode],
+    steps: int,
+    margin: float,
+    hz: float | None,
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
@@ -196,7 +211,7 @@ def _summary(
     return {
         "spec": spec,
         "ran": sampler.spec,
-        "exact": sampler.exact,
+        "exact": sampler.exact and all(plan.exact or plan.cut for plan in plans),
         "steps": steps,
         "episodes": len(done),
         "failed": sum(episode.error is not None for episode in done),
@@ -209,6 +224,7 @@ def _summary(
         "equivalence": equivalence(pairs, margin) if pairs and done is not reference else None,
         "modes": dict(sorted(modes.items())),
         "mode_entropy": entropy(modes),
+        "timing": None if hz is None else summarize_timing(done, hz),
         "plans": len(plans),
         **_costs(plans, [plan for episode in reference for plan in episode.plans], steps),
     }

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from asd_policy import arrays
 from asd_policy.arrays import Array, Device
 from asd_policy.chain import GaussianChain
+from asd_policy.pace import Pace
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ class Experience:
     """Seconds of a network call by its number of points."""
     overhead: dict[tuple[str, str, int], dict[int, float]] = field(default_factory=dict)
     """By draft, verifier and batch, seconds of a round outside the network by its window."""
+    pace: Pace = field(default_factory=Pace)
+    """How long rounds and calls of plans with a deadline took."""
     learning: bool = True
     """Whether `learn` adds; off, a plan depends on its observation, its noise and nothing else."""
     _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
@@ -70,12 +73,13 @@ class Experience:
             judgements=dict(self.judgements),
             latency=dict(self.latency),
             overhead=dict(self.overhead),
+            pace=self.pace.copy(),
             _made=dict(self._made),
         )
 
     def without_times(self) -> "Experience":
         """Return a copy that knows of no latencies: those of another backend or device tell nothing."""
-        return replace(self.copy(), latency={}, overhead={}, _made={})
+        return replace(self.copy(), latency={}, overhead={}, pace=Pace(), _made={})
 
     def freeze(self) -> None:
         """Stop learning, with the last word on all that was learned."""
@@ -86,6 +90,7 @@ class Experience:
         self,
         points: Array,
         clean: Array,
+        done: Array,
         free: Array | None,
         judged: Array,
         refused: Array,
@@ -97,6 +102,7 @@ class Experience:
         Args:
             points: The points of the chain [B, K, D].
             clean: x̂0 there [B, K, D].
+            done: How many steps of each are committed [B]: all K, but for plans that a deadline has stopped.
             free: Coordinates that are sampled, not given, [B, D]; None for all.
             judged: Which steps had a draft to be judged [B, K].
             refused: For which of them it was refused [B, K].
@@ -110,6 +116,8 @@ class Experience:
         a, b = tables.a[:-1, None], tables.b[:-1, None]
         noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])  # [B, K − 1, D]
         change = clean[:, 1:] - clean[:, :-1]
+        seen = (arrays.arange(len(chain), done)[1:] < done[:, None])[:, :, None]
+        noise, change = noise * seen, change * seen
         if free is not None:
             noise, change = noise * free[:, None], change * free[:, None]
         found = {

@@ -76,6 +76,22 @@ def find_run(folder: Path) -> Found | None:
         return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return parse(path, content)
+    except RunError as error:
+        raise RunError(f"{error}; --overwrite it, or name another --out") from None
+
+
+def parse(path: Path, content: bytes) -> Found:
+    """Return what a journal's whole lines say.
+
+    Args:
+        path: Of the file.
+        content: Of the file.
+
+    Raises:
+        RunError: It is damaged, or of another version.
+    """
     size = content.rfind(b"\n") + 1
     run: dict[str, Any] = {}
     episodes: list[Episode] = []
@@ -91,7 +107,7 @@ def find_run(folder: Path) -> Found | None:
             raise ValueError("an episode is there twice")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__} {error} after {len(episodes)} episodes"
-        raise RunError(f"{path} is damaged: {reason}; --overwrite it, or name another --out") from None
+        raise RunError(f"{path} is damaged: {reason}") from None
     return Found(path, run, tuple(episodes), size)
 
 

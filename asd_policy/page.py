@@ -56,6 +56,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     import jinja2
 
     best = fastest_exact(results)
+    clocked = report.is_clocked(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -69,6 +70,10 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         shown_failures=_SHOWN_FAILURES,
         columns=report.COLUMNS,
         rows=[report.row(each) for each in results["samplers"]],
+        clock=report.clock_title(results) if clocked else None,
+        timing_columns=report.TIMING_COLUMNS,
+        timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
+        other_rate=report.other_rate(results) if clocked else None,
         choices=report.choices(results),
         verdicts=report.equivalence_lines(results),
         sizes=report.sizes(results),
@@ -114,6 +119,8 @@ def _command(results: Results) -> str:
     options["samplers"] = list(dict.fromkeys(each.get("ran", each["spec"]) for each in results["samplers"]))
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
+    if report.is_clocked(results):
+        options |= {name: [str(results[name])] for name in ("clock", "hz", "latency", "continuity")}
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy import plots
+from asd_policy import plots, report
 from asd_policy.episodes import Episode
 from asd_policy.types import PlanRecord
 
@@ -45,7 +45,8 @@ def draw(results: Results, episodes: Episodes) -> list[Plot]:
         results: With at least one sampler.
         episodes: Those it sums up; empty where they were not kept.
     """
-    return [_plot(name, title, drawer, results, episodes) for name, title, drawer in _PLOTS]
+    drawers = (*_PLOTS, *_CLOCKED_PLOTS) if report.is_clocked(results) else _PLOTS
+    return [_plot(name, title, drawer, results, episodes) for name, title, drawer in drawers]
 
 
 def _plot(name: str, title: str, drawer: "_Drawer", results: Results, episodes: Episodes) -> Plot:
@@ -199,6 +200,25 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
     return f"How often each of the {len(names)} ways that were met was taken, in successful episodes."
 
 
+def _late(pyplot: Any, results: Results, episodes: Episodes) -> str:
+    timed = [
+        (index, each)
+        for index, each in enumerate(results["samplers"])
+        if each["timing"] and each["timing"]["counted_latency_ms"] and each["return_mean"] is not None
+    ]
+    if not timed:
+        raise LeftOut("no episode came to a second plan")
+    figure, axis = _axes(pyplot, len(timed))
+    for index, each in timed:
+        at, style = each["timing"]["counted_latency_ms"]["mean"], plots.mark(index)
+        if each["return_ci95"] is not None:
+            axis.vlines(at, *each["return_ci95"], color=style["color"], linestyle=plots.line_style(each["exact"]))
+        axis.plot(at, each["return_mean"], linestyle="", label=_name(each), **style)
+    axis.set(xlabel="mean latency that was counted [ms]", ylabel="return", xlim=(0, None))
+    _legend(figure)
+    return "Mean return with its 95 % interval (Student's), at the mean latency of a sampler's plans."
+
+
 def _axes(pyplot: Any, labels: int) -> tuple[Any, Any]:
     return pyplot.subplots(figsize=(_WIDTH, 2.7 + _LEGEND_ROW * labels), layout="constrained")
 
@@ -236,3 +256,5 @@ _PLOTS: tuple[tuple[str, str, _Drawer], ...] = (
     ("rounds", "Rounds over an episode", _rounds),
     ("modes", "Modes", _modes),
 )
+_CLOCKED_PLOTS: tuple[tuple[str, str, _Drawer], ...] = (("late", "Return against latency", _late),)
+"""Of a run in which time went on while plans were made."""

@@ -16,13 +16,16 @@ from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.chain import GaussianChain
 from asd_policy.clock import Stopwatch
+from asd_policy.continuity import Committed, overlay
 from asd_policy.control import Robot
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import ObservationError
 from asd_policy.experience import Experience
+from asd_policy.noise import NoiseTape
 from asd_policy.normalize import Affine
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.base import Past, move_on
+from asd_policy.samplers.deadline import check_deadline
 from asd_policy.samplers.target import Held
 from asd_policy.types import Plan
 
@@ -100,6 +103,10 @@ class Policy:
         self.sampler = sampler
         self.horizons = horizons
         self.device = device
+        self.deadline_ms: float | None = None
+        """When plans have to be there, from their begin [ms]; None for no matter when."""
+        self.fallback = "jump"
+        """How plans are finished that are not at their end by then."""
         self.experience = Experience()
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
         self._observation = {name: affine.to(device) for name, affine in observation.items()}
@@ -169,6 +176,23 @@ class Policy:
         """
         other = self.with_sampler(self.sampler)
         other._run_on(backend)
+        return other
+
+    def with_deadline(self, milliseconds: float | None, fallback: str = "jump") -> "Policy":
+        """Return a policy whose plans are to be there after so long: anytime planning, see `Sampler.sample`.
+
+        Args:
+            milliseconds: From a plan's begin [ms]; None for no matter how long.
+            fallback: How a plan is finished that is not at its end in time, "jump" or "last_plan". Such a plan is not
+                exact, and its `stats.cut` says so.
+
+        Raises:
+            SpecError: There is no such fallback, or the time is not a positive number.
+        """
+        if milliseconds is not None:
+            check_deadline(milliseconds, fallback)
+        other = self.with_sampler(self.sampler)
+        other.deadline_ms, other.fallback = milliseconds, fallback
         return other
 
     def _run_on(self, backend: Backend) -> None:
@@ -268,11 +292,14 @@ class Policy:
             robot.steps += 1
         return [robot.queue.popleft() for robot in robots]
 
-    def plan_for(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+    def plan_for(
+        self, rows: Sequence[int], committed: Sequence[Committed | None] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         """Plan for some robots from what they see now, as one batch; what they have queued stays as it is.
 
         Args:
             rows: The robots, all of which have observed.
+            committed: What each of them does meanwhile, see `plan`.
 
         Returns:
             For each robot the rest of its plan [n, action_dim], float32, in the environment's units, from the action
@@ -293,7 +320,7 @@ class Policy:
             known = arrays.namespace(known).concatenate(
                 [arrays.zeros(known.shape, known) if last is None else last for last in lasts]
             )
-        plan = self.plan(told, [robot.generator for robot in robots], known)
+        plan = self.plan(told, [robot.generator for robot in robots], known, committed=committed)
         for row, robot in enumerate(robots):
             robot.plans.append(plan.row(row))
             robot.records.append(plan.record(row, robot.steps))
@@ -309,6 +336,7 @@ class Policy:
         generator: Any = None,
         last_plan: Array | None = None,
         stopwatch: Stopwatch | None = None,
+        committed: Sequence[Committed | None] | None = None,
     ) -> Plan:
         """Sample a batch of action chunks.
 
@@ -318,9 +346,12 @@ class Policy:
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.
             stopwatch: Told where the time goes.
+            committed: What each robot goes on to do while it is planned for, None for one that waits: the plan is made
+                up to go with that, and its first actions are those.
 
         Raises:
             DenoiserError: The network failed.
+            SpecError: The deadline is shorter than one network call, or no deadline can cut the sampler here.
         """
         start = time.perf_counter()
         if stopwatch is not None:
@@ -332,13 +363,37 @@ class Policy:
         cond = cond.reshape(len(cond), -1)
         shape = (len(cond), *self.event)
         past = Past(last_plan, self.experience)
-        held = self.held(cond)
+        held, tape = self.held(cond), None
+        if committed is not None and any(each is not None and each.delay + each.soft for each in committed):
+            tape = NoiseTape.draw(shape, len(self.chain), generator, self.device)
+            held = self._commit(held, committed, tape)
         result = self.sampler.sample(
-            self.denoiser, self.chain, shape, cond, generator, held=held, past=past, stopwatch=stopwatch
+            self.denoiser,
+            self.chain,
+            shape,
+            cond,
+            generator,
+            tape,
+            held=held,
+            past=past,
+            stopwatch=stopwatch,
+            deadline_ms=self.deadline_ms,
+            fallback=self.fallback,
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
+
+    def _commit(self, held: Held | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Held:
+        """Return what is given of samples along a tape: committed actions beside what was given before."""
+        laid = overlay(committed, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
+        actions, pull = (arrays.asarray(each, self.device) for each in laid)
+        values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
+        values[..., : self.action_dim], pulls[..., : self.action_dim] = self._action.normalize(actions), pull
+        mask = pulls == 1
+        soft = (pulls * ~mask) if any(each is not None and each.soft for each in committed) else None
+        own = Held.noised(mask, values, self.chain, tape, soft)
+        return own if held is None else own.beside(held)
 
     def _read(self, observation: Any) -> dict[str, Array]:
         """Return each feature as a float32 tensor [feature_dim], checked."""

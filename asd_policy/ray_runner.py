@@ -26,6 +26,7 @@ from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, BackendError, SpecError
 from asd_policy.experience import Experience
+from asd_policy.pilots import ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.runner import Group, LocalRunner
 from asd_policy.samplers import Sampler
@@ -67,7 +68,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker makes its planners and environments from."""
+    """What a worker makes its pilots and environments from."""
 
     checkpoint: str
     """A path that each worker's machine has, or a Hub id."""
@@ -84,10 +85,19 @@ class Recipe:
     """Environments side by side in each worker."""
     seed: int
     """Of the evaluation."""
+    clock: ControlClock | None = None
+    """How time goes on while plans are made; None where it does not."""
 
     @classmethod
     def of(
-        cls, checkpoint: str, device: str, planners: Mapping[str, Policy], env: str, envs: int, seed: int
+        cls,
+        checkpoint: str,
+        device: str,
+        planners: Mapping[str, Policy],
+        env: str,
+        envs: int,
+        seed: int,
+        clock: ControlClock | None = None,
     ) -> "Recipe":
         """Return the recipe of planners from `prepare`.
 
@@ -98,6 +108,7 @@ class Recipe:
             env: Gymnasium id.
             envs: Episodes in a group.
             seed: Of the evaluation.
+            clock: How time goes on while plans are made; None where it does not.
         """
         path = Path(checkpoint)
         return cls(
@@ -108,6 +119,7 @@ class Recipe:
             env,
             envs,
             seed,
+            clock,
         )
 
     def cook(self) -> LocalRunner:
@@ -117,11 +129,12 @@ class Recipe:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
         policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
-        planners = {}
+        pilots = {}
         for spec, sampler, experience in self.learned:
-            planners[spec] = policy.with_sampler(sampler)
-            planners[spec].experience = experience
-        return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
+            planner = policy.with_sampler(sampler)
+            planner.experience = experience
+            pilots[spec] = make_pilot(planner, self.clock, spec)
+        return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
 
 
 class Worker:

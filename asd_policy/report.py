@@ -10,12 +10,14 @@ import torch
 
 import asd_policy
 from asd_policy.hardware import hardware
+from asd_policy.latencies import MEASURED
+from asd_policy.pilots import UNCLOCKED
 from asd_policy.policy import Policy
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
 
-COLUMNS = ("sampler", "success % [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
+COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
 
@@ -75,9 +77,16 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         result["spec"] + ("" if result["exact"] else " (approximate)"),
         f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
+        _interval(result["return_mean"], result["return_ci95"]),
         "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
         *costs,
     )
+
+
+def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
 
 
 def sizes(results: dict[str, Any]) -> str:
@@ -103,6 +112,65 @@ def table(results: dict[str, Any]) -> "Table":
         name, *cells = row(result)
         rich_table.add_row(name.replace(",", ",\n  "), *cells)
     return rich_table
+
+
+TIMING_COLUMNS = ("sampler", "return [95 %]", "latency counted p50 / p95 ms", "delay steps", "stale steps",
+                  "missed deadlines", "control Hz", "jitter ms", "seam")  # fmt: skip
+
+
+def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one sampler of results.json that ran by a clock, as in `TIMING_COLUMNS`."""
+    name, timing = result["spec"] + ("" if result["exact"] else " (approximate)"), result["timing"]
+    if timing is None:  # no episode came to its end
+        return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
+    returns = {"mean": result["return_mean"], "ci95": result["return_ci95"]}
+    latency, delay = timing["counted_latency_ms"], timing["delay_steps_mean"]
+    return (
+        name,
+        _estimate(returns, "{:.3g}"),
+        "–" if latency is None else f"{latency['p50']:.0f} / {latency['p95']:.0f}",
+        "–" if delay is None else f"{delay:.1f}",
+        f"{100 * timing['stale_fraction']:.0f} %",
+        "–" if timing["missed_fraction"] is None else f"{100 * timing['missed_fraction']:.0f} %",
+        f"{timing['control_frequency_hz']:.1f}",
+        "–" if timing["jitter_ms"] is None else f"{timing['jitter_ms']:.0f}",
+        "–" if timing["seam_mean"] is None else f"{timing['seam_mean']:.3f}",
+    )
+
+
+def timing_table(results: dict[str, Any]) -> "Table":
+    """Return what became of deadlines in a results.json object of a run by a clock, as a table for the terminal."""
+    from rich.table import Table
+
+    rich_table = Table(title=clock_title(results))
+    for column in TIMING_COLUMNS:
+        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+    for result in results["samplers"]:
+        name, *cells = timing_row(result)
+        rich_table.add_row(name.replace(",", ",\n  "), *cells)
+    return rich_table
+
+
+def is_clocked(results: dict[str, Any]) -> bool:
+    """Return whether time went on while plans were made, in the run of a results.json object."""
+    return results.get("clock", UNCLOCKED) != UNCLOCKED
+
+
+def clock_title(results: dict[str, Any]) -> str:
+    """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured, continuity none"."""
+    latency = results["latency"] + ("" if results["latency_sha256"] or results["latency"] == MEASURED else " ms")
+    continuity = f", continuity {results['continuity']}" if results["clock"] == "async" else ""
+    return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}{continuity}"
+
+
+def other_rate(results: dict[str, Any]) -> str | None:
+    """Return what it means that a run's clock is not the environment's own; None where it is, or nobody knows."""
+    if results["env_hz"] in (None, results["hz"]):
+        return None
+    return (
+        f"{results['env']} runs at {results['env_hz']:g} Hz, the clock at {results['hz']:g} Hz: a delay costs "
+        f"{results['hz'] / results['env_hz']:.3g} times the steps it would cost by the environment's own time"
+    )
 
 
 def choices(results: dict[str, Any]) -> list[str]:

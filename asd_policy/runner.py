@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from asd_policy.control import Pilot
 from asd_policy.episodes import Episode, run_group
-from asd_policy.policy import Policy
 from asd_policy.vector import Envs
 
 
@@ -59,15 +59,15 @@ class Runner(Protocol):
 class LocalRunner:
     """Runs one group after the other in this process."""
 
-    def __init__(self, planners: Mapping[str, Policy], envs: Envs, seed: int) -> None:
+    def __init__(self, pilots: Mapping[str, Pilot], envs: Envs, seed: int) -> None:
         """Take what runs them.
 
         Args:
-            planners: From `prepare`, by the specs of groups.
+            pilots: Who controls, by the specs of groups: planners from `prepare`, or by a clock with them.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """
-        self._planners = planners
+        self._pilots = pilots
         self._envs = envs
         self._seed = seed
 
@@ -79,7 +79,7 @@ class LocalRunner:
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups in order."""
         for group in groups:
-            for episode in run_group(self._planners[group.spec], self._envs, group.indices, self._seed):
+            for episode in run_group(self._pilots[group.spec], self._envs, group.indices, self._seed):
                 yield replace(episode, spec=group.spec)  # as it was asked for, whatever it ran as
 
     def close(self) -> None:

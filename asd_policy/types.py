@@ -28,6 +28,10 @@ class SpeculationStats:
     """The steps k, 0 the noisiest, whose draft was refused; None for a sampler without drafts."""
     unjudged: tuple[tuple[int, ...], ...] | None = None
     """The steps that were taken without a draft to judge; None for a sampler without drafts."""
+    cut: tuple[bool, ...] = ()
+    """Which rows a deadline's fallback has finished; they do not have the sampler's law."""
+    exact: bool = True
+    """Whether the others have the law of the sequential sampler."""
 
     @property
     def algorithmic_speedup(self) -> float:
@@ -38,6 +42,21 @@ class SpeculationStats:
     def overhead_fraction(self) -> float | None:
         """Share of the time spent outside the network, 0 … 1; None where it is not known."""
         return overhead_fraction([self], self.seconds)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When one plan came to a robot that did not wait for it (`asd_policy.pilots`)."""
+
+    latency: float
+    """The time it is taken to have been made in [s]: measured, or as the run was told."""
+    delay: int
+    """Control steps from the observation it was made for to its first action; 0 for the first plan of an episode."""
+    stale: int
+    """Control steps in which an action was repeated for want of this plan; above 0, its deadline is missed."""
+    seam: float | None
+    """Distance, in normalised units, from the action that the plan before had for the step in which this one came, to
+    its own; None where that plan had none."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,12 @@ class PlanRecord:
     """The steps whose draft was refused; None for a sampler without drafts."""
     unjudged: tuple[int, ...] | None
     """The steps without a draft to judge; None for a sampler without drafts."""
+    cut: bool = False
+    """Whether a deadline's fallback has finished it."""
+    exact: bool = True
+    """Whether it was made with the law of the sequential sampler, and not cut."""
+    timing: Timing | None = None
+    """When it came; None where the environment waited for it."""
 
 
 def overhead_fraction(calls: Sequence[SpeculationStats] | Sequence[PlanRecord], seconds: float) -> float | None:
@@ -108,6 +133,7 @@ class Plan:
                 nfe=stats.nfe[rows],
                 refused=stats.refused and stats.refused[rows],
                 unjudged=stats.unjudged and stats.unjudged[rows],
+                cut=stats.cut[rows],
             ),
             self.seconds,
             self.cond[rows],
@@ -127,4 +153,6 @@ class Plan:
             network_seconds=stats.network_seconds,
             refused=None if stats.refused is None else stats.refused[row],
             unjudged=None if stats.unjudged is None else stats.unjudged[row],
+            cut=any(stats.cut[row : row + 1]),
+            exact=stats.exact and not any(stats.cut[row : row + 1]),
         )

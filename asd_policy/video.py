@@ -11,11 +11,11 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.control import Pilot
 from asd_policy.environments import make_env
 from asd_policy.errors import EnvError
 from asd_policy.evaluate import run_episode
 from asd_policy.files import atomic_file
-from asd_policy.policy import Policy
 
 SIDE_BY_SIDE = "side-by-side.mp4"
 Frame = npt.NDArray[np.uint8]
@@ -28,18 +28,16 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def record(
-    planners: Mapping[str, Policy], env_id: str, seed: int, folder: Path, beside: str | None = None
-) -> list[Path]:
+def record(pilots: Mapping[str, Pilot], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
-        planners: From `evaluate.prepare`, so that the episode is the one that is evaluated, by what to call them: the
-            specs of their samplers as they were asked for.
+        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated,
+            by what to call them: the specs of their samplers as they were asked for.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.
-        beside: Spec of the sampler that is shown beside `ddpm`, if both are among the planners.
+        beside: Spec of the sampler that is shown beside `ddpm`, if both are among the pilots'.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
@@ -49,11 +47,11 @@ def record(
     fps = env.metadata.get("render_fps", _FPS)
     paths: dict[str, Path] = {}
     try:
-        for spec, planner in planners.items():
+        for spec, pilot in pilots.items():
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             try:
                 with writing(paths[spec], fps) as write:
-                    run_episode(planner, _Filmed(env, spec, write), 0, seed)
+                    run_episode(pilot, _Filmed(env, spec, write), 0, seed)
             except Exception as error:  # every renderer raises errors of its own
                 raise EnvError(
                     f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl"

@@ -27,6 +27,10 @@ TIMES = {"seconds", "network_seconds"}
 NOT_COMPARED = {"started", "device", "latency_ms", "wall_clock_speedup", "overhead_fraction", "episodes_per_second",
                 "environment_steps_per_second"}  # fmt: skip
 
+TIMING = {"counted_latency_ms", "delay_steps_mean", "delay_steps_max", "stale_steps_mean", "stale_fraction",
+          "seam_mean", "seam_p95", "missed_deadlines", "missed_fraction", "control_frequency_hz",
+          "jitter_ms"}  # fmt: skip
+
 
 def words(checkpoint: Path, out: Path, fault: str = "None", specs: Sequence[str] = SPECS, **options: Any) -> list[str]:
     env = f"faulty_envs:faulty/{fault}-v0"
@@ -237,3 +241,73 @@ def test_until_the_interval_is_narrow(small_checkpoint: Path, tmp_path: Path) ->
     low, high = results["samplers"][0]["success_ci95"]
     assert high - low <= 0.4
     assert len(lines_of(tmp_path)) == 16
+
+
+def test_by_a_clock(small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the same, in one go and in two; another clock is another run; the record and the page say what it was."""
+    trace, other = tmp_path / "trace.txt", tmp_path / "other.txt"
+    trace.write_text("40\n250\n")
+    other.write_text("40\n251\n")
+    options = {"clock": "async", "hz": 10, "latency": trace, "episodes": 4}
+    assert cli.run(words(small_checkpoint, tmp_path / "whole", **options)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "clock async, 10 Hz, latency" in said
+    assert "note:" not in said  # the environment tells no rate of its own
+    assert cli.run(words(small_checkpoint, tmp_path / "parts", **{**options, "episodes": 2})) == 0
+    assert cli.run(words(small_checkpoint, tmp_path / "parts", **options, resume=True)) == 0
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    results = results_of(tmp_path / "whole")
+    assert untimed(results_of(tmp_path / "parts")) == untimed(results)
+    kept = {key: results[key] for key in ("clock", "hz", "env_hz", "latency")}
+    assert kept == {"clock": "async", "hz": 10.0, "env_hz": None, "latency": str(trace)}
+    for sampler in results["samplers"]:
+        assert set(sampler["timing"]) == TIMING
+        assert sampler["timing"]["counted_latency_ms"]["max"] == 250
+        assert sampler["timing"]["delay_steps_max"] == 3
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert 'id="timing"' in page
+    assert f"--clock async \\\n  --hz 10.0 \\\n  --latency {trace}" in page
+    capsys.readouterr()
+    for change, message in (
+        ({"clock": "sync"}, 'clock is "async" there, "sync" here'),
+        ({"hz": 20}, "hz is 10.0 there, 20.0 here"),
+        ({"continuity": "inpaint"}, 'continuity is "none" there, "inpaint" here'),
+        ({"latency": 40}, "latency_sha256 differs"),
+        ({"latency": other}, "latency_sha256 differs"),
+    ):
+        assert cli.run(words(small_checkpoint, tmp_path / "whole", **{**options, **change}, resume=True)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_without_a_clock_nothing_is_said_of_one(uninterrupted: Path) -> None:
+    results = results_of(uninterrupted)
+    assert (results["clock"], results["hz"], results["latency"]) == ("none", None, None)
+    assert {sampler["timing"] for sampler in results["samplers"]} == {None}
+    assert 'id="timing"' not in (uninterrupted / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clock": "sync", "hz": 0}, "--hz 0 is not a finite number of control steps in a second above 0"),
+        ({"clock": "async", "hz": -50}, "--hz -50 is not a finite number"),
+        ({"clock": "async", "hz": "nan"}, "--hz nan is not a finite number"),
+        ({"clock": "sync", "hz": 50, "latency": -3}, "--latency -3 is not a number of milliseconds from 0 on"),
+        ({"clock": "sync", "hz": 50, "latency": "nowhere"}, "nor a file that can be read: No such file or directory"),
+        ({"clock": "sync"}, "does not tell its control frequency, which --clock sync needs: give --hz"),
+        ({"hz": 50}, "--hz is for --clock sync or async; without a clock the environment waits for plans"),
+        ({"latency": 20}, "--latency is for --clock sync or async"),
+        ({"continuity": "soft"}, "--continuity soft is for --clock async"),
+        ({"clock": "sync", "hz": 50, "continuity": "inpaint"}, "--continuity inpaint is for --clock async"),
+        ({"clock": "async", "hz": 50, "continuity": "hard"}, "'hard' is not one of none, inpaint, soft"),
+        ({"clock": "later"}, "--clock 'later' is not one of none, sync, async"),
+    ],
+)
+def test_clocks_that_are_refused(
+    options: dict[str, Any], message: str, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and nothing is written."""
+    assert cli.run(words(small_checkpoint, tmp_path / "out", **options)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()

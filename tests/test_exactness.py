@@ -11,8 +11,9 @@ from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.noise import NoiseTape
 from asd_policy.samplers.asd import Asd
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Past, Sampler
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.target import Held
 from asd_policy.testing import (
@@ -24,12 +25,13 @@ from asd_policy.testing import (
     mixture_p_value,
     mutated,
     normal_p_value,
+    short_chain,
     step_p_value,
 )
 from asd_policy.verify import VERIFIERS
 
 N = 40_000
-FEW = 20_000  # plans whose steps are watched
+FEW = 20_000  # plans whose steps are watched, or of which some numbers are given
 LEVEL = 1e-6  # p-value below which a law counts as wrong; seeds are fixed
 
 SETTINGS = [Asd(window, draft, verify) for draft in DRAFTS for verify in VERIFIERS for window in (2, 3, 5, 12)]
@@ -62,25 +64,56 @@ def test_law_on_a_mixture(setting: Asd, mixture: MixtureDenoiser, chain: Gaussia
     assert mixture_p_value(draw(setting, mixture, chain, 3, N), sequential) > LEVEL
 
 
+def draw_with_a_given_coordinate(sampler: Sampler, seed: int, noised: bool, mixture: MixtureDenoiser) -> Tensor:
+    """Return samples [FEW, 4] whose second number is given, between two of the modes, by plans that have a past.
+
+    Args:
+        sampler: What to draw with.
+        seed: Of the noise.
+        noised: Whether the network sees it as noisy as the others.
+        mixture: The network.
+    """
+    chain = short_chain()
+
+    def held(tape: NoiseTape) -> Held:
+        mask = torch.zeros(tape.initial.shape, dtype=torch.bool)
+        mask[:, 0, 1] = True
+        values = torch.full(mask.shape, 0.2, dtype=torch.float64)
+        return Held.noised(mask, values, chain, tape) if noised else Held(mask, values)
+
+    experience = Experience()
+    before, tape = make_tape(500, chain, 7), make_tape(FEW, chain, seed)
+    past = Past(None, experience)
+    Asd(5).sample(mixture, chain, (500, 2, 2), tape=before, held=held(before), past=past)
+    past = Past(torch.full((FEW, 2, 2), 0.2, dtype=torch.float64), experience)
+    return sampler.sample(mixture, chain, (FEW, 2, 2), tape=tape, held=held(tape), past=past).sample.flatten(1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["shown as it is", "shown noised"])
+def given(request: pytest.FixtureRequest, mixture: MixtureDenoiser) -> tuple[bool, Tensor]:
+    """Whether the given coordinate is shown noised, and samples of the reference sampler."""
+    return request.param, draw_with_a_given_coordinate(Ddpm(), 5, request.param, mixture)
+
+
 @pytest.mark.parametrize("verify", VERIFIERS)
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_law_with_a_given_coordinate(draft: str, verify: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
-    """Between two of the modes, it leaves the others a joint law of their own."""
-    mask = torch.zeros((N, 2, 2), dtype=torch.bool)
-    mask[:, 0, 1] = True
-    held = Held(mask, torch.full((N, 2, 2), 0.2, dtype=torch.float64))
-    few = Held(held.mask[:500], held.values[:500])
-    experience = Experience()
-    tape = make_tape(500, chain, 7)
-    Asd(5).sample(mixture, chain, (500, 2, 2), tape=tape, held=few, past=Past(None, experience))
-    past = Past(held.values, experience)
-    found = [
-        sampler.sample(mixture, chain, (N, 2, 2), tape=make_tape(N, chain, seed), held=held, past=past).sample
-        for seed, sampler in enumerate((Ddpm(), Asd(5, draft, verify)), start=5)
-    ]
-    found = [sample.flatten(1) for sample in found]
-    assert (found[1][:, 1] == 0.2).all()
-    assert mixture_p_value(found[1], found[0]) > LEVEL
+def test_law_with_a_given_coordinate(
+    draft: str, verify: str, given: tuple[bool, Tensor], mixture: MixtureDenoiser
+) -> None:
+    noised, sequential = given
+    found = draw_with_a_given_coordinate(Asd(5, draft, verify), 6, noised, mixture)
+    assert (found[:, 1] == 0.2).all()
+    assert mixture_p_value(found, sequential) > LEVEL
+
+
+@pytest.mark.parametrize("mutant", ["accept-always", "peek"])
+def test_mutants_fail_with_a_given_coordinate(
+    mutant: str, given: tuple[bool, Tensor], mixture: MixtureDenoiser
+) -> None:
+    noised, sequential = given
+    with mutated(mutant):
+        found = draw_with_a_given_coordinate(Asd(5, "picard", "reflection"), 6, noised, mixture)
+    assert mixture_p_value(found, sequential) < LEVEL
 
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])

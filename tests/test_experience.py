@@ -89,7 +89,7 @@ def test_noise_alone_teaches_nothing(chain: GaussianChain) -> None:
         noise = torch.randn((50, DIM), generator=generator, dtype=DTYPE)
         points[:, k + 1] = tables.a[k] * clean[:, k] + tables.b[k] * points[:, k] + tables.sigma[k] * noise
     nothing = torch.zeros((50, len(chain)), dtype=torch.bool)
-    experience.learn(points, clean, None, nothing, nothing, chain, PAIR)
+    experience.learn(points, clean, torch.full((50,), len(chain)), None, nothing, nothing, chain, PAIR)
     response = experience.response(CPU, DTYPE)
     assert response is not None
     unshrunk = 1 / tables.sigma[:-1].min()
@@ -197,3 +197,19 @@ def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: Gaussia
     save_file(tensors, saved, metadata)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tuning(saved, chain, DIM, CPU)
+
+
+def test_of_a_plan_that_was_stopped_only_committed_steps_are_learned(chain: GaussianChain) -> None:
+    """What lies beyond is a draft, or nothing."""
+    generator = torch.Generator().manual_seed(4)
+    points, clean = torch.randn((2, 3, len(chain), DIM), generator=generator, dtype=DTYPE)
+    nothing = torch.zeros((3, len(chain)), dtype=torch.bool)
+    learned = []
+    for beyond in (0.0, 1e6):
+        points[:, 4:], clean[:, 4:] = beyond, beyond
+        experience = Experience()
+        experience.learn(points, clean, torch.full((3,), 4), None, nothing, nothing, chain, PAIR)
+        learned.append(experience.moments)
+    assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
+    assert (learned[0]["noise"][1:4] > 0).all()
+    assert not learned[0]["noise"][4:].any()

@@ -1,5 +1,6 @@
 """Recorded sampling, driven on a CPU: what is recorded runs again on the same memory, as a CUDA graph does."""
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
-from asd_policy.errors import BackendError
+from asd_policy.errors import BackendError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
@@ -189,3 +190,46 @@ def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None
     assert set(known.latency) == {1, 2, 3, 4, 6, 8, 12}
     # Seven windows, three of each of four pairs, and what then ran.
     assert launched.launcher.recorded == 7 + 4 * 2 + (1 if known.plans == 0 else 2)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_deadline_stops_recorded_rounds(
+    draft: str, launched: Launched, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are done are those without a deadline; the others jump, by one recording more."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    replay = launched.launcher.record
+
+    def slow(work: Callable[[], object]) -> Callable[[], None]:
+        recorded = replay(work)
+
+        def run() -> None:
+            now[0] += 0.01
+            recorded()
+
+        return run
+
+    monkeypatch.setattr(launched.launcher, "record", slow)
+    sampler, tape, known = make_sampler(f"asd:window=4,draft={draft}"), make_tape(ROWS, chain, 5), Experience()
+    known.freeze()
+    full = sampler.sample(launched, chain, (ROWS, *EVENT), tape=tape, past=Past(None, known))
+    stopped = [
+        sampler.sample(launched, chain, (ROWS, *EVENT), tape=tape, past=Past(None, known), deadline_ms=10 * calls + 5)
+        for calls in (20, *range(4, 20))
+    ]
+    for calls, result in zip(range(4, 20), stopped[1:], strict=True):
+        assert result.stats.seconds <= 0.01 * calls + 0.005
+        cut = torch.tensor(result.stats.cut)
+        assert torch.equal(result.sample[~cut], full.sample[~cut])
+        for row in range(ROWS):
+            assert result.stats.rounds[row] <= min(full.stats.rounds[row] + 1, calls)
+    counts = [sum(result.stats.cut) for result in stopped[1:]]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == ROWS
+    assert counts[-1] == 0
+
+
+def test_one_recording_cannot_be_cut(launched: Launched, chain: GaussianChain) -> None:
+    with pytest.raises(SpecError, match="ddpm is one recording on this backend, which no deadline can cut"):
+        make_sampler("ddpm").sample(launched, chain, (1, *EVENT), deadline_ms=1000)

@@ -28,11 +28,23 @@ from asd_policy.commands.common import (
     progress_bar,
 )
 from asd_policy.comparison import MARGIN
-from asd_policy.environments import make_env
+from asd_policy.control import Pilot
+from asd_policy.environments import Env, control_rate, make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
+from asd_policy.latencies import MEASURED, Latency, read_latency
+from asd_policy.pilots import (
+    CONTINUITIES,
+    PILOTS,
+    UNCLOCKED,
+    ControlClock,
+    check_continuity,
+    check_rate,
+    clock_record,
+    make_pilot,
+)
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
@@ -78,6 +90,17 @@ class EvalCommand:
     CPU, or ray://host:port for a cluster. Each computes on one thread."""
     gpus_per_worker: float = 1.0
     """Share of a GPU that each worker is given, where the device is CUDA: 0.25 for four on one GPU."""
+    clock: str = UNCLOCKED
+    """What the environment does while a plan is made: none, it waits; sync, it goes on, and the robot repeats its last
+    action until the plan is there; async, it goes on, and so does the robot with the rest of the last plan."""
+    hz: float | None = None
+    """Control steps in a second of that clock; the environment's own unless said."""
+    latency: str | None = None
+    """How long plans take by that clock: measured (what they take here, so no two runs are the same), the default;
+    a number of milliseconds; or a file to draw from: one number a line, or the episodes.jsonl of a run."""
+    continuity: str = CONTINUITIES[0]
+    """With --clock async, what a plan is told of the actions taken while it is made: none; inpaint, they are given to
+    it, which is exact on the rest of it; soft, it is drawn to the rest of the last plan too, which is approximate."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -98,6 +121,7 @@ class EvalCommand:
         """Evaluate; return the exit status."""
         self._check()
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
+        latency = read_latency(self.latency or MEASURED, [sampler.spec for sampler in samplers])
         found = self._find()
         if self.video:
             video.ffmpeg()
@@ -107,20 +131,22 @@ class EvalCommand:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        identity = self._identity(record, samplers)
-        if found is not None:
-            found.check_same(identity)
         env = make_env(self.env)
         try:
-            if found is None:
-                ran = evaluate.settle(policy, env, samplers, self.envs)
-            else:
+            clock = self._clock(env, latency)
+            identity = self._identity(record, samplers, clock)
+            if found is not None:
+                found.check_same(identity)
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
+            else:
+                ran = evaluate.settle(policy, env, samplers, self.envs)
             planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
+            env_hz = control_rate(env)
         finally:
             env.close()
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
-        runner = self._runner(planners)
+        pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
+        runner = self._runner(planners, pilots, clock)
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
@@ -151,10 +177,14 @@ class EvalCommand:
             "envs": self.envs,
             "tuning": identity["tuning"],
             "workers": runner.count,
+            **clock_record(clock),
+            "env_hz": env_hz,
             "complete": complete,
             "interrupted": cut_short is not None,
             **tally.rates(),
-            "samplers": evaluate.summarize(ran, counted, len(policy.chain), self.margin),
+            "samplers": evaluate.summarize(
+                ran, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
+            ),
         }
         path = self.out / RESULTS
         try:
@@ -166,6 +196,10 @@ class EvalCommand:
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
+        if clock is not None:
+            console.print(report.timing_table(results))
+            if (note := report.other_rate(results)) is not None:
+                console.print(f"note: {note}", soft_wrap=True)
         for line in (*report.choices(results), *report.equivalence_lines(results)):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
@@ -177,19 +211,19 @@ class EvalCommand:
                 raise cut_short
             return INTERRUPTED
         console.print(f"results: {path}", soft_wrap=True)
-        self._show(console, planners, results)
+        self._show(console, pilots, results)
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
             first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, planners: Mapping[str, Policy], results: dict[str, Any]) -> None:
-        """Write videos of the planners, where they are asked for, and the page."""
+    def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
+        """Write videos of the pilots, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
-            if self.video and planners:
-                for path in video.record(planners, self.env, self.seed, self.out, best["spec"] if best else None):
+            if self.video and pilots:
+                for path in video.record(pilots, self.env, self.seed, self.out, best["spec"] if best else None):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)
@@ -212,6 +246,16 @@ class EvalCommand:
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
         check_margin(self.margin)
+        if self.clock not in (UNCLOCKED, *PILOTS):
+            raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")
+        if self.hz is not None:
+            check_rate(self.hz)
+        check_continuity(self.continuity, self.clock)
+        given = [name for name in ("hz", "latency") if getattr(self, name) is not None]
+        if given and self.clock == UNCLOCKED:
+            raise SpecError(
+                f"--{given[0]} is for --clock sync or async; without a clock the environment waits for plans"
+            )
         if self.workers is not None:
             Workers.parse(self.workers)
         if not (0 < self.gpus_per_worker <= 1 or self.gpus_per_worker.is_integer() and self.gpus_per_worker > 1):
@@ -221,7 +265,24 @@ class EvalCommand:
         if self.resume and self.overwrite:
             raise SpecError("--resume goes on with the run in --out and --overwrite replaces it: give one of them")
 
-    def _runner(self, planners: Mapping[str, Policy]) -> Runner:
+    def _clock(self, env: Env, latency: Latency) -> ControlClock | None:
+        """Return how time goes on while plans are made; None where it does not.
+
+        Raises:
+            SpecError: Nobody says how many control steps there are in a second.
+        """
+        if self.clock == UNCLOCKED:
+            return None
+        hz = self.hz or control_rate(env)
+        if hz is None:
+            raise SpecError(
+                f"{self.env} does not tell its control frequency, which --clock {self.clock} needs: give --hz"
+            )
+        return ControlClock(self.clock, hz, latency, self.continuity)
+
+    def _runner(
+        self, planners: Mapping[str, Policy], pilots: Mapping[str, Pilot], clock: ControlClock | None
+    ) -> Runner:
         """Return what runs the episodes.
 
         Raises:
@@ -229,8 +290,8 @@ class EvalCommand:
             EnvError: The environments cannot be made.
         """
         if self.workers is None:
-            return LocalRunner(planners, make_envs(partial(make_env, self.env), self.envs), self.seed)
-        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed)
+            return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock)
         return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
 
     def _find(self) -> Found | None:
@@ -248,7 +309,9 @@ class EvalCommand:
             raise RunError(f"{self.out} holds a run: --resume goes on with it, --overwrite replaces it")
         return found
 
-    def _identity(self, record: dict[str, Any], samplers: Sequence[Sampler]) -> dict[str, Any]:
+    def _identity(
+        self, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
+    ) -> dict[str, Any]:
         """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
@@ -259,6 +322,7 @@ class EvalCommand:
             "sha256": {each["name"]: each["sha256"] for each in files},
             "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
             "envs": self.envs,
+            **clock_record(clock),
             "samplers": [sampler.spec for sampler in samplers],
         }
 

@@ -7,12 +7,13 @@ from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.errors import SpecError
-from asd_policy.experience import Experience, Response
+from asd_policy.experience import Response
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
 from asd_policy.samplers.choice import DEFAULT, Setting, choose
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.engine import Round, begin, is_compact, learn, respond, steps_of
+from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.launcher import Launcher
 from asd_policy.samplers.static import StaticRounds, shapes
 from asd_policy.samplers.target import Target
@@ -81,21 +82,30 @@ class Asd(Sampler):
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Do rounds until every row is at the end of the chain."""
         setting = choose(self.window, self.draft, self.verify, target, tape, past.experience)
-        if setting.window == 1:  # the same numbers to the bit, without the engine
+        # The same numbers to the bit, without the engine; but a deadline cannot cut a chain that is one recording.
+        if setting.window == 1 and (target.launcher is None or target.deadline is None):
             return replace(Ddpm().run(target, tape, past), spec=Asd(*setting).spec)
         draft = DRAFTS[setting.draft]
         last_plan = past.last_plan if draft.starts_from_last_plan else None
         response = respond(draft, tape, past.experience)
         if target.launcher is not None:
-            return self._replay(target.launcher, target, tape, setting, last_plan, response, past.experience)
+            return self._replay(target.launcher, target, tape, setting, last_plan, response, past)
         path = begin(target, tape, last_plan)
         round_ = Round(target, draft, VERIFIERS[setting.verify], response, setting.window)
         compact = is_compact(path)
         rows = arrays.arange(len(path.x), path.x)
         going = path.cursor < len(target.chain)
-        while bool(going.any()):
+        if target.deadline is not None:
+            reserve(target, tape)
+        while bool(going.any()) and (target.deadline is None or target.deadline.allows(("round", setting))):
             round_(path, arrays.where_true(going) if compact else rows, compact)
             going = path.cursor < len(target.chain)
+        cut = arrays.where_true(going)
+        if len(cut):
+            sample, calls = fall_back(target, lambda: target.predict(path.x[cut], path.cursor[cut], cut), cut, past)
+            path.x[cut] = sample.reshape(len(cut), -1)
+            path.rounds[cut] += calls
+            path.nfe[cut] += calls
         if past.experience is not None:
             learn(past.experience, path, target, setting.pair)
         steps = len(target.chain)
@@ -107,6 +117,7 @@ class Asd(Sampler):
             Asd(*setting).spec,
             refused=steps_of(path.refused[:, :steps]),
             unjudged=steps_of(~path.judged[:, :steps]),
+            cut=tuple(cut.tolist()),
         )
 
     def _replay(
@@ -117,16 +128,23 @@ class Asd(Sampler):
         setting: Setting,
         last_plan: Array | None,
         response: Response | None,
-        experience: Experience | None,
+        past: Past,
     ) -> Samples:
         """Do the rounds by recordings."""
         how = DRAFTS[setting.draft], VERIFIERS[setting.verify], response, setting.window
         key = ("asd", *setting, *shapes(target, tape))
         recorded = launcher.keep(key, lambda: StaticRounds(launcher, target, tape, *how))
         sample, counts = recorded(target, tape, last_plan, response)
-        if experience is not None and experience.learning:
+        cut = arrays.where_true(counts.cursor < len(target.chain))
+        if len(cut):
+            rows = arrays.asarray(cut, arrays.device_of(sample))
+            finished, calls = fall_back(target, lambda: recorded.jump()[rows], rows, past)
+            sample[rows] = finished.reshape(len(cut), -1)
+            for counted in (counts.rounds, counts.nfe):
+                counted[cut] += arrays.asarray(calls, arrays.device_of(counted))
+        if past.experience is not None and past.experience.learning:
             with launcher.queue():
-                learn(experience, recorded.path, target, setting.pair)
+                learn(past.experience, recorded.path, target, setting.pair)
             launcher.settle()  # the sums are read, copied and saved outside of the queue
         ran = Asd(recorded.window, *setting.pair).spec
         return Samples(
@@ -138,4 +156,5 @@ class Asd(Sampler):
             recorded=True,
             refused=steps_of(counts.refused),
             unjudged=steps_of(~counts.judged),
+            cut=tuple(cut.tolist()),
         )

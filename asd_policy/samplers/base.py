@@ -13,6 +13,8 @@ from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
+from asd_policy.pace import Pace
+from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.launcher import launcher_of
 from asd_policy.samplers.target import Held, Target
 from asd_policy.types import SampleResult, SpeculationStats
@@ -38,6 +40,8 @@ class Samples:
     """The steps of each row whose draft was refused; None for a sampler without drafts."""
     unjudged: tuple[tuple[int, ...], ...] | None = None
     """The steps of each row without a draft to judge; None for a sampler without drafts."""
+    cut: tuple[int, ...] = ()
+    """The rows that the deadline's fallback has finished."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,13 @@ class Sampler(abc.ABC):
         held: Held | None = None,
         past: Past | None = None,
         stopwatch: Stopwatch | None = None,
+        deadline_ms: float | None = None,
+        fallback: str = "jump",
     ) -> SampleResult:
         """Draw a batch of samples.
+
+        With a deadline this is anytime planning: rows whose chains will not be at their end in time, by the times of
+        calls and rounds before, are finished by the fallback. The others are, to the bit, the samples without one.
 
         Args:
             denoiser: The network.
@@ -118,12 +127,16 @@ class Sampler(abc.ABC):
             held: Coordinates that are given, not sampled.
             past: What earlier plans tell.
             stopwatch: Told where the time goes.
+            deadline_ms: When the samples have to be there [ms], from this call on; None for no matter when. The first
+                call for a batch size times the network first, and can be late; so can one that the machine holds up.
+            fallback: "jump", to the prediction x̂0 at the point that a row has come to; or "last_plan", to `past`'s
+                last plan, where there is one.
 
         Returns:
             Samples of `shape` and what they cost.
 
         Raises:
-            SpecError: The sampler's options do not fit the chain.
+            SpecError: The sampler's options do not fit the chain, or the deadline is shorter than one network call.
             DenoiserError: The network's output is misshapen or not finite.
             ValueError: The tape, the conditioning, the held values or the last plan do not fit `shape`.
         """
@@ -145,18 +158,22 @@ class Sampler(abc.ABC):
         for name, tensor in (
             ("held mask", held and held.mask),
             ("held values", held and held.values),
+            ("pull of the held values", held and held.pull),
             ("last plan", past.last_plan),
         ):
             if tensor is not None and tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
         place = arrays.device_of(tape.initial)
         metered = MeteredDenoiser(denoiser, place)
-        launcher = launcher_of(denoiser)
+        launcher, deadline = launcher_of(denoiser), None
+        if deadline_ms is not None:
+            pace = Pace() if past.experience is None else past.experience.pace
+            deadline = Deadline(start, deadline_ms, fallback, pace, shape[0])
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
             if stopwatch is not None:
                 stopwatch.mark("encode")
-            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher, stopwatch)
+            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher, stopwatch, deadline)
             target.mark("host")
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
@@ -174,6 +191,8 @@ class Sampler(abc.ABC):
                 spec=samples.spec or self.spec,
                 refused=samples.refused,
                 unjudged=samples.unjudged,
+                cut=tuple(row in samples.cut for row in range(shape[0])),
+                exact=self.exact and (held is None or held.pull is None),
             ),
         )
 

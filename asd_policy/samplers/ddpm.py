@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain, transition
+from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples
+from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.static import StaticWalk, shapes
 from asd_policy.samplers.target import Target
 
@@ -30,19 +32,34 @@ class Ddpm(Sampler):
 
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Walk the chain once."""
-        launcher, steps = target.launcher, [len(target.chain)] * len(tape.initial)
-        if launcher is None:
-            return Samples(walk(target, tape), steps, steps)
-        recorded = launcher.keep(("ddpm", *shapes(target, tape)), lambda: StaticWalk(launcher, target, tape, walk))
-        return Samples(recorded(target, tape), steps, steps, recorded=True)
+        launcher, batch, steps = target.launcher, len(tape.initial), [len(target.chain)] * len(tape.initial)
+        if launcher is not None:
+            if target.deadline is not None:
+                raise SpecError("ddpm is one recording on this backend, which no deadline can cut; asd can be cut")
+            recorded = launcher.keep(
+                ("ddpm", *shapes(target, tape)), lambda: StaticWalk(launcher, target, tape, lambda *own: walk(*own)[0])
+            )
+            return Samples(recorded(target, tape), steps, steps, recorded=True)
+        if target.deadline is not None:
+            reserve(target, tape)
+        x, done = walk(target, tape)
+        if done == len(target.chain):
+            return Samples(x, steps, steps)
+        rows = arrays.arange(batch, x)
+        now = arrays.namespace(rows).full_like(rows, done)
+        sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, past)
+        counts = (done + calls).tolist()
+        return Samples(sample, counts, counts, cut=tuple(range(batch)))
 
 
-def walk(target: Target, tape: NoiseTape) -> Array:
-    """Return samples [B, *event]: the chain, step by step."""
+def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:
+    """Return points [B, *event] and how many steps led to them: all, if no deadline forbids."""
     x, chain = tape.initial, target.chain
     tables = chain.tables(arrays.device_of(x), x.dtype)
     steps = arrays.arange(len(chain), x)
     for k in range(len(chain)):
+        if target.deadline is not None and not target.deadline.allows("step"):
+            return x, k
         clean = target.predict(x, arrays.namespace(x).broadcast_to(steps[k], (len(x),)))
         x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
-    return x
+    return x, len(chain)

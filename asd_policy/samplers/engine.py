@@ -33,6 +33,7 @@ def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     latest = xp.zeros_like(x)
     if last_plan is not None:  # a copy: it is the caller's
         latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
+    latest = target.hold(latest)
     return Path(
         x=arrays.copied(x),
         cursor=count(),
@@ -72,7 +73,8 @@ def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, s
     free = None if target.held is None else ~target.held.mask.reshape(len(path.x), -1)
     steps = len(target.chain)
     paths = (path.points[:, :steps], path.clean[:, :steps])
-    experience.learn(*paths, free, path.judged[:, :steps], path.refused[:, :steps], target.chain, pair)
+    judgements = (path.judged[:, :steps], path.refused[:, :steps])
+    experience.learn(*paths, path.cursor, free, *judgements, target.chain, pair)
 
 
 def steps_of(mask: Array) -> tuple[tuple[int, ...], ...]:

@@ -5,7 +5,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from asd_policy.chain import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
+from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.target import Target
 
 
@@ -63,11 +64,47 @@ class FewSteps(Sampler):
         import torch
 
         scheduler = copy.deepcopy(_scheduler(self, target.chain))  # it remembers what it has seen of a plan
+        rows = torch.arange(len(x), device=x.device)
+        if target.deadline is not None:
+            reserve(target, tape)
+        places = self._places(target)
         for k, timestep in enumerate(scheduler.timesteps.tolist()):
-            x = target.hold(x)
-            output = target.output(x, torch.full((len(x),), timestep, device=x.device))
+            now, step = torch.full_like(rows, timestep), torch.full_like(rows, places[k])
+            x = target.show(x, step)
+            if target.deadline is not None and not target.deadline.allows("step"):
+                sample, calls = fall_back(target, partial(self._jump, target, x, now, step), rows, past)
+                counts = (k + calls).tolist()
+                return Samples(sample, counts, counts, cut=tuple(range(len(x))))
+            output = target.pull_output(x, target.output(x, now), step)
             x = self._step(scheduler, output, timestep, x, tape.normals[:, k])
         return Samples(x, rounds=[self.steps] * len(x), nfe=[self.steps] * len(x))
+
+    def _places(self, target: Target) -> list[int]:
+        """Return the chain's step at each of the timesteps, if given coordinates have to be known there.
+
+        Raises:
+            SpecError: The chain leaves some of them out.
+        """
+        if target.held is None or target.held.course is None:
+            return [0] * self.steps  # which nothing looks at
+        timesteps = _scheduler(self, target.chain).timesteps.tolist()
+        places = {timestep: step for step, timestep in enumerate(target.chain.timesteps.tolist())}
+        if not places.keys() >= set(timesteps):
+            raise SpecError(
+                f"{self.spec} has timesteps that the chain of {len(target.chain)} steps leaves out: what is given "
+                "along the chain is not known there"
+            )
+        return [places[timestep] for timestep in timesteps]
+
+    def _jump(self, target: Target, x: Array, timestep: Array, step: Array) -> Array:
+        """Return the predictions x̂0 [B, *event] at points x of timesteps [B], all equal."""
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        scheduler = configured(DDIMScheduler, target.chain)
+        scheduler.set_timesteps(self.steps)
+        output = target.pull_output(x, target.output(x, timestep), step)
+        taken = scheduler.step(output[..., None], int(timestep[0]), x[..., None])
+        return taken.pred_original_sample.squeeze(-1)
 
     @property
     def _steps(self) -> str:

@@ -18,6 +18,7 @@ from asd_policy.chain import GaussianChain, transition
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count, number
+from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.target import Target
 
 
@@ -71,11 +72,19 @@ class Paradigms(Sampler):
         )
         state.path[:, 0] = start
         rows = arrays.arange(batch, start)
-        while len(rows):
+        if target.deadline is not None:
+            reserve(target, tape)
+        while len(rows) and (target.deadline is None or target.deadline.allows("round")):
             self._advance(state, rows, target, tape)
             rows = arrays.where_true(state.cursor < len(chain))
         sample = state.path[:, len(chain)].reshape(tape.initial.shape)
-        return Samples(sample, state.rounds.tolist(), state.nfe.tolist(), self.window)
+        if len(rows):
+            now = state.cursor[rows]
+            point = state.path[rows, now]
+            sample[rows], calls = fall_back(target, lambda: target.predict(point, now, rows), rows, past)
+            state.rounds[rows] += calls
+            state.nfe[rows] += calls
+        return Samples(sample, state.rounds.tolist(), state.nfe.tolist(), self.window, cut=tuple(rows.tolist()))
 
     def _advance(self, state: "_State", rows: Array, target: Target, tape: NoiseTape) -> None:
         """Do one round for `rows` [R], none of which is done: each gains a step at least."""

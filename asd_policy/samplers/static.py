@@ -11,6 +11,7 @@ from asd_policy.draft import Draft, Path
 from asd_policy.errors import BackendError
 from asd_policy.experience import Response
 from asd_policy.noise import NoiseTape
+from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.engine import Round, begin
 from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
 from asd_policy.samplers.target import Held, Target
@@ -31,8 +32,9 @@ class Inputs:
     def like(cls, target: Target, tape: NoiseTape, response: Response | None = None) -> "Inputs":
         """Return copies of a plan's inputs, in memory of their own."""
 
-        def copies(group: Any) -> list[Array]:
-            return [arrays.copied(getattr(group, field.name)) for field in fields(group)]
+        def copies(group: Any) -> list[Any]:
+            values = [getattr(group, field.name) for field in fields(group)]
+            return [None if value is None else arrays.copied(value) for value in values]
 
         return cls(
             NoiseTape(*copies(tape)),
@@ -58,7 +60,8 @@ class Inputs:
 def shapes(target: Target, tape: NoiseTape) -> tuple[Hashable, ...]:
     """Return what of a plan a recording depends on, beyond its sampler."""
     cond = None if target.cond is None else (tuple(target.cond.shape), str(target.cond.dtype))
-    return id(target.chain), tuple(tape.initial.shape), str(tape.initial.dtype), cond, target.held is not None
+    given = target.held and tuple(getattr(target.held, field.name) is None for field in fields(target.held))
+    return id(target.chain), tuple(tape.initial.shape), str(tape.initial.dtype), cond, given
 
 
 class StaticWalk:
@@ -101,8 +104,10 @@ class StaticWalk:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a batch of plans cost, on the host."""
+    """How far a batch of plans has come and what it cost, on the host."""
 
+    cursor: Array
+    """Steps of each row that are done [B]; K, but for those that a deadline has stopped."""
     rounds: Array
     """Of each row [B]."""
     nfe: Array
@@ -143,24 +148,29 @@ class StaticRounds:
         self._launcher = launcher
         self._steps = len(target.chain)
         self._inputs = inputs = Inputs.like(target, tape, response)
-        own = target.recordable(inputs.cond, inputs.held)
+        self._own = own = target.recordable(inputs.cond, inputs.held)
         self.path = begin(own, inputs.tape, inputs.last_plan)
         """Of the plan that ran last."""
         # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
         self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
         rows = arrays.arange(len(tape.initial), tape.initial)
 
-        def start() -> None:
-            _copy(_tensors(begin(own, inputs.tape, inputs.last_plan)), _tensors(self.path))
-
-        def advance() -> None:
-            Round(own, draft, verifier, inputs.response, self.window)(self.path, rows, compact=False)
+        def tell() -> None:
             path, steps = self.path, self._steps
             for place, counted in enumerate((path.cursor, path.rounds, path.nfe)):
                 self._counts[place] = counted
             self._counts[3 : 3 + steps] = path.refused[:, :steps].T
             self._counts[3 + steps :] = path.judged[:, :steps].T
 
+        def start() -> None:
+            _copy(_tensors(begin(own, inputs.tape, inputs.last_plan)), _tensors(self.path))
+            tell()
+
+        def advance() -> None:
+            Round(own, draft, verifier, inputs.response, self.window)(self.path, rows, compact=False)
+            tell()
+
+        self._jump: Callable[[], None] | None = None  # recorded with the first deadline
         self.window = window
         """Points that a round evaluates per row."""
         while True:
@@ -183,11 +193,17 @@ class StaticRounds:
         """Return the samples of a plan, flattened [B, D], and its counts.
 
         The host reads whether all rows are done one round late, while the next one runs: rows that are done stay as
-        they are, so a round too many changes nothing, and nobody waits for it but the next plan.
+        they are, so a round too many changes nothing, and nobody waits for it but the next plan. Before a deadline it
+        waits for each round, to know what time it is. Rows that this stops are where they have come to.
+
+        Raises:
+            SpecError: The target's deadline is shorter than one network call.
         """
         with self._launcher.queue():
             self._inputs.load(target, tape, response, last_plan)
             self._start()
+            if target.deadline is not None:
+                return self._until(target.deadline)
             launched, before = 0, None
             while True:
                 self._advance()
@@ -196,10 +212,35 @@ class StaticRounds:
                 if before is not None:
                     sample, counts = before()
                     if int(counts[0].min()) == self._steps:
-                        refused, judged = (part.T != 0 for part in counts[3:].reshape(2, self._steps, -1))
-                        return sample, Counts(counts[1], counts[2], refused, judged)
+                        return sample, self._read(counts)
                 if launched * self.window >= self._steps:  # earlier no plan can be done
                     before = now
+
+    def _until(self, deadline: Deadline) -> tuple[Array, Counts]:
+        """Do rounds until all rows are done or the time is up."""
+        deadline.reserve(self.jump)
+        sample, counts = self._launcher.fetch(self.path.x, self._counts)()
+        while int(counts[0].min()) < self._steps and deadline.allows(("round", self.window)):
+            self._advance()
+            sample, counts = self._launcher.fetch(self.path.x, self._counts)()
+        return sample, self._read(counts)
+
+    def _read(self, counts: Array) -> Counts:
+        refused, judged = (part.T != 0 for part in counts[3:].reshape(2, self._steps, -1))
+        return Counts(counts[0], counts[1], counts[2], refused, judged)
+
+    def jump(self) -> Array:
+        """Return the predictions x̂0 at the points that all rows have come to, flattened [B, D]; waits for them."""
+        with self._launcher.queue():
+            if self._jump is None:
+                self._clean = arrays.copied(self.path.x)
+                self._jump = self._launcher.record(self._predict)
+            self._jump()
+            return self._launcher.fetch(self._clean, self._counts)()[0]
+
+    def _predict(self) -> None:
+        rows = arrays.arange(len(self.path.x), self.path.x)
+        self._clean[...] = self._own.predict(self.path.x, self.path.cursor.clip(max=self._steps - 1), rows)
 
 
 def _no_room(batch: int) -> BackendError:
@@ -210,7 +251,8 @@ def _tensors(path: Path) -> list[Array]:
     return [getattr(path, field.name) for field in fields(path)]
 
 
-def _copy(source: Sequence[Array], target: Sequence[Array]) -> None:
-    """Write values into the memory of others."""
+def _copy(source: Sequence[Array | None], target: Sequence[Array | None]) -> None:
+    """Write values into the memory of others, where there are any."""
     for values, place in zip(source, target, strict=True):
-        place[...] = values
+        if values is not None and place is not None:
+            place[...] = values

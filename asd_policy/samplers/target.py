@@ -4,24 +4,61 @@ from dataclasses import dataclass
 
 from asd_policy import arrays
 from asd_policy.arrays import Array
-from asd_policy.chain import GaussianChain
+from asd_policy.chain import GaussianChain, transition
 from asd_policy.clock import Stopwatch
 from asd_policy.denoiser import Denoiser, MeteredDenoiser
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.launcher import Launcher
 
 
 @dataclass(frozen=True)
 class Held:
-    """Coordinates of the samples that are given, not sampled: inpainting.
+    """Coordinates of the samples that are given, not sampled: inpainting. The law is that of the other coordinates.
 
-    As in Diffusion Policy with `obs_as_global_cond=False` (arXiv 2303.04137): the network sees the given values at
-    every step, noise-free, and the sample has them. The law is that of the other coordinates.
+    Without a course as in Diffusion Policy with `obs_as_global_cond=False` (arXiv 2303.04137): the network sees the
+    given values at every step, noise-free, because it was trained so. With one it sees them as noisy as all the rest,
+    which is for networks that were not (replacement, Song et al., arXiv 2011.13456, section 5). Either way the sample
+    has them.
     """
 
     mask: Array
     """True where a coordinate is given, [B, *event]."""
     values: Array
-    """The given values [B, *event]; elsewhere they are not looked at."""
+    """The given values [B, *event]; elsewhere they are not looked at, but for what `pull` says."""
+    course: Array | None = None
+    """What the network sees in the given places at each step k, [B, K, *event]; None for the values themselves."""
+    pull: Array | None = None
+    """How far the prediction of each other coordinate is drawn to its value, 0 … 1, [B, *event]: guidance, which makes
+    the law another one than the network's. None for not at all."""
+
+    @classmethod
+    def noised(
+        cls, mask: Array, values: Array, chain: GaussianChain, tape: NoiseTape, pull: Array | None = None
+    ) -> "Held":
+        """Hold values that follow the chain like a sample that will come out as them.
+
+        Args:
+            mask: As the attribute.
+            values: As the attribute.
+            chain: That will be sampled.
+            tape: The noise that it will be sampled with.
+            pull: As the attribute.
+        """
+        x = tape.initial
+        tables = chain.tables(arrays.device_of(x), x.dtype)
+        course = []
+        for k in range(len(chain)):
+            course.append(x)
+            x = transition(tables.a[k], values, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
+        return cls(mask, values, arrays.namespace(x).stack(course, axis=1), pull)
+
+    def beside(self, other: "Held") -> "Held":
+        """Return these coordinates, that have a course, and those of another that has none."""
+        assert self.course is not None
+        xp = arrays.namespace(self.values)
+        course = xp.where(other.mask[:, None], other.values[:, None], self.course)
+        return Held(self.mask | other.mask, xp.where(other.mask, other.values, self.values), course, self.pull)
 
 
 @dataclass(frozen=True)
@@ -39,6 +76,8 @@ class Target:
     """Records the network's calls; None where they are made one by one."""
     stopwatch: Stopwatch | None = None
     """Told what the time goes to; None where nobody asks. Recordings tell nothing."""
+    deadline: Deadline | None = None
+    """When the samples have to be there; None for no matter when."""
 
     def mark(self, stage: str) -> str:
         """Say which of `clock.STAGES` begins; return the one that ends."""
@@ -58,7 +97,8 @@ class Target:
             rows: The batch row of each point [N]; None for all rows in order.
         """
         timesteps = self.chain.tables(arrays.device_of(x), x.dtype).timesteps[step]
-        clean = self.chain.predict(self.hold(x, rows), self.output(x, timesteps, rows), step)
+        seen = self.show(x, step, rows)
+        clean = self.pull(self.chain.predict(seen, self.output(seen, timesteps, rows), step), rows)
         return self.hold(clean, rows)
 
     def predict_window(self, point: Array, steps: Array, rows: Array, live: Array | None) -> Array:
@@ -80,18 +120,46 @@ class Target:
         clean[which] = self.predict(flat[which], step[which], owners[which])
         return clean.reshape(point.shape)
 
-    def output(self, x: Array, timestep: Array, rows: Array | None = None) -> Array:
-        """Return the network's output at points [N, …] and timesteps [N], in the shape of the points."""
+    def output(self, seen: Array, timestep: Array, rows: Array | None = None) -> Array:
+        """Return the network's output at points [N, …] as `show` shows them and timesteps [N], in their shape."""
         cond = self.cond if self.cond is None or rows is None else self.cond[rows]
-        seen = self.hold(x, rows).reshape(len(x), *self.shape[1:])
         before = self.mark("network")
-        output = self.denoiser(seen, timestep, cond)
+        output = self.denoiser(seen.reshape(len(seen), *self.shape[1:]), timestep, cond)
         self.mark(before)
-        return output.reshape(x.shape)
+        return output.reshape(seen.shape)
+
+    def show(self, x: Array, step: Array, rows: Array | None = None) -> Array:
+        """Return points [N, …] of steps [N] with what the network is to see in the given places."""
+        if self.held is None or self.held.course is None:
+            return self.hold(x, rows)
+        rows = arrays.arange(len(x), x) if rows is None else rows
+        return self._put(x, self.held.course[rows, step], rows)
 
     def hold(self, x: Array, rows: Array | None = None) -> Array:
         """Return points [N, …] with the given values in their places."""
         if self.held is None:
             return x
-        mask, values = (part if rows is None else part[rows] for part in (self.held.mask, self.held.values))
+        return self._put(x, self.held.values if rows is None else self.held.values[rows], rows)
+
+    def _put(self, x: Array, values: Array, rows: Array | None) -> Array:
+        assert self.held is not None
+        mask = self.held.mask if rows is None else self.held.mask[rows]
         return arrays.namespace(x).where(mask.reshape(x.shape), values.reshape(x.shape), x)
+
+    def pull(self, clean: Array, rows: Array | None = None) -> Array:
+        """Return predictions x̂0 [N, …] drawn to the given values as far as `Held.pull` says."""
+        if self.held is None or self.held.pull is None:
+            return clean
+        pull, values = (part if rows is None else part[rows] for part in (self.held.pull, self.held.values))
+        return clean + pull.reshape(clean.shape) * (values.reshape(clean.shape) - clean)
+
+    def pull_output(self, x: Array, output: Array, step: Array) -> Array:
+        """Return outputs [B, …] at points x of steps [B] as if the network's predictions were drawn like `pull`."""
+        if self.held is None or self.held.pull is None:
+            return output
+        tables = self.chain.tables(arrays.device_of(x), x.dtype)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        given = (self.held.values - tables.input_scale[step].reshape(shape) * x) / tables.output_scale[step].reshape(
+            shape
+        )
+        return output + self.held.pull * (given - output)

@@ -1,0 +1,69 @@
+"""Chunk continuity: a plan that goes on from what the robot is already bound to do while the plan is made.
+
+Real-time chunking (Black, Galliker and Levine, arXiv 2506.07339): the actions that will have been executed when a plan
+arrives are given to it, and it is made up to go with them. There it is done for flow matching, by guidance through the
+network's gradient; here by replacement in the denoising chain, which needs no gradient and leaves a Gaussian chain, so
+that `asd` couples the free coordinates exactly.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a robot goes on to do while its next plan is made."""
+
+    actions: npt.NDArray[np.float32]
+    """The rest of the last plan [n, action_dim], in the environment's units, from the action for the latest observation
+    on."""
+    delay: int
+    """How many of them will be executed before the new plan takes over, 0 … n; they are given to it."""
+    soft: bool = False
+    """Also draw the new plan to the others of them, less and less (arXiv 2506.07339, eq. 5). Approximate: such a plan
+    does not have the law of the policy."""
+
+    def __post_init__(self) -> None:
+        """Check the delay.
+
+        Raises:
+            SpecError: There are not so many actions.
+        """
+        if not 0 <= self.delay <= len(self.actions):
+            raise SpecError(f"delay={self.delay} is not in 0 … {len(self.actions)}, the actions left of the last plan")
+
+
+def pulls(committed: Committed) -> npt.NDArray[np.float32]:
+    """Return how far a new plan is drawn to each of the actions committed [n]: 1 for those that are given."""
+    count, delay = len(committed.actions), committed.delay
+    share = ((count - np.arange(count)) / (count - delay + 1)).clip(max=1)
+    falling = share * np.expm1(share) / math.expm1(1) if committed.soft else np.zeros(count)
+    return np.where(np.arange(count) < delay, 1, falling).astype(np.float32)
+
+
+def overlay(
+    committed: Sequence[Committed | None], first: int, event: tuple[int, int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Lay committed actions over plans.
+
+    Args:
+        committed: For each plan of a batch; None where its robot has no plan yet.
+        first: Place in a plan of the action for the latest observation.
+        event: Horizon and action_dim.
+
+    Returns:
+        Actions, and how far the plans are drawn to them, 1 where they are given: both [B, horizon, action_dim].
+    """
+    actions, pull = np.zeros((2, len(committed), *event), np.float32)
+    for row, each in enumerate(committed):
+        if each is not None:
+            kept = each.actions[: event[0] - first]
+            actions[row, first : first + len(kept)] = kept
+            pull[row, first : first + len(kept)] = pulls(each)[: len(kept), None]
+    return actions, pull

@@ -1,0 +1,104 @@
+"""Anytime planning: when a plan has to be there, and whether one piece of work more will fit in before."""
+
+import math
+import time
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+from asd_policy.errors import SpecError
+from asd_policy.pace import Pace
+
+FALLBACKS = ("jump", "last_plan")
+"""How a plan is finished whose time has run out: by the network's prediction x̂0 at the point that it has come to, which
+costs one call more; or by the rest of the plan before it, moved on to the present, where there is one."""
+
+T = TypeVar("T")
+
+JUMP = "jump"
+
+
+def check_deadline(milliseconds: float, fallback: str) -> None:
+    """Refuse what no plan can have.
+
+    Raises:
+        SpecError: There is no such fallback, or the time is not a positive number.
+    """
+    if fallback not in FALLBACKS:
+        raise SpecError(f"fallback={fallback} is not one of {', '.join(FALLBACKS)}")
+    if not 0 < milliseconds < math.inf:
+        raise SpecError(f"deadline_ms={milliseconds:g} is not a positive number of milliseconds")
+
+
+class Deadline:
+    """When a batch of plans has to be there. A sampler asks it before each piece of work."""
+
+    def __init__(self, began: float, milliseconds: float, fallback: str, pace: Pace, batch: int) -> None:
+        """Set it.
+
+        Args:
+            began: Of the batch, by `time.perf_counter` [s].
+            milliseconds: From then on.
+            fallback: One of `FALLBACKS`.
+            pace: Of such plans on this device; noted in.
+            batch: Number of plans.
+
+        Raises:
+            SpecError: As `check_deadline`.
+        """
+        check_deadline(milliseconds, fallback)
+        self.fallback = fallback
+        self._seconds = milliseconds / 1000
+        self._end = began + self._seconds
+        self._pace = pace
+        self._batch = batch
+        self._running: tuple[Hashable, float] | None = None
+
+    def reserve(self, jump: Callable[[], object]) -> None:
+        """See to it that the time of a jump is known; called before the first piece of work.
+
+        Args:
+            jump: One network call on a point per row, and waiting for it.
+
+        Raises:
+            SpecError: The deadline is shorter than that.
+        """
+        least = self._pace.least((JUMP, self._batch))
+        if least is None:
+            jump()  # warms up
+            self.jump(jump)
+            least = self._pace.least((JUMP, self._batch))
+        assert least is not None
+        if self._seconds < least:
+            raise SpecError(
+                f"deadline_ms={1000 * self._seconds:g} is shorter than one network call, which takes "
+                f"{1000 * least:.2g} ms here for {self._batch} plan{'s' if self._batch > 1 else ''} at once"
+            )
+
+    def jump(self, jump: Callable[[], T]) -> T:
+        """Jump, and note how long it took."""
+        start = time.perf_counter()
+        clean = jump()
+        self._pace.note((JUMP, self._batch), time.perf_counter() - start)
+        return clean
+
+    def allows(self, work: Hashable) -> bool:
+        """Return whether a piece of work, and a jump after it, may be expected to be done in time.
+
+        Args:
+            work: Its kind. It is taken to begin now if this is true, and to last until the next call of `allows` or
+                `stop`.
+        """
+        self.stop()
+        now, key = time.perf_counter(), (work, self._batch)
+        jump = self._pace.expect((JUMP, self._batch))
+        if now + max(self._pace.expect(key), jump) + jump > self._end:
+            return False
+        self._running = key, now
+        return True
+
+    def stop(self) -> None:
+        """End the piece of work that is running."""
+        if self._running is not None:
+            work, since = self._running
+            self._pace.note(work, time.perf_counter() - since)
+            self._running = None

@@ -1,0 +1,46 @@
+"""How a plan is finished whose deadline comes before the end of its chain."""
+
+from collections.abc import Callable
+
+from asd_policy import arrays
+from asd_policy.arrays import Array
+from asd_policy.noise import NoiseTape
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Target
+
+
+def reserve(target: Target, tape: NoiseTape) -> None:
+    """See to it that the time of a jump of the whole batch is known.
+
+    Raises:
+        SpecError: The deadline is shorter.
+    """
+    assert target.deadline is not None
+    rows = arrays.arange(len(tape.initial), tape.initial)
+    start = arrays.namespace(rows).zeros_like(rows)
+    target.deadline.reserve(lambda: target.predict(tape.initial, start, rows))
+
+
+def fall_back(target: Target, jump: Callable[[], Array], rows: Array, past: Past) -> tuple[Array, Array]:
+    """Finish plans by their deadline's fallback.
+
+    Args:
+        target: With a deadline.
+        jump: Returns the predictions x̂0 [R, …] at the points that the plans have come to, by one network call.
+        rows: Which rows of the batch they are [R].
+        past: With the plans before them, if there are.
+
+    Returns:
+        Samples [R, *event], and the network calls that each row waited for [R].
+    """
+    deadline, xp = target.deadline, arrays.namespace(rows)
+    assert deadline is not None
+    event = target.shape[1:]
+    if deadline.fallback == "jump" or past.last_plan is None:
+        return deadline.jump(jump).reshape(len(rows), *event), xp.ones_like(rows)
+    last = arrays.asarray(past.last_plan, arrays.device_of(rows))[rows]
+    lacks = (last == 0).reshape(len(rows), -1).all(1)  # zeros stand for no plan
+    if not bool(lacks.any()):
+        return last, xp.zeros_like(rows)
+    clean = deadline.jump(jump).reshape(last.shape)
+    return xp.where(lacks.reshape(-1, *(1,) * len(event)), clean, last), arrays.cast(lacks, rows.dtype)

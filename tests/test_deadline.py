@@ -1,0 +1,250 @@
+"""Anytime planning, on a clock that only the network moves."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import asd_policy
+from asd_policy.chain import GaussianChain
+from asd_policy.denoiser import MeteredDenoiser
+from asd_policy.errors import SpecError
+from asd_policy.experience import Experience
+from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.pace import Pace
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.ddpm import walk
+from asd_policy.samplers.target import Target
+from asd_policy.testing import DTYPE, EVENT, make_tape
+
+ROWS = 6
+CALL, POINT = 0.010, 0.001  # seconds of a network call, and of each of its points
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+
+
+@dataclass
+class Machine:
+    """A network that takes time, on a clock that shows nothing else."""
+
+    network: MixtureDenoiser
+    now: float = 1000.0
+    slow: float = 1.0
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict."""
+        self.now += self.slow * (CALL + POINT * len(x))
+        return self.network(x, timestep, cond)
+
+
+@pytest.fixture
+def machine(mixture: MixtureDenoiser, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(mixture)
+    monkeypatch.setattr(time, "perf_counter", lambda: machine.now)
+    return machine
+
+
+SPECS = ["ddpm", "ddim:10", "dpmsolver:10", "paradigms:window=4", "asd:window=4", "asd:window=4,draft=frozen"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_deadline_that_is_met_changes_nothing(spec: str, machine: Machine, chain: GaussianChain) -> None:
+    sampler, tape = make_sampler(spec), make_tape(ROWS, chain, 0)
+    shape = (ROWS, *EVENT)
+    without = sampler.sample(machine, chain, shape, tape=tape)
+    within = sampler.sample(machine, chain, shape, tape=tape, deadline_ms=1e6)
+    assert torch.equal(within.sample, without.sample)
+    assert within.stats.rounds == without.stats.rounds
+    assert within.stats.cut == (False,) * ROWS
+    assert within.stats.exact is without.stats.exact is sampler.exact
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_once_the_times_are_known_plans_are_there_in_time(spec: str, machine: Machine, chain: GaussianChain) -> None:
+    sampler, past, shape = make_sampler(spec), Past(None, Experience()), (ROWS, *EVENT)
+    cuts = 0
+    for seed in range(5):
+        for milliseconds in (30, 60, 90, 120):
+            result = sampler.sample(
+                machine, chain, shape, tape=make_tape(ROWS, chain, seed), past=past, deadline_ms=milliseconds
+            )
+            cuts += sum(result.stats.cut)
+            assert result.sample.isfinite().all()
+            if seed:
+                assert result.stats.seconds <= milliseconds / 1000 + 1e-9
+    assert cuts > 0
+
+
+def test_a_cut_plan_is_the_prediction_at_the_point_that_it_had_come_to(machine: Machine, chain: GaussianChain) -> None:
+    tape, shape = make_tape(ROWS, chain, 0), (ROWS, *EVENT)
+    experience = Experience()
+    # Calls of 16 ms: 5 steps and a jump fit into 100 ms, 6 and a jump do not.
+    results = [
+        make_sampler("ddpm").sample(machine, chain, shape, tape=tape, past=Past(None, experience), deadline_ms=100)
+        for _ in range(2)
+    ]
+    stats = results[1].stats
+    assert stats.cut == (True,) * ROWS
+    assert stats.rounds == stats.nfe == (6,) * ROWS
+    target = Target(machine, chain, shape)
+    x = tape.initial
+    tables = chain.tables(x.device, x.dtype)
+    for k in range(5):
+        clean = target.predict(x, torch.full((ROWS,), k))
+        x = tables.a[k] * clean + tables.sigma[k] * tape.normals[:, k] + tables.b[k] * x
+    torch.testing.assert_close(results[1].sample, target.predict(x, torch.full((ROWS,), 5)), rtol=0, atol=1e-12)
+    assert torch.equal(walk(target, tape)[0], make_sampler("ddpm").sample(machine, chain, shape, tape=tape).sample)
+
+
+@pytest.mark.parametrize("spec", ["asd:window=4", "paradigms:window=4,tol=0.7"])
+def test_rows_that_are_done_are_what_they_would_have_been(spec: str, machine: Machine, chain: GaussianChain) -> None:
+    sampler, shape = make_sampler(spec), (40, *EVENT)
+    tape = make_tape(40, chain, 1)
+    full = sampler.sample(machine, chain, shape, tape=tape)
+    known = Experience()
+    known.freeze()
+    results = [
+        sampler.sample(machine, chain, shape, tape=tape, past=Past(None, known), deadline_ms=milliseconds)
+        for milliseconds in np.linspace(1500, 300, 40)
+    ]
+    result = next(result for result in results if 0 < sum(result.stats.cut) < 40)
+    cut = torch.tensor(result.stats.cut)
+    assert torch.equal(result.sample[~cut], full.sample[~cut])
+    assert any((each.sample != full.sample).any() for each in results)
+    assert [rounds for rounds, gone in zip(result.stats.rounds, result.stats.cut, strict=True) if not gone] == [
+        rounds for rounds, gone in zip(full.stats.rounds, result.stats.cut, strict=True) if not gone
+    ]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_rest_of_the_last_plan(spec: str, machine: Machine, chain: GaussianChain) -> None:
+    """Costs no call; a row that has no plan before it jumps."""
+    sampler, shape, known = make_sampler(spec), (ROWS, *EVENT), Experience()
+    last = torch.ones((ROWS, *EVENT), dtype=DTYPE)
+    lacking = last.clone()
+    lacking[1] = 0
+    _, full, partly = (
+        sampler.sample(
+            machine,
+            chain,
+            shape,
+            tape=make_tape(ROWS, chain, 2),
+            past=Past(plans, known),
+            deadline_ms=40,
+            fallback="last_plan",
+        )
+        for plans in (last, last, lacking)
+    )
+    assert all(full.stats.cut) and all(partly.stats.cut)
+    assert torch.equal(full.sample, last)
+    others = torch.arange(ROWS) != 1
+    assert torch.equal(partly.sample[others], last[others])
+    assert (partly.sample[1] != 0).all()
+    assert partly.stats.rounds[1] == partly.stats.rounds[0] + 1
+
+
+@pytest.mark.parametrize("fallback", ["jump", "last_plan"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_deadline_below_one_call_names_the_floor(
+    spec: str, fallback: str, machine: Machine, chain: GaussianChain
+) -> None:
+    with pytest.raises(
+        SpecError, match=r"deadline_ms=10 is shorter than one network call, which takes 16 ms here for 6"
+    ):
+        make_sampler(spec).sample(machine, chain, (ROWS, *EVENT), deadline_ms=10, fallback=fallback)
+
+
+@pytest.mark.parametrize("milliseconds", [0, -3, math.nan, math.inf])
+def test_a_deadline_is_a_positive_number(milliseconds: float, machine: Machine, chain: GaussianChain) -> None:
+    with pytest.raises(SpecError, match=f"deadline_ms={milliseconds:g} is not a positive number"):
+        make_sampler("asd:window=4").sample(machine, chain, (1, *EVENT), deadline_ms=milliseconds)
+
+
+def test_an_unknown_fallback_is_refused(machine: Machine, chain: GaussianChain) -> None:
+    with pytest.raises(SpecError, match="fallback=guess is not one of jump, last_plan"):
+        make_sampler("asd:window=4").sample(machine, chain, (1, *EVENT), deadline_ms=50, fallback="guess")
+
+
+def test_a_machine_that_slows_down_is_noticed_and_forgiven(machine: Machine, chain: GaussianChain) -> None:
+    """One plan is late, those after it are not; and when it is fast again, plans get their rounds back."""
+    sampler, known = make_sampler("ddpm"), Experience()
+
+    def plan(seed: int) -> tuple[float, int]:
+        result = sampler.sample(
+            machine, chain, (1, *EVENT), tape=make_tape(1, chain, seed), past=Past(None, known), deadline_ms=120
+        )
+        return result.stats.seconds, result.stats.rounds[0]
+
+    plan(0)
+    assert plan(1)[1] == 10
+    machine.slow = 3
+    slow = [plan(seed) for seed in range(5)]
+    assert all(seconds <= 0.12 for seconds, _ in slow[1:])
+    machine.slow = 1
+    assert [plan(seed)[1] for seed in range(40)][-1] == 10
+
+
+def test_pace_is_the_longest_of_the_last_times() -> None:
+    pace = Pace()
+    assert pace.expect("round") == 0
+    assert pace.least("round") is None
+    for seconds in (1.0, 3.0, 2.0):
+        pace.note("round", seconds)
+    assert (pace.expect("round"), pace.least("round")) == (3, 1)
+    other = pace.copy()
+    for _ in range(32):
+        other.note("round", 2.0)
+    assert (other.expect("round"), pace.expect("round"), pace.expect("call")) == (2, 3, 0)
+
+
+@pytest.fixture
+def slow_policy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], asd_policy.Policy]:
+    """A policy whose network takes 10 ms a call, on a clock that shows nothing else."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    call = MeteredDenoiser.unmetered
+
+    def slowed(self: MeteredDenoiser, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        now[0] += 0.01
+        return call(self, x, timestep, cond)
+
+    monkeypatch.setattr(MeteredDenoiser, "unmetered", slowed)
+    return lambda spec: asd_policy.load_policy(checkpoint).with_sampler(make_sampler(spec))
+
+
+def test_a_policy_keeps_its_deadline_and_records_what_was_cut(
+    slow_policy: Callable[[str], asd_policy.Policy],
+) -> None:
+    policy = slow_policy("ddpm").with_deadline(45, "last_plan")
+    assert (policy.deadline_ms, policy.fallback) == (45, "last_plan")
+    observation = {"agent_pos": np.zeros(4), "environment_state": np.zeros(3)}
+    policy.reset(seed=0)
+    actions = [policy.select_action(observation) for _ in range(24)]
+    records = policy.robots[0].records
+    assert [(record.cut, record.exact) for record in records] == [(True, False)] * 3
+    # The second plan and the third are the rest of the one before: its last action is held where it ends.
+    first = policy.plans[0].chunk[0].numpy()
+    held = np.concatenate([first[1:], np.repeat(first[-1:], 9, axis=0)])
+    np.testing.assert_allclose(np.stack(actions), held[:24], atol=1e-5)
+    free = policy.with_deadline(None)
+    free.reset(seed=0)
+    free.select_action(observation)
+    assert [(record.cut, record.exact) for record in free.robots[0].records] == [(False, True)]
+
+
+def test_what_a_cut_plan_has_seen_is_learned(slow_policy: Callable[[str], asd_policy.Policy]) -> None:
+    """Else a policy whose plans are all cut would never learn to draft."""
+    policy = slow_policy("asd:window=2").with_deadline(55)
+    policy.reset(seed=0)
+    policy.select_action({"agent_pos": np.zeros(4), "environment_state": np.zeros(3)})
+    assert policy.robots[0].records[0].cut
+    assert policy.experience.plans == 1
+    assert policy.experience.moments["noise"].any()
