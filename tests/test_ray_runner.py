@@ -208,7 +208,7 @@ def cluster() -> Iterator[str]:
     words = ["start", "--head", "--block", "--num-cpus=2", "--port=0", f"--ray-client-server-port={port}"]
     words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     words += ["--node-ip-address=127.0.0.1", f"--object-store-memory={100 << 20}"]
-    process = psutil.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
     try:
         deadline = time.monotonic() + START
         while True:
@@ -218,11 +218,13 @@ def cluster() -> Iterator[str]:
             time.sleep(0.5)
         yield f"ray://127.0.0.1:{port}"
     finally:
-        family = [process, *process.children(recursive=True)]
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         for each in psutil.wait_procs(family, timeout=30)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+        process.kill()
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
