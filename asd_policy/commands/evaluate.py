@@ -189,10 +189,12 @@ class EvalCommand:
         path = self.out / RESULTS
         try:
             write_json(path, results)
-        except OSError:
-            if cut_short is None:
-                raise
-            raise cut_short from None  # a disk that is full: the journal has said so
+        except OSError as error:
+            if cut_short is not None:
+                raise cut_short from None  # a disk that is full: the journal has said so
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; all episodes are kept, and --resume writes it"
+            ) from None
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
