@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.base import Settled
 from asd_policy.states import CALIBRATION_PLANS, States
 from asd_policy.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.timing import summarize_timing
@@ -60,8 +59,8 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
     return planners
 
 
-def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> list[Sampler]:
-    """Return samplers with whatever is left to them chosen, once they have learned.
+def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
+    """Return samplers as they will run, by their specs: what is left to them is chosen, once they have learned.
 
     A choice follows measured times, which are never the same twice. Made here it is one for all episodes, whichever
     process runs them, and can be written down.
@@ -76,7 +75,7 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
         AsdError: As `prepare`.
     """
     choosing = [sampler for sampler in samplers if sampler.chooses]
-    settled: dict[Sampler, Sampler] = {}
+    ran = {sampler.spec: sampler for sampler in samplers}
     for planner in prepare(policy, env, choosing) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
         rows = range(batch)
@@ -84,8 +83,8 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
         for row in rows:
             planner.observe(row, moment.observation)
         planner.act(rows)
-        settled[planner.sampler] = Settled(planner.sampler, make_sampler(planner.plans[0].stats.spec))
-    return [settled.get(sampler, sampler) for sampler in samplers]
+        ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
+    return ran
 
 
 def calibrate(
@@ -181,8 +180,8 @@ def summarize(
     """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
 
     Args:
-        samplers: In the order of the list.
-        episodes: In any order.
+        samplers: From `settle`, in the order of the list.
+        episodes: In any order, with the specs that were asked for.
         steps: Length K of the policy's chain.
         margin: Difference of success rates that would not matter, for the verdict of equivalence.
         hz: Control steps in a second of the clock that went on while plans were made; None where there was none.

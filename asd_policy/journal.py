@@ -6,7 +6,7 @@ moment leaves whole lines and at most one torn one at the end, which is not read
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Any
 from asd_policy.episodes import Episode
 from asd_policy.errors import RunError
 from asd_policy.files import atomic_file
-from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.base import Settled
 
 NAME = "episodes.jsonl"
 RESULTS = "results.json"
@@ -38,19 +36,16 @@ class Found:
     size: int
     """Bytes of the whole lines."""
 
-    def settled(self, samplers: Sequence[Sampler]) -> list[Sampler]:
-        """Return the run's samplers with what they chose when it began.
+    @property
+    def ran(self) -> dict[str, str]:
+        """The specs of the run's samplers, and what each ran as.
 
         Raises:
             RunError: The journal does not say.
         """
-        ran = self.run.get("ran", [])
-        if len(ran) != len(samplers):
+        if "ran" not in self.run:
             raise RunError(f"{self.path} does not say what its samplers ran as: name another --out, or --overwrite it")
-        return [
-            Settled(sampler, make_sampler(spec)) if sampler.chooses else sampler
-            for sampler, spec in zip(samplers, ran, strict=True)
-        ]
+        return self.run["ran"]
 
     def check_same(self, run: Mapping[str, Any]) -> None:
         """Refuse to go on with another run.

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -77,8 +77,9 @@ class Recipe:
     """Torch device, as on a machine that has no other GPU than the worker's."""
     backend: str
     """Spec of what runs the network."""
-    learned: tuple[tuple[Sampler, Experience], ...]
-    """Samplers, and what their planners learned: it is learned once, so that all plan alike."""
+    learned: tuple[tuple[str, Sampler, Experience], ...]
+    """The spec of each group's sampler, the sampler as it runs, and what its planner learned: once, so that all plan
+    alike."""
     env: str
     """Gymnasium id."""
     envs: int
@@ -108,7 +109,7 @@ class Recipe:
         Args:
             checkpoint: What they were loaded from.
             device: Where to.
-            planners: One for each sampler.
+            planners: As for `LocalRunner`.
             env: Gymnasium id.
             envs: Episodes in a group.
             seed: Of the evaluation.
@@ -118,8 +119,8 @@ class Recipe:
         return cls(
             str(path.resolve()) if path.exists() else checkpoint,
             device.partition(":")[0],
-            planners[0].backend.spec,
-            tuple((planner.sampler, planner.experience) for planner in planners),
+            next(iter(planners.values())).backend.spec,
+            tuple((spec, planner.sampler, planner.experience) for spec, planner in planners.items()),
             env,
             envs,
             seed,

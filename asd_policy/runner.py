@@ -1,7 +1,7 @@
 """Groups of episodes, the unit of work, and who runs them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from asd_policy.control import Pilot
@@ -14,7 +14,7 @@ class Group:
     """Episodes of one sampler that are run side by side."""
 
     spec: str
-    """Of the sampler."""
+    """Of the sampler, as it was asked for."""
     indices: tuple[int, ...]
     """Of the episodes."""
 

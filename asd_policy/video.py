@@ -1,7 +1,7 @@
 """Episodes as H.264 videos that browsers and phones play: one for each sampler, and two of them side by side."""
 
 import importlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import zip_longest
 from pathlib import Path

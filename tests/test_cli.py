@@ -1,5 +1,6 @@
 """The command line: what it writes, its exit status, and one clear line for each mistake."""
 
+import errno
 import json
 import math
 import os
@@ -243,6 +244,27 @@ def test_interruption_keeps_what_was_done(
     assert results["interrupted"]
     assert [sampler["episodes"] for sampler in results["samplers"]] == [2, 1]
     assert "interrupted: 3 of 10 episodes are kept in" in capsys.readouterr().err
+
+
+def test_no_room_for_the_results(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full just then: no episode is lost, and the same command can be given again."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = [*arguments(checkpoint, tmp_path), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands_evaluate, "write_json", full)
+        assert cli.run(words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    reason = "No space left on device; all episodes are kept, and --resume writes it"
+    assert last == f"asd-policy: {tmp_path / 'results.json'} cannot be written: {reason}"
+    journal = (tmp_path / "episodes.jsonl").read_bytes()
+    assert cli.run(words) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["complete"]
+    assert (tmp_path / "episodes.jsonl").read_bytes() == journal
 
 
 def test_a_failure_midway_keeps_what_was_done(

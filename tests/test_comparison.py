@@ -38,7 +38,7 @@ def write_run(folder: Path, episodes: list[Episode], seed: int = 0, journal: boo
         for episode in episodes:
             book.add(episode)
         book.close()
-    samplers = [make_sampler(spec) for spec in dict.fromkeys(episode.spec for episode in episodes)]
+    samplers = {episode.spec: make_sampler(episode.spec) for episode in episodes}
     count = len(episodes) // len(samplers)
     results = {
         "version": 1,
@@ -207,11 +207,11 @@ def test_a_verdict_in_words() -> None:
 
 def test_the_summary_of_a_run_has_the_verdict() -> None:
     episodes = [make_episode(i, spec=spec) for i in range(60) for spec in (DDPM, ASD)]
-    ddpm, asd = evaluate.summarize([make_sampler(DDPM), make_sampler(ASD)], episodes, 100, margin=0.2)
+    ddpm, asd = evaluate.summarize({spec: make_sampler(spec) for spec in (DDPM, ASD)}, episodes, 100, margin=0.2)
     assert ddpm["equivalence"] is None
     assert asd["equivalence"] == equivalence(pair(episodes[::2], episodes[1::2]), 0.2)
     assert asd["reward_difference"] == {"mean": 0.0, "ci95": (0.0, 0.0)}
-    (alone,) = evaluate.summarize([make_sampler(ASD)], episodes[1::2], 100)
+    (alone,) = evaluate.summarize({ASD: make_sampler(ASD)}, episodes[1::2], 100)
     assert alone["equivalence"] is alone["reward_difference"] is None
     assert report.equivalence_lines({"samplers": [ddpm, asd]}) == [
         f"{ASD}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"

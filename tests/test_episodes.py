@@ -56,8 +56,8 @@ def test_groups() -> None:
 def test_side_by_side_are_the_same_episodes(planner: Policy, three: Envs) -> None:
     """Each with the seeds of its own; only the batches of their plans differ, and by them the rounding."""
     alone = make_envs(partial(make_env, AVOID), 1)
-    expected = untimed(list(LocalRunner([planner], alone, SEED).run(groups([SPEC], 5, 1))))
-    found = untimed(list(LocalRunner([planner], three, SEED).run(groups([SPEC], 5, 3))))
+    expected = untimed(list(LocalRunner({SPEC: planner}, alone, SEED).run(groups([SPEC], 5, 1))))
+    found = untimed(list(LocalRunner({SPEC: planner}, three, SEED).run(groups([SPEC], 5, 3))))
     alone.close()
     assert [each.index for each in found] == list(range(5))
     assert [plan.batch for plan in expected[0].plans] == [1] * len(expected[0].plans)
@@ -76,7 +76,7 @@ def test_side_by_side_are_the_same_episodes(planner: Policy, three: Envs) -> Non
 def test_groups_in_any_order(planner: Policy, three: Envs) -> None:
     """To the bit: nothing of one group is left for the next."""
     work = list(groups([SPEC], 8, 3))
-    runner = LocalRunner([planner], three, SEED)
+    runner = LocalRunner({SPEC: planner}, three, SEED)
     first = untimed(list(runner.run(work)))
     random.Random(0).shuffle(work)
     assert untimed(list(runner.run(reversed(work)))) == untimed(list(runner.run(work))) == first
@@ -107,7 +107,9 @@ def test_an_episode_that_goes_wrong(fault: str, message: str, steps: int, count:
     if fault == "die" and count == 1:
         pytest.skip("an environment that ends the process it is in ends the evaluation's")
     envs = make_envs(partial(make_env, f"faulty_envs:faulty/{fault.capitalize()}-v0"), count)
-    episodes = sorted(LocalRunner([planner], envs, SEED).run(groups([SPEC], 6, count)), key=lambda each: each.index)
+    episodes = sorted(
+        LocalRunner({SPEC: planner}, envs, SEED).run(groups([SPEC], 6, count)), key=lambda each: each.index
+    )
     envs.close()
     assert [each.index for each in episodes] == list(range(6))
     failed = [each for each in episodes if each.error is not None]
@@ -117,7 +119,7 @@ def test_an_episode_that_goes_wrong(fault: str, message: str, steps: int, count:
         assert not each.success
         assert each.steps in (steps, 9)  # where the process sees the fault, the step does not arrive
     sound = make_envs(partial(make_env, "faulty_envs:faulty/None-v0"), 1)
-    without = list(LocalRunner([planner], sound, SEED).run(groups([SPEC], 6, 1)))
+    without = list(LocalRunner({SPEC: planner}, sound, SEED).run(groups([SPEC], 6, 1)))
     for each, expected in zip(episodes, without, strict=True):
         if each.error is None:
             assert (each.success, each.steps, len(each.plans)) == (True, 20, 3)

@@ -154,7 +154,7 @@ def test_interrupted_from_a_terminal(
     options: dict[str, Any], small_checkpoint: Path, tmp_path: Path, threads: int, request: pytest.FixtureRequest
 ) -> None:
     """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume does the rest."""
-    process = psutil.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, tmp_path, **options, episodes=100_000)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(threads)},
         stderr=subprocess.PIPE,
@@ -168,7 +168,7 @@ def test_interrupted_from_a_terminal(
         while not journal.exists() or journal.read_bytes().count(b"\n") <= 3:
             assert process.poll() is None
             time.sleep(0.02)
-        family = process.children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=300)
     finally:

@@ -16,11 +16,16 @@ from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
 from asd_policy.policy import Policy
 from asd_policy.runner import LocalRunner, groups
-from asd_policy.samplers import choice, make_sampler
+from asd_policy.samplers import Sampler, choice, make_sampler
 from asd_policy.types import PlanRecord
 from asd_policy.vector import InProcess
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
+
+
+def by_spec(*specs: str) -> dict[str, Sampler]:
+    """Return samplers that run as they were asked for, as `evaluate.settle` does."""
+    return {sampler.spec: sampler for sampler in map(make_sampler, specs)}
 
 
 def prepared(checkpoint: Path, specs: tuple[str, ...] = SPECS) -> list[Policy]:
@@ -30,8 +35,9 @@ def prepared(checkpoint: Path, specs: tuple[str, ...] = SPECS) -> list[Policy]:
 
 def run(checkpoint: Path, episodes: int = 2, seed: int = 0, specs: tuple[str, ...] = SPECS) -> list[Episode]:
     planners = prepared(checkpoint, specs)
-    runner = LocalRunner(planners, InProcess(lambda: make_env("asd/Avoid-v0")), seed)
-    return list(runner.run(groups([planner.sampler.spec for planner in planners], episodes, envs=1)))
+    by_spec = {planner.sampler.spec: planner for planner in planners}
+    runner = LocalRunner(by_spec, InProcess(lambda: make_env("asd/Avoid-v0")), seed)
+    return list(runner.run(groups(list(by_spec), episodes, envs=1)))
 
 
 def signature(episode: Episode) -> Episode:
@@ -95,13 +101,14 @@ def test_what_is_chosen_is_chosen_once(checkpoint: Path, monkeypatch: pytest.Mon
         patch.setattr(choice, "_time_round", lambda *_: 0.0)
         alone, together = (evaluate.settle(policy, env, samplers, batch) for batch in (1, 3))
     for settled in (alone, together):
-        assert (settled[0], settled[1].spec, settled[2]) == (ddpm, asd.spec, fixed)
-    assert alone[1].ran.startswith("asd:window=8,")  # the longest of a chain of 10 steps
-    assert together[1].ran.startswith("asd:window=3,")
-    planners = evaluate.prepare(policy, env, [alone[1], make_sampler(alone[1].ran)])
+        assert list(settled) == [sampler.spec for sampler in samplers]
+        assert (settled[ddpm.spec], settled[fixed.spec]) == (ddpm, fixed)
+    chosen = alone[asd.spec]
+    assert chosen.spec.startswith("asd:window=8,")  # the longest of a chain of 10 steps
+    assert together[asd.spec].spec.startswith("asd:window=3,")
+    planners = evaluate.prepare(policy, env, [chosen, make_sampler(chosen.spec)])
     one, other = (signature(evaluate.run_episode(planner, env, 0, 0)) for planner in planners)
-    assert (one.spec, {plan.window for plan in one.plans}) == (asd.spec, {8})
-    assert replace(one, spec=alone[1].ran) == other
+    assert one == other and {plan.window for plan in one.plans} == {8}
 
 
 def test_summary() -> None:
@@ -112,7 +119,7 @@ def test_summary() -> None:
         fake_episode("ddpm", 1, False, 100, 100, "a"),
         fake_episode("asd:window=8", 1, True, 30, 8, "b"),
     ]
-    ddpm, asd = evaluate.summarize([make_sampler(spec) for spec in specs], episodes, 100)
+    ddpm, asd = evaluate.summarize(by_spec(*specs), episodes, 100)
     assert ddpm["success_rate"] == 0.5
     assert asd["success_rate"] == 1.0
     assert asd["success_ci95"] == pytest.approx((0.342, 1.0), abs=1e-3)
@@ -132,7 +139,7 @@ def test_summary() -> None:
 
 
 def test_summary_without_a_reference() -> None:
-    (only,) = evaluate.summarize([make_sampler("asd"), make_sampler("ddpm")], [fake_episode("asd", 0, True, 5, 9)], 100)
+    (only,) = evaluate.summarize(by_spec("asd", "ddpm"), [fake_episode("asd", 0, True, 5, 9)], 100)
     assert only["wall_clock_speedup"] is None
     assert only["paired_difference_ci95"] is None
     assert only["return_ci95"] is None
@@ -141,9 +148,9 @@ def test_summary_without_a_reference() -> None:
 
 def test_summary_of_episodes_without_plans() -> None:
     """They failed at once; a table has dashes for them."""
-    ddpm, asd = make_sampler("ddpm"), make_sampler("asd:window=8")
-    broken = Episode(asd.spec, 0, False, None, 0, None, "the environment raised RuntimeError: no", ())
-    first, second = evaluate.summarize([ddpm, asd], [fake_episode("ddpm", 0, True, 5, 9), broken], 100)
+    samplers = by_spec("ddpm", "asd:window=8")
+    broken = Episode(list(samplers)[1], 0, False, None, 0, None, "the environment raised RuntimeError: no", ())
+    first, second = evaluate.summarize(samplers, [fake_episode("ddpm", 0, True, 5, 9), broken], 100)
     assert first.keys() == second.keys()
     assert (second["failed"], second["success_rate"], second["plans"]) == (1, 0.0, 0)
     assert second["rounds_mean"] is second["latency_ms"] is second["return_mean"] is None
@@ -155,7 +162,7 @@ def test_acceptance_by_step() -> None:
     plan = fake_episode("asd:window=2", 0, True, 5, 3).plans[0]
     plans = (replace(plan, refused=(1,), unjudged=(3,)), replace(plan, refused=(), unjudged=(0, 3)))
     episode = replace(fake_episode("asd:window=2", 0, True, 5, 3), plans=plans)
-    (summary,) = evaluate.summarize([make_sampler("asd:window=2")], [episode], 4)
+    (summary,) = evaluate.summarize(by_spec("asd:window=2"), [episode], 4)
     assert summary["acceptance_by_step"] == [1.0, 0.5, 1.0, None]
 
 

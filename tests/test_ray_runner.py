@@ -47,15 +47,15 @@ def signature(episode: Episode) -> Any:
 
 
 @pytest.fixture(scope="module")
-def planners(small_checkpoint: Path) -> list[Policy]:
+def planners(small_checkpoint: Path) -> dict[str, Policy]:
     env = make_env(ENV)
     found = evaluate.prepare(load_policy(small_checkpoint), env, [make_sampler(spec) for spec in SPECS])
     env.close()
-    return found
+    return dict(zip(SPECS, found, strict=True))
 
 
 @pytest.fixture(scope="module")
-def here(planners: list[Policy]) -> list[Any]:
+def here(planners: dict[str, Policy]) -> list[Any]:
     """The episodes that this process runs, by sampler and index."""
     runner = LocalRunner(planners, make_envs(partial(make_env, ENV), ENVS), SEED)
     episodes = list(runner.run(groups(SPECS, EPISODES, ENVS)))
@@ -68,7 +68,7 @@ def in_order(episodes: list[Episode]) -> list[Any]:
 
 
 def test_a_killed_worker_changes_nothing(
-    planners: list[Policy], here: list[Any], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    planners: dict[str, Policy], here: list[Any], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One is killed at its first groups and one later, each with the processes of its environments left behind."""
     recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
@@ -89,14 +89,14 @@ def test_a_killed_worker_changes_nothing(
     assert capsys.readouterr().out == ""  # stdout is for results
 
 
-def test_an_error_comes_back_as_it_is(planners: list[Policy], tmp_path: Path) -> None:
+def test_an_error_comes_back_as_it_is(planners: dict[str, Policy], tmp_path: Path) -> None:
     """One that a worker meets, such as a checkpoint that its machine does not have."""
     with pytest.raises(CheckpointError, match="nothing"):
         RayRunner(Workers.parse("1"), Recipe.of(str(tmp_path / "nothing"), "cpu", planners, ENV, 1, SEED))
     assert not ray_processes()
 
 
-def test_workers_without_room(planners: list[Policy], small_checkpoint: Path) -> None:
+def test_workers_without_room(planners: dict[str, Policy], small_checkpoint: Path) -> None:
     """They are refused, and not waited for."""
     recipe = Recipe.of(str(small_checkpoint), "cuda:1", planners, ENV, ENVS, SEED)
     with pytest.raises(BackendError, match=r"no room for 1 workers of 1 CPU and 1000 GPUs \(--gpus-per-worker\) each"):
@@ -132,7 +132,7 @@ def test_without_ray(
     assert not (tmp_path / "out").exists()
 
 
-def test_no_cluster_at_the_address(planners: list[Policy], small_checkpoint: Path) -> None:
+def test_no_cluster_at_the_address(planners: dict[str, Policy], small_checkpoint: Path) -> None:
     recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, ENVS, SEED)
     with pytest.raises(BackendError, match="Ray does not start ray://no-scheme-like-this"):
         RayRunner(Workers("ray://no-scheme-like-this:bad", None), recipe)
@@ -208,7 +208,7 @@ def cluster() -> Iterator[str]:
     words = ["start", "--head", "--block", "--num-cpus=2", "--port=0", f"--ray-client-server-port={port}"]
     words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     words += ["--node-ip-address=127.0.0.1", f"--object-store-memory={100 << 20}"]
-    process = psutil.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
     try:
         deadline = time.monotonic() + START
         while True:
@@ -218,11 +218,13 @@ def cluster() -> Iterator[str]:
             time.sleep(0.5)
         yield f"ray://127.0.0.1:{port}"
     finally:
-        family = [process, *process.children(recursive=True)]
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         for each in psutil.wait_procs(family, timeout=30)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+        process.kill()
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -68,8 +68,9 @@ def test_the_evaluated_episode_is_filmed(
     monkeypatch.setenv("MUJOCO_GL", "egl")
     env = make_env("asd/Avoid-v0")
     samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
-    planners = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
-    steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in planners]
+    found = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
+    steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in found]
+    planners = {planner.sampler.spec: planner for planner in found}
     paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)
     assert [path.name for path in paths] == [
         "ddpm.mp4", "ddim-2.mp4", "asd-window=5-draft=response-verify=block.mp4", "side-by-side.mp4",
@@ -81,10 +82,10 @@ def test_the_evaluated_episode_is_filmed(
 def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(EnvError, match=r"--video needs imageio_ffmpeg: pip install 'asd-policy\[envs\]'"):
-        video.record([], "asd/Avoid-v0", 0, tmp_path)
+        video.record({}, "asd/Avoid-v0", 0, tmp_path)
 
 
 def test_an_environment_that_cannot_be_rendered(small_checkpoint: Path, tmp_path: Path) -> None:
     planner = load_policy(small_checkpoint)
     with pytest.raises(EnvError, match="no environment 'asd/None-v0'"):
-        video.record([planner], "asd/None-v0", 0, tmp_path)
+        video.record({"ddpm": planner}, "asd/None-v0", 0, tmp_path)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +157,7 @@ class EvalCommand:
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
-        tally = Tally([sampler.spec for sampler in samplers], found.episodes if found else ())
+        tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
             with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
@@ -196,10 +196,12 @@ class EvalCommand:
         path = self.out / RESULTS
         try:
             write_json(path, results)
-        except OSError:
-            if cut_short is None:
-                raise
-            raise cut_short from None  # a disk that is full: the journal has said so
+        except OSError as error:
+            if cut_short is not None:
+                raise cut_short from None  # a disk that is full: the journal has said so
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; all episodes are kept, and --resume writes it"
+            ) from None
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
@@ -213,7 +215,7 @@ class EvalCommand:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
             console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
             if counted:
-                self._show(console, [], results)
+                self._show(console, {}, results)
             if isinstance(cut_short, AsdError):
                 raise cut_short
             return INTERRUPTED

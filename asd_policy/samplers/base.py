@@ -70,11 +70,6 @@ class Sampler(abc.ABC):
         """The full spec of this sampler, options included: `make_sampler(s.spec)` equals `s`."""
 
     @property
-    def ran(self) -> str:
-        """The spec of what it runs as, where that is known to be another one."""
-        return self.spec
-
-    @property
     @abc.abstractmethod
     def exact(self) -> bool:
         """Whether samples have exactly the law of the sequential sampler of the same chain."""
@@ -200,44 +195,6 @@ class Sampler(abc.ABC):
                 exact=self.exact and (held is None or held.pull is None),
             ),
         )
-
-
-@dataclass(frozen=True)
-class Settled(Sampler):
-    """A sampler that had something to choose, with its choice made: it keeps its name, and runs as the other."""
-
-    asked: Sampler
-    """As it was asked for."""
-    chosen: Sampler
-    """What runs, with nothing left to choose."""
-
-    @property
-    def spec(self) -> str:
-        """As it was asked for."""
-        return self.asked.spec
-
-    @property
-    def ran(self) -> str:
-        """What was chosen."""
-        return self.chosen.spec
-
-    @property
-    def exact(self) -> bool:
-        """As of what runs."""
-        return self.chosen.exact
-
-    @property
-    def learns(self) -> bool:
-        """As of what runs."""
-        return self.chosen.learns
-
-    def check(self, chain: GaussianChain) -> None:
-        """Refuse a chain as what runs does."""
-        self.chosen.check(chain)
-
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
-        """Sample with what was chosen."""
-        return self.chosen.run(target, tape, past)
 
 
 def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:
