@@ -171,7 +171,7 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
 
 
 def summarize(
-    samplers: Sequence[Sampler],
+    samplers: Mapping[str, Sampler],
     episodes: Sequence[Episode],
     steps: int,
     margin: float = MARGIN,
@@ -187,13 +187,21 @@ def summarize(
         hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
-    by_sampler = {sampler: [e for e in ordered if e.spec == sampler.spec] for sampler in samplers}
-    reference = next((done for sampler, done in by_sampler.items() if sampler.spec == "ddpm"), [])
-    return [_summary(sampler, done, reference, steps, margin, hz) for sampler, done in by_sampler.items() if done]
+    by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
+    reference = by_spec.get("ddpm", [])
+    return [
+        _summary(spec, samplers[spec], done, reference, steps, margin, hz) for spec, done in by_spec.items() if done
+    ]
 
 
 def _summary(
-    sampler: Sampler, done: list[Episode], reference: list[Episode], steps: int, margin: float, hz: float | None
+    spec: str,
+    sampler: Sampler,
+    done: list[Episode],
+    reference: list[Episode],
+    steps: int,
+    margin: float,
+    hz: float | None,
 ) -> dict[str, Any]:
     plans = [plan for episode in done for plan in episode.plans]
     returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
@@ -201,8 +209,8 @@ def _summary(
     pairs = pair(reference, done)
     successes = [(own.success, other.success) for other, own in pairs]
     return {
-        "spec": sampler.spec,
-        "ran": sampler.ran,
+        "spec": spec,
+        "ran": sampler.spec,
         "exact": sampler.exact and all(plan.exact for plan in plans),
         "steps": steps,
         "episodes": len(done),

@@ -67,14 +67,15 @@ class ControlClock:
         return math.ceil(round(seconds * self.hz, 9))  # 0.07 s at 100 Hz are 7.000000000000001 steps
 
 
-def make_pilot(policy: Policy, clock: ControlClock | None) -> Pilot:
+def make_pilot(policy: Policy, clock: ControlClock | None, spec: str | None = None) -> Pilot:
     """Return who controls with a policy by a clock; without one the policy itself, for which time stands still.
 
     Args:
         policy: Plans.
         clock: How time goes on while it does.
+        spec: What the clock's latencies are known by; the spec of the policy's sampler unless said.
     """
-    return policy if clock is None else PILOTS[clock.mode](policy, clock)
+    return policy if clock is None else PILOTS[clock.mode](policy, clock, spec or policy.sampler.spec)
 
 
 def check_rate(hz: float) -> None:
@@ -133,15 +134,17 @@ class _Course:
 class Clocked(abc.ABC):
     """Controls robots with a policy for which time goes on."""
 
-    def __init__(self, policy: Policy, clock: ControlClock) -> None:
+    def __init__(self, policy: Policy, clock: ControlClock, spec: str) -> None:
         """Take who plans, and the clock.
 
         Args:
             policy: Plans, and keeps what it does of its robots; `act` is the pilot's.
             clock: Of this pilot's mode.
+            spec: What the clock's latencies are known by: that of the sampler, as it was asked for.
         """
         self.policy = policy
         self.clock = clock
+        self._spec = spec
         self._courses: list[_Course] = []
         self._gain = arrays.to_numpy(policy.normalization["action"].gain)
 
@@ -208,7 +211,7 @@ class Clocked(abc.ABC):
         for row, actions in zip(due, self.policy.plan_for(due, committed), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
-            latency = self.clock.latency.draw(self.sampler.spec, record.seconds, course.rng)
+            latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
             course.started, course.coming = robot.steps, actions
             course.delays.append(self.clock.steps(latency))
             course.delay = course.delays[-1] if course.last is not None else 0

@@ -98,7 +98,7 @@ class Recipe:
         cls,
         checkpoint: str,
         device: str,
-        planners: Sequence[Policy],
+        planners: Mapping[str, Policy],
         env: str,
         envs: int,
         seed: int,
@@ -115,18 +115,18 @@ class Recipe:
             seed: Of the evaluation.
             clock: How time goes on while plans are made; None where it does not.
         """
-        path = Path(checkpoint)
+        path, first = Path(checkpoint), next(iter(planners.values()))
         return cls(
             str(path.resolve()) if path.exists() else checkpoint,
             device.partition(":")[0],
-            next(iter(planners.values())).backend.spec,
+            first.backend.spec,
             tuple((spec, planner.sampler, planner.experience) for spec, planner in planners.items()),
             env,
             envs,
             seed,
             clock,
-            planners[0].deadline_ms,
-            planners[0].fallback,
+            first.deadline_ms,
+            first.fallback,
         )
 
     def cook(self) -> LocalRunner:
@@ -137,11 +137,11 @@ class Recipe:
         """
         policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
         policy = policy.with_deadline(self.deadline_ms, self.fallback)
-        pilots = []
-        for sampler, experience in self.learned:
+        pilots = {}
+        for spec, sampler, experience in self.learned:
             planner = policy.with_sampler(sampler)
             planner.experience = experience
-            pilots.append(make_pilot(planner, self.clock))
+            pilots[spec] = make_pilot(planner, self.clock, spec)
         return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
 
 

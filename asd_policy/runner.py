@@ -59,15 +59,15 @@ class Runner(Protocol):
 class LocalRunner:
     """Runs one group after the other in this process."""
 
-    def __init__(self, pilots: Sequence[Pilot], envs: Envs, seed: int) -> None:
+    def __init__(self, pilots: Mapping[str, Pilot], envs: Envs, seed: int) -> None:
         """Take what runs them.
 
         Args:
-            pilots: Who controls, one for each sampler: planners from `prepare`, or by a clock with them.
+            pilots: Who controls, by the specs of groups: planners from `prepare`, or by a clock with them.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """
-        self._pilots = {pilot.sampler.spec: pilot for pilot in pilots}
+        self._pilots = pilots
         self._envs = envs
         self._seed = seed
 
@@ -79,7 +79,8 @@ class LocalRunner:
     def run(self, groups: Iterable[Group]) -> Iterator[Episode]:
         """Run groups in order."""
         for group in groups:
-            yield from run_group(self._pilots[group.spec], self._envs, group.indices, self._seed)
+            for episode in run_group(self._pilots[group.spec], self._envs, group.indices, self._seed):
+                yield replace(episode, spec=group.spec)  # as it was asked for, whatever it ran as
 
     def close(self) -> None:
         """Close the environments."""

@@ -28,11 +28,12 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def record(pilots: Sequence[Pilot], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
+def record(pilots: Mapping[str, Pilot], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
-        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated.
+        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated,
+            by what to call them: the specs of their samplers as they were asked for.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.
@@ -46,8 +47,7 @@ def record(pilots: Sequence[Pilot], env_id: str, seed: int, folder: Path, beside
     fps = env.metadata.get("render_fps", _FPS)
     paths: dict[str, Path] = {}
     try:
-        for pilot in pilots:
-            spec = pilot.sampler.spec
+        for spec, pilot in pilots.items():
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             try:
                 with writing(paths[spec], fps) as write:

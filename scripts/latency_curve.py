@@ -148,8 +148,8 @@ def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, mo
     """Return what results.json would say of a sampler whose plans come so many control steps late."""
     pilot = make_pilot(planner, ControlClock(mode, task.hz, Fixed(1e3 * delay / task.hz)))
     spec = planner.sampler.spec
-    episodes = list(LocalRunner([pilot], envs, options.seed).run(groups([spec], options.episodes, options.envs)))
-    (summary,) = evaluate.summarize([planner.sampler], episodes, len(planner.chain), hz=task.hz)
+    episodes = list(LocalRunner({spec: pilot}, envs, options.seed).run(groups([spec], options.episodes, options.envs)))
+    (summary,) = evaluate.summarize({spec: planner.sampler}, episodes, len(planner.chain), hz=task.hz)
     return summary
 
 

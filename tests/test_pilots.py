@@ -238,7 +238,7 @@ def planner(small_checkpoint: Path) -> Policy:
 
 def episodes(planner: Policy, clock: ControlClock | None, count: int = 3, envs: int = 1) -> list[Episode]:
     """Return episodes without what depends on this machine's clock."""
-    runner = LocalRunner([make_pilot(planner, clock)], make_envs(partial(make_env, ENV), envs), SEED)
+    runner = LocalRunner({SPEC: make_pilot(planner, clock)}, make_envs(partial(make_env, ENV), envs), SEED)
     done = list(runner.run(groups([SPEC], count, envs)))
     runner.close()
     return untimed(done)
@@ -270,7 +270,7 @@ def test_given_latencies_come_out_again(latency: str, planner: Policy, tmp_path:
     clock = ControlClock("async", HZ, read_latency(latency, [SPEC]))
     first = episodes(planner, clock)
     assert episodes(planner, clock) == first
-    recipe = Recipe.of(str(small_checkpoint), "cpu", [planner], ENV, 1, SEED, clock)
+    recipe = Recipe.of(str(small_checkpoint), "cpu", {SPEC: planner}, ENV, 1, SEED, clock)
     worker = pickle.loads(pickle.dumps(recipe)).cook()  # as Ray takes it elsewhere
     assert untimed(list(worker.run(groups([SPEC], 3, 1)))) == first
     worker.close()
@@ -294,7 +294,7 @@ def test_continuity_in_closed_loop(planner: Policy) -> None:
         done = episodes(planner, ControlClock("async", HZ, Fixed(300), continuity))
         returns.append(tuple(each.total_reward for each in done))
         exact.append([[plan.exact for plan in each.plans] for each in done])
-        (summary,) = evaluate.summarize([planner.sampler], done, len(planner.chain), hz=HZ)
+        (summary,) = evaluate.summarize({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
         assert summary["exact"] is (continuity != "soft")
     assert len(set(returns)) == 3
     assert exact == [[[True, True, True]] * 3, [[True, True, True]] * 3, [[True, False, False]] * 3]
@@ -306,7 +306,7 @@ def counted(episode: Episode) -> tuple[float, ...]:
 
 def test_measured_latency_is_the_plan_s_own(planner: Policy) -> None:
     runner = LocalRunner(
-        [make_pilot(planner, ControlClock("sync", 1e3, Measured()))], make_envs(partial(make_env, ENV), 1), SEED
+        {SPEC: make_pilot(planner, ControlClock("sync", 1e3, Measured()))}, make_envs(partial(make_env, ENV), 1), SEED
     )
     (episode,) = runner.run(groups([SPEC], 1, 1))
     runner.close()

@@ -145,14 +145,16 @@ class EvalCommand:
             identity = self._identity(record, samplers, clock)
             if found is not None:
                 found.check_same(identity)
-            samplers = found.settled(samplers) if found else evaluate.settle(policy, env, samplers, self.envs)
-            planners = evaluate.prepare(policy, env, samplers)
+                ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
+            else:
+                ran = evaluate.settle(policy, env, samplers, self.envs)
+            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
             env_hz = control_rate(env)
         finally:
             env.close()
-        pilots = [make_pilot(planner, clock) for planner in planners]
+        identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
+        pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
         runner = self._runner(planners, pilots, clock)
-        identity["ran"] = [sampler.ran for sampler in samplers]
         journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
@@ -190,7 +192,7 @@ class EvalCommand:
             "interrupted": cut_short is not None,
             **tally.rates(),
             "samplers": evaluate.summarize(
-                samplers, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
+                ran, counted, len(policy.chain), self.margin, None if clock is None else clock.hz
             ),
         }
         path = self.out / RESULTS
@@ -227,7 +229,7 @@ class EvalCommand:
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _show(self, console: Console, pilots: Sequence[Pilot], results: dict[str, Any]) -> None:
+    def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
         """Write videos of the pilots, where they are asked for, and the page."""
         best = page.fastest_exact(results)
         try:
@@ -291,7 +293,9 @@ class EvalCommand:
             )
         return ControlClock(self.clock, hz, latency, self.continuity)
 
-    def _runner(self, planners: Sequence[Policy], pilots: Sequence[Pilot], clock: ControlClock | None) -> Runner:
+    def _runner(
+        self, planners: Mapping[str, Policy], pilots: Mapping[str, Pilot], clock: ControlClock | None
+    ) -> Runner:
         """Return what runs the episodes.
 
         Raises:
