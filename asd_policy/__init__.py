@@ -13,6 +13,7 @@ from asd_policy.errors import (
     CheckpointError,
     DenoiserError,
     EnvError,
+    LoopError,
     ObservationError,
     RunError,
     SpecError,
@@ -21,6 +22,10 @@ from asd_policy.experience import Experience
 from asd_policy.function import AcceleratedFn, accelerate_fn
 from asd_policy.noise import NoiseTape
 from asd_policy.policy import Policy
+from asd_policy.realtime.loop import ControlLoop
+from asd_policy.realtime.options import LoopOptions
+from asd_policy.realtime.process import ProcessPlanner
+from asd_policy.realtime.telemetry import Telemetry
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
@@ -38,21 +43,26 @@ __all__ = [
     "BackendError",
     "ChainError",
     "CheckpointError",
+    "ControlLoop",
     "DenoiserError",
     "EnvError",
     "Experience",
     "GaussianChain",
     "Held",
+    "LoopError",
+    "LoopOptions",
     "NoiseTape",
     "ObservationError",
     "Past",
     "Plan",
     "Policy",
+    "ProcessPlanner",
     "RunError",
     "SampleResult",
     "Sampler",
     "SpecError",
     "SpeculationStats",
+    "Telemetry",
     "__version__",
     "accelerate",
     "accelerate_fn",

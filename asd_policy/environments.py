@@ -9,6 +9,7 @@ import gymnasium
 
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
+from asd_policy.realtime.planner import Planner
 
 Env = gymnasium.Env[Any, Any]
 ENTRY_POINT_GROUP = "asd_policy.environments"
@@ -51,7 +52,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
         raise EnvError(f"no environment {env_id!r}; there are {namespaces}, and gymnasium's own") from None
 
 
-def check_fit(policy: Policy, env: Env) -> None:
+def check_fit(policy: Policy | Planner, env: Env) -> None:
     """Refuse an environment whose actions are not the policy's.
 
     Raises:
