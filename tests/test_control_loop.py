@@ -375,6 +375,8 @@ def test_what_is_wrong_from_the_start_is_raised_by_it(robot: Robot, planner: Pla
 def test_a_loop_runs_once(robot: Robot, planner: Planner) -> None:
     loop = make_loop(robot, planner)
     loop.stop()  # nothing to stop
+    with pytest.raises(LoopError, match="was not started"):
+        loop.wait()
     loop.run()
     loop.stop()
     with pytest.raises(LoopError, match="a ControlLoop runs once"):

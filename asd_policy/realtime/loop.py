@@ -139,6 +139,7 @@ class ControlLoop:
             if options.priority is not None:
                 _schedule(self._thread, options.priority)
         except BaseException:
+            self._closed = True
             self._stopping.set()
             self._close()
             raise
@@ -152,7 +153,12 @@ class ControlLoop:
 
         Returns:
             Whether the loop has ended; why, `stop` raises.
+
+        Raises:
+            LoopError: It was not started.
         """
+        if self._thread is None:
+            raise LoopError("the ControlLoop was not started")
         return self._ended.wait(seconds)
 
     def stop(self) -> None:
