@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FIRST_OBSERVATION = 10.0
 """Time that a source has for its first observation [s]."""
-ENDING = 2.0
+ENDING = 10.0
 """Time that each thread has to end [s]."""
 
 
