@@ -35,7 +35,8 @@ class History:
         """Copy an observation.
 
         Raises:
-            ObservationError: It has other keys, shapes or types than the first, or a value that is not finite.
+            ObservationError: It is no array, has other keys, shapes or types than the first, or a value that is not
+                finite.
         """
         parts = _parts(observation)
         for key, value in parts.items():
@@ -69,9 +70,14 @@ class History:
 
 
 def _parts(observation: Any) -> Parts:
-    if isinstance(observation, Mapping):
-        return {key: np.asarray(value) for key, value in observation.items()}
-    return {None: np.asarray(observation)}
+    values = observation if isinstance(observation, Mapping) else {None: observation}
+    parts: Parts = {}
+    for key, value in values.items():
+        try:
+            parts[key] = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ObservationError(f"{_name(key)} is no array: {error}") from None
+    return parts
 
 
 def _observation(parts: Parts) -> Any:

@@ -82,12 +82,14 @@ class PolicyPlanner:
         return Planned(actions, robot.records[-1].rounds)
 
 
-def check_plan(planned: Planned, action_dim: int) -> None:
-    """Refuse actions that must not reach a robot.
+def check_plan(planned: object, action_dim: int) -> Planned:
+    """Return what a planner returned, if its actions may reach a robot.
 
     Raises:
-        LoopError: They have the wrong shape, or are not finite.
+        LoopError: It is no plan, or its actions have the wrong shape or are not finite.
     """
+    if not isinstance(planned, Planned):
+        raise LoopError(f"the planner returned a {type(planned).__name__}, not a Planned")
     shape = planned.actions.shape
     if len(shape) != 2 or not shape[0] or shape[1] != action_dim:
         raise LoopError(f"the plan has shape {shape}, not (n, {action_dim})")
@@ -95,3 +97,4 @@ def check_plan(planned: Planned, action_dim: int) -> None:
         raise LoopError(
             f"the plan holds NaN or infinity, first in action {np.isfinite(planned.actions).all(1).argmin()}"
         )
+    return planned

@@ -117,11 +117,11 @@ class Ticker:
             if outcome.error is not None:
                 error = outcome.error
                 raise LoopError(f"the planner raised {type(error).__name__}: {error}") from error
-            check_plan(outcome.value, self._action_dim)
-            self._recorder.plan(outcome.seconds, outcome.value.rounds)
-            in_time = self._steps - self._asked_step < len(outcome.value.actions)
+            planned = check_plan(outcome.value, self._action_dim)
+            self._recorder.plan(outcome.seconds, planned.rounds)
+            in_time = self._steps - self._asked_step < len(planned.actions)
             if self.fault is None or in_time:
-                self._chunk, self._chunk_step = outcome.value.actions, self._asked_step
+                self._chunk, self._chunk_step = planned.actions, self._asked_step
                 self._recorder.state, self.fault, self._recorder.fault = "running", None, None
         wanted = self.fault is None or self._options.recover
         if wanted and fresh and not self._worker.busy and self._steps >= self._due:
