@@ -47,7 +47,9 @@ class Options:
     real: bool = False
     """Run in the machine's time."""
     samples: int = 12
-    """Lines of the table after the first."""
+    """Lines of the table."""
+    trace: bool = True
+    """Have Python count what it has allocated, which makes it several times slower."""
 
 
 class Meter(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -70,12 +72,12 @@ class Meter(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._steps % self._every == 0:
             gc.collect()
             resident = psutil.Process().memory_info().rss / 1e6
-            traced = tracemalloc.get_traced_memory()[0] / 1e6
+            traced = f"{tracemalloc.get_traced_memory()[0] / 1e6:.3f}" if tracemalloc.is_tracing() else "–"
             now = self._clock.now()
             self._begin = now if self._begin is None else self._begin
             minutes = (now - self._begin) / 60
             print(
-                f"| {self._steps} | {minutes:.2f} | {resident:.1f} | {traced:.3f} | {len(gc.get_objects())} |",
+                f"| {self._steps} | {minutes:.2f} | {resident:.1f} | {traced} | {len(gc.get_objects())} |",
                 flush=True,
             )
         self._steps += 1
@@ -95,7 +97,8 @@ def main() -> None:
         policy, env, options.hz, LoopOptions(ticks=ticks, patience=10.0, late_limit=10**9), clock, 0
     )
     print("| step | minutes of the loop | resident [MB] | Python's [MB] | objects |\n|---|---|---|---|---|")
-    tracemalloc.start()
+    if options.trace:
+        tracemalloc.start()
     start = time.perf_counter()
     told = loop.run()
     seconds = time.perf_counter() - start
