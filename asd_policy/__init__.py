@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from asd_policy.backends import Backend, make_backend
     from asd_policy.chain import GaussianChain
     from asd_policy.checkpoints import load_fn, load_policy
+    from asd_policy.continuity import Committed
     from asd_policy.errors import (
         AsdError,
         BackendError,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         CheckpointError,
         DenoiserError,
         EnvError,
+        LoopError,
         ObservationError,
         RunError,
         SpecError,
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from asd_policy.function import AcceleratedFn, accelerate_fn
     from asd_policy.noise import NoiseTape
     from asd_policy.policy import Policy
+    from asd_policy.realtime.loop import ControlLoop
+    from asd_policy.realtime.options import LoopOptions
+    from asd_policy.realtime.process import ProcessPlanner
+    from asd_policy.realtime.telemetry import Telemetry
     from asd_policy.samplers import Sampler, make_sampler
     from asd_policy.samplers.base import Past
     from asd_policy.samplers.target import Held
@@ -41,21 +47,27 @@ __all__ = [
     "BackendError",
     "ChainError",
     "CheckpointError",
+    "Committed",
+    "ControlLoop",
     "DenoiserError",
     "EnvError",
     "Experience",
     "GaussianChain",
     "Held",
+    "LoopError",
+    "LoopOptions",
     "NoiseTape",
     "ObservationError",
     "Past",
     "Plan",
     "Policy",
+    "ProcessPlanner",
     "RunError",
     "SampleResult",
     "Sampler",
     "SpecError",
     "SpeculationStats",
+    "Telemetry",
     "__version__",
     "accelerate",
     "accelerate_fn",
@@ -71,6 +83,7 @@ _HOMES = {
     "backends": ("Backend", "make_backend"),
     "chain": ("GaussianChain",),
     "checkpoints": ("load_fn", "load_policy"),
+    "continuity": ("Committed",),
     "errors": (
         "AsdError",
         "BackendError",
@@ -78,6 +91,7 @@ _HOMES = {
         "CheckpointError",
         "DenoiserError",
         "EnvError",
+        "LoopError",
         "ObservationError",
         "RunError",
         "SpecError",
@@ -86,6 +100,10 @@ _HOMES = {
     "function": ("AcceleratedFn", "accelerate_fn"),
     "noise": ("NoiseTape",),
     "policy": ("Policy",),
+    "realtime.loop": ("ControlLoop",),
+    "realtime.options": ("LoopOptions",),
+    "realtime.process": ("ProcessPlanner",),
+    "realtime.telemetry": ("Telemetry",),
     "samplers": ("Sampler", "make_sampler"),
     "samplers.base": ("Past",),
     "samplers.target": ("Held",),

@@ -9,6 +9,7 @@ import gymnasium
 
 from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
+from asd_policy.realtime.planner import Planner
 
 Env = gymnasium.Env[Any, Any]
 ENTRY_POINT_GROUP = "asd_policy.environments"
@@ -62,7 +63,7 @@ def control_rate(env: Env) -> float | None:
     return 1 / dt if isinstance(dt, float) and dt > 0 else None
 
 
-def check_fit(policy: Policy, env: Env) -> None:
+def check_fit(policy: Policy | Planner, env: Env) -> None:
     """Refuse an environment whose actions are not the policy's.
 
     Raises:

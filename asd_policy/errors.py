@@ -35,3 +35,7 @@ class BackendError(AsdError):
 
 class RunError(AsdError, ValueError):
     """A folder of results that is another run's, or whose journal is damaged or cannot be written."""
+
+
+class LoopError(AsdError):
+    """A control loop that cannot run as it was asked to, or was ended by a fault."""

@@ -1,0 +1,1 @@
+"""A policy on a robot in real time: the control loop, its threads, its watchdog, what it tells of itself."""

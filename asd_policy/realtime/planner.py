@@ -1,0 +1,100 @@
+"""Who plans for a control loop: a policy, or anything that makes chunks of actions of observations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy.errors import LoopError
+from asd_policy.policy import Horizons, Policy
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one plan brought."""
+
+    actions: npt.NDArray[np.float32]
+    """Actions [n, action_dim] in the robot's units, the first for the latest observation."""
+    rounds: int
+    """Sequential network calls it waited for."""
+
+
+class Planner(Protocol):
+    """Plans in a thread of its own. Nobody but that thread calls `plan`, one call at a time."""
+
+    @property
+    def horizons(self) -> Horizons:
+        """Observations it looks at, and actions between the beginnings of two plans."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        ...
+
+    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+        """Plan.
+
+        Args:
+            observations: The last ones, oldest first, 1 … n_obs_steps; fewer at an episode's begin.
+            step: Control steps that were taken before the latest of them.
+            begins: Whether an episode begins, so that nothing before it counts.
+        """
+        ...
+
+
+class PolicyPlanner:
+    """A `Policy` of this process. It is the loop's while the loop runs."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Take a policy; its noise goes on where `Policy.reset` has set it."""
+        self._policy = policy
+        self._begin = 0
+
+    @property
+    def horizons(self) -> Horizons:
+        """The policy's."""
+        return self._policy.horizons
+
+    @property
+    def action_dim(self) -> int:
+        """The policy's."""
+        return self._policy.action_dim
+
+    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+        """Plan from the observations to the end of the policy's horizon.
+
+        Raises:
+            ObservationError: An observation does not fit the policy.
+            DenoiserError: The network failed.
+        """
+        if begins:
+            self._policy.reset()
+            self._begin = step
+        for observation in observations:
+            self._policy.observe(0, observation)
+        robot = self._policy.robots[0]
+        robot.steps = step - self._begin
+        (actions,) = self._policy.plan_for([0])
+        del robot.plans[:-1], robot.records[:-1]  # an episode may be endless; the last one begins the next
+        return Planned(actions, robot.records[-1].rounds)
+
+
+def check_plan(planned: object, action_dim: int) -> Planned:
+    """Return what a planner returned, if its actions may reach a robot.
+
+    Raises:
+        LoopError: It is no plan, or its actions have the wrong shape or are not finite.
+    """
+    if not isinstance(planned, Planned):
+        raise LoopError(f"the planner returned a {type(planned).__name__}, not a Planned")
+    shape = planned.actions.shape
+    if len(shape) != 2 or not shape[0] or shape[1] != action_dim:
+        raise LoopError(f"the plan has shape {shape}, not (n, {action_dim})")
+    if not np.isfinite(planned.actions).all():
+        raise LoopError(
+            f"the plan holds NaN or infinity, first in action {np.isfinite(planned.actions).all(1).argmin()}"
+        )
+    return planned

@@ -1,0 +1,159 @@
+"""What a control loop tells of itself, while it runs."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+State = Literal["ready", "waiting", "running", "safe", "ended"]
+STATES: tuple[State, ...] = ("ready", "waiting", "running", "safe", "ended")
+"""Not started; no plan yet; planned actions are written; safe actions are; over."""
+COUNTS: tuple[str, ...] = ("ticks", "missed", "blind", "stale", "safe", "faults", "plans", "dropped", "episodes")
+TICKS_KEPT = 65536
+"""Last ticks that percentiles are of."""
+PLANS_KEPT = 4096
+"""Last plans that percentiles are of."""
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of the last values, in one unit."""
+
+    p50: float
+    """Median."""
+    p95: float
+    """95th percentile."""
+    p99: float
+    """99th percentile."""
+    max: float
+    """Largest."""
+    n: int
+    """Number of values."""
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """A control loop's account, at one instant. Counts are since the start, percentiles of the last values."""
+
+    state: State
+    """What it does."""
+    fault: str | None
+    """Why it writes safe actions, or has ended; None where there was no fault or it was recovered from."""
+    ticks: int
+    """Deadlines at which it acted."""
+    missed: int
+    """Deadlines that it let pass, because the tick before took too long."""
+    blind: int
+    """Ticks whose observation was not there in time."""
+    stale: int
+    """Ticks without a planned action: the last plan was used up and its last action was written again."""
+    safe: int
+    """Safe actions written."""
+    faults: int
+    """Times it went over to safe actions, or ended by a fault."""
+    plans: int
+    """Plans that were executed, or began to be."""
+    dropped: int
+    """Plans thrown away: their episode was over, or there was a fault meanwhile."""
+    episodes: int
+    """Episodes that ended."""
+    period_ms: Percentiles | None
+    """Between the actions of consecutive ticks [ms]; None before the second."""
+    lateness_ms: Percentiles | None
+    """From a tick's deadline to its action being written [ms]; None before the first."""
+    plan_ms: Percentiles | None
+    """Latency of a plan [ms]; None before the first."""
+    rounds_mean: float | None
+    """Sequential network calls of a plan; None before the first."""
+
+
+class Ring:
+    """The last numbers of a row, in memory that is allocated once."""
+
+    def __init__(self, size: int) -> None:
+        """Begin, empty."""
+        self._values = np.zeros(size)
+        self._added = 0
+
+    def add(self, value: float) -> None:
+        """Add one; where it is full the oldest one goes."""
+        self._values[self._added % len(self._values)] = value
+        self._added += 1
+
+    def copy(self) -> npt.NDArray[np.float64]:
+        """Return what it holds, in no order."""
+        return self._values[: self._added].copy()
+
+
+def percentiles(values: npt.NDArray[np.float64], scale: float = 1.0) -> Percentiles | None:
+    """Return the percentiles of values times a scale; None where there are none."""
+    if not len(values):
+        return None
+    p50, p95, p99 = (float(value) for value in scale * np.percentile(values, (50, 95, 99)))
+    return Percentiles(p50, p95, p99, float(scale * values.max()), len(values))
+
+
+class Recorder:
+    """Written by the control thread, which never waits; read by any thread, which tries again if that was at it."""
+
+    def __init__(self) -> None:
+        """Begin, with nothing."""
+        self._version = 0  # odd while the control thread writes
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._periods, self._lateness = Ring(TICKS_KEPT), Ring(TICKS_KEPT)
+        self._plans, self._rounds = Ring(PLANS_KEPT), Ring(PLANS_KEPT)
+        self._written: float | None = None
+        self.state: State = "ready"
+        """What the loop does."""
+        self.fault: str | None = None
+        """Why it does not what it should."""
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to one of `COUNTS`."""
+        self._version += 1
+        self._counts[name] += number
+        self._version += 1
+
+    def write(self, instant: float, deadline: float) -> None:
+        """Note that an action is being written [s]."""
+        self._version += 1
+        self._lateness.add(instant - deadline)
+        if self._written is not None:
+            self._periods.add(instant - self._written)
+        self._written = instant
+        self._version += 1
+
+    def write_nothing(self) -> None:
+        """Note a tick without an action: the time from the last to the next one is no period."""
+        self._written = None
+
+    def plan(self, seconds: float, rounds: int) -> None:
+        """Note a plan's latency [s] and rounds."""
+        self._version += 1
+        self._counts["plans"] += 1
+        self._plans.add(seconds)
+        self._rounds.add(rounds)
+        self._version += 1
+
+    def telemetry(self) -> Telemetry:
+        """Return all of it."""
+        while True:
+            version = self._version
+            counts = dict(self._counts)
+            rings = [ring.copy() for ring in (self._periods, self._lateness, self._plans, self._rounds)]
+            state, fault = self.state, self.fault
+            if version % 2 == 0 and version == self._version:
+                break
+            time.sleep(1e-4)
+        periods, lateness, plans, rounds = rings
+        return Telemetry(
+            state=state,
+            fault=fault,
+            **counts,
+            period_ms=percentiles(periods, 1e3),
+            lateness_ms=percentiles(lateness, 1e3),
+            plan_ms=percentiles(plans, 1e3),
+            rounds_mean=float(rounds.mean()) if len(rounds) else None,
+        )

@@ -1,0 +1,185 @@
+"""One tick of a control loop after the other: see, take a plan, ask for the next, act."""
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy.errors import AsdError, LoopError
+from asd_policy.realtime.history import History
+from asd_policy.realtime.link import EpisodeEnded, Link
+from asd_policy.realtime.options import LoopOptions, checked_action
+from asd_policy.realtime.planner import Planner, check_plan
+from asd_policy.realtime.telemetry import Recorder
+from asd_policy.realtime.timebase import Timebase
+from asd_policy.realtime.worker import Worker
+
+
+class Ticker:
+    """Used by the control thread alone; only `Recorder` is read by others."""
+
+    def __init__(
+        self,
+        link: Link,
+        planner: Planner,
+        worker: Worker,
+        options: LoopOptions,
+        patience: float,
+        recorder: Recorder,
+        time: Timebase,
+    ) -> None:
+        """Begin an episode.
+
+        Args:
+            link: To the robot.
+            planner: Says how long histories and chunks are.
+            worker: Runs its `plan`.
+            options: What to do when something goes wrong.
+            patience: How long a tick waits for its observation [s].
+            recorder: Is told.
+            time: The clock.
+        """
+        self._link, self._worker, self._options, self._patience = link, worker, options, patience
+        self._recorder, self._time = recorder, time
+        self._horizons, self._action_dim = planner.horizons, planner.action_dim
+        self.history = History(planner.horizons.n_obs_steps)
+        """What the robot saw."""
+        self.fault: LoopError | None = None
+        """Why safe actions are written."""
+        self._steps = 0  # actions written
+        self._late = 0  # ticks in a row
+        self._chunk: npt.NDArray[np.float32] | None = None
+        self._chunk_step = 0  # at which the chunk's first action was due
+        self._asked_step, self._asked_at, self._asked_epoch = 0, 0.0, 0
+        self._epoch = 0  # goes up where what was seen and planned becomes void
+        self._begin_anew()
+        recorder.state = "waiting"
+
+    def tick(self, deadline: float, missed: int) -> None:
+        """Act once.
+
+        Args:
+            deadline: When the action is due [s].
+            missed: Deadlines before it that were let pass.
+
+        Raises:
+            LoopError: A fault, and there is no safe action; or that is none; or `write_action` raised.
+        """
+        self._recorder.count("ticks")
+        self._recorder.count("missed", missed)
+        late = f"{missed} deadlines were missed" if missed else ""
+        try:
+            seen = self._link.read(self._patience)
+            if seen is None:
+                self._recorder.count("blind")
+                late = "read_observation blocks"
+            else:
+                self.history.add(seen)
+            self._exchange_plans(seen is not None)
+        except AsdError as error:
+            self._fail(error)
+        if self._recorder.state == "running":
+            assert self._chunk is not None
+            if self._steps - self._chunk_step >= len(self._chunk):
+                self._recorder.count("stale")
+                late = late or "the plan is used up, and the next is not there"
+        self._late = self._late + 1 if late and self.fault is None else 0
+        if self._late >= self._options.late_limit:
+            self._fail(LoopError(f"late {self._late} times in a row: {late}"))
+        action = self._action()
+        if action is None:
+            self._recorder.write_nothing()
+        else:
+            self._recorder.write(self._time.now(), deadline)
+            self._write(action)
+
+    def finish(self) -> None:
+        """Write the safe action, if there is one, as the last.
+
+        Raises:
+            LoopError: It is none, or `write_action` raised.
+        """
+        action = self._safe_action()
+        if action is not None:
+            self._write(action)
+
+    def _exchange_plans(self, fresh: bool) -> None:
+        """Take a plan that is there; have the next one begun when it is due.
+
+        Args:
+            fresh: Whether this tick has an observation to plan from.
+
+        Raises:
+            AsdError: The planner failed, or what it returned must not reach a robot.
+        """
+        outcome = self._time.outcome(self._worker, self._asked_at) if self._worker.busy else None
+        if outcome is not None and self._asked_epoch != self._epoch:
+            self._recorder.count("dropped")
+        elif outcome is not None:
+            if outcome.error is not None:
+                error = outcome.error
+                raise LoopError(f"the planner raised {type(error).__name__}: {error}") from error
+            planned = check_plan(outcome.value, self._action_dim)
+            self._recorder.plan(outcome.seconds, planned.rounds)
+            in_time = self._steps - self._asked_step < len(planned.actions)
+            if self.fault is None or in_time:
+                self._chunk, self._chunk_step = planned.actions, self._asked_step
+                self._recorder.state, self.fault, self._recorder.fault = "running", None, None
+        wanted = self.fault is None or self._options.recover
+        if wanted and fresh and not self._worker.busy and self._steps >= self._due:
+            self._asked_step, self._asked_at, self._asked_epoch = self._steps, self._time.now(), self._epoch
+            self._due = self._steps + self._horizons.n_action_steps
+            self._worker.begin(self.history.hand_over(), self._steps, self._begins)
+            self._begins = False
+
+    def _action(self) -> npt.NDArray[np.float32] | None:
+        if self._recorder.state != "running":
+            return self._safe_action()
+        assert self._chunk is not None
+        return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1)]
+
+    def _safe_action(self) -> npt.NDArray[np.float32] | None:
+        safe = self._options.safe_action
+        if safe is None:
+            return None
+        if callable(safe):
+            try:
+                safe = safe(self.history.latest)
+            except Exception as error:
+                raise LoopError(f"the safe action raised {type(error).__name__}: {error}") from error
+        self._recorder.count("safe")
+        return checked_action(safe, self._action_dim)
+
+    def _write(self, action: npt.NDArray[np.float32]) -> None:
+        self._steps += 1
+        try:
+            self._link.write(action)
+        except EpisodeEnded:
+            self._recorder.count("episodes")
+            self._begin_anew()
+            if self.fault is None:
+                self._recorder.state = "waiting"
+        except Exception as error:
+            raise LoopError(f"write_action raised {type(error).__name__}: {error}") from error
+
+    def _fail(self, error: AsdError) -> None:
+        """Go over to safe actions.
+
+        Raises:
+            LoopError: There is no safe action.
+        """
+        fault = error if isinstance(error, LoopError) else LoopError(str(error))
+        if self.fault is None:
+            self._recorder.count("faults")
+        self._recorder.fault = str(fault)
+        self.fault = fault
+        self._begin_anew()
+        if self._options.safe_action is None:
+            raise fault
+        self._recorder.state = "safe"
+
+    def _begin_anew(self) -> None:
+        """Forget what was seen and planned: it belongs to another episode, or to the time before a fault."""
+        self.history.clear()
+        self._chunk = None
+        self._due = self._steps
+        self._epoch += 1
+        self._begins = True
