@@ -15,6 +15,7 @@ from asd_policy.errors import (
     EnvError,
     ObservationError,
     RunError,
+    ServingError,
     SpecError,
 )
 from asd_policy.experience import Experience
@@ -51,6 +52,7 @@ __all__ = [
     "RunError",
     "SampleResult",
     "Sampler",
+    "ServingError",
     "SpecError",
     "SpeculationStats",
     "__version__",
