@@ -31,6 +31,8 @@ T = TypeVar("T")
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
+_LOOK = 0.01  # [s] between looks whether calls still run
+_FLUSH = 1.0  # [s] for what was answered to be sent; also who watches the health is told by then
 _OTHER_VERSION = re.compile(r"asd_policy\.v[0-9]+\.\w+")
 
 
@@ -159,7 +161,11 @@ class PolicyServer:
 
     async def _drain(self, grace: float) -> None:
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        self._calls.stopping = True
+        end = time.monotonic() + grace
+        while self._calls.running and time.monotonic() < end:
+            await asyncio.sleep(_LOOK)
+        await self._server.stop(_FLUSH)
 
 
 Answer = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message]]
@@ -178,6 +184,10 @@ class _Calls(grpc.GenericRpcHandler):
 
     def __init__(self, methods: Mapping[str, _Method], token: str | None, metrics: Metrics) -> None:
         self._methods, self._metrics = methods, metrics
+        self.running = 0
+        """Calls that are being answered."""
+        self.stopping = False
+        """Whether to refuse all others."""
         self._password = None if token is None else f"Bearer {token}".encode()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -190,6 +200,8 @@ class _Calls(grpc.GenericRpcHandler):
         if self._password is not None and not hmac.compare_digest(given, self._password):
             why = "a token is needed, and this is not it" if given else "a token is needed"
             return self._refuse(Refusal(grpc.StatusCode.UNAUTHENTICATED, why))
+        if self.stopping:
+            return self._refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping"))
         if service != wire.SERVICE:
             spoken = service.rpartition(".")[0]
             why = f"protocol {spoken} is not spoken here; this server speaks {wire.PACKAGE}"
@@ -212,7 +224,11 @@ class _Calls(grpc.GenericRpcHandler):
         async def call(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
             try:
                 request = await self._read(method.request, context)
-                reply = await method.answer(request, context)
+                self.running += 1
+                try:
+                    reply = await method.answer(request, context)
+                finally:
+                    self.running -= 1
             except Refusal as refusal:
                 await self._abort(context, refusal)
                 return None
