@@ -120,6 +120,17 @@ def test_the_oldest_requests_come_first(small_checkpoint: Path) -> None:
         assert served.metric("rounds_total") >= 5
 
 
+def test_robots_that_share_a_connection(small_checkpoint: Path) -> None:
+    """As those behind a gateway do: each has a plan, though all ask at once."""
+    with serving(small_checkpoint, limits=Limits(4, max_clients=40, max_queue=40)) as served:
+        raw = Raw(served.address)
+        requests = [good_request(raw.open()) for _ in range(40)]
+        with ThreadPoolExecutor(40) as pool:
+            replies = list(pool.map(raw.plan, requests))
+        assert sum(1 / reply.batch for reply in replies) == pytest.approx(len(served.batches))
+        assert served.metric("plans_total") == 40
+
+
 def test_a_full_queue_refuses_at_once(small_checkpoint: Path) -> None:
     with serving(small_checkpoint, limits=Limits(1, max_queue=1)) as served, ThreadPoolExecutor(4) as pool:
         robots = [served.connect() for _ in range(3)]

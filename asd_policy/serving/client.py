@@ -75,11 +75,12 @@ class RemotePolicy:
             raise SpecError(f"timeout {timeout} is not above 0 s")
         self.address, self._timeout = address, timeout
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
         if root_certificates is None:
-            self._channel = grpc.insecure_channel(address)
+            self._channel = grpc.insecure_channel(address, own)
         else:
             trusted = grpc.ssl_channel_credentials(Path(root_certificates).read_bytes())
-            self._channel = grpc.secure_channel(address, trusted)
+            self._channel = grpc.secure_channel(address, trusted, own)
         self._identity: pb.PolicyIdentity | None = None
         try:
             self._open()

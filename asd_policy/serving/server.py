@@ -31,6 +31,7 @@ T = TypeVar("T")
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
+_OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
 _LOOK = 0.01  # [s] between looks whether calls still run
 _FLUSH = 1.0  # [s] for what was answered to be sent; also who watches the health is told by then
 _OTHER_VERSION = re.compile(r"asd_policy\.v[0-9]+\.\w+")
@@ -135,7 +136,7 @@ class PolicyServer:
             options=[
                 ("grpc.max_receive_message_length", self._planner.request_bytes),
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what is small may unpack to what is not
-                ("grpc.max_concurrent_streams", 16),  # a robot has one
+                ("grpc.max_concurrent_streams", self._limits.max_clients + _OTHER_CALLS),  # all may share a connection
                 ("grpc.so_reuseport", 0),  # a second server at the port is an error
                 ("grpc.server_handshake_timeout_ms", int(1e3 * HANDSHAKE)),
                 ("grpc.max_connection_idle_ms", idle),
