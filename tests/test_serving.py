@@ -16,7 +16,7 @@ from policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health
 import asd_policy
 from asd_policy.errors import ObservationError, ServingError, SpecError
 from asd_policy.serving import RemotePolicy, wire
-from asd_policy.serving.dispatcher import Dispatcher, Request
+from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
 from asd_policy.serving.server import Limits
 from asd_policy.serving.sessions import Sessions
@@ -304,6 +304,14 @@ def test_every_size_was_planned_with_before_the_first_request(small_checkpoint: 
             assert robot.last_plan is not None and robot.last_plan.sampler.startswith("asd:window=")
 
 
+@pytest.mark.parametrize(
+    ("most", "on_cpu", "sizes"),
+    [(3, True, (1, 2, 3)), (1, False, (1,)), (6, False, (1, 2, 4, 6)), (8, False, (1, 2, 4, 8))],
+)
+def test_sizes_of_batches(most: int, on_cpu: bool, sizes: tuple[int, ...]) -> None:
+    assert batch_sizes(most, on_cpu) == sizes
+
+
 def test_on_a_gpu_batches_are_filled_up(small_checkpoint: Path) -> None:
     """With rows that nobody waits for, to a size that was recorded; what robots get stays the same."""
     with serving(small_checkpoint, limits=Limits(max_batch=4)) as served, ThreadPoolExecutor(4) as pool:
@@ -357,6 +365,8 @@ def test_bad_input_of_the_client(served: Served) -> None:
         assert len(served.batches) == batches
     with pytest.raises(SpecError, match="timeout 0 is not above 0 s"):
         served.connect(timeout=0)
+    with pytest.raises(SpecError, match=r"^token does not hold one word of printable ASCII characters$"):
+        served.connect(token="two words")
     with pytest.raises(ServingError, match=r"^the server at 127\.0\.0\.1:1 cannot be reached: ") as nobody:
         RemotePolicy("127.0.0.1:1")
     assert nobody.value.code == "UNAVAILABLE"

@@ -63,13 +63,14 @@ class ServeCommand:
             check_port(name.replace("_", "-"), getattr(self, name))
         if not self.lease > 0:
             raise SpecError(f"--lease {self.lease:g} is not above 0 s")
-        token = None if self.token_file is None else read_token(self.token_file)
         try:
             from prometheus_client import start_http_server
 
             from asd_policy.serving.server import Limits, PolicyServer
+            from asd_policy.serving.tokens import read_token
         except ImportError as error:
             raise BackendError(f"serve needs {error.name}: pip install 'asd-policy[serve]'") from None
+        token = None if self.token_file is None else read_token(self.token_file)
         credentials = self._credentials()
         policy = load_policy(self.policy, self.sampler, self.device, self.backend)
         policy.check()
@@ -130,16 +131,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_token(path: Path) -> str:
-    """Return the token that a file holds, without the white space around it.
-
-    Raises:
-        OSError: The file cannot be read.
-        SpecError: It holds no token, or one that does not fit a header.
-    """
-    token = path.read_bytes().strip()
-    if not token or any(not 0x21 <= byte <= 0x7E for byte in token):
-        raise SpecError(f"--token-file {path} does not hold one word of printable ASCII characters")
-    return token.decode("ascii")

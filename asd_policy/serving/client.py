@@ -19,6 +19,7 @@ from asd_policy.errors import ObservationError, ServingError, SpecError
 from asd_policy.policy import Horizons, read_observation
 from asd_policy.serving import planner_pb2 as pb
 from asd_policy.serving import wire
+from asd_policy.serving.tokens import check_token
 
 T = TypeVar("T", bound=Message)
 
@@ -69,10 +70,12 @@ class RemotePolicy:
         Raises:
             OSError: The certificates cannot be read.
             ServingError: The server cannot be reached, refuses, or has another version of the protocol.
-            SpecError: The timeout is not positive.
+            SpecError: The timeout is not positive, or the token not one word.
         """
         if not timeout > 0:
             raise SpecError(f"timeout {timeout} is not above 0 s")
+        if token is not None:
+            check_token(token, "token")
         self.address, self._timeout = address, timeout
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
         own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one

@@ -74,6 +74,13 @@ class Request:
         )
 
 
+def batch_sizes(most: int, on_cpu: bool) -> tuple[int, ...]:
+    """Return the sizes that batches may have: on a CPU all, else the powers of two and the largest."""
+    if on_cpu:
+        return tuple(range(1, most + 1))
+    return tuple(sorted({2**power for power in range(most.bit_length())} | {most}))
+
+
 class Dispatcher:
     """A queue of requests, and a thread that plans for them.
 
@@ -94,9 +101,7 @@ class Dispatcher:
         """
         self._policy, self._max_batch, self._max_queue, self._metrics = policy, max_batch, max_queue, metrics
         on_cpu = policy.device == NUMPY or policy.device.type == "cpu"
-        doublings = {2**power for power in range(max_batch.bit_length())}
-        self.sizes = tuple(range(1, max_batch + 1)) if on_cpu else tuple(sorted(doublings | {max_batch}))
-        """Sizes of batches."""
+        self.sizes = batch_sizes(max_batch, on_cpu)
         self._spare = arrays.make_generator(policy.device)  # noise of rows that nobody waits for
         self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()

@@ -112,7 +112,11 @@ class PolicyServer:
         """
         self._dispatcher.start()
         self._thread.start()
-        return self._wait(self._listen(host, port))
+        try:
+            return self._wait(self._listen(host, port))
+        except ServingError:
+            self._end()
+            raise
 
     def stop(self, grace: float = 10.0) -> None:
         """Finish the calls that run, refuse others, and end.
@@ -121,6 +125,9 @@ class PolicyServer:
             grace: How long the calls may take to finish [s].
         """
         self._wait(self._drain(grace))
+        self._end()
+
+    def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
