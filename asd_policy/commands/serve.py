@@ -1,6 +1,7 @@
 """`asd-policy serve`: plan for robots whose GPU is elsewhere, until told to stop."""
 
 import ipaddress
+import math
 import queue
 import signal
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ class ServeCommand:
             check_at_least(name.replace("_", "-"), getattr(self, name), 1)
         for name in ("port", "metrics_port"):
             check_port(name.replace("_", "-"), getattr(self, name))
-        if not self.lease > 0:
-            raise SpecError(f"--lease {self.lease:g} is not above 0 s")
+        if not 0 < self.lease < math.inf:
+            raise SpecError(f"--lease {self.lease:g} is not a time above 0 s")
         try:
             from prometheus_client import start_http_server
 

@@ -32,6 +32,7 @@ HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
+_LARGEST = 2**31 - 1  # number that an option of gRPC takes
 _LOOK = 0.01  # [s] between looks whether calls still run
 _FLUSH = 1.0  # [s] for what was answered to be sent; also who watches the health is told by then
 _OTHER_VERSION = re.compile(r"asd_policy\.v[0-9]+\.\w+")
@@ -137,7 +138,7 @@ class PolicyServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self, host: str, port: int) -> int:
-        idle = int(2e3 * self._limits.lease)
+        idle = min(int(2e3 * self._limits.lease), _LARGEST)
         # What is refused by a limit is refused before there is memory for it.
         self._server = grpc.aio.server(
             options=[
