@@ -250,9 +250,12 @@ def test_another_version(raw: Raw, served: Served, monkeypatch: pytest.MonkeyPat
         code, details = refused(raw, f"/asd_policy.v2.Planner/{name}", b"what version 2 would send")
         assert code == "FAILED_PRECONDITION"
         assert details == "protocol asd_policy.v2 is not spoken here; this server speaks asd_policy.v1"
-    monkeypatch.setattr(wire, "method", lambda name: f"/asd_policy.v12.Planner/{name}")
-    with pytest.raises(ServingError, match=r"protocol asd_policy\.v12 is not spoken here; .* speaks asd_policy\.v1$"):
-        served.connect(token=TOKEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "method", lambda name: f"/asd_policy.v12.Planner/{name}")
+        with pytest.raises(
+            ServingError, match=r"protocol asd_policy\.v12 is not spoken here; .* speaks asd_policy\.v1$"
+        ):
+            served.connect(token=TOKEN)
 
 
 @pytest.mark.parametrize(
