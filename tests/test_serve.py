@@ -39,9 +39,10 @@ class Command:
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal; return the exit status and what was said."""
+        assert self.process.stderr is not None
         self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=START)
-        return self.process.returncode, said
+        said = self.process.stderr.read()  # `communicate` would not see what was buffered with the lines before
+        return self.process.wait(START), said
 
 
 @contextmanager

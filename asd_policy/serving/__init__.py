@@ -3,7 +3,12 @@
 Both speak gRPC, as `planner.proto` says. Importing `asd_policy` imports none of it.
 """
 
+import os
+
 from asd_policy.errors import BackendError
+
+# Where a process that talks gRPC starts others, such as environments or ffmpeg, its handlers break them.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 try:
     from asd_policy.serving.client import RemotePlan, RemotePolicy
