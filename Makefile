@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 LEROBOT := .venv-lerobot
 EDGE := .venv-edge
 SUITES := .venv-suites
-EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime
+EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime,serve
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
@@ -79,6 +79,9 @@ $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lero
 	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision -e plugins/lerobot_policy_asd || \
 		$(NO_PIP)
 	@touch $@
+
+proto: $(STAMP) ## generate the protocol of `asd-policy serve` from planner.proto
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. asd_policy/serving/planner.proto
 
 lint: $(STAMP) ## check style and formatting
 	@$(PY) -m ruff check .

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LoopError,
         ObservationError,
         RunError,
+        ServingError,
         SpecError,
     )
     from asd_policy.experience import Experience
@@ -65,6 +66,7 @@ __all__ = [
     "RunError",
     "SampleResult",
     "Sampler",
+    "ServingError",
     "SpecError",
     "SpeculationStats",
     "Telemetry",
@@ -94,6 +96,7 @@ _HOMES = {
         "LoopError",
         "ObservationError",
         "RunError",
+        "ServingError",
         "SpecError",
     ),
     "experience": ("Experience",),

@@ -30,6 +30,11 @@ class Robot:
     records: list[PlanRecord] = field(default_factory=list)
     """What each of them cost."""
 
+    def observe(self, features: dict[str, Array]) -> None:
+        """Take note of an observation; at the start of an episode it stands for those before it, too."""
+        for _ in range(max(1, (self.history.maxlen or 1) - len(self.history))):
+            self.history.append(features)
+
     def moved_on(self) -> Array | None:
         """Return the last plan's sample as seen now [1, *event], for the next one's draft; None before the first."""
         if not self.plans:

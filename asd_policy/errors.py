@@ -39,3 +39,19 @@ class RunError(AsdError, ValueError):
 
 class LoopError(AsdError):
     """A control loop that cannot run as it was asked to, or was ended by a fault."""
+
+
+class ServingError(AsdError):
+    """A policy server that cannot be reached, has refused a request, or cannot be started."""
+
+    def __init__(self, message: str, code: str = "", retry_after: float | None = None) -> None:
+        """Say what happened.
+
+        Args:
+            message: One line.
+            code: Name of gRPC's status, such as RESOURCE_EXHAUSTED; empty where it was not one that ended a call.
+            retry_after: When the server says to try again [s]; None where it does not say.
+        """
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after

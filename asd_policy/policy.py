@@ -229,7 +229,15 @@ class Policy:
         Args:
             seeds: For each robot what fixes the planning noise of its episode.
         """
-        self.robots = [self._robot(arrays.make_generator(self.device, seed)) for seed in seeds]
+        self.robots = [self.new_robot(seed) for seed in seeds]
+
+    def new_robot(self, seed: int | None = None) -> Robot:
+        """Return a robot whose episode begins, for `robots`.
+
+        Args:
+            seed: What fixes the planning noise of its episode; None for one that the system makes up.
+        """
+        return self._robot(arrays.make_generator(self.device, seed))
 
     def _robot(self, generator: Any) -> Robot:
         return Robot(generator, deque(maxlen=self.horizons.n_obs_steps))
@@ -266,10 +274,7 @@ class Policy:
         Raises:
             ObservationError: A key is missing, a shape is wrong, or a value is not finite.
         """
-        features, history = self._read(observation), self.robots[row].history
-        while len(history) < self.horizons.n_obs_steps - 1:
-            history.append(features)  # at the start, the first observation stands for those before it
-        history.append(features)
+        self.robots[row].observe(read_observation(observation, self.observation_dims, self.device))
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Return the next action of each of some robots, with one batched plan for those whose queue is empty.
@@ -395,34 +400,43 @@ class Policy:
         own = Held.noised(mask, values, self.chain, tape, soft)
         return own if held is None else own.beside(held)
 
-    def _read(self, observation: Any) -> dict[str, Array]:
-        """Return each feature as a float32 tensor [feature_dim], checked."""
-        dims = self.observation_dims
-        if not isinstance(observation, Mapping):
-            flat = np.asarray(observation)
-            if flat.shape != (sum(dims.values()),):
-                raise ObservationError(
-                    f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
-                    f"of {_describe(dims)}"
-                )
-            parts = np.split(flat, np.cumsum(list(dims.values()))[:-1])
-            observation = dict(zip(dims, parts, strict=True))
-        features = {}
-        for name, dim in dims.items():
-            names = (name, *_ALIASES.get(name, ()))
-            key = next((key for key in names if key in observation), None)
-            if key is None:
-                raise ObservationError(
-                    f"the observation has no {' or '.join(map(repr, names))}; it has {sorted(observation)}, the policy "
-                    f"reads {_describe(dims)}"
-                )
-            value = arrays.asarray(observation[key], NUMPY if self.device == NUMPY else "cpu", "float32")
-            if tuple(value.shape) != (dim,):
-                raise ObservationError(f"observation {key!r} has shape {tuple(value.shape)}, not ({dim},)")
-            if not bool(arrays.namespace(value).isfinite(value).all()):
-                raise ObservationError(f"observation {key!r} holds NaN or infinity: {value.tolist()}")
-            features[name] = value
-        return features
+
+def read_observation(observation: Any, dims: Mapping[str, int], device: Device) -> dict[str, Array]:
+    """Return each feature of an observation as a float32 array [feature_dim] of the host, checked.
+
+    Args:
+        observation: As for `Policy.select_action`.
+        dims: Length of each feature.
+        device: Where the policy plans: NumPy's arrays for a policy of NumPy's, else PyTorch's.
+
+    Raises:
+        ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+    """
+    if not isinstance(observation, Mapping):
+        flat = np.asarray(observation)
+        if flat.shape != (sum(dims.values()),):
+            raise ObservationError(
+                f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
+                f"of {_describe(dims)}"
+            )
+        parts = np.split(flat, np.cumsum(list(dims.values()))[:-1])
+        observation = dict(zip(dims, parts, strict=True))
+    features = {}
+    for name, dim in dims.items():
+        names = (name, *_ALIASES.get(name, ()))
+        key = next((key for key in names if key in observation), None)
+        if key is None:
+            raise ObservationError(
+                f"the observation has no {' or '.join(map(repr, names))}; it has {sorted(observation)}, the policy "
+                f"reads {_describe(dims)}"
+            )
+        value = arrays.asarray(observation[key], NUMPY if device == NUMPY else "cpu", "float32")
+        if tuple(value.shape) != (dim,):
+            raise ObservationError(f"observation {key!r} has shape {tuple(value.shape)}, not ({dim},)")
+        if not bool(arrays.namespace(value).isfinite(value).all()):
+            raise ObservationError(f"observation {key!r} holds NaN or infinity: {value.tolist()}")
+        features[name] = value
+    return features
 
 
 def _describe(dims: Mapping[str, int]) -> str:

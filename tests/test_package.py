@@ -19,7 +19,7 @@ MANIFEST = json.loads((ROOT / "checkpoints/manifest.json").read_text())
 
 HEAVY = ("gymnasium", "mujoco", "diffusers", "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "lerobot", "scipy",
          "matplotlib", "ray", "rich", "tyro", "requests", "asd_envs", "torch._dynamo", "torch._inductor", "torch.onnx",
-         "torch.utils.flop_counter", "torch.distributed.tensor")  # fmt: skip
+         "torch.utils.flop_counter", "torch.distributed.tensor", "grpc", "google", "prometheus_client")  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ["asd_policy", "asd_policy.benchmark", "asd_policy.report"])

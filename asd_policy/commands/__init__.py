@@ -6,6 +6,7 @@ from asd_policy.commands.evaluate import EvalCommand
 from asd_policy.commands.export import ExportCommand
 from asd_policy.commands.inspect import InspectCommand
 from asd_policy.commands.report import ReportCommand
+from asd_policy.commands.serve import ServeCommand
 from asd_policy.commands.tune import TuneCommand
 from asd_policy.commands.verify import VerifyCommand
 
@@ -18,5 +19,6 @@ COMMANDS = {
     "tune": TuneCommand,
     "inspect": InspectCommand,
     "export": ExportCommand,
+    "serve": ServeCommand,
 }
 """Every command by its name."""

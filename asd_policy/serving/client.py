@@ -1,0 +1,252 @@
+"""The client: a policy that plans on a server, with the methods of one that plans here."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+import asd_policy
+from asd_policy.arrays import NUMPY
+from asd_policy.control import Robot
+from asd_policy.errors import ObservationError, ServingError, SpecError
+from asd_policy.policy import Horizons, read_observation
+from asd_policy.serving import planner_pb2 as pb
+from asd_policy.serving import wire
+from asd_policy.serving.tokens import check_token
+
+T = TypeVar("T", bound=Message)
+
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class RemotePlan:
+    """One plan of a server, and what it cost."""
+
+    actions: npt.NDArray[np.float32]
+    """[n, action_dim], from the action for the latest observation to the plan's end, in the environment's units."""
+    sampler: str
+    """Spec of the sampler as it ran."""
+    rounds: int
+    """Sequential network calls."""
+    nfe: int
+    """Network evaluations (points)."""
+    batch: int
+    """Plans that were sampled together, this one included."""
+    waited: float
+    """Time the request waited on the server [s]."""
+    planned: float
+    """Time the batch took to plan [s]."""
+    seconds: float
+    """Latency as the robot sees it [s]: request out, plan in."""
+
+
+class RemotePolicy:
+    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        root_certificates: str | PathLike[str] | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        """Take a place on a server.
+
+        Args:
+            address: "host:port".
+            token: That the server asks for; None for none.
+            root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
+                plain text.
+            timeout: How long a call may take [s]. A plan that is late is given up, on the server too.
+
+        Raises:
+            OSError: The certificates cannot be read.
+            ServingError: The server cannot be reached, refuses, or has another version of the protocol.
+            SpecError: The timeout is not positive, or the token not one word.
+        """
+        if not timeout > 0:
+            raise SpecError(f"timeout {timeout} is not above 0 s")
+        if token is not None:
+            check_token(token, "token")
+        self.address, self._timeout = address, timeout
+        self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
+        if root_certificates is None:
+            self._channel = grpc.insecure_channel(address, own)
+        else:
+            trusted = grpc.ssl_channel_credentials(Path(root_certificates).read_bytes())
+            self._channel = grpc.secure_channel(address, trusted, own)
+        self._identity: pb.PolicyIdentity | None = None
+        try:
+            self._open()
+        except ServingError:
+            self._channel.close()
+            raise
+        self.last_plan: RemotePlan | None = None
+        """The latest plan since the last reset."""
+        self.reset()
+
+    def __enter__(self) -> Self:
+        """Return the policy."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the place back."""
+        self.close()
+
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """Length of each observation feature."""
+        return {feature.name: feature.dim for feature in self._policy.observation}
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return self._policy.action_dim
+
+    @property
+    def horizons(self) -> Horizons:
+        """The policy's horizons."""
+        known = self._policy
+        return Horizons(known.n_obs_steps, known.horizon, known.n_action_steps, known.first_action)
+
+    @property
+    def sampler(self) -> str:
+        """Spec of the server's sampler."""
+        return self._policy.sampler
+
+    @property
+    def exact(self) -> bool:
+        """Whether plans have exactly the law of the sequential sampler."""
+        return self._policy.exact
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: forget observations, queued actions and the last plan.
+
+        Args:
+            seed: Fixes the planning noise of the episode, 0 … 2⁶⁴ − 1; None goes on with the noise stream.
+
+        Raises:
+            SpecError: The seed is out of range.
+        """
+        if seed is not None and not 0 <= seed < _SEEDS:
+            raise SpecError(f"seed {seed} is not in 0 … {_SEEDS - 1}")
+        self._robot = Robot(None, deque(maxlen=self.horizons.n_obs_steps))
+        self._begins, self._seed = True, seed
+        self.last_plan = None
+
+    def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
+        """Return the next action; the server plans when the queue is empty.
+
+        Args:
+            observation: As for `Policy.select_action`.
+
+        Returns:
+            The action [action_dim], float32, in the environment's units.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is not finite; nothing was sent.
+            ServingError: The server cannot be reached, is late, or refuses. The observation is noted: go on with the
+                next one.
+        """
+        robot = self._robot
+        robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+        if not robot.queue:
+            self.last_plan = self._plan()
+            robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps])
+        robot.steps += 1
+        return robot.queue.popleft()
+
+    def close(self) -> None:
+        """Give the place back, if the server can be told, and end the connection."""
+        try:
+            self._call("Close", pb.CloseRequest(session=self._session), pb.CloseReply)
+        except ServingError:  # its lease will end
+            pass
+        self._channel.close()
+
+    @property
+    def _policy(self) -> pb.PolicyIdentity:
+        assert self._identity is not None, "set by the first `_open`"
+        return self._identity
+
+    def _open(self) -> None:
+        """Begin a session.
+
+        Raises:
+            ServingError: The server cannot be reached, refuses, or has another policy than before.
+        """
+        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply)
+        if self._identity not in (None, opened.policy):
+            raise ServingError(f"the server at {self.address} has another policy or sampler than before")
+        self._session, self._identity = opened.session, opened.policy
+
+    def _plan(self) -> RemotePlan:
+        """Return a plan for what the robot sees now."""
+        start = time.perf_counter()
+        try:
+            reply = self._call("Plan", self._request(), pb.PlanReply)
+        except ServingError as error:
+            if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
+                raise
+            self._open()  # the session's lease has ended; an episode that begins has nothing to lose
+            reply = self._call("Plan", self._request(), pb.PlanReply)
+        horizons = self.horizons
+        shape = horizons.horizon - horizons.executed.start, self.action_dim
+        try:
+            actions = wire.from_array(reply.actions, shape, "the plan")
+        except ObservationError as error:
+            raise ServingError(f"the server at {self.address} sent no plan: {error}") from None
+        self._begins, self._seed = False, None
+        return RemotePlan(
+            actions=actions,
+            sampler=reply.sampler,
+            rounds=reply.rounds,
+            nfe=reply.nfe,
+            batch=reply.batch,
+            waited=reply.waited,
+            planned=reply.planned,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _request(self) -> pb.PlanRequest:
+        history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
+        return pb.PlanRequest(
+            session=self._session, history=history, step=self._robot.steps, begins=self._begins, seed=self._seed
+        )
+
+    def _call(self, name: str, request: Message, reply: type[T]) -> T:
+        """Call a method of the server."""
+        call = self._channel.unary_unary(
+            wire.method(name),
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            return call(request, timeout=self._timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: grpc.RpcError) -> ServingError:
+        """Return what a call's end means."""
+        # What a call of one message raises is also a call, though its type does not say so.
+        code, details = error.code(), error.details() or ""
+        wait = next((sent.value for sent in error.trailing_metadata() or () if sent.key == wire.RETRY_AFTER), None)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            said = "cannot be reached"
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            said = f"has not answered within {self._timeout:g} s"
+        elif code is grpc.StatusCode.UNIMPLEMENTED:
+            said = f"does not speak {wire.PACKAGE}"
+        else:
+            said = "refuses"
+        message = wire.one_line(f"the server at {self.address} {said}: {details}")
+        return ServingError(message, code.name, None if wait is None else int(wait) / 1e3)

@@ -1,0 +1,27 @@
+"""The word that a client shows to a server."""
+
+from pathlib import Path
+
+from asd_policy.errors import SpecError
+
+
+def read_token(path: Path) -> str:
+    """Return the token that a file holds, without the white space around it.
+
+    Raises:
+        OSError: The file cannot be read.
+        SpecError: It holds no token.
+    """
+    token = path.read_bytes().strip().decode("latin-1")
+    check_token(token, f"--token-file {path}")
+    return token
+
+
+def check_token(token: str, where: str) -> None:
+    """Refuse what does not fit a header; the token itself is not said.
+
+    Raises:
+        SpecError: It is not one word of printable ASCII characters.
+    """
+    if not token or any(not "!" <= character <= "~" for character in token):
+        raise SpecError(f"{where} does not hold one word of printable ASCII characters")

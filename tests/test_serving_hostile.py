@@ -1,0 +1,295 @@
+"""What a server should not be sent: refused with a status that says why; it lives, and others notice nothing."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
+from policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health, observation, serving
+
+import asd_policy
+from asd_policy.errors import ServingError
+from asd_policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.serving import planner_pb2 as pb
+from asd_policy.serving import server, wire
+from asd_policy.serving.server import Limits
+
+TOKEN = "correct-horse-battery-staple"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def served(small_checkpoint: Path) -> Iterator[Served]:
+    """A server with a token that waits for nobody long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "HANDSHAKE", 1.0)
+        with serving(small_checkpoint, limits=Limits(2, lease=1.0), token=TOKEN) as served:
+            yield served
+
+
+@pytest.fixture
+def raw(served: Served) -> Iterator[Raw]:
+    """A client that brings the token, and a check that the server has survived whatever the test did."""
+    raw = Raw(served.address)
+    yield raw
+    raw.channel.close()
+    with served.connect(token=TOKEN) as robot:
+        assert robot.select_action(OBSERVATION).shape == (2,)
+
+
+def authorized(raw: Raw, name: str, message: bytes, **options: Any) -> bytes:
+    return raw.call(name, message, metadata=((wire.AUTHORIZATION, f"Bearer {TOKEN}"),), **options)
+
+
+def open_session(raw: Raw) -> bytes:
+    return pb.OpenReply.FromString(authorized(raw, "Open", b"")).session
+
+
+def refused(raw: Raw, name: str, message: bytes, **options: Any) -> tuple[str, str]:
+    """Return status and details of a call that must be refused."""
+    with pytest.raises(grpc.RpcError) as error:
+        authorized(raw, name, message, **options)
+    return error.value.code().name, str(error.value.details())
+
+
+def changed(session: bytes, **arrays: pb.Array) -> bytes:
+    """Return a request that is good but for some features."""
+    request = good_request(session)
+    for name, array in arrays.items():
+        request.history[{"state": STATE, "environment": ENVIRONMENT_STATE}.get(name, name)].CopyFrom(array)
+    return request.SerializeToString()
+
+
+FOUR = np.zeros((2, 4), "<f4")
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (wire.to_array(np.zeros((2, 5))), "observation 'observation.state' has shape (2, 5), not (2, 4)"),
+        (wire.to_array(np.zeros(8)), "observation 'observation.state' has shape (8,), not (2, 4)"),
+        (pb.Array(), "observation 'observation.state' has shape (), not (2, 4)"),
+        (pb.Array(shape=(2**31, 2**31), data=b""), "has shape (2147483648, 2147483648), not (2, 4)"),
+        (pb.Array(shape=(1,) * 100), "has shape (1, 1, 1, 1, 1, 1, 1, 1), not (2, 4)"),
+        (pb.Array(shape=(2, 4), data=FOUR.tobytes()[:-1]), "has 31 bytes, not the 32 of its shape (2, 4)"),
+        (pb.Array(shape=(2, 4), data=FOUR.tobytes() + b"1"), "has 33 bytes, not the 32 of its shape (2, 4)"),
+        (wire.to_array(np.full((2, 4), np.nan)), "observation 'observation.state' holds NaN or infinity"),
+        (wire.to_array(np.full((2, 4), -np.inf)), "observation 'observation.state' holds NaN or infinity"),
+    ],
+)
+def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
+    code, details = refused(raw, "Plan", changed(open_session(raw), state=array))
+    assert code == "INVALID_ARGUMENT"
+    assert says in details
+
+
+def test_features(raw: Raw) -> None:
+    session = open_session(raw)
+    code, details = refused(raw, "Plan", changed(session, **{"no\nsuch": wire.to_array(FOUR)}))
+    assert code == "INVALID_ARGUMENT"
+    assert details == (
+        "the policy reads 'observation.state', 'observation.environment_state'; the request has 'no\\nsuch', "
+        "'observation.environment_state', 'observation.state'"
+    )
+    code, details = refused(raw, "Plan", pb.PlanRequest(session=session).SerializeToString())
+    assert (code, details.endswith("the request has none")) == ("INVALID_ARGUMENT", True)
+    _, details = refused(raw, "Plan", changed(session, **{"x" * 3000: wire.to_array(FOUR)}))
+    assert len(details) == wire.MAX_DETAILS
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_garbage_bytes(seed: int, raw: Raw) -> None:
+    """Noise, and a good request with some bytes changed: a status of ours each time, or a plan of finite numbers."""
+    rng = np.random.default_rng(seed)
+    code, details = refused(raw, "Plan", b"\xff" + rng.bytes(200))
+    assert (code, details) == ("INVALID_ARGUMENT", "the call's 201 bytes are no asd_policy.v1.PlanRequest")
+    request = bytearray(good_request(open_session(raw)).SerializeToString())
+    for place in rng.integers(len(request), size=3):
+        request[place] = rng.integers(256)
+    try:
+        reply = pb.PlanReply.FromString(authorized(raw, "Plan", bytes(request)))
+    except grpc.RpcError as error:
+        assert error.code().name in ("INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL"), error
+    else:
+        wire.from_array(reply.actions, (15, 2), "the plan")
+
+
+def test_sessions_of_others(raw: Raw) -> None:
+    for session in (b"", b"\0" * 16, os.urandom(16), b"x" * 1000):
+        code, details = refused(raw, "Plan", good_request(session).SerializeToString())
+        assert code == "NOT_FOUND"
+        assert "no such session" in details
+        authorized(raw, "Close", pb.CloseRequest(session=session).SerializeToString())
+
+
+def test_oversized(raw: Raw) -> None:
+    """Refused by the length that the message says it has, before there is memory for it."""
+    code, details = refused(raw, "Plan", changed(open_session(raw), state=pb.Array(data=b"\0" * (1 << 20))))
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "larger than max" in details
+
+
+def test_what_unpacks_to_more(raw: Raw) -> None:
+    message = changed(open_session(raw), state=pb.Array(data=b"\0" * (8 << 20)))
+    code, _ = refused(raw, "Plan", message, compression=grpc.Compression.Gzip)
+    assert code == "UNIMPLEMENTED"
+
+
+def test_no_message_and_slow_messages(raw: Raw, served: Served) -> None:
+    """A call is given up when its message does not come; meanwhile others are served."""
+    metadata = ((wire.AUTHORIZATION, f"Bearer {TOKEN}"),)
+    call = raw.channel.stream_unary(wire.method("Plan"))
+    with pytest.raises(grpc.RpcError) as error:
+        call(iter(()), metadata=metadata, timeout=20)
+    assert error.value.code().name == "INVALID_ARGUMENT"
+    assert error.value.details() == "the call has no asd_policy.v1.PlanRequest"
+    never = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        never.wait(30)
+        yield b""
+
+    slow = [call.future(silent(), metadata=metadata, timeout=20) for _ in range(8)]
+    with served.connect(token=TOKEN) as robot:
+        robot.select_action(OBSERVATION)
+    for each in slow:
+        assert each.code().name == "DEADLINE_EXCEEDED"
+        assert each.details() == "the call's message did not come within 1 s"
+    never.set()
+
+
+def closed_after(connection: socket.socket) -> float:
+    """Return how long it takes the server to close a connection [s]."""
+    start = time.monotonic()
+    connection.settimeout(20)
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(4096):
+            pass
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("sent", "within"),
+    [
+        (b"", 8.0),  # connects, and says nothing
+        (PREFACE[:10], 8.0),  # begins to say something
+        (PREFACE + SETTINGS, 12.0),  # a connection of HTTP/2 without a call
+        (b"GET / HTTP/1.1\r\nHost: robot\r\n\r\n", 8.0),
+        (bytes(range(256)) * 40, 8.0),
+    ],
+)
+def test_connections_that_say_nothing_or_nonsense(sent: bytes, within: float, raw: Raw, served: Served) -> None:
+    """They are closed, and while thirty of them are open a robot is served."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port))) for _ in range(30)]
+        for each in connections:
+            each.sendall(sent)
+        with served.connect(token=TOKEN) as robot:
+            robot.select_action(OBSERVATION)
+        with ThreadPoolExecutor(30) as pool:
+            assert max(pool.map(closed_after, connections)) < within
+
+
+def test_a_call_that_is_torn_off(raw: Raw, served: Served) -> None:
+    """A robot loses its connection in the middle of a plan; its place is free when the lease ends."""
+    session = open_session(raw)
+    served.gate.clear()
+    raw.channel.unary_unary(wire.method("Plan")).future(
+        good_request(session).SerializeToString(), metadata=((wire.AUTHORIZATION, f"Bearer {TOKEN}"),)
+    )
+    time.sleep(0.2)
+    raw.channel.close()
+    served.gate.set()
+    deadline = time.monotonic() + 30
+    while served.metric("sessions"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    raw.channel = grpc.insecure_channel(served.address)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ((), "a token is needed"),
+        (((wire.AUTHORIZATION, ""),), "a token is needed"),
+        (((wire.AUTHORIZATION, TOKEN),), "a token is needed, and this is not it"),
+        (((wire.AUTHORIZATION, f"Bearer {TOKEN[:-1]}"),), "a token is needed, and this is not it"),
+        (((wire.AUTHORIZATION, f"Bearer {TOKEN}!"),), "a token is needed, and this is not it"),
+        (((f"{wire.AUTHORIZATION}-bin", f"Bearer {TOKEN}".encode()),), "a token is needed"),
+    ],
+)
+@pytest.mark.parametrize("name", ["Open", "Plan", "Close"])
+def test_without_the_token(name: str, metadata: Any, says: str, raw: Raw, served: Served) -> None:
+    """Refused before the message is looked at, and health is told to anyone."""
+    with pytest.raises(grpc.RpcError) as error:
+        raw.call(name, b"\xff" * 100, metadata=metadata)
+    assert (error.value.code().name, error.value.details()) == ("UNAUTHENTICATED", says)
+    assert health(served.address) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_client_without_the_token(served: Served) -> None:
+    with pytest.raises(ServingError, match=r"refuses: a token is needed$") as error:
+        served.connect()
+    assert error.value.code == "UNAUTHENTICATED"
+    with pytest.raises(ServingError, match="a token is needed, and this is not it"):
+        served.connect(token="guess")
+
+
+def test_another_version(raw: Raw, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Open", "Plan", "Anything"):
+        code, details = refused(raw, f"/asd_policy.v2.Planner/{name}", b"what version 2 would send")
+        assert code == "FAILED_PRECONDITION"
+        assert details == "protocol asd_policy.v2 is not spoken here; this server speaks asd_policy.v1"
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "method", lambda name: f"/asd_policy.v12.Planner/{name}")
+        with pytest.raises(
+            ServingError, match=r"protocol asd_policy\.v12 is not spoken here; .* speaks asd_policy\.v1$"
+        ):
+            served.connect(token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "path", ["/asd_policy.v1.Planner/Reboot", "/other.Service/Open", "/", "/asd_policy.v1.Planner/"]
+)
+def test_methods_that_are_none(path: str, raw: Raw) -> None:
+    assert refused(raw, path, b"")[0] == "UNIMPLEMENTED"
+
+
+def test_others_are_unaffected(served: Served, small_checkpoint: Path) -> None:
+    """A robot's actions are, to the bit, those of a policy alone, while all sorts of nonsense come in beside it."""
+    here = asd_policy.load_policy(small_checkpoint, FIXED)
+    here.reset(seed=5)
+    done = threading.Event()
+
+    def disturb() -> int:
+        raw, sent = Raw(served.address), 0
+        while not done.is_set():
+            for message in (b"\xff" * 50, good_request(b"").SerializeToString(), b"\0" * 100_000):
+                with contextlib.suppress(grpc.RpcError):
+                    authorized(raw, "Plan", message)
+                with contextlib.suppress(grpc.RpcError):
+                    raw.call("Open", message)
+                sent += 2
+            with socket.create_connection(("127.0.0.1", served.port)) as connection:
+                connection.sendall(os.urandom(100))
+        raw.channel.close()
+        return sent
+
+    with ThreadPoolExecutor(2) as pool, served.connect(token=TOKEN) as robot:
+        disturbing = [pool.submit(disturb) for _ in range(2)]
+        robot.reset(seed=5)
+        for step in range(64):
+            seen = observation(0.01 * step)
+            assert robot.select_action(seen).tolist() == here.select_action(seen).tolist()
+        done.set()
+        assert sum(each.result() for each in disturbing) >= 12
