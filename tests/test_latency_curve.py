@@ -73,3 +73,24 @@ def test_table_and_plot(script: Any, task: Any, options: Any, tmp_path: Path) ->
     svg = (tmp_path / "curve.svg").read_text()
     for name in ("exact: ddpm, asd", "ddim:2", "ddpm, onnx", "ddim:2, onnx", "asd/Intercept-v0, async"):
         assert f">{name}<" in svg, name
+
+
+def test_the_whole(script: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a policy of a few thousand parameters; a second time nothing is measured."""
+    pytest.importorskip("matplotlib")
+    bench, out = tmp_path / "bench.json", tmp_path / "out"
+    bench.write_text(json.dumps({"samplers": OWN}))
+    monkeypatch.setattr(script, "bundled", lambda: {"small": (checkpoint, "asd/Avoid-v0")})
+    words = ["--checkpoints", "small", "--bench", bench, "--out", out, "--latencies", "0", "50", "100"]
+    monkeypatch.setattr(
+        "sys.argv", ["latency_curve", *map(str, words), "--approximate", "ddim:2", "--episodes", "2", "--envs", "1"]
+    )
+    script.main()
+    kept = json.loads((out / "points.json").read_text())["points"]
+    # 0, 1 and 2 steps at 10 Hz, for the exact law and ddim:2; without latency both modes are one.
+    assert len(kept) == 2 * (1 + 2 + 2)
+    assert "| `ddpm` | onnx | 151 | 2 |" in (out / "table.md").read_text()
+    monkeypatch.setattr(script, "evaluate_point", None)
+    script.main()
+    assert json.loads((out / "points.json").read_text())["points"] == kept
+    assert (out / "curve.svg").exists()
