@@ -1,30 +1,33 @@
 """Exact parallel sampling for robot Diffusion Policies by autospeculative decoding (ASD)."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from asd_policy.adapters import accelerate, restore
-from asd_policy.backends import Backend, make_backend
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import load_fn, load_policy
-from asd_policy.errors import (
-    AsdError,
-    BackendError,
-    ChainError,
-    CheckpointError,
-    DenoiserError,
-    EnvError,
-    ObservationError,
-    RunError,
-    SpecError,
-)
-from asd_policy.experience import Experience
-from asd_policy.function import AcceleratedFn, accelerate_fn
-from asd_policy.noise import NoiseTape
-from asd_policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held
-from asd_policy.types import Plan, SampleResult, SpeculationStats
+if TYPE_CHECKING:
+    from asd_policy.adapters import accelerate, restore
+    from asd_policy.backends import Backend, make_backend
+    from asd_policy.chain import GaussianChain
+    from asd_policy.checkpoints import load_fn, load_policy
+    from asd_policy.errors import (
+        AsdError,
+        BackendError,
+        ChainError,
+        CheckpointError,
+        DenoiserError,
+        EnvError,
+        ObservationError,
+        RunError,
+        SpecError,
+    )
+    from asd_policy.experience import Experience
+    from asd_policy.function import AcceleratedFn, accelerate_fn
+    from asd_policy.noise import NoiseTape
+    from asd_policy.policy import Policy
+    from asd_policy.samplers import Sampler, make_sampler
+    from asd_policy.samplers.base import Past
+    from asd_policy.samplers.target import Held
+    from asd_policy.types import Plan, SampleResult, SpeculationStats
 
 try:
     __version__ = version("asd-policy")
@@ -62,3 +65,43 @@ __all__ = [
     "make_sampler",
     "restore",
 ]
+
+_HOMES = {
+    "adapters": ("accelerate", "restore"),
+    "backends": ("Backend", "make_backend"),
+    "chain": ("GaussianChain",),
+    "checkpoints": ("load_fn", "load_policy"),
+    "errors": (
+        "AsdError",
+        "BackendError",
+        "ChainError",
+        "CheckpointError",
+        "DenoiserError",
+        "EnvError",
+        "ObservationError",
+        "RunError",
+        "SpecError",
+    ),
+    "experience": ("Experience",),
+    "function": ("AcceleratedFn", "accelerate_fn"),
+    "noise": ("NoiseTape",),
+    "policy": ("Policy",),
+    "samplers": ("Sampler", "make_sampler"),
+    "samplers.base": ("Past",),
+    "samplers.target": ("Held",),
+    "types": ("Plan", "SampleResult", "SpeculationStats"),
+}
+"""Where each public name is defined. It is imported when it is asked for: importing torch takes seconds."""
+
+
+if not TYPE_CHECKING:  # which would take any name for one that is defined
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                return globals().setdefault(name, getattr(import_module(f"{__name__}.{home}"), name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

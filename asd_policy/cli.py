@@ -2,55 +2,56 @@
 
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
-
-import tyro
-from rich.console import Console
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
 
 import asd_policy
-from asd_policy.commands.bench import BenchCommand
-from asd_policy.commands.common import BAD_INPUT, INTERRUPTED
-from asd_policy.commands.compare import CompareCommand
-from asd_policy.commands.evaluate import EvalCommand
-from asd_policy.commands.export import ExportCommand
-from asd_policy.commands.inspect import InspectCommand
-from asd_policy.commands.report import ReportCommand
-from asd_policy.commands.tune import TuneCommand
-from asd_policy.commands.verify import VerifyCommand
 from asd_policy.errors import AsdError, SpecError
-from asd_policy.report import printable
-from asd_policy.samplers import SAMPLERS
 
 REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
-
-
-COMMANDS = {
-    "eval": EvalCommand,
-    "report": ReportCommand,
-    "compare": CompareCommand,
-    "bench": BenchCommand,
-    "verify": VerifyCommand,
-    "tune": TuneCommand,
-    "inspect": InspectCommand,
-    "export": ExportCommand,
-}
+BAD_INPUT = 2
+"""Exit status of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
+    with _ended_by_interrupts():
+        import_module("asd_policy.commands")  # with torch and all: seconds in which there is nothing to lose
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Have Ctrl-C end the process at once: raised in the middle of an import, it comes out as any error."""
+
+    def end(*_: Any) -> NoReturn:
+        os._exit(_stop())
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # and not where interrupts are ignored, as in a shell's background
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=REDIRECTED_WIDTH)
     try:
         command = _parse(arguments)
+    except KeyboardInterrupt:
+        return _stop()
     except AsdError as error:
         return _fail(error)
     try:
@@ -66,8 +67,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _stop() -> int:
-    print("asd-policy: interrupted before anything was done", file=sys.stderr)
-    return INTERRUPTED
+    print("asd-policy: interrupted", file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -83,6 +84,11 @@ def _parse(arguments: Sequence[str]) -> Any:
     Raises:
         SpecError: They describe none; tyro's box of text, folded into one line.
     """
+    import tyro
+
+    from asd_policy.commands import COMMANDS
+    from asd_policy.samplers import SAMPLERS
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -109,6 +115,8 @@ def _fold(box: str) -> str:
 
 
 def _fail(error: Exception) -> int:
+    from asd_policy.report import printable
+
     print("asd-policy: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return BAD_INPUT
 

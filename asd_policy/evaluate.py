@@ -211,7 +211,7 @@ def _summary(
     return {
         "spec": spec,
         "ran": sampler.spec,
-        "exact": sampler.exact and all(plan.exact or plan.cut for plan in plans),
+        "exact": sampler.exact and all(plan.exact for plan in plans),
         "steps": steps,
         "episodes": len(done),
         "failed": sum(episode.error is not None for episode in done),
@@ -226,6 +226,7 @@ def _summary(
         "mode_entropy": entropy(modes),
         "timing": None if hz is None else summarize_timing(done, hz),
         "plans": len(plans),
+        "cut_plans": sum(plan.cut for plan in plans),
         **_costs(plans, [plan for episode in reference for plan in episode.plans], steps),
     }
 

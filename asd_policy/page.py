@@ -74,7 +74,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         timing_columns=report.TIMING_COLUMNS,
         timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
         other_rate=report.other_rate(results) if clocked else None,
-        choices=report.choices(results),
+        choices=[*report.choices(results), *report.cuts(results)],
         verdicts=report.equivalence_lines(results),
         sizes=report.sizes(results),
         video=video,
@@ -121,6 +121,8 @@ def _command(results: Results) -> str:
     options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
     if report.is_clocked(results):
         options |= {name: [str(results[name])] for name in ("clock", "hz", "latency", "continuity")}
+    if results.get("deadline_ms") is not None:
+        options |= {"deadline-ms": [f"{results['deadline_ms']:g}"], "fallback": [results["fallback"]]}
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]

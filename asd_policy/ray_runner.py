@@ -30,6 +30,7 @@ from asd_policy.pilots import ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.runner import Group, LocalRunner
 from asd_policy.samplers import Sampler
+from asd_policy.samplers.deadline import FALLBACKS
 from asd_policy.vector import make_envs
 
 LOCAL = "ray"
@@ -87,6 +88,10 @@ class Recipe:
     """Of the evaluation."""
     clock: ControlClock | None = None
     """How time goes on while plans are made; None where it does not."""
+    deadline_ms: float | None = None
+    """When plans have to be there [ms]; None for no matter when."""
+    fallback: str = FALLBACKS[0]
+    """How those are finished that are not."""
 
     @classmethod
     def of(
@@ -110,16 +115,18 @@ class Recipe:
             seed: Of the evaluation.
             clock: How time goes on while plans are made; None where it does not.
         """
-        path = Path(checkpoint)
+        path, first = Path(checkpoint), next(iter(planners.values()))
         return cls(
             str(path.resolve()) if path.exists() else checkpoint,
             device.partition(":")[0],
-            next(iter(planners.values())).backend.spec,
+            first.backend.spec,
             tuple((spec, planner.sampler, planner.experience) for spec, planner in planners.items()),
             env,
             envs,
             seed,
             clock,
+            first.deadline_ms,
+            first.fallback,
         )
 
     def cook(self) -> LocalRunner:
@@ -129,6 +136,7 @@ class Recipe:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
         policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
+        policy = policy.with_deadline(self.deadline_ms, self.fallback)
         pilots = {}
         for spec, sampler, experience in self.learned:
             planner = policy.with_sampler(sampler)

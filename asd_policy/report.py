@@ -180,6 +180,21 @@ def choices(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def cuts(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json of whose plans a deadline has cut some, in a line, how many."""
+    return [
+        f"{result['spec']}: {result['cut_plans']} of {result['plans']} plans cut at {results['deadline_ms']:g} ms and "
+        f"finished by {results['fallback']} (approximate)"
+        for result in results["samplers"]
+        if result.get("cut_plans")
+    ]
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """Return what is to be said under the table of an evaluation."""
+    return [*choices(results), *cuts(results), *equivalence_lines(results)]
+
+
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
     """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent."""
     return [

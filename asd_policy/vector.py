@@ -219,6 +219,7 @@ class InProcesses:
         if "forkserver" in multiprocessing.get_all_start_methods():
             context = "forkserver"
             multiprocessing.get_context(context).set_forkserver_preload(_PRELOADED)  # once for all, in the server
+            _start_server()
         make = _InWorker(self._make)
         try:
             self._vector = AsyncVectorEnv([make] * self._count, context=context, autoreset_mode=AutoresetMode.DISABLED)
@@ -293,6 +294,21 @@ class InProcesses:
         """End the processes."""
         if not self._vector.closed:
             self._kill()
+
+
+def _start_server() -> None:
+    """Start the server that forks processes, if it does not run, where Ctrl-C does not reach it or them.
+
+    A terminal sends it to all processes. It is for the one that asks: these would end in a traceback.
+    """
+    from multiprocessing import forkserver, resource_tracker  # not on every system
+
+    resource_tracker.ensure_running()  # started with the server it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which is inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _moment(observation: Any, reward: float | None, end: End | None) -> Moment:

@@ -1,12 +1,12 @@
 """The command line: what it writes, its exit status, and one clear line for each mistake."""
 
+import errno
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from pathlib import Path
@@ -246,6 +246,27 @@ def test_interruption_keeps_what_was_done(
     assert "interrupted: 3 of 10 episodes are kept in" in capsys.readouterr().err
 
 
+def test_no_room_for_the_results(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full just then: no episode is lost, and the same command can be given again."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = [*arguments(checkpoint, tmp_path), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(commands_evaluate, "write_json", full)
+        assert cli.run(words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    reason = "No space left on device; all episodes are kept, and --resume writes it"
+    assert last == f"asd-policy: {tmp_path / 'results.json'} cannot be written: {reason}"
+    journal = (tmp_path / "episodes.jsonl").read_bytes()
+    assert cli.run(words) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["complete"]
+    assert (tmp_path / "episodes.jsonl").read_bytes() == journal
+
+
 def test_a_failure_midway_keeps_what_was_done(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,30 +287,35 @@ def test_a_failure_midway_keeps_what_was_done(
     assert "the network returned NaN or infinity" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_real_interrupt(checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C at an arbitrary moment of a long evaluation leaves a whole results.json and no traceback."""
-    words = arguments(checkpoint, tmp_path / "out", episodes=100_000)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asd_policy.cli", *words],
-        stderr=subprocess.PIPE,
+def test_an_interrupt_while_packages_are_imported(tmp_path: Path) -> None:
+    """Those take seconds: one line, and no traceback from the depths of them."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nothing_like_it\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from asd_policy.cli import main; main(['eval', '--help'])"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
         text=True,
-        env=environment,
-        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    try:
-        while not (tmp_path / "out").exists():  # made when all is prepared
-            assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["interrupted"]
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "asd-policy: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_results_of_another_command_are_not_replaced(
+    command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "--policy", str(checkpoint), "--out", str(tmp_path)]
+    for text in ('{"command": "eval"}', '["no", "record"]', "no JSON"):
+        (tmp_path / "results.json").write_text(text)
+        assert cli.run(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line == f"asd-policy: {tmp_path / 'results.json'} is not of asd-policy {command}: name another --out"
+        assert (tmp_path / "results.json").read_text() == text
+    (tmp_path / "episodes.jsonl").write_text("")
+    assert cli.run(words) == 2
+    assert "holds a run of asd-policy eval: name another --out" in capsys.readouterr().err
 
 
 def test_an_interrupt_that_comes_out_as_another_error(

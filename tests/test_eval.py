@@ -4,17 +4,21 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from asd_policy import cli
+from asd_policy.denoiser import MeteredDenoiser
 from asd_policy.journal import NAME, RESULTS, find_run
 from asd_policy.samplers import choice
 
@@ -64,6 +68,21 @@ def uninterrupted(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("uninterrupted") / "out"
     assert cli.run(words(small_checkpoint, out)) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def side_by_side(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("side-by-side") / "out"
+    assert cli.run(words(small_checkpoint, out, envs=2)) == 0
+    return out
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """Those of torch, which commands with workers change."""
+    count = torch.get_num_threads()
+    yield count
+    torch.set_num_threads(count)
 
 
 def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_path: Path) -> None:
@@ -128,6 +147,43 @@ def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert lines_of(tmp_path) == lines_of(uninterrupted)
     assert untimed(results_of(tmp_path)) == untimed(results_of(uninterrupted))
+
+
+@pytest.mark.parametrize("options", [{}, {"envs": 2}, {"envs": 2, "workers": 2}])
+def test_interrupted_from_a_terminal(
+    options: dict[str, Any], small_checkpoint: Path, tmp_path: Path, threads: int, request: pytest.FixtureRequest
+) -> None:
+    """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume does the rest."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, tmp_path, **options, episodes=100_000)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(threads)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in a shell's background, children ignore Ctrl-C unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    journal = tmp_path / NAME
+    try:
+        while not journal.exists() or journal.read_bytes().count(b"\n") <= 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert bool(family) == bool(options)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+    assert re.search(r"interrupted: \d+ of 200000 episodes are kept in .*; --resume goes on", said)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    kept = results_of(tmp_path)
+    assert kept["interrupted"] and sum(sampler["episodes"] for sampler in kept["samplers"]) >= 3
+    assert cli.run(words(small_checkpoint, tmp_path, **options, resume=True)) == 0
+    whole = results_of(request.getfixturevalue("side_by_side" if options else "uninterrupted"))
+    assert untimed(results_of(tmp_path)) == {**untimed(whole), "workers": options.get("workers", 1)}
 
 
 def test_a_folder_that_holds_a_run(
@@ -256,3 +312,48 @@ def test_clocks_that_are_refused(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_deadline_cuts_plans_and_says_so(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that moves by 10 ms with every network call: four steps and a jump fit into 55 ms."""
+    now, call = [0.0], MeteredDenoiser.unmetered
+
+    def slowed(self: MeteredDenoiser, *arguments: Any) -> Any:
+        now[0] += 0.01
+        return call(self, *arguments)
+
+    monkeypatch.setattr(MeteredDenoiser, "unmetered", slowed)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    options = {"episodes": 2, "deadline_ms": 55, "fallback": "jump"}
+    assert cli.run(words(small_checkpoint, tmp_path, specs=("ddpm", "ddim:2"), **options)) == 0
+    results = results_of(tmp_path)
+    assert (results["deadline_ms"], results["fallback"]) == (55, "jump")
+    ddpm, ddim = results["samplers"]
+    assert (ddpm["exact"], ddpm["cut_plans"], ddpm["rounds_mean"]) == (False, ddpm["plans"], 5)
+    assert (ddim["exact"], ddim["cut_plans"]) == (False, 0)
+    found = find_run(tmp_path)
+    assert found is not None
+    assert all(plan.cut and not plan.exact for each in found.episodes if each.spec == "ddpm" for plan in each.plans)
+    told = capsys.readouterr().err
+    assert f"ddpm: {ddpm['plans']} of {ddpm['plans']} plans cut at 55 ms and finished by jump (approximate)" in told
+    assert "--deadline-ms 55" in (tmp_path / "report.html").read_text()
+    assert cli.run(words(small_checkpoint, tmp_path, specs=("ddpm", "ddim:2"), episodes=2, resume=True)) == 2
+    assert "deadline_ms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"deadline_ms": 0}, "deadline_ms=0 is not a positive number of milliseconds"),
+        ({"deadline_ms": 5, "fallback": "guess"}, "fallback=guess is not one of jump, last_plan"),
+        ({"deadline_ms": 1e-3}, "deadline_ms=0.001 is shorter than one network call, which takes"),
+    ],
+)
+def test_deadlines_that_are_refused(
+    options: dict[str, Any], said: str, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words(small_checkpoint, tmp_path, **options)) == cli.BAD_INPUT
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / RESULTS).exists()

@@ -34,9 +34,16 @@ def test_importing_brings_in_nothing_heavy(module: str) -> None:
 
 
 def test_public_names_exist_and_are_documented() -> None:
+    """And are imported, torch with them, when they are asked for."""
     for name in asd_policy.__all__:
         value = getattr(asd_policy, name)
         assert isinstance(value, str) or (value.__doc__ or "").strip(), name
+    assert dir(asd_policy) == asd_policy.__all__
+    unknown = "no_such_name"
+    with pytest.raises(AttributeError, match="module 'asd_policy' has no attribute 'no_such_name'"):
+        getattr(asd_policy, unknown)
+    code = "import sys, asd_policy, asd_policy.cli; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_wheel_works_alone(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def results(**changes: Any) -> dict[str, Any]:
         "plans": 95,
         "success_rate": 0.95,
         "success_ci95": [0.764, 0.991],
+        "return_mean": 0.95,
+        "return_ci95": [0.8453, 1.0],
         "mode_entropy": 2.7123,
         "rounds_mean": 19.96,
         "nfe_mean": 116.4,
@@ -43,11 +45,14 @@ def results(**changes: Any) -> dict[str, Any]:
 def test_row() -> None:
     first, second = (report.row(sampler) for sampler in results()["samplers"])
     assert first == (
-        "asd:window=8,draft=frozen,verify=reflection", "95 [76, 99]", "2.71", "20.0", "116", "5.0×",
+        "asd:window=8,draft=frozen,verify=reflection", "95 [76, 99]", "0.95 [0.845, 1]", "2.71", "20.0", "116", "5.0×",
         "102 / 140 / 158", "2.51×", "10.3 %",
     )  # fmt: skip
     assert second[0] == "ddim:10 (approximate)"
-    assert second[2] == second[7] == "–"
+    assert second[3] == second[8] == "–"
+    unknown = {"return_mean": None, "return_ci95": None}
+    assert report.row(results(**unknown)["samplers"][0])[2] == "–"
+    assert report.row(results(return_ci95=None)["samplers"][0])[2] == "0.95"
 
 
 def test_terminal_table_holds_every_cell() -> None:

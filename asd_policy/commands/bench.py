@@ -12,7 +12,7 @@ from asd_policy import bench_report, evaluate, hardware, report
 from asd_policy.backends import make_backend
 from asd_policy.benchmark import Benchmark, contenders
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, progress_bar
+from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, progress_bar
 from asd_policy.environments import check_fit, make_env
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
@@ -33,7 +33,7 @@ class BenchCommand:
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     out: Path
-    """Folder for results.json and the plots."""
+    """Folder for results.json, which replaces one of an earlier bench, and the plots."""
     env: str | None = None
     """Gymnasium id: plan at observations from its episodes, and not at random ones in the normalisation's range. What
     asd needs to accept is then what it meets in use."""
@@ -63,6 +63,7 @@ class BenchCommand:
         check_at_least("seed", self.seed, 0)
         samplers = [make_sampler(spec) for spec in self.samplers] + [Asd(window) for window in self.windows]
         backends = [make_backend(spec) for spec in self.backends]
+        check_folder(self.out, "bench")
         policy = load_policy(self.policy, device=self.device)
         policy.check()
         entered = contenders(policy, samplers, backends or [policy.backend])

@@ -1,5 +1,7 @@
 """What the commands share."""
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,10 +18,11 @@ from rich.progress import (
 
 from asd_policy.backends import BACKENDS
 from asd_policy.backends.base import DTYPES
-from asd_policy.errors import SpecError
+from asd_policy.errors import RunError, SpecError
+from asd_policy.journal import NAME, RESULTS
 
-DONE, DIFFERS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
+DONE, DIFFERS, INTERRUPTED = 0, 1, 130
+"""Exit statuses; that of bad usage or input is the command line's."""
 FAILED = DIFFERS
 """Exit status of an evaluation in which an episode failed."""
 
@@ -41,6 +44,25 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """
     if value < least:
         raise SpecError(f"--{name} {value} is not {least} or more")
+
+
+def check_folder(folder: Path, command: str) -> None:
+    """Refuse a folder that holds what another command has left: a command replaces its own results only.
+
+    Raises:
+        RunError: It does.
+    """
+    path = folder / RESULTS
+    if (folder / NAME).exists():
+        raise RunError(f"{folder} holds a run of asd-policy eval: name another --out")
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != command:
+        raise RunError(f"{path} is not of asd-policy {command}: name another --out")
 
 
 def check_margin(margin: float) -> None:

@@ -50,6 +50,7 @@ from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.report import printable
 from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 from asd_policy.statistics import enough_episodes
 from asd_policy.tuning import tuning_file
 from asd_policy.vector import make_envs
@@ -101,6 +102,11 @@ class EvalCommand:
     continuity: str = CONTINUITIES[0]
     """With --clock async, what a plan is told of the actions taken while it is made: none; inpaint, they are given to
     it, which is exact on the rest of it; soft, it is drawn to the rest of the last plan too, which is approximate."""
+    deadline_ms: float | None = None
+    """Have plans that will not be done in so many milliseconds finished by --fallback, which is approximate: they are
+    counted."""
+    fallback: str = FALLBACKS[0]
+    """How: jump, to the network's prediction at the point reached; or last_plan, the rest of the plan before."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -130,6 +136,8 @@ class EvalCommand:
         if self.workers is not None:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
+        if self.deadline_ms is not None:
+            policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         env = make_env(self.env)
         try:
@@ -178,6 +186,7 @@ class EvalCommand:
             "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),
+            **self._deadline(),
             "env_hz": env_hz,
             "complete": complete,
             "interrupted": cut_short is not None,
@@ -189,10 +198,12 @@ class EvalCommand:
         path = self.out / RESULTS
         try:
             write_json(path, results)
-        except OSError:
-            if cut_short is None:
-                raise
-            raise cut_short from None  # a disk that is full: the journal has said so
+        except OSError as error:
+            if cut_short is not None:
+                raise cut_short from None  # a disk that is full: the journal has said so
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; all episodes are kept, and --resume writes it"
+            ) from None
         if self.json:
             print(json.dumps(results))
         console.print(report.table(results))
@@ -200,7 +211,7 @@ class EvalCommand:
             console.print(report.timing_table(results))
             if (note := report.other_rate(results)) is not None:
                 console.print(f"note: {note}", soft_wrap=True)
-        for line in (*report.choices(results), *report.equivalence_lines(results)):
+        for line in report.remarks(results):
             console.print(line, soft_wrap=True)
         if cut_short is not None:
             kept = f"{len(counted)} of {count * len(samplers)} episodes are kept in {path}"
@@ -245,6 +256,8 @@ class EvalCommand:
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
+        if self.deadline_ms is not None:
+            check_deadline(self.deadline_ms, self.fallback)
         check_margin(self.margin)
         if self.clock not in (UNCLOCKED, *PILOTS):
             raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")
@@ -323,7 +336,15 @@ class EvalCommand:
             "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
             "envs": self.envs,
             **clock_record(clock),
+            **self._deadline(),
             "samplers": [sampler.spec for sampler in samplers],
+        }
+
+    def _deadline(self) -> dict[str, Any]:
+        """Return what results.json says of when plans have to be there."""
+        return {
+            "deadline_ms": self.deadline_ms,
+            "fallback": None if self.deadline_ms is None else self.fallback,
         }
 
     def _work(self, tally: "Tally") -> Iterator[Group]:

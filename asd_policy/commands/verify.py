@@ -10,7 +10,14 @@ from rich.console import Console
 from asd_policy import law, report
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DIFFERS, DONE, BackendOption, check_at_least, progress_bar
+from asd_policy.commands.common import (
+    DIFFERS,
+    DONE,
+    BackendOption,
+    check_at_least,
+    check_folder,
+    progress_bar,
+)
 from asd_policy.environments import make_env
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
@@ -38,7 +45,7 @@ class VerifyCommand:
     seed: int = 0
     """Seeds observations, noise and permutations."""
     out: Path | None = None
-    """Folder for results.json."""
+    """Folder for results.json, which replaces one of an earlier verify."""
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -56,6 +63,8 @@ class VerifyCommand:
             raise SpecError(f"--alpha {self.alpha} is not between 0 and 1")
         check_at_least("seed", self.seed, 0)
         sampler = make_sampler(self.sampler)
+        if self.out is not None:
+            check_folder(self.out, "verify")
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         sampler.check(policy.chain)
         policy.check()
