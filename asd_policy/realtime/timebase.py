@@ -31,7 +31,7 @@ class RealTime:
         return time.monotonic()
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
-        """Sleep. Spinning at the end would gain 0.1 ms and take it from the planner, by the interpreter's lock."""
+        """Sleep. There is no spinning at the end: it would keep the interpreter's lock from the planner."""
         left = instant - time.monotonic()
         if left > 0:
             stop.wait(left)
