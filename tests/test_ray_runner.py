@@ -229,8 +229,8 @@ def cluster() -> Iterator[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of processes that import this package from where it is imported here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    """Return the environment of processes that import this package from here, and show a cluster its token."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
 
 
 def test_a_cluster_gives_the_same_results(cluster: str, small_checkpoint: Path, tmp_path: Path) -> None:
