@@ -29,7 +29,6 @@ from asd_policy.vector import make_envs
 ENV = "asd/Avoid-v0"
 SPECS = ("ddim:2", "asd:window=5,draft=response,verify=block")
 EPISODES, ENVS, SEED = 8, 2, 3
-START = 300  # [s] for a cluster to be up, on a machine that is busy
 
 
 def signature(episode: Episode) -> Any:
