@@ -3,17 +3,11 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any
 
 import psutil
@@ -35,7 +29,6 @@ from asd_policy.vector import make_envs
 ENV = "asd/Avoid-v0"
 SPECS = ("ddim:2", "asd:window=5,draft=response,verify=block")
 EPISODES, ENVS, SEED = 8, 2, 3
-START = 300  # [s] for a cluster to be up, on a machine that is busy
 
 
 def signature(episode: Episode) -> Any:
@@ -196,52 +189,3 @@ def ray_processes() -> list[psutil.Process]:
             if any("ray" in word for word in each.cmdline()):
                 found.append(each)
     return found
-
-
-@pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two CPUs on this machine, as its owner would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tempfile.mkdtemp(prefix="asd-ray-", dir="/tmp")  # a socket's name has room for 107 bytes
-    words = ["start", "--head", "--block", "--num-cpus=2", "--port=0", f"--ray-client-server-port={port}"]
-    words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    words += ["--node-ip-address=127.0.0.1", f"--object-store-memory={100 << 20}"]
-    process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=environment(), stdout=DEVNULL)
-    try:
-        deadline = time.monotonic() + START
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.5)
-        yield f"ray://127.0.0.1:{port}"
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        for each in psutil.wait_procs(family, timeout=30)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of processes that import this package from where it is imported here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-
-def test_a_cluster_gives_the_same_results(cluster: str, small_checkpoint: Path, tmp_path: Path) -> None:
-    """One that is running, by its address; it goes on running."""
-    runs = {"here": None, "there": cluster}
-    for name, workers in runs.items():
-        command = [sys.executable, "-m", "asd_policy.cli", *eval_words(small_checkpoint, tmp_path / name, workers)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=START)
-        assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    here, there = (json.loads((tmp_path / name / "results.json").read_text()) for name in runs)
-    assert (here["workers"], there["workers"]) == (1, 2)
-    assert timeless(here) == timeless(there)
-    with socket.create_connection(("127.0.0.1", int(cluster.rpartition(":")[2])), timeout=5):
-        pass
