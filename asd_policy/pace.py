@@ -27,9 +27,15 @@ class Pace:
         self._recent.setdefault(work, deque(maxlen=_REMEMBERED)).append(seconds)
         self._least[work] = min(seconds, self._least.get(work, math.inf))
 
+    def forget(self, work: Hashable) -> None:
+        """Forget the longest of the times of a piece of work: it has forbidden it, and may have been an accident."""
+        times = self._recent.get(work)
+        if times:
+            times.remove(max(times))
+
     def expect(self, work: Hashable) -> float:
         """Return what a piece of work may take [s]: the longest of its last times; 0 before the first."""
-        return max(self._recent.get(work, (0.0,)))
+        return max(self._recent.get(work, ()), default=0.0)
 
     def least(self, work: Hashable) -> float | None:
         """Return the shortest that it ever took [s]; None before the first."""

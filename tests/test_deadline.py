@@ -191,6 +191,25 @@ def test_a_machine_that_slows_down_is_noticed_and_forgiven(machine: Machine, cha
     assert [plan(seed)[1] for seed in range(40)][-1] == 10
 
 
+def test_an_accident_does_not_forbid_rounds_for_ever(machine: Machine, chain: GaussianChain) -> None:
+    """A round that once took longer than the deadline is tried again, though no round is done meanwhile."""
+    sampler, known = make_sampler("asd:window=12"), Experience()
+
+    def rounds(seed: int) -> int:
+        result = sampler.sample(
+            machine, chain, (1, *EVENT), tape=make_tape(1, chain, seed), past=Past(None, known), deadline_ms=200
+        )
+        return result.stats.rounds[0]
+
+    assert rounds(0) > 1
+    machine.slow = 10
+    rounds(1)
+    machine.slow = 1
+    after = [rounds(seed) for seed in range(2, 10)]
+    assert after[0] == 1
+    assert min(after[-4:]) > 1
+
+
 def test_pace_is_the_longest_of_the_last_times() -> None:
     pace = Pace()
     assert pace.expect("round") == 0
@@ -202,6 +221,9 @@ def test_pace_is_the_longest_of_the_last_times() -> None:
     for _ in range(32):
         other.note("round", 2.0)
     assert (other.expect("round"), pace.expect("round"), pace.expect("call")) == (2, 3, 0)
+    for expected in (2, 1, 0, 0):
+        pace.forget("round")
+        assert pace.expect("round") == expected
 
 
 @pytest.fixture

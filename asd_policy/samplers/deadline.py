@@ -52,6 +52,7 @@ class Deadline:
         self._pace = pace
         self._batch = batch
         self._running: tuple[Hashable, float] | None = None
+        self._worked = False
 
     def reserve(self, jump: Callable[[], object]) -> None:
         """See to it that the time of a jump is known; called before the first piece of work.
@@ -92,8 +93,11 @@ class Deadline:
         now, key = time.perf_counter(), (work, self._batch)
         jump = self._pace.expect((JUMP, self._batch))
         if now + max(self._pace.expect(key), jump) + jump > self._end:
+            if not self._worked:  # nothing was measured anew: without this it would be forbidden for long, or for ever
+                self._pace.forget(key)
+                self._pace.forget((JUMP, self._batch))
             return False
-        self._running = key, now
+        self._running, self._worked = (key, now), True
         return True
 
     def stop(self) -> None:
