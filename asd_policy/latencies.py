@@ -11,8 +11,7 @@ import numpy as np
 
 from asd_policy.errors import RunError, SpecError
 from asd_policy.journal import parse
-
-MEASURED = "measured"
+from asd_policy.types import MEASURED
 
 
 class Latency(Protocol):

@@ -22,13 +22,10 @@ from asd_policy.errors import SpecError
 from asd_policy.latencies import Latency
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
-from asd_policy.types import Timing
+from asd_policy.types import UNCLOCKED, Timing
 
 Actions = npt.NDArray[np.float32]
 """Shape [n, action_dim], in the environment's units."""
-
-UNCLOCKED = "none"
-"""In the place of a mode, where the environment waits for plans."""
 
 CONTINUITIES = ("none", "inpaint", "soft")
 """What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on

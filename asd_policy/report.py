@@ -10,9 +10,8 @@ import torch
 
 import asd_policy
 from asd_policy.hardware import hardware
-from asd_policy.latencies import MEASURED
-from asd_policy.pilots import UNCLOCKED
 from asd_policy.policy import Policy
+from asd_policy.types import MEASURED, UNCLOCKED
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table

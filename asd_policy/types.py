@@ -5,6 +5,11 @@ from dataclasses import dataclass, replace
 
 from asd_policy.arrays import Array
 
+UNCLOCKED = "none"
+"""In the place of a mode of `pilots`, where the environment waits for plans."""
+MEASURED = "measured"
+"""In the place of a latency: what a plan takes on this machine."""
+
 
 @dataclass(frozen=True)
 class SpeculationStats:

@@ -44,9 +44,9 @@ def test_history_is_the_last_observations_oldest_first(policy: Policy, monkeypat
     seen: list[Tensor] = []
     plan = policy.plan
 
-    def spy(history: dict[str, Tensor], *rest: Any) -> Any:
+    def spy(history: dict[str, Tensor], *rest: Any, **options: Any) -> Any:
         seen.append(history[STATE][0, :, 0])
-        return plan(history, *rest)
+        return plan(history, *rest, **options)
 
     monkeypatch.setattr(policy, "plan", spy)
     for step in range(17):

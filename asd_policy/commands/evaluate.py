@@ -34,11 +34,10 @@ from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, RunError, SpecError
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
-from asd_policy.latencies import MEASURED, Latency, read_latency
+from asd_policy.latencies import Latency, read_latency
 from asd_policy.pilots import (
     CONTINUITIES,
     PILOTS,
-    UNCLOCKED,
     ControlClock,
     check_continuity,
     check_rate,
@@ -53,6 +52,7 @@ from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 from asd_policy.statistics import enough_episodes
 from asd_policy.tuning import tuning_file
+from asd_policy.types import MEASURED, UNCLOCKED
 from asd_policy.vector import make_envs
 
 EPISODES = 20
