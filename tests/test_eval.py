@@ -151,12 +151,18 @@ def test_killed_and_resumed(small_checkpoint: Path, uninterrupted: Path, tmp_pat
 
 @pytest.mark.parametrize("options", [{}, {"envs": 2}, {"envs": 2, "workers": 2}])
 def test_interrupted_from_a_terminal(
-    options: dict[str, Any], small_checkpoint: Path, tmp_path: Path, threads: int, request: pytest.FixtureRequest
+    options: dict[str, Any],
+    small_checkpoint: Path,
+    tmp_path: Path,
+    threads: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It sends Ctrl-C to all processes. What is done is kept, nothing is left running, and --resume does the rest."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for Ray's workers, which import faulty_envs
     process = subprocess.Popen(
         [sys.executable, "-m", "asd_policy.cli", *words(small_checkpoint, tmp_path, **options, episodes=100_000)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -180,7 +186,8 @@ def test_interrupted_from_a_terminal(
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     kept = results_of(tmp_path)
-    assert kept["interrupted"] and sum(sampler["episodes"] for sampler in kept["samplers"]) >= 3
+    # Of three in the journal, the last may have been in no results yet.
+    assert kept["interrupted"] and sum(sampler["episodes"] for sampler in kept["samplers"]) >= 2
     assert cli.run(words(small_checkpoint, tmp_path, **options, resume=True)) == 0
     whole = results_of(request.getfixturevalue("side_by_side" if options else "uninterrupted"))
     assert untimed(results_of(tmp_path)) == {**untimed(whole), "workers": options.get("workers", 1)}
