@@ -237,7 +237,8 @@ class RayRunner:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except Exception as error:  # Ray raises whatever its parts raise
             place = workers.address or "on this machine"
-            raise BackendError(f"Ray does not start {place}: {type(error).__name__}: {error}") from error
+            hint = "; a cluster that asks for its token gets it with RAY_AUTH_MODE=token" if workers.address else ""
+            raise BackendError(f"Ray does not start {place}: {type(error).__name__}: {error}{hint}") from error
 
     def _room(self, wanted: int | None, gpus: float) -> int:
         """Return the number of workers: as many as are wanted, or as there is room for.
