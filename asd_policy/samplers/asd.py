@@ -95,9 +95,8 @@ class Asd(Sampler):
         compact = is_compact(path)
         rows = arrays.arange(len(path.x), path.x)
         going = path.cursor < len(target.chain)
-        if target.deadline is not None:
-            reserve(target, tape)
-        while bool(going.any()) and (target.deadline is None or target.deadline.allows(("round", setting))):
+        reserve(target, tape)
+        while bool(going.any()) and target.allows(("round", setting)):
             round_(path, arrays.where_true(going) if compact else rows, compact)
             going = path.cursor < len(target.chain)
         cut = arrays.where_true(going)

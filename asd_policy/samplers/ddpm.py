@@ -40,8 +40,7 @@ class Ddpm(Sampler):
                 ("ddpm", *shapes(target, tape)), lambda: StaticWalk(launcher, target, tape, lambda *own: walk(*own)[0])
             )
             return Samples(recorded(target, tape), steps, steps, recorded=True)
-        if target.deadline is not None:
-            reserve(target, tape)
+        reserve(target, tape)
         x, done = walk(target, tape)
         if done == len(target.chain):
             return Samples(x, steps, steps)
@@ -58,7 +57,7 @@ def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:
     tables = chain.tables(arrays.device_of(x), x.dtype)
     steps = arrays.arange(len(chain), x)
     for k in range(len(chain)):
-        if target.deadline is not None and not target.deadline.allows("step"):
+        if not target.allows("step"):
             return x, k
         clean = target.predict(x, arrays.namespace(x).broadcast_to(steps[k], (len(x),)))
         x = transition(tables.a[k], clean, tables.sigma[k], tape.normals[:, k], tables.b[k], x)

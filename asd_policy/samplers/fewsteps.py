@@ -15,7 +15,7 @@ from asd_policy.chain import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
-from asd_policy.samplers.fallback import fall_back, reserve
+from asd_policy.samplers.fallback import fall_back
 from asd_policy.samplers.target import Target
 
 
@@ -65,13 +65,14 @@ class FewSteps(Sampler):
 
         scheduler = copy.deepcopy(_scheduler(self, target.chain))  # it remembers what it has seen of a plan
         rows = torch.arange(len(x), device=x.device)
+        places, timesteps = self._places(target), scheduler.timesteps.tolist()
         if target.deadline is not None:
-            reserve(target, tape)
-        places = self._places(target)
-        for k, timestep in enumerate(scheduler.timesteps.tolist()):
+            first = torch.full_like(rows, timesteps[0]), torch.full_like(rows, places[0])
+            target.deadline.reserve(partial(self._jump, target, x, *first))
+        for k, timestep in enumerate(timesteps):
             now, step = torch.full_like(rows, timestep), torch.full_like(rows, places[k])
             x = target.show(x, step)
-            if target.deadline is not None and not target.deadline.allows("step"):
+            if not target.allows("step"):
                 sample, calls = fall_back(target, partial(self._jump, target, x, now, step), rows, past)
                 counts = (k + calls).tolist()
                 return Samples(sample, counts, counts, cut=tuple(range(len(x))))
@@ -98,12 +99,8 @@ class FewSteps(Sampler):
 
     def _jump(self, target: Target, x: Array, timestep: Array, step: Array) -> Array:
         """Return the predictions x̂0 [B, *event] at points x of timesteps [B], all equal."""
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-        scheduler = configured(DDIMScheduler, target.chain)
-        scheduler.set_timesteps(self.steps)
         output = target.pull_output(x, target.output(x, timestep), step)
-        taken = scheduler.step(output[..., None], int(timestep[0]), x[..., None])
+        taken = _predictor(self.steps, target.chain).step(output[..., None], int(timestep[0]), x[..., None])
         return taken.pred_original_sample.squeeze(-1)
 
     @property
@@ -135,6 +132,16 @@ def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -
     # The β themselves, because the other schedulers do not know all of DDPM's by name. Each rescales them as it likes.
     plain = make(DDPMScheduler, {**chain.config, "rescale_betas_zero_snr": False})
     return make(kind, {**chain.config, "trained_betas": plain.betas.tolist(), **options})
+
+
+@lru_cache(maxsize=16)
+def _predictor(steps: int, chain: GaussianChain) -> Any:
+    """Return a scheduler whose steps tell x̂0 and leave nothing behind; made once, because a deadline waits for it."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    scheduler = configured(DDIMScheduler, chain)
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 @lru_cache(maxsize=16)

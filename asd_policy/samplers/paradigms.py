@@ -72,9 +72,8 @@ class Paradigms(Sampler):
         )
         state.path[:, 0] = start
         rows = arrays.arange(batch, start)
-        if target.deadline is not None:
-            reserve(target, tape)
-        while len(rows) and (target.deadline is None or target.deadline.allows("round")):
+        reserve(target, tape)
+        while len(rows) and target.allows("round"):
             self._advance(state, rows, target, tape)
             rows = arrays.where_true(state.cursor < len(chain))
         sample = state.path[:, len(chain)].reshape(tape.initial.shape)

@@ -1,5 +1,6 @@
 """What a sampler samples: a network in a chain, with its conditioning and the coordinates that are given."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from asd_policy import arrays
@@ -82,6 +83,10 @@ class Target:
     def mark(self, stage: str) -> str:
         """Say which of `clock.STAGES` begins; return the one that ends."""
         return "host" if self.stopwatch is None else self.stopwatch.mark(stage)
+
+    def allows(self, work: Hashable) -> bool:
+        """Return whether the deadline, if there is one, leaves time for a piece of work, see `Deadline.allows`."""
+        return self.deadline is None or self.deadline.allows(work)
 
     def recordable(self, cond: Array | None, held: Held | None) -> "Target":
         """Return this target with other conditioning and given values, and a network that is not metered."""
