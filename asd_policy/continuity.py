@@ -7,13 +7,20 @@ that `asd` couples the free coordinates exactly.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy.errors import SpecError
+
+CONTINUITIES = ("none", "inpaint", "soft")
+"""What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
+the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
+
+REMEMBERED = 10
+"""Delays of a robot's last plans, of which the largest is expected next (arXiv 2506.07339)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,19 @@ class Committed:
         """
         if not 0 <= self.delay <= len(self.actions):
             raise SpecError(f"delay={self.delay} is not in 0 … {len(self.actions)}, the actions left of the last plan")
+
+
+def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: str) -> Committed | None:
+    """Return what a plan that is about to begin is told of the rest of the last one; None for nothing.
+
+    Args:
+        rest: Actions of the last plan [n, action_dim] from the one for the latest observation on.
+        delays: What the last `REMEMBERED` plans took [control steps].
+        continuity: One of `CONTINUITIES`.
+    """
+    if continuity == CONTINUITIES[0] or not len(rest):
+        return None
+    return Committed(rest, min(max(delays), len(rest)), soft=continuity == "soft")
 
 
 def pulls(committed: Committed) -> npt.NDArray[np.float32]:

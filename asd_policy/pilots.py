@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy import arrays
-from asd_policy.continuity import Committed
+from asd_policy.continuity import CONTINUITIES, REMEMBERED, Committed, commit
 from asd_policy.control import Pilot, Robot
 from asd_policy.errors import SpecError
 from asd_policy.latencies import Latency
@@ -27,11 +27,6 @@ from asd_policy.types import UNCLOCKED, Timing
 Actions = npt.NDArray[np.float32]
 """Shape [n, action_dim], in the environment's units."""
 
-CONTINUITIES = ("none", "inpaint", "soft")
-"""What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
-the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
-
-_REMEMBERED = 10  # delays of a robot's last plans, of which the largest is expected next (arXiv 2506.07339)
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
 
@@ -120,7 +115,7 @@ class _Course:
     """Control step of the observation that the last plan was made for."""
     delay: int = 0
     """Control steps after which that plan comes."""
-    delays: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    delays: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """What the last plans took [control steps], the first one of the episode, which is waited for, included."""
     coming: Actions | None = None
     """That plan, from the action for its observation on, until it comes."""
@@ -269,11 +264,8 @@ class Async(Clocked):
         return actions[min(delay, len(actions) - 1) :]
 
     def _committed(self, row: int) -> Committed | None:
-        rest, continuity = self.robots[row].queue, self.clock.continuity
-        if continuity == CONTINUITIES[0] or not rest:
-            return None
-        delay = min(max(self._courses[row].delays), len(rest))
-        return Committed(np.stack(rest), delay, soft=continuity == "soft")
+        rest = np.array(self.robots[row].queue, np.float32)
+        return commit(rest, self._courses[row].delays, self.clock.continuity)
 
 
 PILOTS: dict[str, type[Clocked]] = {"sync": Sync, "async": Async}

@@ -34,9 +34,10 @@ class SpeculationStats:
     unjudged: tuple[tuple[int, ...], ...] | None = None
     """The steps that were taken without a draft to judge; None for a sampler without drafts."""
     cut: tuple[bool, ...] = ()
-    """Which rows a deadline's fallback has finished; they do not have the sampler's law."""
-    exact: bool = True
-    """Whether the others have the law of the sequential sampler."""
+    """Which rows a deadline's fallback has finished."""
+    exact: tuple[bool, ...] = ()
+    """Which rows have the law of the sequential sampler: no row of an approximate one, none that was cut, and none that
+    was drawn to the plan before it."""
 
     @property
     def algorithmic_speedup(self) -> float:
@@ -139,6 +140,7 @@ class Plan:
                 refused=stats.refused and stats.refused[rows],
                 unjudged=stats.unjudged and stats.unjudged[rows],
                 cut=stats.cut[rows],
+                exact=stats.exact[rows],
             ),
             self.seconds,
             self.cond[rows],
@@ -159,5 +161,5 @@ class Plan:
             refused=None if stats.refused is None else stats.refused[row],
             unjudged=None if stats.unjudged is None else stats.unjudged[row],
             cut=any(stats.cut[row : row + 1]),
-            exact=stats.exact and not any(stats.cut[row : row + 1]),
+            exact=all(stats.exact[row : row + 1]),
         )

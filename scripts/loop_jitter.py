@@ -20,6 +20,7 @@ import torch
 import tyro
 
 from asd_policy import ControlLoop, LoopOptions, ProcessPlanner, Telemetry, load_policy
+from asd_policy.continuity import Committed
 from asd_policy.environments import make_env
 from asd_policy.hardware import hardware, versions
 from asd_policy.policy import Horizons
@@ -55,7 +56,7 @@ class Nothing:
         """Have the form of a policy."""
         self.horizons, self.action_dim = horizons, action_dim
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Return zeros."""
         return Planned(np.zeros((self.horizons.horizon, self.action_dim), np.float32), 1)
 

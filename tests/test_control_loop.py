@@ -22,6 +22,7 @@ import pytest
 
 import asd_policy
 from asd_policy import ControlLoop, LoopError, LoopOptions, ObservationError, ProcessPlanner
+from asd_policy.continuity import Committed
 from asd_policy.environments import make_env
 from asd_policy.policy import Horizons
 from asd_policy.realtime import loop as loop_module
@@ -45,11 +46,14 @@ class Planner:
     def __init__(self) -> None:
         """Begin, with no calls."""
         self.calls: list[tuple[list[float], int, bool]] = []
+        self.committed: list[Committed | None] = []
+        """What each call was told of what the robot goes on to do."""
         self.fault: Callable[[int], Any] = lambda call: None
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Return the actions of the steps from the latest observation on; or what the fault says."""
         self.calls.append(([float(each[0]) for each in observations], step, begins))
+        self.committed.append(committed)
         wrong = self.fault(len(self.calls) - 1)
         if wrong is not None:
             return Planned(wrong, 3) if isinstance(wrong, np.ndarray) else wrong
@@ -156,6 +160,49 @@ def test_plans_that_take_too_long(robot: Robot, planner: Planner) -> None:
     assert robot.actions[:18] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 10, 11, 11, 11, 11, 11, 16, 17]
     assert told.stale == sum(action != step for step, action in enumerate(robot.actions))
     assert told.faults == 0
+
+
+@pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
+def test_a_plan_is_told_what_is_written_meanwhile(robot: Robot, planner: Planner, continuity: str) -> None:
+    """The rest of the last plan, of which 2 actions are written until the plan is there."""
+    make_loop(robot, planner, 2, continuity=continuity).run()
+    first, *others = planner.committed[1:]
+    assert first is None  # the robot waits
+    for (_, step, _), told in zip(planner.calls[2:], others, strict=True):
+        if continuity == "none":
+            assert told is None
+        else:
+            assert told is not None
+            assert told.actions[:, 0].tolist() == list(range(step, step + 4))
+            assert (told.delay, told.soft) == (2, continuity == "soft")
+
+
+class Slowing(VirtualTime):
+    """The plan that begins at step 20 takes 3 periods, all others 1."""
+
+    def outcome(self, planner: Any, since: float) -> Any:
+        """Know it by the time: two ticks come before step 0."""
+        self._latency = (3 if round(since * HZ) == 22 else 1) / HZ - 0.5 / HZ
+        return super().outcome(planner, since)
+
+
+def test_the_longest_of_the_last_delays_is_expected(robot: Robot, planner: Planner) -> None:
+    make_loop(robot, planner, time=Slowing(), continuity="inpaint").run()
+    delays = [told.delay for told in planner.committed[2:] if told is not None]
+    slow = [step for _, step, _ in planner.calls[2:]].index(20)
+    assert delays == [1] * (slow + 1) + [3] * 10 + [1] * (len(delays) - slow - 11)
+    assert len(delays) > slow + 11
+
+
+def test_the_seam_and_what_was_cut(robot: Robot, planner: Planner) -> None:
+    planner.fault = lambda call: (
+        Planned(np.arange(8, dtype=np.float32)[:, None] + 4 * call - 1, 3, cut=True) if call == 3 else None
+    )
+    told = make_loop(robot, planner, 1).run()
+    assert told.cut == 1
+    assert told.seam is not None
+    assert (told.seam.n, told.seam.p50) == (told.plans - 1, 0)
+    assert told.seam.max == 3  # 4 · 3 − 1 where 8 was to come
 
 
 def test_late_too_often_is_a_fault(robot: Robot, planner: Planner) -> None:
@@ -347,6 +394,28 @@ def test_a_planner_that_hangs(robot: Robot, planner: Planner, monkeypatch: pytes
         loop.stop()
     assert robot.actions[-1] == SAFE
     free.set()
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_a_planner_that_hangs_before_the_first_plan(robot: Robot, planner: Planner, recover: bool) -> None:
+    """The robot waits for that plan as long as plans may take, and no longer."""
+    free = threading.Event()
+    planner.fault = lambda call: None if call != 1 else free.wait(LONG) and None
+    options = {"plan_limit": 0.1, "late_limit": 10**9, "safe_action": [SAFE], "recover": recover}
+    loop = make_loop(robot, planner, hz=200.0, time=RealTime(), ticks=None, **options)
+    loop.start()
+    until(lambda: loop.telemetry().state == "safe")
+    fault = loop.telemetry().fault
+    assert fault is not None and fault.startswith("the planner has not answered for 0.")
+    free.set()
+    if recover:
+        until(lambda: loop.telemetry().state == "running")
+        loop.stop()
+        assert (loop.telemetry().dropped, loop.telemetry().faults) == (1, 1)
+    else:
+        with pytest.raises(LoopError, match=r"the planner has not answered for 0\.[0-9]* s"):
+            loop.stop()
+        assert set(robot.actions) == {SAFE}
 
 
 def test_a_thread_that_does_not_end_is_named(robot: Robot, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,6 +658,13 @@ def test_a_plan_is_the_policys(small_checkpoint: Path) -> None:
     other.robots[0].steps = 5
     np.testing.assert_array_equal(second.actions, other.plan_for([0])[0])
     assert second.rounds == other.plans[-1].stats.rounds[0]
+    rest = np.linspace(-0.5, 0.5, 20, dtype=np.float32).reshape(10, 2)
+    third = planner.plan(seen[4:6], 30, False, Committed(rest, delay=3))
+    np.testing.assert_allclose(third.actions[:3], rest[:3], atol=1e-6)
+    assert np.abs(third.actions[3:10] - rest[3:]).max() > 0.01
+    assert not third.cut
+    late = PolicyPlanner(policy.with_deadline(60_000))
+    assert not late.plan(seen[:1], 0, True).cut
 
 
 def test_planning_in_a_process_of_its_own(small_checkpoint: Path, robot: Robot) -> None:
@@ -632,6 +708,9 @@ def test_a_rate_that_is_none(robot: Robot, planner: Planner, hz: float) -> None:
         ({"ticks": 0}, "ticks=0 is not 1 or more"),
         ({"patience": 0.0}, "patience=0.0 is not a time above 0 s"),
         ({"patience": float("nan")}, "patience=nan is not a time above 0 s"),
+        ({"plan_limit": 0.0}, "plan_limit=0.0 is not a time above 0 s"),
+        ({"plan_limit": float("inf")}, "plan_limit=inf is not a time above 0 s"),
+        ({"continuity": "smooth"}, "continuity='smooth' is not one of none, inpaint, soft"),
         ({"priority": 100}, "priority=100 is not in 1 … 99"),
         ({"metrics_port": -1}, "metrics_port=-1 is not in 0 … 65535"),
     ],
@@ -717,6 +796,7 @@ def test_nothing_piles_up(planner: Planner) -> None:
         count += 1
         if count in (4000, 8000):
             planner.calls.clear()
+            planner.committed.clear()
             sizes[count] = tracemalloc.get_traced_memory()[0]
 
     options = LoopOptions(patience=LONG, ticks=8100)
@@ -784,7 +864,7 @@ def test_telemetry_is_read_whole_while_it_is_written() -> None:
     recorder = telemetry.Recorder()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    writer = threading.Thread(target=lambda: [recorder.plan(1.0, 5) for _ in range(telemetry.PLANS_KEPT)])
+    writer = threading.Thread(target=lambda: [recorder.plan(1.0, 5, False) for _ in range(telemetry.PLANS_KEPT)])
     try:
         writer.start()
         seen = []

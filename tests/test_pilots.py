@@ -12,12 +12,12 @@ import pytest
 
 import asd_policy
 from asd_policy import evaluate
-from asd_policy.continuity import Committed
+from asd_policy.continuity import CONTINUITIES, Committed
 from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
 from asd_policy.errors import SpecError
 from asd_policy.latencies import Fixed, Measured, read_latency
-from asd_policy.pilots import CONTINUITIES, PILOTS, ControlClock, make_pilot
+from asd_policy.pilots import PILOTS, ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import Recipe
 from asd_policy.runner import LocalRunner, groups

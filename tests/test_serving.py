@@ -6,16 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pytest
 from grpc_health.v1 import health_pb2
 from policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health, observation, serving
 
 import asd_policy
+from asd_policy import ControlLoop, LoopOptions
+from asd_policy.continuity import Committed
 from asd_policy.errors import ObservationError, ServingError, SpecError
+from asd_policy.realtime.link import EpisodeEnded
+from asd_policy.realtime.timebase import VirtualTime
 from asd_policy.serving import RemotePolicy, wire
+from asd_policy.serving.client import RemotePlan
 from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
 from asd_policy.serving.server import Limits
@@ -57,6 +64,80 @@ def test_alone_it_acts_as_here_to_the_bit(served: Served, small_checkpoint: Path
             assert (plan.rounds, plan.nfe, plan.batch) == (record.rounds, record.nfe, 1)
             assert plan.actions.shape == (15, 2)
             assert plan.seconds > plan.planned > 0 and plan.waited >= 0
+
+
+@pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
+def test_a_control_loop_plans_there_as_here(continuity: str, served: Served, small_checkpoint: Path) -> None:
+    """To the bit, with what the robot goes on to do, in episodes that begin anew."""
+    here = asd_policy.load_policy(small_checkpoint, FIXED)
+    here.reset(3)
+    written: list[list[list[float]]] = []
+    with served.connect() as there:
+        there.reset(3)
+        for planner in (here, there):
+            actions: list[list[float]] = []
+
+            def write(action: npt.NDArray[np.float32], actions: list[list[float]] = actions) -> None:
+                actions.append(action.tolist())
+                if len(actions) % 40 == 0:
+                    raise EpisodeEnded
+
+            def read(actions: list[list[float]] = actions) -> dict[str, Any]:
+                return observation(0.01 * len(actions))
+
+            options = LoopOptions(patience=60, ticks=100, continuity=continuity)
+            told = ControlLoop(planner, read, write, 10.0, options, VirtualTime(0.25)).run()
+            assert (told.episodes, told.stale, told.faults) == (2, 0, 0)
+            written.append(actions)
+        plan = there.last_plan
+        assert plan is not None
+        assert (plan.exact, plan.cut) == (continuity != "soft", False)
+    assert written[0] == written[1]
+
+
+def test_a_robot_that_is_drawn_to_its_last_plan_marks_no_other(small_checkpoint: Path) -> None:
+    """Its plan is approximate; that of the robot beside it is as alone."""
+    rest = np.linspace(-0.5, 0.5, 20, dtype=np.float32).reshape(10, 2)
+    with serving(small_checkpoint) as served, ThreadPoolExecutor(3) as pool:
+        blocker, drawn, free = (served.connect() for _ in range(3))
+        served.gate.clear()
+        blocked = pool.submit(blocker.select_action, observation(-1))
+        until(lambda: len(served.batches) == 1)
+        free.reset(seed=7)
+        asked = [
+            pool.submit(drawn.plan, [observation(0)], 0, True, Committed(rest, 2, soft=True)),
+            pool.submit(free.plan, [observation(1)], 0, True),
+        ]
+        until(lambda: served.metric("queue") == 2)
+        served.gate.set()
+        found = [each.result().actions for each in asked]
+        blocked.result()
+        for robot, exact in ((drawn, False), (free, True)):
+            assert robot.last_plan is not None
+            assert (robot.last_plan.batch, robot.last_plan.exact) == (2, exact)
+    np.testing.assert_allclose(found[0][:2], rest[:2], atol=1e-6)
+    here = asd_policy.load_policy(small_checkpoint, FIXED)
+    here.reset(seed=7)
+    here.observe(0, observation(1))
+    np.testing.assert_allclose(found[1], here.plan_for([0])[0], rtol=0, atol=1e-4)
+
+
+def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the server says; not beyond the timeout."""
+    with served.connect(timeout=5) as robot:
+        plan, refusals = robot._plan, [ServingError("busy", "RESOURCE_EXHAUSTED", wait) for wait in (0.01, 0.01)]
+
+        def busy(committed: Committed | None) -> RemotePlan:
+            if refusals:
+                raise refusals.pop()
+            return plan(committed)
+
+        monkeypatch.setattr(robot, "_plan", busy)
+        assert robot.plan([observation(0)], 0, True).actions.shape == (15, 2)
+        for wait in (6.0, None):
+            refusals.append(ServingError("busy", "RESOURCE_EXHAUSTED", wait))
+            with pytest.raises(ServingError, match="busy"):
+                robot.plan([observation(0)], 0, True)
 
 
 def test_the_last_plan_begins_the_next(small_checkpoint: Path) -> None:
@@ -282,7 +363,7 @@ def test_a_row_that_spoils_a_batch_spoils_no_other(served: Served, small_checkpo
 
 
 def test_a_fault_of_the_server_is_said_and_survived(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(rows: object) -> None:
+    def broken(rows: object, committed: object) -> None:
         raise RuntimeError("out of memory at 0xdeadbeef")
 
     with served.connect() as robot:

@@ -93,6 +93,26 @@ def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
     assert says in details
 
 
+@pytest.mark.parametrize(
+    ("committed", "says"),
+    [
+        (pb.Committed(), "committed actions has shape (), not (0, 2)"),
+        (pb.Committed(actions=wire.to_array(np.zeros((4, 3))), delay=1), "has shape (4, 3), not (4, 2)"),
+        (pb.Committed(actions=wire.to_array(np.zeros((16, 2))), delay=1), "16 committed actions are more than the 15"),
+        (pb.Committed(actions=pb.Array(shape=(2**31, 2)), delay=1), "2147483648 committed actions are more than the"),
+        (pb.Committed(actions=pb.Array(shape=(4, 2)), delay=1), "has 0 bytes, not the 32 of its shape (4, 2)"),
+        (pb.Committed(actions=wire.to_array(np.zeros((4, 2))), delay=5), "delay=5 is not in 0 … 4, the actions left"),
+        (pb.Committed(actions=wire.to_array(np.full((4, 2), np.nan)), delay=1), "committed actions holds NaN"),
+    ],
+)
+def test_committed_actions(committed: pb.Committed, says: str, raw: Raw) -> None:
+    request = good_request(open_session(raw))
+    request.committed.CopyFrom(committed)
+    code, details = refused(raw, "Plan", request.SerializeToString())
+    assert code == "INVALID_ARGUMENT"
+    assert says in details
+
+
 def test_features(raw: Raw) -> None:
     session = open_session(raw)
     code, details = refused(raw, "Plan", changed(session, **{"no\nsuch": wire.to_array(FOUR)}))

@@ -28,6 +28,7 @@ from asd_policy.commands.common import (
     progress_bar,
 )
 from asd_policy.comparison import MARGIN
+from asd_policy.continuity import CONTINUITIES
 from asd_policy.control import Pilot
 from asd_policy.environments import Env, control_rate, make_env
 from asd_policy.episodes import Episode
@@ -36,7 +37,6 @@ from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.latencies import Latency, read_latency
 from asd_policy.pilots import (
-    CONTINUITIES,
     PILOTS,
     ControlClock,
     check_continuity,

@@ -17,6 +17,7 @@ _HELP = {
     "safe": "Safe actions written.",
     "faults": "Times it went over to safe actions.",
     "plans": "Plans executed.",
+    "cut": "Plans that a deadline's fallback has finished.",
     "dropped": "Plans thrown away.",
     "episodes": "Episodes that ended.",
 }

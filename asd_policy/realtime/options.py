@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.continuity import CONTINUITIES
 from asd_policy.errors import LoopError
 
 SafeAction = npt.ArrayLike | Callable[[Any], npt.ArrayLike]
@@ -26,6 +27,12 @@ class LoopOptions:
     recover: bool = False
     """Whether to go back to the policy when the cause of a fault is gone and a new plan is there. If not, safe actions
     are written until the loop is stopped."""
+    plan_limit: float = 10.0
+    """How long a plan may take before that is a fault [s]: so a planner that hangs is one, also while a first plan is
+    waited for, which may take more than `late_limit` ticks."""
+    continuity: str = CONTINUITIES[0]
+    """What a plan is told of the actions that are written while it is made, one of `CONTINUITIES` (real-time chunking):
+    "inpaint" is exact on the rest of the plan, "soft" is approximate."""
     patience: float | None = None
     """How long a tick waits for its observation [s]; None for half a period."""
     priority: int | None = None
@@ -47,8 +54,11 @@ class LoopOptions:
         for name, value in (("late_limit", self.late_limit), ("ticks", self.ticks)):
             if value is not None and value < 1:
                 raise LoopError(f"{name}={value} is not 1 or more")
-        if self.patience is not None and not 0 < self.patience < np.inf:
-            raise LoopError(f"patience={self.patience} is not a time above 0 s")
+        for name, value in (("plan_limit", self.plan_limit), ("patience", self.patience)):
+            if value is not None and not 0 < value < np.inf:
+                raise LoopError(f"{name}={value} is not a time above 0 s")
+        if self.continuity not in CONTINUITIES:
+            raise LoopError(f"continuity={self.continuity!r} is not one of {', '.join(CONTINUITIES)}")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise LoopError(f"metrics_port={self.metrics_port} is not in 0 … 65535")
         if self.priority is not None and not 1 <= self.priority <= 99:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.continuity import Committed
 from asd_policy.errors import LoopError
 from asd_policy.policy import Horizons, Policy
 
@@ -19,6 +20,8 @@ class Planned:
     """Actions [n, action_dim] in the robot's units, the first for the latest observation."""
     rounds: int
     """Sequential network calls it waited for."""
+    cut: bool = False
+    """Whether a deadline's fallback has finished it, so that it is not exact."""
 
 
 class Planner(Protocol):
@@ -34,13 +37,14 @@ class Planner(Protocol):
         """Length of an action."""
         ...
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan.
 
         Args:
             observations: The last ones, oldest first, 1 … n_obs_steps; fewer at an episode's begin.
             step: Control steps that were taken before the latest of them.
             begins: Whether an episode begins, so that nothing before it counts.
+            committed: What the robot goes on to do meanwhile; None where the plan need not go with that.
         """
         ...
 
@@ -63,7 +67,7 @@ class PolicyPlanner:
         """The policy's."""
         return self._policy.action_dim
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan from the observations to the end of the policy's horizon.
 
         Raises:
@@ -77,9 +81,10 @@ class PolicyPlanner:
             self._policy.observe(0, observation)
         robot = self._policy.robots[0]
         robot.steps = step - self._begin
-        (actions,) = self._policy.plan_for([0])
+        (actions,) = self._policy.plan_for([0], [committed])
         del robot.plans[:-1], robot.records[:-1]  # an episode may be endless; the last one begins the next
-        return Planned(actions, robot.records[-1].rounds)
+        record = robot.records[-1]
+        return Planned(actions, record.rounds, record.cut)
 
 
 def check_plan(planned: object, action_dim: int) -> Planned:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
+from asd_policy.continuity import Committed
 from asd_policy.errors import LoopError
 from asd_policy.policy import Horizons, Policy
 from asd_policy.realtime.planner import Planned, PolicyPlanner
@@ -48,7 +49,7 @@ class ProcessPlanner:
         """The policy's."""
         return self._action_dim
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan, as `PolicyPlanner` does.
 
         Raises:
@@ -58,7 +59,7 @@ class ProcessPlanner:
         if not self._process.is_alive():
             self._start()
             begins = True
-        return self._ask((observations, step, begins))
+        return self._ask((observations, step, begins, committed))
 
     def close(self) -> None:
         """End the process."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 State = Literal["ready", "waiting", "running", "safe", "ended"]
 STATES: tuple[State, ...] = ("ready", "waiting", "running", "safe", "ended")
 """Not started; no plan yet; planned actions are written; safe actions are; over."""
-COUNTS: tuple[str, ...] = ("ticks", "missed", "blind", "stale", "safe", "faults", "plans", "dropped", "episodes")
+COUNTS: tuple[str, ...] = ("ticks", "missed", "blind", "stale", "safe", "faults", "plans", "cut", "dropped", "episodes")
 TICKS_KEPT = 65536
 """Last ticks that percentiles are of."""
 PLANS_KEPT = 4096
@@ -55,6 +55,8 @@ class Telemetry:
     """Times it went over to safe actions, or ended by a fault."""
     plans: int
     """Plans that were executed, or began to be."""
+    cut: int
+    """Of these, plans that a deadline's fallback has finished: they are not exact."""
     dropped: int
     """Plans thrown away: their episode was over, or there was a fault meanwhile."""
     episodes: int
@@ -65,6 +67,9 @@ class Telemetry:
     """From a tick's deadline to its action being written [ms]; None before the first."""
     plan_ms: Percentiles | None
     """Latency of a plan [ms]; None before the first."""
+    seam: Percentiles | None
+    """Euclidean distance, in the actions' own units, from the action that a plan had for a step to that of the one
+    that took over at it; None before the first time that there were both."""
     rounds_mean: float | None
     """Sequential network calls of a plan; None before the first."""
 
@@ -103,7 +108,7 @@ class Recorder:
         self._version = 0  # odd while the control thread writes
         self._counts = dict.fromkeys(COUNTS, 0)
         self._periods, self._lateness = Ring(TICKS_KEPT), Ring(TICKS_KEPT)
-        self._plans, self._rounds = Ring(PLANS_KEPT), Ring(PLANS_KEPT)
+        self._plans, self._rounds, self._seams = Ring(PLANS_KEPT), Ring(PLANS_KEPT), Ring(PLANS_KEPT)
         self._written: float | None = None
         self.state: State = "ready"
         """What the loop does."""
@@ -129,12 +134,19 @@ class Recorder:
         """Note a tick without an action: the time from the last to the next one is no period."""
         self._written = None
 
-    def plan(self, seconds: float, rounds: int) -> None:
-        """Note a plan's latency [s] and rounds."""
+    def plan(self, seconds: float, rounds: int, cut: bool) -> None:
+        """Note a plan's latency [s], its rounds, and whether a deadline cut it."""
         self._version += 1
         self._counts["plans"] += 1
+        self._counts["cut"] += cut
         self._plans.add(seconds)
         self._rounds.add(rounds)
+        self._version += 1
+
+    def seam(self, distance: float) -> None:
+        """Note how far a plan is from the one that it takes over from."""
+        self._version += 1
+        self._seams.add(distance)
         self._version += 1
 
     def telemetry(self) -> Telemetry:
@@ -142,12 +154,12 @@ class Recorder:
         while True:
             version = self._version
             counts = dict(self._counts)
-            rings = [ring.copy() for ring in (self._periods, self._lateness, self._plans, self._rounds)]
+            rings = (self._periods, self._lateness, self._plans, self._rounds, self._seams)
+            periods, lateness, plans, rounds, seams = (ring.copy() for ring in rings)
             state, fault = self.state, self.fault
             if version % 2 == 0 and version == self._version:
                 break
             time.sleep(1e-4)
-        periods, lateness, plans, rounds = rings
         return Telemetry(
             state=state,
             fault=fault,
@@ -155,5 +167,6 @@ class Recorder:
             period_ms=percentiles(periods, 1e3),
             lateness_ms=percentiles(lateness, 1e3),
             plan_ms=percentiles(plans, 1e3),
+            seam=percentiles(seams),
             rounds_mean=float(rounds.mean()) if len(rounds) else None,
         )

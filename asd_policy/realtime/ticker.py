@@ -1,8 +1,11 @@
 """One tick of a control loop after the other: see, take a plan, ask for the next, act."""
 
+from collections import deque
+
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.continuity import REMEMBERED, commit
 from asd_policy.errors import AsdError, LoopError
 from asd_policy.realtime.history import History
 from asd_policy.realtime.link import EpisodeEnded, Link
@@ -46,9 +49,11 @@ class Ticker:
         """Why safe actions are written."""
         self._steps = 0  # actions written
         self._late = 0  # ticks in a row
-        self._chunk: npt.NDArray[np.float32] | None = None
+        self._chunk = self._no_plan = np.zeros((0, planner.action_dim), np.float32)
         self._chunk_step = 0  # at which the chunk's first action was due
         self._asked_step, self._asked_at, self._asked_epoch = 0, 0.0, 0
+        self._ticks, self._asked_tick = 0, 0
+        self._delays: deque[int] = deque(maxlen=REMEMBERED)  # what the last plans took [ticks]
         self._epoch = 0  # goes up where what was seen and planned becomes void
         self._begin_anew()
         recorder.state = "waiting"
@@ -63,6 +68,7 @@ class Ticker:
         Raises:
             LoopError: A fault, and there is no safe action; or that is none; or `write_action` raised.
         """
+        self._ticks += 1
         self._recorder.count("ticks")
         self._recorder.count("missed", missed)
         late = f"{missed} deadlines were missed" if missed else ""
@@ -76,11 +82,9 @@ class Ticker:
             self._exchange_plans(seen is not None)
         except AsdError as error:
             self._fail(error)
-        if self._recorder.state == "running":
-            assert self._chunk is not None
-            if self._steps - self._chunk_step >= len(self._chunk):
-                self._recorder.count("stale")
-                late = late or "the plan is used up, and the next is not there"
+        if self._recorder.state == "running" and not len(self._rest()):
+            self._recorder.count("stale")
+            late = late or "the plan is used up, and the next is not there"
         self._late = self._late + 1 if late and self.fault is None else 0
         if self._late >= self._options.late_limit:
             self._fail(LoopError(f"late {self._late} times in a row: {late}"))
@@ -118,22 +122,40 @@ class Ticker:
                 error = outcome.error
                 raise LoopError(f"the planner raised {type(error).__name__}: {error}") from error
             planned = check_plan(outcome.value, self._action_dim)
-            self._recorder.plan(outcome.seconds, planned.rounds)
+            self._recorder.plan(outcome.seconds, planned.rounds, planned.cut)
+            self._delays.append(self._ticks - self._asked_tick)
             in_time = self._steps - self._asked_step < len(planned.actions)
             if self.fault is None or in_time:
-                self._chunk, self._chunk_step = planned.actions, self._asked_step
-                self._recorder.state, self.fault, self._recorder.fault = "running", None, None
+                self._take_over(planned.actions)
+        elif self._worker.busy and self._asked_epoch == self._epoch:
+            taken = self._time.now() - self._asked_at
+            if taken > self._options.plan_limit:
+                raise LoopError(f"the planner has not answered for {taken:.3g} s")
         wanted = self.fault is None or self._options.recover
         if wanted and fresh and not self._worker.busy and self._steps >= self._due:
             self._asked_step, self._asked_at, self._asked_epoch = self._steps, self._time.now(), self._epoch
+            self._asked_tick = self._ticks
             self._due = self._steps + self._horizons.n_action_steps
-            self._worker.begin(self.history.hand_over(), self._steps, self._begins)
+            committed = commit(self._rest(), self._delays, self._options.continuity)
+            self._worker.begin(self.history.hand_over(), self._steps, self._begins, committed)
             self._begins = False
+
+    def _take_over(self, actions: npt.NDArray[np.float32]) -> None:
+        """Go on with the plan that has been asked for last."""
+        before = self._rest()
+        self._chunk, self._chunk_step = actions, self._asked_step
+        after = self._rest()
+        if len(before) and len(after):
+            self._recorder.seam(float(np.linalg.norm(after[0] - before[0])))
+        self._recorder.state, self.fault, self._recorder.fault = "running", None, None
+
+    def _rest(self) -> npt.NDArray[np.float32]:
+        """Return the actions of the plan [n, action_dim] from the one for this step on."""
+        return self._chunk[self._steps - self._chunk_step :]
 
     def _action(self) -> npt.NDArray[np.float32] | None:
         if self._recorder.state != "running":
             return self._safe_action()
-        assert self._chunk is not None
         return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1)]
 
     def _safe_action(self) -> npt.NDArray[np.float32] | None:
@@ -179,7 +201,7 @@ class Ticker:
     def _begin_anew(self) -> None:
         """Forget what was seen and planned: it belongs to another episode, or to the time before a fault."""
         self.history.clear()
-        self._chunk = None
+        self._chunk = self._no_plan
         self._due = self._steps
         self._epoch += 1
         self._begins = True

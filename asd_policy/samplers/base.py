@@ -179,6 +179,8 @@ class Sampler(abc.ABC):
             sample = target.hold(samples.sample)
         check_finite(sample)
         seconds = time.perf_counter() - start
+        cut = tuple(row in samples.cut for row in range(shape[0]))
+        drawn = (False,) * shape[0] if held is None else held.drawn
         return SampleResult(
             sample,
             SpeculationStats(
@@ -191,8 +193,8 @@ class Sampler(abc.ABC):
                 spec=samples.spec or self.spec,
                 refused=samples.refused,
                 unjudged=samples.unjudged,
-                cut=tuple(row in samples.cut for row in range(shape[0])),
-                exact=self.exact and (held is None or held.pull is None),
+                cut=cut,
+                exact=tuple(self.exact and not (gone or soft) for gone, soft in zip(cut, drawn, strict=True)),
             ),
         )
 

@@ -54,6 +54,13 @@ class Held:
             x = transition(tables.a[k], values, tables.sigma[k], tape.normals[:, k], tables.b[k], x)
         return cls(mask, values, arrays.namespace(x).stack(course, axis=1), pull)
 
+    @property
+    def drawn(self) -> tuple[bool, ...]:
+        """Which rows are drawn to a value, so that their law is not the network's."""
+        if self.pull is None:
+            return (False,) * len(self.mask)
+        return tuple(bool(row.any()) for row in arrays.to_numpy(self.pull))
+
     def beside(self, other: "Held") -> "Held":
         """Return these coordinates, that have a course, and those of another that has none."""
         assert self.course is not None

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,9 +15,11 @@ from google.protobuf.message import Message
 
 import asd_policy
 from asd_policy.arrays import NUMPY
+from asd_policy.continuity import Committed
 from asd_policy.control import Robot
 from asd_policy.errors import ObservationError, ServingError, SpecError
 from asd_policy.policy import Horizons, read_observation
+from asd_policy.realtime.planner import Planned
 from asd_policy.serving import planner_pb2 as pb
 from asd_policy.serving import wire
 from asd_policy.serving.tokens import check_token
@@ -44,12 +47,19 @@ class RemotePlan:
     """Time the request waited on the server [s]."""
     planned: float
     """Time the batch took to plan [s]."""
+    cut: bool
+    """Whether a deadline's fallback has finished it."""
+    exact: bool
+    """Whether it was made with the law of the sequential sampler, and not cut."""
     seconds: float
     """Latency as the robot sees it [s]: request out, plan in."""
 
 
 class RemotePolicy:
-    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for."""
+    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for.
+
+    A `ControlLoop` takes one in the place of a policy.
+    """
 
     def __init__(
         self,
@@ -141,6 +151,7 @@ class RemotePolicy:
             raise SpecError(f"seed {seed} is not in 0 … {_SEEDS - 1}")
         self._robot = Robot(None, deque(maxlen=self.horizons.n_obs_steps))
         self._begins, self._seed = True, seed
+        self._first = 0  # step of a control loop at which the episode began
         self.last_plan = None
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
@@ -164,6 +175,32 @@ class RemotePolicy:
             robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps])
         robot.steps += 1
         return robot.queue.popleft()
+
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+        """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
+
+        A server that is busy for now is asked again when it says so, until the timeout: the plan is late then, and the
+        loop knows what to do.
+
+        Raises:
+            ObservationError: As `select_action`.
+            ServingError: The server cannot be reached, is late, or refuses.
+        """
+        if begins:
+            self.reset(self._seed)
+            self._first = step
+        for observation in observations:
+            self._robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+        self._robot.steps = step - self._first
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                plan = self.last_plan = self._plan(committed)
+                return Planned(plan.actions, plan.rounds, plan.cut)
+            except ServingError as error:
+                if error.retry_after is None or time.monotonic() + error.retry_after > end:
+                    raise
+                time.sleep(error.retry_after)
 
     def close(self) -> None:
         """Give the place back, if the server can be told, and end the connection."""
@@ -189,16 +226,16 @@ class RemotePolicy:
             raise ServingError(f"the server at {self.address} has another policy or sampler than before")
         self._session, self._identity = opened.session, opened.policy
 
-    def _plan(self) -> RemotePlan:
+    def _plan(self, committed: Committed | None = None) -> RemotePlan:
         """Return a plan for what the robot sees now."""
         start = time.perf_counter()
         try:
-            reply = self._call("Plan", self._request(), pb.PlanReply)
+            reply = self._call("Plan", self._request(committed), pb.PlanReply)
         except ServingError as error:
             if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
                 raise
             self._open()  # the session's lease has ended; an episode that begins has nothing to lose
-            reply = self._call("Plan", self._request(), pb.PlanReply)
+            reply = self._call("Plan", self._request(committed), pb.PlanReply)
         horizons = self.horizons
         shape = horizons.horizon - horizons.executed.start, self.action_dim
         try:
@@ -214,13 +251,23 @@ class RemotePolicy:
             batch=reply.batch,
             waited=reply.waited,
             planned=reply.planned,
+            cut=reply.cut,
+            exact=reply.exact,
             seconds=time.perf_counter() - start,
         )
 
-    def _request(self) -> pb.PlanRequest:
+    def _request(self, committed: Committed | None) -> pb.PlanRequest:
         history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
+        told = committed and pb.Committed(
+            actions=wire.to_array(committed.actions), delay=committed.delay, soft=committed.soft
+        )
         return pb.PlanRequest(
-            session=self._session, history=history, step=self._robot.steps, begins=self._begins, seed=self._seed
+            session=self._session,
+            history=history,
+            step=self._robot.steps,
+            begins=self._begins,
+            seed=self._seed,
+            committed=told,
         )
 
     def _call(self, name: str, request: Message, reply: type[T]) -> T:

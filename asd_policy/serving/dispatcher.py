@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
+from asd_policy.continuity import Committed
 from asd_policy.control import Robot
 from asd_policy.errors import AsdError
 from asd_policy.policy import Policy
@@ -52,6 +53,8 @@ class Request:
     """Whether an episode begins."""
     seed: int | None = None
     """What fixes the noise of an episode that begins; None goes on with the session's."""
+    committed: Committed | None = None
+    """What it goes on to do meanwhile."""
     deadline: float = float("inf")
     """When nobody waits for the plan any more, on the clock `time.monotonic` [s]."""
     arrived: float = field(default_factory=time.monotonic)
@@ -213,7 +216,8 @@ class Dispatcher:
         self._policy.robots = robots + [
             replace(last, generator=self._spare, plans=[*last.plans], records=[*last.records]) for _ in range(fill)
         ]
-        actions = self._policy.plan_for(range(len(batch) + fill))
+        committed = [request.committed for request in batch] + [None] * fill
+        actions = self._policy.plan_for(range(len(batch) + fill), committed)
         answers = []
         for request, robot, own in zip(batch, robots, actions, strict=False):  # the rows that fill up have no request
             request.session.robot = robot

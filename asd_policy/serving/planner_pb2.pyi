@@ -63,7 +63,7 @@ class Array(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("session", "history", "step", "begins", "seed")
+    __slots__ = ("session", "history", "step", "begins", "seed", "committed")
     class HistoryEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,15 +76,27 @@ class PlanRequest(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     BEGINS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     history: _containers.MessageMap[str, Array]
     step: int
     begins: bool
     seed: int
-    def __init__(self, session: _Optional[bytes] = ..., history: _Optional[_Mapping[str, Array]] = ..., step: _Optional[int] = ..., begins: _Optional[bool] = ..., seed: _Optional[int] = ...) -> None: ...
+    committed: Committed
+    def __init__(self, session: _Optional[bytes] = ..., history: _Optional[_Mapping[str, Array]] = ..., step: _Optional[int] = ..., begins: _Optional[bool] = ..., seed: _Optional[int] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("actions", "delay", "soft")
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
+    SOFT_FIELD_NUMBER: _ClassVar[int]
+    actions: Array
+    delay: int
+    soft: bool
+    def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., delay: _Optional[int] = ..., soft: _Optional[bool] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("actions", "rounds", "nfe", "batch", "waited", "planned", "sampler")
+    __slots__ = ("actions", "rounds", "nfe", "batch", "waited", "planned", "sampler", "cut", "exact")
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     NFE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +104,8 @@ class PlanReply(_message.Message):
     WAITED_FIELD_NUMBER: _ClassVar[int]
     PLANNED_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
     actions: Array
     rounds: int
     nfe: int
@@ -99,7 +113,9 @@ class PlanReply(_message.Message):
     waited: float
     planned: float
     sampler: str
-    def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., rounds: _Optional[int] = ..., nfe: _Optional[int] = ..., batch: _Optional[int] = ..., waited: _Optional[float] = ..., planned: _Optional[float] = ..., sampler: _Optional[str] = ...) -> None: ...
+    cut: bool
+    exact: bool
+    def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., rounds: _Optional[int] = ..., nfe: _Optional[int] = ..., batch: _Optional[int] = ..., waited: _Optional[float] = ..., planned: _Optional[float] = ..., sampler: _Optional[str] = ..., cut: _Optional[bool] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("session",)

@@ -18,7 +18,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import asd_policy
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
-from asd_policy.errors import AsdError, ObservationError, ServingError
+from asd_policy.continuity import Committed
+from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError
 from asd_policy.policy import Policy
 from asd_policy.serving import planner_pb2 as pb
 from asd_policy.serving import wire
@@ -275,7 +276,8 @@ class _Planner:
         self._dims = policy.observation_dims
         steps = policy.horizons.n_obs_steps
         names = sum(len(name) for name in self._dims)
-        self.request_bytes = 4 * steps * sum(self._dims.values()) + names + _FRAMING
+        numbers = steps * sum(self._dims.values()) + policy.horizons.horizon * policy.action_dim
+        self.request_bytes = 4 * numbers + names + _FRAMING
         """Most bytes of a request."""
         self.methods = {
             "Open": _Method(pb.OpenRequest, self._open),
@@ -320,6 +322,7 @@ class _Planner:
             _step(request, session),
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
+            self._committed(request),
             float("inf") if left is None else time.monotonic() + left,
         )
         if not self._dispatcher.submit(asked):
@@ -341,7 +344,25 @@ class _Planner:
             waited=answer.waited,
             planned=record.seconds,
             sampler=answer.sampler,
+            cut=record.cut,
+            exact=record.exact,
         )
+
+    def _committed(self, request: pb.PlanRequest) -> Committed | None:
+        """Return what the robot of a request goes on to do."""
+        if not request.HasField("committed"):
+            return None
+        told, horizons = request.committed, self._policy.horizons
+        most = horizons.horizon - horizons.executed.start
+        count = told.actions.shape[0] if told.actions.shape else 0
+        if count > most:
+            why = f"{count} committed actions are more than the {most} of a plan"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
+        try:
+            actions = wire.from_array(told.actions, (count, self._policy.action_dim), "committed actions")
+            return Committed(actions, told.delay, told.soft)
+        except (ObservationError, SpecError) as error:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
     def _history(self, request: pb.PlanRequest) -> list[dict[str, Array]]:
         """Return the observations of a request, oldest first."""
