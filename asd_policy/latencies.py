@@ -1,11 +1,12 @@
 """How long a plan is taken to take, where the environment does not wait for it: as measured, or as told."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -89,7 +90,8 @@ def read_latency(text: str, specs: Sequence[str]) -> Latency:
 
     Args:
         text: `measured`, a number of milliseconds, or the path of a file: text with a number of milliseconds in each
-            line, for all samplers alike; or the episodes.jsonl of a run, for each sampler what its plans took there.
+            line, for all samplers alike; or the episodes.jsonl of a run, or the results.json of `asd-policy bench`, for
+            each sampler what its plans took there.
         specs: Of the samplers that it is for.
 
     Raises:
@@ -113,8 +115,20 @@ def _read_file(text: str, specs: Sequence[str]) -> Drawn:
             f"--latency {text!r} is neither {MEASURED!r}, nor a number of milliseconds, nor a file that can be read: "
             f"{error.strerror}"
         ) from None
-    found = _of_run(path, content, specs) if content.startswith(b"{") else dict.fromkeys(specs, _of_text(path, content))
-    return Drawn(text, hashlib.sha256(content).hexdigest(), found)
+    return Drawn(text, hashlib.sha256(content).hexdigest(), _seconds(path, content, specs))
+
+
+def _seconds(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return for each sampler the latencies of a file [s]."""
+    if not content.startswith(b"{"):
+        return dict.fromkeys(specs, _of_text(path, content))
+    try:
+        whole = json.loads(content)
+    except ValueError:
+        whole = None  # of lines, each of which is JSON
+    if isinstance(whole, dict) and "samplers" in whole:
+        return _of_bench(path, whole, specs)
+    return _of_run(path, content, specs)
 
 
 def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
@@ -140,15 +154,40 @@ def _of_run(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple
         raise SpecError(f"--latency {error}") from None
     there: dict[str, list[float]] = {}
     for episode in episodes:
-        there.setdefault(episode.spec, []).extend(plan.seconds for plan in episode.plans)
+        there.setdefault(episode.spec, []).extend(1e3 * plan.seconds for plan in episode.plans)
+    return _of_specs(path, there, specs)
+
+
+def _of_bench(path: Path, results: Mapping[str, Any], specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return for each sampler what its plans took in a benchmark [s]."""
+    there: dict[str, list[float]] = {}
+    backends: dict[str, list[str]] = {}
+    try:
+        for each in results["samplers"]:
+            there[each["spec"]] = [float(value) for value in each["latencies_ms"]]
+            backends.setdefault(each["spec"], []).append(each["backend"])
+    except (KeyError, TypeError, ValueError):
+        raise SpecError(
+            f"--latency {path} is no results.json of `asd-policy bench`; those of an `eval` are in episodes.jsonl"
+        ) from None
+    for spec in specs:
+        if len(backends.get(spec, ())) > 1:
+            raise SpecError(f"--latency {path} has {spec} on {', '.join(backends[spec])}: bench it with one of them")
+    return _of_specs(path, there, specs)
+
+
+def _of_specs(path: Path, there: Mapping[str, Sequence[float]], specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return the latencies [s] of some samplers, checked; they come in milliseconds."""
     missing = [spec for spec in specs if not there.get(spec)]
     if missing:
-        known = ", ".join(spec for spec, seconds in there.items() if seconds) or "no sampler"
+        known = ", ".join(spec for spec, values in there.items() if values) or "no sampler"
         raise SpecError(f"--latency {path} has no plans of {', '.join(missing)}; it has those of {known}")
-    for spec in specs:
-        for seconds in there[spec]:
-            _checked(1e3 * seconds, f"--latency {path}: a plan of {spec} with {1e3 * seconds:g} ms")
-    return {spec: tuple(there[spec]) for spec in specs}
+    return {
+        spec: tuple(
+            _checked(value, f"--latency {path}: a plan of {spec} with {value:g} ms") / 1e3 for value in there[spec]
+        )
+        for spec in specs
+    }
 
 
 def _checked(milliseconds: float, what: str) -> float:

@@ -5,16 +5,17 @@
     python scripts/latency_curve.py --checkpoints intercept --bench runs/bench-intercept/results.json --out runs/latency
 
 By a clock that counts control steps, all that a sampler has to do with what its latency costs is the law of its plans.
-So all exact samplers share one curve, measured with one of them, and what each of them takes itself (`--bench`, from
-`asd-policy bench`) is a point on it. DDIM's laws are others, each with a curve of its own. Latencies are constant, and
-those that cost equally many control steps are measured once. Every point is kept as it is done: run again with the same
-options after an interruption, it goes on where it stopped.
+So all exact samplers share one curve, measured with one of them; DDIM's laws are others, each with a curve of its own.
+On the curves latencies are constant, and those that cost equally many control steps are measured once. What a sampler
+takes itself (`--bench`, from `asd-policy bench`) is a point of its own, whose latencies are drawn from those that its
+plans had there. Every point is kept as it is done: run again with the same options after an interruption, it goes on
+where it stopped.
 """
 
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import asd_policy
 from asd_policy import evaluate, plots
 from asd_policy.environments import control_rate, make_env
 from asd_policy.files import atomic_file, write_json
-from asd_policy.latencies import Fixed
+from asd_policy.latencies import Drawn, Fixed, Latency
 from asd_policy.pilots import PILOTS, ControlClock, make_pilot
 from asd_policy.policy import Policy
 from asd_policy.runner import LocalRunner, groups
@@ -70,20 +71,51 @@ class Task:
     hz: float
     """Control steps in a second, the environment's own."""
     own: tuple[dict[str, Any], ...]
-    """Samplers with their own latencies, from `asd-policy bench`."""
+    """Samplers with their own latencies, from `asd-policy bench`, as its results.json has them."""
 
     def delay(self, milliseconds: float) -> int:
         """Return the control steps that a latency costs."""
         return ControlClock("sync", self.hz, Fixed(milliseconds)).steps(milliseconds / 1e3)
 
-    def delays(self, options: Options) -> list[int]:
-        """Return those of the curves and of the samplers' own latencies, once each."""
-        own = [each["latency_ms"]["mean"] for each in self.own]
-        return sorted({self.delay(each) for each in (*options.latencies, *own)})
+    def points(self, options: Options) -> Iterator["Point"]:
+        """Yield the points of the curves, those that cost the same once, and of the samplers' own latencies."""
+        for delay in sorted({self.delay(each) for each in options.latencies}):
+            for mode in PILOTS:
+                for law in (EXACT, *options.approximate):
+                    yield self.constant(mode, delay, law)
+        for own in self.own:
+            for mode in PILOTS:
+                yield self.own_point(mode, own)
+
+    def constant(self, mode: str, delay: int, law: str) -> "Point":
+        """Return the point of a law whose plans come so many control steps late."""
+        name = " ".join((self.name, mode if delay else "none", str(delay), law))
+        return Point(name, mode, make_sampler(law).spec, Fixed(1e3 * delay / self.hz))
+
+    def own_point(self, mode: str, own: dict[str, Any]) -> "Point":
+        """Return the point of a sampler with its own latencies."""
+        spec = make_sampler(EXACT if own["exact"] else own["spec"]).spec
+        seconds = tuple(each / 1e3 for each in own["latencies_ms"])
+        name = " ".join((self.name, mode, own["backend"], own["spec"]))
+        return Point(name, mode, spec, Drawn(own["backend"], "", {spec: seconds}))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is evaluated."""
+
+    name: str
+    """In the file of points."""
+    mode: str
+    """One of `PILOTS`."""
+    spec: str
+    """Of the sampler that plans, which has the law."""
+    latency: Latency
+    """What its plans take."""
 
 
 class Points:
-    """Results by task, mode, delay and law, in a file that is written after each."""
+    """Results by name, in a file that is written after each."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         """Take up what the file has, if it is of the same settings."""
@@ -95,17 +127,13 @@ class Points:
                 raise SystemExit(f"{path} is of other settings, {found['settings']}: name another --out")
             self._kept = found
 
-    @staticmethod
-    def _key(task: Task, mode: str, delay: int, law: str) -> str:
-        return " ".join((task.name, mode if delay else "none", str(delay), law))
+    def get(self, point: Point) -> dict[str, Any] | None:
+        """Return a point's results, or None where it is not there yet."""
+        return self._kept["points"].get(point.name)
 
-    def get(self, task: Task, mode: str, delay: int, law: str) -> dict[str, Any] | None:
-        """Return a point, or None where it is not there yet."""
-        return self._kept["points"].get(self._key(task, mode, delay, law))
-
-    def add(self, task: Task, mode: str, delay: int, law: str, point: dict[str, Any]) -> None:
-        """Keep a point."""
-        self._kept["points"][self._key(task, mode, delay, law)] = point
+    def add(self, point: Point, results: dict[str, Any]) -> None:
+        """Keep a point's results."""
+        self._kept["points"][point.name] = results
         write_json(self._path, self._kept)
 
 
@@ -125,37 +153,32 @@ def make_task(name: str, bench: Path | None) -> Task:
 
 def measure(task: Task, options: Options, points: Points) -> None:
     """Measure the points of a task that are not there."""
-    laws = (EXACT, *options.approximate)
-    wanted = [(delay, mode, law) for delay in task.delays(options) for mode in PILOTS for law in laws]
-    if all(points.get(task, mode, delay, law) for delay, mode, law in wanted):
+    wanted = [point for point in task.points(options) if points.get(point) is None]
+    if not wanted:
         return
     policy = asd_policy.load_policy(bundled()[task.name][0], backend=options.backend)
     env = make_env(task.env)
-    planners = {p.sampler.spec: p for p in evaluate.prepare(policy, env, [make_sampler(law) for law in laws])}
+    samplers = [make_sampler(spec) for spec in dict.fromkeys(point.spec for point in wanted)]
+    planners = {planner.sampler.spec: planner for planner in evaluate.prepare(policy, env, samplers)}
     env.close()
     envs = make_envs(partial(make_env, task.env), options.envs)
     try:
-        for delay, mode, law in wanted:
-            if points.get(task, mode, delay, law) is None:
-                point = evaluate_point(planners[make_sampler(law).spec], envs, task, options, mode, delay)
-                points.add(task, mode, delay, law, point)
-                console.print(f"{task.name}, {mode}, {delay} steps, {law}: return {point['return_mean']:.3g}")
+        for point in wanted:
+            if points.get(point) is None:  # without latency both modes are one
+                results = evaluate_point(planners[point.spec], envs, task, options, point)
+                points.add(point, results)
+                console.print(f"{point.name}: return {results['return_mean']:.3g}", highlight=False)
     finally:
         envs.close()
 
 
-def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, mode: str, delay: int) -> dict[str, Any]:
-    """Return what results.json would say of a sampler whose plans come so many control steps late."""
-    pilot = make_pilot(planner, ControlClock(mode, task.hz, Fixed(1e3 * delay / task.hz)))
+def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, point: Point) -> dict[str, Any]:
+    """Return what results.json would say of a point."""
+    pilot = make_pilot(planner, ControlClock(point.mode, task.hz, point.latency))
     spec = planner.sampler.spec
     episodes = list(LocalRunner({spec: pilot}, envs, options.seed).run(groups([spec], options.episodes, options.envs)))
     (summary,) = evaluate.summarize({spec: planner.sampler}, episodes, len(planner.chain), hz=task.hz)
     return summary
-
-
-def law_of(own: dict[str, Any]) -> str:
-    """Return the law of a sampler of a benchmark, by the sampler that it was measured with."""
-    return EXACT if own["exact"] else own["spec"]
 
 
 def tables(tasks: Sequence[Task], options: Options, points: Points) -> Iterator[str]:
@@ -164,18 +187,21 @@ def tables(tasks: Sequence[Task], options: Options, points: Points) -> Iterator[
         yield f"### `{task.env}`, {task.hz:g} Hz\n"
         header = ["law", "clock", *(f"{ms:g} ms: {task.delay(ms)} steps" for ms in options.latencies)]
         rows = [
-            [_name(law), mode, *(cell(points.get(task, mode, task.delay(ms), law)) for ms in options.latencies)]
+            [_name(law), mode]
+            + [cell(points.get(task.constant(mode, task.delay(ms), law))) for ms in options.latencies]
             for law in (EXACT, *options.approximate)
             for mode in PILOTS
         ]
         yield markdown_table(header, rows)
         if task.own:
             rows = [
-                [f"`{own['spec']}`", own["backend"], f"{(ms := own['latency_ms']['mean']):.0f}", str(task.delay(ms))]
-                + [cell(points.get(task, mode, task.delay(ms), law_of(own))) for mode in PILOTS]
+                [f"`{own['spec']}`", own["backend"].partition(":")[0]]
+                + [f"{own['latency_ms']['p50']:.0f} / {own['latency_ms']['p99']:.0f}"]
+                + [each(points.get(task.own_point(mode, own))) for mode in PILOTS for each in (cell, missed)]
                 for own in task.own
             ]
-            yield markdown_table(["sampler", "backend", "own latency ms", "steps", *PILOTS], rows)
+            columns = [f"{mode}{what}" for mode in PILOTS for what in ("", ", missed %")]
+            yield markdown_table(["sampler", "backend", "latency p50 / p99 ms", *columns], rows)
 
 
 def cell(point: dict[str, Any] | None) -> str:
@@ -186,6 +212,12 @@ def cell(point: dict[str, Any] | None) -> str:
     worst, best = (100 * end for end in point["success_ci95"])
     success = f"{100 * point['success_rate']:.0f} % [{worst:.0f}, {best:.0f}]"
     return f"{point['return_mean']:.2f} [{low:.2f}, {high:.2f}]; {success}"
+
+
+def missed(point: dict[str, Any] | None) -> str:
+    """Return the share of a point's plans that were not there when their first action was due [%]."""
+    share = None if point is None else point["timing"]["missed_fraction"]
+    return "–" if share is None else f"{100 * share:.0f}"
 
 
 def _name(law: str) -> str:
@@ -211,6 +243,13 @@ def draw(tasks: Sequence[Task], options: Options, points: Points, path: Path) ->
         pyplot.close(figure)
 
 
+def short(spec: str) -> str:
+    """Return a spec without what is left to the sampler, and without the names of its options."""
+    name, _, options = spec.partition(":")
+    given = [value for value in (each.rpartition("=")[2] for each in options.split(",")) if value != "auto"]
+    return f"{name}:{','.join(given)}".removesuffix(":")
+
+
 def curve(
     axis: Any,
     task: Task,
@@ -222,7 +261,7 @@ def curve(
     label: str | None,
 ) -> None:
     """Draw one law's curve, and crosses with names where its samplers' own latencies are."""
-    there = [(ms, points.get(task, mode, task.delay(ms), law)) for ms in sorted(options.latencies)]
+    there = [(ms, points.get(task.constant(mode, task.delay(ms), law))) for ms in sorted(options.latencies)]
     known = [(ms, point) for ms, point in there if point is not None]
     axis.plot(
         [ms for ms, _ in known],
@@ -236,10 +275,10 @@ def curve(
             axis.vlines(ms, *point["return_ci95"], color=style["color"], linewidth=0.8)
     for own in task.own:
         ms = own["latency_ms"]["mean"]
-        point = points.get(task, mode, task.delay(ms), law_of(own))
-        if law_of(own) == law and point is not None:
+        point = points.get(task.own_point(mode, own))
+        if law == (EXACT if own["exact"] else own["spec"]) and point is not None:
             axis.plot(ms, point["return_mean"], linestyle="", marker="x", markersize=8, color=style["color"])
-            name = f"{own['spec'].partition(':')[0] if own['exact'] else own['spec']}, {own['backend']}"
+            name = f"{short(own['spec'])}, {own['backend'].partition(':')[0]}"
             axis.annotate(name, (ms, point["return_mean"]), (4, 4), textcoords="offset points", fontsize=7)
 
 
@@ -254,10 +293,12 @@ def main() -> None:
     points = Points(options.out / "points.json", settings)
     for task in tasks:
         measure(task, options, points)
-    command = (
-        f"python scripts/latency_curve.py --checkpoints {' '.join(options.checkpoints)} --episodes {options.episodes} "
-        f"--envs {options.envs} --backend {options.backend} --out {options.out}"
-    )
+    words = ["python", "scripts/latency_curve.py"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+    command = " ".join(words)
     about = (
         f"{options.episodes} episodes for each point, {options.envs} side by side; 95 % intervals, Student's of the "
     )

@@ -1,6 +1,7 @@
 """How long plans are taken to take: what `--latency` may be, and what it may not."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,26 @@ def test_a_run(tmp_path: Path) -> None:
     assert {law.draw(SPECS[1], 9.0, rng) for _ in range(50)} == {0.3}
 
 
+def bench(*entries: tuple[str, str, list[float]]) -> bytes:
+    """Return a results.json of `asd-policy bench`, as far as latencies go."""
+    samplers = [{"spec": spec, "backend": backend, "latencies_ms": each} for spec, backend, each in entries]
+    return json.dumps({"samplers": samplers}).encode()
+
+
+def test_a_benchmark(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(bench(("ddpm", "onnx", [100.0, 200.0]), (SPECS[1], "onnx", [300.0]), ("ddim:2", "onnx", [5.0])))
+    law, rng = read_latency(str(path), SPECS), np.random.default_rng(0)
+    assert {law.draw("ddpm", 9.0, rng) for _ in range(50)} == {0.1, 0.2}
+    assert {law.draw(SPECS[1], 9.0, rng) for _ in range(50)} == {0.3}
+    path.write_bytes(
+        bench(*[(SPECS[1], backend, [300.0]) for backend in ("onnx", "torch-eager")], ("ddpm", "o", [1.0]))
+    )
+    assert read_latency(str(path), ["ddpm"]).draw("ddpm", 9.0, rng) == 0.001
+    with pytest.raises(SpecError, match="verify=block on onnx, torch-eager: bench it with one of them"):
+        read_latency(str(path), SPECS)
+
+
 @pytest.mark.parametrize("text", ["-1", "-0.001", "nan", "inf", "-inf"])
 def test_a_number_that_is_no_latency(text: str) -> None:
     with pytest.raises(SpecError, match=f"^--latency {text} is not a number of milliseconds from 0 on$"):
@@ -73,6 +94,13 @@ def test_a_number_that_is_no_latency(text: str) -> None:
         (b"\x89PNG\r\n", r"line 1, .* is not a number"),
         (b"{}\n", "is damaged: KeyError 'version'"),
         (b'{"version": 7, "run": {}}\n', "is damaged: ValueError version 7 is not 1"),
+        (b'{"samplers": []}', "has no plans of ddpm, asd:.*; it has those of no sampler"),
+        (
+            b'{"samplers": [{"spec": "ddpm", "latency_ms": {}}]}',
+            "is no results.json of `asd-policy bench`; those of an `eval` are in",
+        ),
+        (b'{"samplers": 7}', "is no results.json of `asd-policy bench`"),
+        (bench(("ddpm", "onnx", [3.0, -1.0]), (SPECS[1], "onnx", [3.0])), "a plan of ddpm with -1 ms is not a number"),
         (b'{"version": 1, "run": {}}\n', "has no plans of ddpm, asd:.*; it has those of no sampler"),
     ],
 )
