@@ -25,7 +25,7 @@ from asd_policy.serving import RemotePolicy, wire
 from asd_policy.serving.client import RemotePlan
 from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
-from asd_policy.serving.server import Limits
+from asd_policy.serving.server import Limits, PolicyServer
 from asd_policy.serving.sessions import Sessions
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +120,24 @@ def test_a_robot_that_is_drawn_to_its_last_plan_marks_no_other(small_checkpoint:
     here.reset(seed=7)
     here.observe(0, observation(1))
     np.testing.assert_allclose(found[1], here.plan_for([0])[0], rtol=0, atol=1e-4)
+
+
+def test_a_control_loop_survives_its_server(small_checkpoint: Path) -> None:
+    """Safe actions while there is none; the policy again when there is one at the same address."""
+    policy = asd_policy.load_policy(small_checkpoint, FIXED)
+    options = LoopOptions(safe_action=[9.0, 9.0], recover=True, late_limit=10**9)
+    first = PolicyServer(policy)
+    with RemotePolicy(f"127.0.0.1:{first.start()}") as there:
+        with ControlLoop(there, lambda: OBSERVATION, lambda action: None, 100.0, options) as loop:
+            until(lambda: loop.telemetry().state == "running")
+            first.stop()
+            until(lambda: loop.telemetry().state == "safe")
+            assert "cannot be reached" in str(loop.telemetry().fault)
+            second = PolicyServer(policy)
+            second.start(port=int(there.address.rpartition(":")[2]))
+            until(lambda: loop.telemetry().state == "running")
+        second.stop()
+    assert loop.telemetry().fault is None
 
 
 def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
