@@ -1,5 +1,6 @@
 """The scripts that measure the control loop: they run, and print what they say."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def test_jitter(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     found = rows(text)
     assert [row[0] for row in found] == ["no policy", "`ddim:2`, thread", "`ddim:2`, process"]
     assert all(len(row) == 9 and int(row[-1]) > 0 for row in found)
+
+
+def test_the_clock_check(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether both agree is for who reads it; with three episodes all it says is how much."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(importlib.import_module("clock_check"), "control_rate", lambda env: 200.0)
+    words = ["--policy", str(small_checkpoint), "--samplers", "ddim:2", "ddpm", "--episodes", "3"]
+    text = run("clock_check", words, monkeypatch, capsys)
+    found = rows(text)
+    assert [row[0] for row in found] == ["`ddim:2`", "`ddpm`"]
+    for row in found:
+        assert int(row[2]) > 3
+        mean, counted, apart = (float(cell.split()[0]) for cell in row[3:])
+        assert apart == pytest.approx(mean - counted, abs=0.011)
+    assert "3 episodes in real time, 9 counted." in text
 
 
 @pytest.mark.parametrize("real", [False, True])
