@@ -98,7 +98,8 @@ class EvalCommand:
     """Control steps in a second of that clock; the environment's own unless said."""
     latency: str | None = None
     """How long plans take by that clock: measured (what they take here, so no two runs are the same), the default;
-    a number of milliseconds; or a file to draw from: one number a line, or the episodes.jsonl of a run."""
+    a number of milliseconds; or a file to draw from: one number a line, the episodes.jsonl of a run, or the
+    results.json of a bench with one backend."""
     continuity: str = CONTINUITIES[0]
     """With --clock async, what a plan is told of the actions taken while it is made: none; inpaint, they are given to
     it, which is exact on the rest of it; soft, it is drawn to the rest of the last plan too, which is approximate."""
