@@ -3,8 +3,11 @@
 import math
 from collections import deque
 from collections.abc import Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
 
-_REMEMBERED = 32  # times of each kind of work
+REMEMBERED = 32
+"""Times of each kind of work that are kept; also how often one may be refused in a row before it is tried again."""
 
 
 class Pace:
@@ -14,29 +17,50 @@ class Pace:
         """Begin without times."""
         self._recent: dict[Hashable, deque[float]] = {}
         self._least: dict[Hashable, float] = {}
+        self._refused: dict[Hashable, int] = {}
 
     def copy(self) -> "Pace":
         """Return a pace with the same times that goes its own way."""
         other = Pace()
         other._recent = {work: times.copy() for work, times in self._recent.items()}
-        other._least = dict(self._least)
+        other._least, other._refused = dict(self._least), dict(self._refused)
         return other
 
     def note(self, work: Hashable, seconds: float) -> None:
         """Add what a piece of work took [s]."""
-        self._recent.setdefault(work, deque(maxlen=_REMEMBERED)).append(seconds)
+        self._recent.setdefault(work, deque(maxlen=REMEMBERED)).append(seconds)
         self._least[work] = min(seconds, self._least.get(work, math.inf))
+        self._refused.pop(work, None)
 
-    def forget(self, work: Hashable) -> None:
-        """Forget the longest of the times of a piece of work: it has forbidden it, and may have been an accident."""
-        times = self._recent.get(work)
-        if times:
-            times.remove(max(times))
+    def refuse(self, work: Hashable) -> None:
+        """Take note that a piece of work was not begun because it takes too long, and so is not measured anew.
 
-    def expect(self, work: Hashable) -> float:
-        """Return what a piece of work may take [s]: the longest of its last times; 0 before the first."""
-        return max(self._recent.get(work, ()), default=0.0)
+        After `REMEMBERED` times in a row its times are forgotten: the machine may have been busy when they were taken.
+        """
+        self._refused[work] = self._refused.get(work, 0) + 1
+        if self._refused[work] > REMEMBERED:
+            for known in (self._recent, self._least, self._refused):
+                known.pop(work, None)
 
-    def least(self, work: Hashable) -> float | None:
-        """Return the shortest that it ever took [s]; None before the first."""
-        return self._least.get(work)
+    def expect(self, work: Hashable) -> float | None:
+        """Return what a piece of work may take [s]; None before the first.
+
+        The second longest of its last times: one may have been an accident.
+        """
+        times = sorted(self._recent.get(work, ()), reverse=True)
+        return times[min(1, len(times) - 1)] if times else None
+
+    def least(self, work: Hashable) -> float:
+        """Return the shortest that it ever took [s]; infinite before the first."""
+        return self._least.get(work, math.inf)
+
+
+_PACES: WeakKeyDictionary[Any, Pace] = WeakKeyDictionary()
+
+
+def pace_of(network: Any) -> Pace:
+    """Return the pace of a network without a policy; a new one each time for what has no weak references or no hash."""
+    try:
+        return _PACES.setdefault(network, Pace())
+    except TypeError:
+        return Pace()

@@ -384,6 +384,7 @@ class Policy:
             stopwatch=stopwatch,
             deadline_ms=self.deadline_ms,
             fallback=self.fallback,
+            began=start,
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
         actions = chunk[:, self.horizons.executed]

@@ -13,7 +13,7 @@ from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
 from asd_policy.errors import SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
-from asd_policy.pace import Pace
+from asd_policy.pace import pace_of
 from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.launcher import launcher_of
 from asd_policy.samplers.target import Held, Target
@@ -52,6 +52,12 @@ class Past:
     """For each row the sample before this one, moved on to the present, [B, *event]; zeros where there is none."""
     experience: Experience | None = None
     """Learned from the plans of a policy; a sampler that can learn adds its own."""
+
+    @property
+    def lacks_plans(self) -> bool:
+        """Whether a row has no plan before this one."""
+        last = self.last_plan
+        return last is None or not bool((last != 0).reshape(len(last), -1).any(1).all())
 
 
 def move_on(sample: Array, executed: int) -> Array:
@@ -110,6 +116,7 @@ class Sampler(abc.ABC):
         stopwatch: Stopwatch | None = None,
         deadline_ms: float | None = None,
         fallback: str = "jump",
+        began: float | None = None,
     ) -> SampleResult:
         """Draw a batch of samples.
 
@@ -127,10 +134,12 @@ class Sampler(abc.ABC):
             held: Coordinates that are given, not sampled.
             past: What earlier plans tell.
             stopwatch: Told where the time goes.
-            deadline_ms: When the samples have to be there [ms], from this call on; None for no matter when. The first
-                call for a batch size times the network first, and can be late; so can one that the machine holds up.
+            deadline_ms: When the samples have to be there [ms]; None for no matter when. The times of before are those
+                of `past`'s experience, or else of all calls with this denoiser. The first call for a batch size times
+                the network first, by calls that are not counted, and can be late; so can one that the machine holds up.
             fallback: "jump", to the prediction x̂0 at the point that a row has come to; or "last_plan", to `past`'s
                 last plan, where there is one.
+            began: From when on, by `time.perf_counter` [s]; None for this call on.
 
         Returns:
             Samples of `shape` and what they cost.
@@ -167,8 +176,9 @@ class Sampler(abc.ABC):
         metered = MeteredDenoiser(denoiser, place)
         launcher, deadline = launcher_of(denoiser), None
         if deadline_ms is not None:
-            pace = Pace() if past.experience is None else past.experience.pace
-            deadline = Deadline(start, deadline_ms, fallback, pace, shape[0])
+            pace = pace_of(denoiser) if past.experience is None else past.experience.pace
+            jumps = fallback != "last_plan" or past.lacks_plans
+            deadline = Deadline(start if began is None else began, deadline_ms, fallback, pace, shape[0], jumps)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
             if stopwatch is not None:
@@ -178,6 +188,8 @@ class Sampler(abc.ABC):
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)
+        if deadline is not None:
+            deadline.stop()
         seconds = time.perf_counter() - start
         cut = tuple(row in samples.cut for row in range(shape[0]))
         drawn = (False,) * shape[0] if held is None else held.drawn

@@ -73,7 +73,7 @@ class Paradigms(Sampler):
         state.path[:, 0] = start
         rows = arrays.arange(batch, start)
         reserve(target, tape)
-        while len(rows) and target.allows("round"):
+        while len(rows) and target.allows(("paradigms", self.window)):
             self._advance(state, rows, target, tape)
             rows = arrays.where_true(state.cursor < len(chain))
         sample = state.path[:, len(chain)].reshape(tape.initial.shape)
