@@ -138,10 +138,17 @@ def test_no_cluster_at_the_address(planners: dict[str, Policy], small_checkpoint
         RayRunner(Workers("ray://no-scheme-like-this:bad", None), recipe)
 
 
-def eval_words(checkpoint: Path, out: Path, workers: str | None = None, episodes: int = 3) -> list[str]:
-    words = ["eval", "--policy", str(checkpoint), "--env", ENV, "--samplers", "ddpm", SPECS[1]]
-    words += ["--episodes", str(episodes), "--out", str(out)]
+def eval_words(checkpoint: Path, out: Path, workers: str | None = None, env: str = ENV) -> list[str]:
+    words = ["eval", "--policy", str(checkpoint), "--env", env, "--samplers", "ddpm", SPECS[1]]
+    words += ["--episodes", "3", "--out", str(out)]
     return words if workers is None else [*words, "--workers", workers]
+
+
+def episodes_of(out: Path) -> list[Any]:
+    """Return the episodes of a run by sampler and index."""
+    found = find_run(out)
+    assert found is not None
+    return in_order(found.episodes)
 
 
 def timeless(value: Any) -> Any:
@@ -156,22 +163,27 @@ def timeless(value: Any) -> Any:
 
 
 def test_the_command_gives_the_same_results(
-    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By a clock, in a folder whose path is longer than a socket's may be, and with nothing left behind."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for Ray's workers, which import faulty_envs
+    env = "faulty_envs:faulty/None-v0"  # whose episodes are of several plans
     threads = torch.get_num_threads()
     trace = tmp_path / "trace.txt"
     trace.write_text("40\n250\n330\n")
     clock = ["--clock", "async", "--hz", "10", "--latency", str(trace), "--continuity", "inpaint"]
-    results = []
+    results, episodes = [], []
     for workers in (None, "2"):
         out = tmp_path / ("long" * 30) / str(workers)
-        assert cli.run([*eval_words(small_checkpoint, out, workers), *clock, "--json"]) == 0
+        assert cli.run([*eval_words(small_checkpoint, out, workers, env), *clock, "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out))
         assert json.loads((out / "results.json").read_text()) == results[-1]
+        episodes.append(episodes_of(out))
     torch.set_num_threads(threads)
     assert [result["workers"] for result in results] == [1, 2]
+    assert {sampler["timing"]["delay_steps_max"] for sampler in results[0]["samplers"]} == {4}
     assert timeless(results[0]) == timeless(results[1])
+    assert episodes[0] == episodes[1]
     assert not ray_processes()
 
 
@@ -269,21 +281,19 @@ def session(leader: int) -> list[psutil.Process]:
 
 def test_a_cluster_gives_the_same_results(cluster: Cluster, small_checkpoint: Path, tmp_path: Path) -> None:
     """One that is running, by its address; it goes on running, without what it ran."""
-    here, there = tmp_path / "here", tmp_path / "there"
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the workers
-    assert cli.run(eval_words(small_checkpoint, here)) == 0
+    assert cli.run(eval_words(small_checkpoint, alone)) == 0
     torch.set_num_threads(threads)
     members = set(cluster.head.children())
-    command = [sys.executable, "-m", "asd_policy.cli", *eval_words(small_checkpoint, there, cluster.address)]
+    command = [sys.executable, "-m", "asd_policy.cli", *eval_words(small_checkpoint, shared, cluster.address)]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert set(cluster.head.children()) == members
     workers = [each for each in session(cluster.head.pid) if "ray::Worker" in each.info["name"]]
     assert not psutil.wait_procs(workers, timeout=60)[1]
-    alone, shared = (json.loads((out / "results.json").read_text()) for out in (here, there))
-    assert (alone["workers"], shared["workers"]) == (1, 2)
-    assert timeless(alone) == timeless(shared)
-    first, second = find_run(here), find_run(there)
-    assert first is not None and second is not None
-    assert in_order(first.episodes) == in_order(second.episodes)
+    results = [json.loads((out / "results.json").read_text()) for out in (alone, shared)]
+    assert [result["workers"] for result in results] == [1, 2]
+    assert timeless(results[0]) == timeless(results[1])
+    assert episodes_of(alone) == episodes_of(shared)
