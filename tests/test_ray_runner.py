@@ -208,7 +208,7 @@ def ray_processes() -> list[psutil.Process]:
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # those have ended
-            if any("ray" in word for word in each.cmdline()):
+            if any(word.startswith("ray::") or "-packages/ray/" in word for word in each.cmdline()):
                 found.append(each)
     return found
 
