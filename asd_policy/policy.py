@@ -189,8 +189,7 @@ class Policy:
         Raises:
             SpecError: There is no such fallback, or the time is not a positive number.
         """
-        if milliseconds is not None:
-            check_deadline(milliseconds, fallback)
+        check_deadline(milliseconds, fallback)
         other = self.with_sampler(self.sampler)
         other.deadline_ms, other.fallback = milliseconds, fallback
         return other

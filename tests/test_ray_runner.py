@@ -3,9 +3,15 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,7 @@ from asd_policy.vector import make_envs
 ENV = "asd/Avoid-v0"
 SPECS = ("ddim:2", "asd:window=5,draft=response,verify=block")
 EPISODES, ENVS, SEED = 8, 2, 3
+PATIENCE = 300  # [s] with a machine that is busy; one that is not needs a tenth
 
 
 def signature(episode: Episode) -> Any:
@@ -56,8 +63,8 @@ def here(planners: dict[str, Policy]) -> list[Any]:
     return in_order(episodes)
 
 
-def in_order(episodes: list[Episode]) -> list[Any]:
-    return [signature(episode) for episode in sorted(episodes, key=lambda e: (SPECS.index(e.spec), e.index))]
+def in_order(episodes: Sequence[Episode]) -> list[Any]:
+    return [signature(episode) for episode in sorted(episodes, key=lambda e: (e.spec, e.index))]
 
 
 def test_a_killed_worker_changes_nothing(
@@ -131,10 +138,17 @@ def test_no_cluster_at_the_address(planners: dict[str, Policy], small_checkpoint
         RayRunner(Workers("ray://no-scheme-like-this:bad", None), recipe)
 
 
-def eval_words(checkpoint: Path, out: Path, workers: str | None = None, episodes: int = 3) -> list[str]:
-    words = ["eval", "--policy", str(checkpoint), "--env", ENV, "--samplers", "ddpm", SPECS[1]]
-    words += ["--episodes", str(episodes), "--out", str(out)]
+def eval_words(checkpoint: Path, out: Path, workers: str | None = None, env: str = ENV) -> list[str]:
+    words = ["eval", "--policy", str(checkpoint), "--env", env, "--samplers", "ddpm", SPECS[1]]
+    words += ["--episodes", "3", "--out", str(out)]
     return words if workers is None else [*words, "--workers", workers]
+
+
+def episodes_of(out: Path) -> list[Any]:
+    """Return the episodes of a run by sampler and index."""
+    found = find_run(out)
+    assert found is not None
+    return in_order(found.episodes)
 
 
 def timeless(value: Any) -> Any:
@@ -149,19 +163,27 @@ def timeless(value: Any) -> Any:
 
 
 def test_the_command_gives_the_same_results(
-    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a folder whose path is longer than a socket's may be, and with nothing left behind."""
+    """By a clock, in a folder whose path is longer than a socket's may be, and with nothing left behind."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for Ray's workers, which import faulty_envs
+    env = "faulty_envs:faulty/None-v0"  # whose episodes are of several plans
     threads = torch.get_num_threads()
-    results = []
+    trace = tmp_path / "trace.txt"
+    trace.write_text("40\n250\n330\n")
+    clock = ["--clock", "async", "--hz", "10", "--latency", str(trace), "--continuity", "inpaint"]
+    results, episodes = [], []
     for workers in (None, "2"):
         out = tmp_path / ("long" * 30) / str(workers)
-        assert cli.run([*eval_words(small_checkpoint, out, workers), "--json"]) == 0
+        assert cli.run([*eval_words(small_checkpoint, out, workers, env), *clock, "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out))
         assert json.loads((out / "results.json").read_text()) == results[-1]
+        episodes.append(episodes_of(out))
     torch.set_num_threads(threads)
     assert [result["workers"] for result in results] == [1, 2]
+    assert {sampler["timing"]["delay_steps_max"] for sampler in results[0]["samplers"]} == {4}
     assert timeless(results[0]) == timeless(results[1])
+    assert episodes[0] == episodes[1]
     assert not ray_processes()
 
 
@@ -186,6 +208,92 @@ def ray_processes() -> list[psutil.Process]:
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # those have ended
-            if any("ray" in word for word in each.cmdline()):
+            if any(word.startswith("ray::") or "-packages/ray/" in word for word in each.cmdline()):
                 found.append(each)
     return found
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One of two CPUs on this machine, as its owner would start it."""
+
+    address: str
+    environment: dict[str, str]
+    """Of processes that import this package from here, and show the cluster its token."""
+    head: psutil.Process
+    """Its children are all that makes up the cluster, but for what runs in it."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(),  # of this cluster alone: the user's is another, or there is none
+        "RAY_worker_niceness": "0",  # with Ray's 15 they hardly get a turn where tests run beside them
+    }
+    # A socket's name has room for 107 bytes, so the folder's is short.
+    with tempfile.TemporaryDirectory(prefix="asd-ray-", dir="/tmp") as folder, contextlib.ExitStack() as ends:
+        words = ["start", "--head", "--block", "--num-cpus=2", "--port=0", f"--ray-client-server-port={port}"]
+        words += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]  # not another's
+        words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+        words += ["--node-ip-address=127.0.0.1", f"--object-store-memory={100 << 20}"]
+        said = Path(folder) / "said.txt"
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words],
+            env=environment,
+            stdout=ends.enter_context(said.open("wb")),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        ends.callback(end_session, head)
+        deadline = time.monotonic() + PATIENCE
+        while b"Ray runtime started" not in said.read_bytes():  # the port is open before anybody serves it
+            assert head.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
+        yield Cluster(f"ray://127.0.0.1:{port}", environment, psutil.Process(head.pid))
+
+
+def end_session(leader: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it has started, also where it has ended by itself."""
+    family = session(leader.pid)
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(family, timeout=30)
+    leader.wait()
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """Return the processes of a session, their names noted."""
+    found = []
+    for each in psutil.process_iter(["name"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(each.pid) == leader:
+                found.append(each)
+    return found
+
+
+def test_a_cluster_gives_the_same_results(cluster: Cluster, small_checkpoint: Path, tmp_path: Path) -> None:
+    """One that is running, by its address; it goes on running, without what it ran."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers
+    assert cli.run(eval_words(small_checkpoint, alone)) == 0
+    torch.set_num_threads(threads)
+    members = set(cluster.head.children())
+    command = [sys.executable, "-m", "asd_policy.cli", *eval_words(small_checkpoint, shared, cluster.address)]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert set(cluster.head.children()) == members
+    workers = [each for each in session(cluster.head.pid) if "ray::Worker" in each.info["name"]]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    results = [json.loads((out / "results.json").read_text()) for out in (alone, shared)]
+    assert [result["workers"] for result in results] == [1, 2]
+    assert timeless(results[0]) == timeless(results[1])
+    assert episodes_of(alone) == episodes_of(shared)

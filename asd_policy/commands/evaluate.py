@@ -107,7 +107,8 @@ class EvalCommand:
     """Have plans that will not be done in so many milliseconds finished by --fallback, which is approximate: they are
     counted."""
     fallback: str = FALLBACKS[0]
-    """How: jump, to the network's prediction at the point reached; or last_plan, the rest of the plan before."""
+    """With --deadline-ms, how: jump, to the network's prediction at the point reached; or last_plan, the rest of the
+    plan before."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the verdict of equivalence."""
     device: str = "cpu"
@@ -257,8 +258,9 @@ class EvalCommand:
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
-        if self.deadline_ms is not None:
-            check_deadline(self.deadline_ms, self.fallback)
+        check_deadline(self.deadline_ms, self.fallback)
+        if self.deadline_ms is None and self.fallback != FALLBACKS[0]:
+            raise SpecError(f"--fallback {self.fallback} is for --deadline-ms; without a deadline no plan is cut")
         check_margin(self.margin)
         if self.clock not in (UNCLOCKED, *PILOTS):
             raise SpecError(f"--clock {self.clock!r} is not one of {', '.join((UNCLOCKED, *PILOTS))}")

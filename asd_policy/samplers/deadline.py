@@ -19,15 +19,19 @@ JUMP = "jump"
 _TIMINGS = 10  # of a call that looks longer than the deadline: the machine may have held it up
 
 
-def check_deadline(milliseconds: float, fallback: str) -> None:
+def check_deadline(milliseconds: float | None, fallback: str) -> None:
     """Refuse what no plan can have.
+
+    Args:
+        milliseconds: The deadline; None where there is none.
+        fallback: How plans are finished that would miss it.
 
     Raises:
         SpecError: There is no such fallback, or the time is not a positive number.
     """
     if fallback not in FALLBACKS:
         raise SpecError(f"fallback={fallback} is not one of {', '.join(FALLBACKS)}")
-    if not 0 < milliseconds < math.inf:
+    if milliseconds is not None and not 0 < milliseconds < math.inf:
         raise SpecError(f"deadline_ms={milliseconds:g} is not a positive number of milliseconds")
 
 
