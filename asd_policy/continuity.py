@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from asd_policy.errors import SpecError
 
+Actions = npt.NDArray[np.float32]
+
 CONTINUITIES = ("none", "inpaint", "soft")
 """What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
 the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
@@ -57,6 +59,23 @@ def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: s
     if continuity == CONTINUITIES[0] or not len(rest):
         return None
     return Committed(rest, min(max(delays), len(rest)), soft=continuity == "soft")
+
+
+def seam(before: Actions, after: Actions, given: int, scale: Actions | float = 1.0) -> float | None:
+    """Return how far a plan is from what it takes over from, at the first step that it was free in.
+
+    Args:
+        before: What the robot would go on to do [n, action_dim], its last action held beyond that.
+        after: The plan [m, action_dim], from the same step on.
+        given: How many of these were given to it, and so are as before.
+        scale: Of the Euclidean distance, for each coordinate.
+
+    Returns:
+        The distance; None where the robot does nothing yet, or all of the plan was given.
+    """
+    if not len(before) or given >= len(after):
+        return None
+    return float(np.linalg.norm((after[given] - before[min(given, len(before) - 1)]) * scale))
 
 
 def pulls(committed: Committed) -> npt.NDArray[np.float32]:

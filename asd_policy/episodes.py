@@ -55,6 +55,8 @@ class Episode:
 def _plan(values: Mapping[str, Any]) -> PlanRecord:
     steps = {name: None if values[name] is None else tuple(values[name]) for name in ("refused", "unjudged")}
     timing = values.get("timing")
+    if not isinstance(values["seconds"], float | int):
+        raise TypeError(f"seconds {values['seconds']!r} are no number")
     return PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
 
 

@@ -27,7 +27,7 @@ _CALIBRATION_SEED = 0
 _LEARNING = 1  # spawn key of the noise of plans to learn from
 
 
-def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Policy]:
+def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 1) -> list[Policy]:
     """Return one planner per sampler, warmed up, after a look at whether policy and environment fit.
 
     What a planner learns, it learns here: after that an episode depends on its seeds alone.
@@ -36,6 +36,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
         policy: Whose network plans.
         env: Where.
         samplers: What to plan with.
+        batch: Plans that may be made together: a deadline needs to know how long so many take, and each number below.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`.
@@ -56,7 +57,18 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler]) -> list[Polic
         if planner.sampler.learns:
             calibrate(planner, env, CALIBRATION_PLANS)
         planner.experience.freeze()
+        for size in range(2, batch + 1) if planner.deadline_ms is not None else ():
+            _plan_together(planner, moment.observation, size)
     return planners
+
+
+def _plan_together(planner: Policy, observation: Any, size: int) -> None:
+    """Plan for so many robots that see the same."""
+    rows = range(size)
+    planner.reset_batch(rows)
+    for row in rows:
+        planner.observe(row, observation)
+    planner.act(rows)
 
 
 def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
@@ -78,11 +90,7 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
     ran = {sampler.spec: sampler for sampler in samplers}
     for planner in prepare(policy, env, choosing) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
-        rows = range(batch)
-        planner.reset_batch(rows)
-        for row in rows:
-            planner.observe(row, moment.observation)
-        planner.act(rows)
+        _plan_together(planner, moment.observation, batch)
         ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
     return ran
 

@@ -14,6 +14,9 @@ from asd_policy.errors import RunError, SpecError
 from asd_policy.journal import parse
 from asd_policy.types import MEASURED
 
+LONGEST = 1e9
+"""Longest latency that may be given [ms]."""
+
 
 class Latency(Protocol):
     """A law of latencies."""
@@ -134,7 +137,7 @@ def _seconds(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tupl
 def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
     """Return the latencies [s] of a text of milliseconds, one a line."""
     seconds = []
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), 1):
         if line.strip():
             try:
                 value = float(line)
@@ -153,6 +156,11 @@ def _of_run(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple
     except RunError as error:
         raise SpecError(f"--latency {error}") from None
     there: dict[str, list[float]] = {}
+    together = max((plan.batch for episode in episodes if episode.spec in specs for plan in episode.plans), default=1)
+    if together > 1:
+        raise SpecError(
+            f"--latency {path}: up to {together} plans were made at once there; measure single ones, with --envs 1"
+        )
     for episode in episodes:
         there.setdefault(episode.spec, []).extend(1e3 * plan.seconds for plan in episode.plans)
     return _of_specs(path, there, specs)
@@ -196,6 +204,6 @@ def _checked(milliseconds: float, what: str) -> float:
     Raises:
         SpecError: It is none.
     """
-    if not 0 <= milliseconds < math.inf:
-        raise SpecError(f"{what} is not a number of milliseconds from 0 on")
+    if not 0 <= milliseconds <= LONGEST:
+        raise SpecError(f"{what} is not a number of milliseconds in 0 … {LONGEST:g}")
     return milliseconds

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy import arrays
-from asd_policy.continuity import CONTINUITIES, REMEMBERED, Committed, commit
+from asd_policy.continuity import CONTINUITIES, REMEMBERED, Actions, Committed, commit, seam
 from asd_policy.control import Pilot, Robot
 from asd_policy.errors import SpecError
 from asd_policy.latencies import Latency
@@ -24,8 +24,8 @@ from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.types import UNCLOCKED, Timing
 
-Actions = npt.NDArray[np.float32]
-"""Shape [n, action_dim], in the environment's units."""
+RATES = (1e-3, 1e6)
+"""The lowest and the highest control frequency [Hz]; with others floating point has no control steps to count."""
 
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
@@ -76,8 +76,8 @@ def check_rate(hz: float) -> None:
     Raises:
         SpecError: It is.
     """
-    if not 0 < hz < math.inf:
-        raise SpecError(f"--hz {hz:g} is not a finite number of control steps in a second above 0")
+    if not RATES[0] <= hz <= RATES[1]:
+        raise SpecError(f"--hz {hz:g} is not a number of control steps in a second in {RATES[0]:g} … {RATES[1]:g}")
 
 
 def check_continuity(continuity: str, mode: str) -> None:
@@ -117,8 +117,10 @@ class _Course:
     """Control steps after which that plan comes."""
     delays: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     """What the last plans took [control steps], the first one of the episode, which is waited for, included."""
+    given: int = 0
+    """Actions that were given to that plan."""
     coming: Actions | None = None
-    """That plan, from the action for its observation on, until it comes."""
+    """It, from the action for its observation on, until it comes."""
     last: npt.NDArray[np.float32] | None = None
     """The last action taken [action_dim]; None before the first."""
 
@@ -200,11 +202,12 @@ class Clocked(abc.ABC):
     def _plan(self, due: Sequence[int]) -> None:
         """Have plans made for what some robots see now."""
         committed = [self._committed(row) for row in due]
-        for row, actions in zip(due, self.policy.plan_for(due, committed), strict=True):
+        for row, told, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
             latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
             course.started, course.coming = robot.steps, actions
+            course.given = told.delay if told else 0
             course.delays.append(self.clock.steps(latency))
             course.delay = course.delays[-1] if course.last is not None else 0
             robot.records[-1] = replace(record, timing=Timing(latency, course.delay, 0, None))
@@ -215,8 +218,9 @@ class Clocked(abc.ABC):
         if course.coming is None or robot.steps < course.started + course.delay:
             return
         actions = self._use(course.coming, course.delay)
-        if robot.queue:
-            _note(robot, seam=float(np.linalg.norm((actions[0] - robot.queue[0]) * self._gain)))
+        held = [course.last] if course.delay else []  # without a delay the last plan has come to its end
+        before = np.array(robot.queue or held, np.float32)
+        _note(robot, seam=seam(before, actions, max(0, course.given - course.delay), self._gain))
         robot.queue = deque(actions)
         course.coming = None
 

@@ -45,9 +45,13 @@ def summarize_timing(episodes: Sequence[Episode], hz: float) -> dict[str, Any] |
 
 
 def _gaps(episode: Episode) -> list[int]:
-    """Return the control steps from each action that was not repeated to the next one."""
+    """Return the control steps from each action that was not repeated to the next one.
+
+    A wait that the episode's end cuts short has none to follow, and counts as long as if one came then: a robot that
+    stands still to the end is not a punctual one.
+    """
     timings = [(plan.at, plan.timing) for plan in episode.plans if plan.timing is not None]
-    # Repeated actions end when their plan comes; at the episode's end there may be none to follow.
-    waits = [timing.stale + 1 for at, timing in timings if timing.stale and at + timing.delay < episode.steps]
+    waits = [timing.stale + 1 for _, timing in timings if timing.stale]
+    ended = sum(timing.stale > 0 and at + timing.delay < episode.steps for at, timing in timings)
     fresh = episode.steps - sum(timing.stale for _, timing in timings)
-    return waits + [1] * (fresh - 1 - len(waits))
+    return waits + [1] * (fresh - 1 - ended)

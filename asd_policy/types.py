@@ -61,8 +61,8 @@ class Timing:
     stale: int
     """Control steps in which an action was repeated for want of this plan; above 0, its deadline is missed."""
     seam: float | None
-    """Distance, in normalised units, from the action that the plan before had for the step in which this one came, to
-    its own; None where that plan had none."""
+    """Distance, in normalised units, from what the robot would have done without this plan to what it does with it, at
+    the first step that the plan was free in. None for a first plan, and without delay at the end of the one before."""
 
 
 @dataclass(frozen=True)

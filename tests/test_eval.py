@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -17,10 +18,13 @@ import psutil
 import pytest
 import torch
 
+import asd_policy
 from asd_policy import cli
 from asd_policy.denoiser import MeteredDenoiser
+from asd_policy.environments import make_env
+from asd_policy.evaluate import prepare
 from asd_policy.journal import NAME, RESULTS, find_run
-from asd_policy.samplers import choice
+from asd_policy.samplers import choice, make_sampler
 
 EPISODES = 12
 SPECS = ("ddim:2", "asd:window=5")
@@ -297,10 +301,11 @@ def test_without_a_clock_nothing_is_said_of_one(uninterrupted: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clock": "sync", "hz": 0}, "--hz 0 is not a finite number of control steps in a second above 0"),
-        ({"clock": "async", "hz": -50}, "--hz -50 is not a finite number"),
-        ({"clock": "async", "hz": "nan"}, "--hz nan is not a finite number"),
-        ({"clock": "sync", "hz": 50, "latency": -3}, "--latency -3 is not a number of milliseconds from 0 on"),
+        ({"clock": "sync", "hz": 0}, "--hz 0 is not a number of control steps in a second in 0.001 … 1e+06"),
+        ({"clock": "async", "hz": -50}, "--hz -50 is not a number of control steps"),
+        ({"clock": "async", "hz": "nan"}, "--hz nan is not a number of control steps"),
+        ({"clock": "sync", "hz": 50, "latency": -3}, "--latency -3 is not a number of milliseconds in 0 … 1e+09"),
+        ({"clock": "sync", "hz": 50, "latency": ""}, "--latency '' is neither 'measured', nor a number of"),
         ({"clock": "sync", "hz": 50, "latency": "nowhere"}, "nor a file that can be read: No such file or directory"),
         ({"clock": "sync"}, "does not tell its control frequency, which --clock sync needs: give --hz"),
         ({"hz": 50}, "--hz is for --clock sync or async; without a clock the environment waits for plans"),
@@ -350,6 +355,17 @@ def test_a_deadline_cuts_plans_and_says_so(
     assert "deadline_ms" in capsys.readouterr().err
 
 
+def test_the_floor_is_known_for_every_batch_before_the_first_episode(small_checkpoint: Path) -> None:
+    """So that no batch that comes up later is timed within a plan, or refused in the middle of a run."""
+    policy = asd_policy.load_policy(small_checkpoint).with_deadline(1e4)
+    env = make_env("asd/Avoid-v0")
+    (planner,) = prepare(policy, env, [make_sampler("ddpm")], batch=3)
+    env.close()
+    times = [planner.experience.pace.least(("jump", batch)) for batch in range(1, 5)]
+    assert all(seconds < 10 for seconds in times[:3])
+    assert times[3] == math.inf
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -357,6 +373,10 @@ def test_a_deadline_cuts_plans_and_says_so(
         ({"deadline_ms": 5, "fallback": "guess"}, "fallback=guess is not one of jump, last_plan"),
         ({"fallback": "guess"}, "fallback=guess is not one of jump, last_plan"),
         ({"fallback": "last_plan"}, "--fallback last_plan is for --deadline-ms; without a deadline no plan is cut"),
+        (
+            {"deadline_ms": 50, "clock": "sync", "hz": 20, "latency": 40},
+            "--latency 40 counts another time: give one of them",
+        ),
         ({"deadline_ms": 1e-3}, "deadline_ms=0.001 is shorter than one network call, which takes"),
     ],
 )

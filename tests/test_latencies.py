@@ -77,9 +77,29 @@ def test_a_benchmark(tmp_path: Path) -> None:
         read_latency(str(path), SPECS)
 
 
-@pytest.mark.parametrize("text", ["-1", "-0.001", "nan", "inf", "-inf"])
+def test_a_run_whose_plans_were_made_together(tmp_path: Path) -> None:
+    written = Journal.start(tmp_path, {})
+    for spec, batch in zip(SPECS, (1, 8), strict=True):
+        plan = PlanRecord(0, 9, 90, 10, batch, 0.1, None, None, None)
+        written.add(Episode(spec, 0, True, 1.0, 7, None, None, (plan,)))
+    written.close()
+    path = str(tmp_path / NAME)
+    assert read_latency(path, SPECS[:1]).draw("ddpm", 9.0, np.random.default_rng(0)) == 0.1
+    with pytest.raises(SpecError, match="up to 8 plans were made at once there; measure single ones, with --envs 1"):
+        read_latency(path, SPECS)
+
+
+@pytest.mark.parametrize("seconds", ["null", '"x"'])
+def test_a_run_that_is_damaged(seconds: str, tmp_path: Path) -> None:
+    path = journal(tmp_path, 0.125)
+    path.write_text(path.read_text().replace("0.125", seconds))
+    with pytest.raises(SpecError, match="is damaged: TypeError seconds .* are no number after 0 episodes"):
+        read_latency(str(path), SPECS)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.1e9", "-0.001", "nan", "inf", "-inf"])
 def test_a_number_that_is_no_latency(text: str) -> None:
-    with pytest.raises(SpecError, match=f"^--latency {text} is not a number of milliseconds from 0 on$"):
+    with pytest.raises(SpecError, match=rf"^--latency {text} is not a number of milliseconds in 0 … 1e\+09$"):
         read_latency(text, SPECS)
 
 
@@ -88,12 +108,13 @@ def test_a_number_that_is_no_latency(text: str) -> None:
     [
         (b"", "is empty; it is to have a number of milliseconds in each line"),
         (b"\n \n", "is empty"),
-        (b"10\n\n-3\n", r"line 3, '-3', is not a number of milliseconds from 0 on"),
+        (b"10\n\n-3\n", r"line 3, '-3', is not a number of milliseconds in 0 … 1e\+09"),
         (b"10\nnan\n", r"line 2, 'nan', is not a number"),
         (b"10 ms\n", r"line 1, '10 ms', is not a number"),
         (b"\x89PNG\r\n", r"line 1, .* is not a number"),
         (b"{}\n", "is damaged: KeyError 'version'"),
         (b'{"version": 7, "run": {}}\n', "is damaged: ValueError version 7 is not 1"),
+        (b"\xef\xbb\xbf10\n1e300\n", r"line 2, '1e300', is not a number of milliseconds in 0 … 1e\+09"),
         (b'{"samplers": []}', "has no plans of ddpm, asd:.*; it has those of no sampler"),
         (
             b'{"samplers": [{"spec": "ddpm", "latency_ms": {}}]}',
@@ -126,5 +147,5 @@ def test_a_run_without_a_sampler(tmp_path: Path) -> None:
     for bad in (-0.1, float("inf")):
         text = Path(path).read_text().replace('"seconds": 0.1', f'"seconds": {bad}'.replace("inf", "Infinity"))
         (tmp_path / "bad").write_text(text)
-        with pytest.raises(SpecError, match=r"a plan of ddpm with .* ms is not a number of milliseconds from 0 on"):
+        with pytest.raises(SpecError, match=r"a plan of ddpm with .* ms is not a number of milliseconds in 0 … 1e\+09"):
             read_latency(str(tmp_path / "bad"), SPECS)

@@ -129,7 +129,9 @@ class EvalCommand:
         """Evaluate; return the exit status."""
         self._check()
         samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
-        latency = read_latency(self.latency or MEASURED, [sampler.spec for sampler in samplers])
+        latency = read_latency(
+            MEASURED if self.latency is None else self.latency, [sampler.spec for sampler in samplers]
+        )
         found = self._find()
         if self.video:
             video.ffmpeg()
@@ -150,7 +152,7 @@ class EvalCommand:
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
             else:
                 ran = evaluate.settle(policy, env, samplers, self.envs)
-            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values())), strict=True))
+            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values()), self.envs), strict=True))
             env_hz = control_rate(env)
         finally:
             env.close()
@@ -271,6 +273,11 @@ class EvalCommand:
         if given and self.clock == UNCLOCKED:
             raise SpecError(
                 f"--{given[0]} is for --clock sync or async; without a clock the environment waits for plans"
+            )
+        if self.deadline_ms is not None and self.latency not in (None, MEASURED):
+            raise SpecError(
+                f"--deadline-ms cuts plans by what they take here, --latency {self.latency} counts another time: give "
+                "one of them"
             )
         if self.workers is not None:
             Workers.parse(self.workers)

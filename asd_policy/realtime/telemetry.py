@@ -68,8 +68,8 @@ class Telemetry:
     plan_ms: Percentiles | None
     """Latency of a plan [ms]; None before the first."""
     seam: Percentiles | None
-    """Euclidean distance, in the actions' own units, from the action that a plan had for a step to that of the one
-    that took over at it; None before the first time that there were both."""
+    """Euclidean distance, in the actions' own units, from what the robot would have done without a plan to what it
+    does with it, at the first step that the plan was free in; None before the first."""
     rounds_mean: float | None
     """Sequential network calls of a plan; None before the first."""
 

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-from asd_policy.continuity import REMEMBERED, commit
+from asd_policy.continuity import REMEMBERED, commit, seam
 from asd_policy.errors import AsdError, LoopError
 from asd_policy.realtime.history import History
 from asd_policy.realtime.link import EpisodeEnded, Link
@@ -52,7 +52,7 @@ class Ticker:
         self._chunk = self._no_plan = np.zeros((0, planner.action_dim), np.float32)
         self._chunk_step = 0  # at which the chunk's first action was due
         self._asked_step, self._asked_at, self._asked_epoch = 0, 0.0, 0
-        self._ticks, self._asked_tick = 0, 0
+        self._ticks, self._asked_tick, self._given = 0, 0, 0
         self._delays: deque[int] = deque(maxlen=REMEMBERED)  # what the last plans took [ticks]
         self._epoch = 0  # goes up where what was seen and planned becomes void
         self._begin_anew()
@@ -137,26 +137,31 @@ class Ticker:
             self._asked_tick = self._ticks
             self._due = self._steps + self._horizons.n_action_steps
             committed = commit(self._rest(), self._delays, self._options.continuity)
+            self._given = committed.delay if committed else 0
             self._worker.begin(self.history.hand_over(), self._steps, self._begins, committed)
             self._begins = False
 
     def _take_over(self, actions: npt.NDArray[np.float32]) -> None:
         """Go on with the plan that has been asked for last."""
-        before = self._rest()
+        before = self._ahead()
         self._chunk, self._chunk_step = actions, self._asked_step
-        after = self._rest()
-        if len(before) and len(after):
-            self._recorder.seam(float(np.linalg.norm(after[0] - before[0])))
+        jump = seam(before, self._ahead(), max(0, self._given - (self._steps - self._asked_step)))
+        if jump is not None:
+            self._recorder.seam(jump)
         self._recorder.state, self.fault, self._recorder.fault = "running", None, None
 
     def _rest(self) -> npt.NDArray[np.float32]:
         """Return the actions of the plan [n, action_dim] from the one for this step on."""
         return self._chunk[self._steps - self._chunk_step :]
 
+    def _ahead(self) -> npt.NDArray[np.float32]:
+        """Return what the robot goes on to do [n, action_dim]: the rest of the plan, or its last action."""
+        return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1) :]
+
     def _action(self) -> npt.NDArray[np.float32] | None:
         if self._recorder.state != "running":
             return self._safe_action()
-        return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1)]
+        return self._ahead()[0]
 
     def _safe_action(self) -> npt.NDArray[np.float32] | None:
         safe = self._options.safe_action
