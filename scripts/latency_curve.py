@@ -36,6 +36,8 @@ from study_common import bundled, console, markdown_table, provenance
 
 EXACT = "asd:window=8,draft=picard,verify=block"
 """Stands for every exact sampler: its plans depend on seeds alone, and it learns nothing first."""
+MEASURES = {"return": ("return_mean", "return_ci95"), "success": ("success_rate", "success_ci95")}
+"""What is plotted, and the keys of a point that have its mean and its interval."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Options:
     """What does a plan's latency cost in closed loop? Return and success against it."""
 
     out: Path
-    """Folder for points.json, table.md and curve.svg."""
+    """Folder for points.json, table.md, return.svg and success.svg."""
     checkpoints: tuple[str, ...] = ("intercept", "pusht", "metaworld-pick-place")
     """Names of bundled checkpoints, folders of checkpoints/."""
     latencies: tuple[float, ...] = (0, 20, 50, 100, 200, 400)
@@ -224,8 +226,8 @@ def _name(law: str) -> str:
     return "exact (`ddpm`, `asd`)" if law == EXACT else f"`{law}`"
 
 
-def draw(tasks: Sequence[Task], options: Options, points: Points, path: Path) -> None:
-    """Plot return against latency: a column for each task, a row for each mode."""
+def draw(tasks: Sequence[Task], options: Options, points: Points, measure: str) -> Path:
+    """Plot one of `MEASURES` against latency: a column for each task, a row for each mode. Return the file."""
     laws = (EXACT, *options.approximate)
     with plots.drawing() as pyplot:
         size = (3.4 * len(tasks), 5.6)
@@ -234,13 +236,16 @@ def draw(tasks: Sequence[Task], options: Options, points: Points, path: Path) ->
             for axis, mode in zip(axes[:, column], PILOTS, strict=True):
                 for index, law in enumerate(laws):
                     label = "exact: ddpm, asd" if law == EXACT else law
-                    curve(axis, task, mode, law, options, points, plots.mark(index), label if column == 0 else None)
-                axis.set(title=f"{task.env}, {mode}", xlabel="latency of a plan [ms]", ylabel="return")
+                    style = plots.mark(index) | {"label": label if column == 0 else None}
+                    curve(axis, task, mode, law, options, points, measure, style)
+                axis.set(title=f"{task.env}, {mode}", xlabel="latency of a plan [ms]", ylabel=measure)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(laws))
+        path = options.out / f"{measure}.svg"
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         pyplot.close(figure)
+    return path
 
 
 def short(spec: str) -> str:
@@ -257,29 +262,33 @@ def curve(
     law: str,
     options: Options,
     points: Points,
+    measure: str,
     style: dict[str, Any],
-    label: str | None,
 ) -> None:
-    """Draw one law's curve, and crosses with names where its samplers' own latencies are."""
+    """Draw one law's curve, crosses where its samplers' own latencies are, and the names of those that are exact.
+
+    A name is there once for each backend. Samplers with options are left without: there is no room.
+    """
+    mean, interval = MEASURES[measure]
     there = [(ms, points.get(task.constant(mode, task.delay(ms), law))) for ms in sorted(options.latencies)]
     known = [(ms, point) for ms, point in there if point is not None]
     axis.plot(
         [ms for ms, _ in known],
-        [point["return_mean"] for _, point in known],
+        [point[mean] for _, point in known],
         linestyle=plots.line_style(law == EXACT),
-        label=label,
         **style,
     )
     for ms, point in known:
-        if point["return_ci95"] is not None:
-            axis.vlines(ms, *point["return_ci95"], color=style["color"], linewidth=0.8)
+        if point[interval] is not None:
+            axis.vlines(ms, *point[interval], color=style["color"], linewidth=0.8)
     for own in task.own:
         ms = own["latency_ms"]["mean"]
         point = points.get(task.own_point(mode, own))
         if law == (EXACT if own["exact"] else own["spec"]) and point is not None:
-            axis.plot(ms, point["return_mean"], linestyle="", marker="x", markersize=8, color=style["color"])
-            name = f"{short(own['spec'])}, {own['backend'].partition(':')[0]}"
-            axis.annotate(name, (ms, point["return_mean"]), (4, 4), textcoords="offset points", fontsize=7)
+            axis.plot(ms, point[mean], linestyle="", marker="x", markersize=8, color=style["color"])
+            if ":" not in short(own["spec"]):
+                beside = {"textcoords": "offset points", "fontsize": 7, "rotation": 60}
+                axis.annotate(short(own["spec"]), (ms, point[mean]), (-2, 6), **beside)
 
 
 def main() -> None:
@@ -305,8 +314,8 @@ def main() -> None:
     about += f"return, Wilson's of success. {provenance(command, options.seed)}\n"
     with atomic_file(options.out / "table.md") as temporary:
         temporary.write_text("\n".join([*tables(tasks, options, points), about]))
-    draw(tasks, options, points, options.out / "curve.svg")
-    console.print(f"written: {options.out / 'table.md'}, {options.out / 'curve.svg'}")
+    drawn = [str(draw(tasks, options, points, measure)) for measure in MEASURES]
+    console.print(f"written: {', '.join((str(options.out / 'table.md'), *drawn))}")
 
 
 if __name__ == "__main__":

@@ -92,10 +92,10 @@ def test_table_and_plot(script: Any, task: Any, options: Any, tmp_path: Path) ->
     assert f"| exact (`ddpm`, `asd`) | sync | 3.00 [2.50, 3.50]; {cells} | – | – | – |" in told
     assert f"| `ddpm` | onnx | 151 / 170 | – | – | 1.50 [1.00, 2.00]; {cells} | 12 |" in told
     assert f"| `ddim:2` | onnx | 3 / 3 | – | – | 0.70 [0.20, 1.20]; {cells} | 12 |" in told
-    script.draw([task], options, points, tmp_path / "curve.svg")
-    svg = (tmp_path / "curve.svg").read_text()
-    for name in ("exact: ddpm, asd", "ddim:2", "ddpm, onnx", "ddim:2, onnx", "asd/Intercept-v0, async"):
-        assert f">{name}<" in svg, name
+    for measure in script.MEASURES:
+        svg = script.draw([task], options, points, measure).read_text()
+        for name in ("exact: ddpm, asd", "ddim:2", "ddpm", "asd/Intercept-v0, async", measure):
+            assert f">{name}<" in svg, name
 
 
 def test_the_whole(script: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,4 +118,5 @@ def test_the_whole(script: Any, checkpoint: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(script, "evaluate_point", None)
     script.main()
     assert json.loads((out / "points.json").read_text())["points"] == kept
-    assert (out / "curve.svg").exists()
+    assert (out / "return.svg").exists()
+    assert (out / "success.svg").exists()
