@@ -44,6 +44,10 @@ class Response:
         )
 
 
+_MOST_ENERGY = 1e30
+"""Sum of squares along a plan's path beyond which nothing is learned of it; single precision ends at 3e38."""
+
+
 @dataclass
 class Experience:
     """Sums over the plans of one network in one chain. Kept with the policy; `asd-policy tune` saves it."""
@@ -116,10 +120,15 @@ class Experience:
         a, b = tables.a[:-1, None], tables.b[:-1, None]
         noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])  # [B, K − 1, D]
         change = clean[:, 1:] - clean[:, :-1]
-        seen = (arrays.arange(len(chain), done)[1:] < done[:, None])[:, :, None]
-        noise, change = noise * seen, change * seen
+        counted = (arrays.arange(len(chain), done)[1:] < done[:, None])[:, :, None]
         if free is not None:
-            noise, change = noise * free[:, None], change * free[:, None]
+            counted = counted & free[:, None]
+        nothing = xp.zeros_like(noise)
+        noise, change = (xp.where(counted, values, nothing) for values in (noise, change))
+        # What overflows, as it does for observations without sense, would spoil the sums for good.
+        fine = (noise * noise + change * change).sum((1, 2)) < _MOST_ENERGY  # not of NaN
+        noise, change = (xp.where(fine[:, None, None], values, nothing) for values in (noise, change))
+        judged, refused = judged & fine[:, None], refused & fine[:, None]
         found = {
             "cross": xp.einsum("bki,bkj->kij", change, noise),
             "noise": (noise * noise).mean(2).sum(0),

@@ -19,7 +19,7 @@ from asd_policy.clock import Stopwatch
 from asd_policy.continuity import Committed, overlay
 from asd_policy.control import Robot
 from asd_policy.denoiser import Denoiser, check_on_noise
-from asd_policy.errors import ObservationError
+from asd_policy.errors import ObservationError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.normalize import Affine
@@ -391,6 +391,9 @@ class Policy:
 
     def _commit(self, held: Held | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Held:
         """Return what is given of samples along a tape: committed actions beside what was given before."""
+        for told in (each.actions for each in committed if each is not None):
+            if told.shape[1:] != (self.action_dim,) or not np.isfinite(told).all():
+                raise SpecError(f"committed actions {told.shape} are not finite numbers (n, {self.action_dim})")
         laid = overlay(committed, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
         actions, pull = (arrays.asarray(each, self.device) for each in laid)
         values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))

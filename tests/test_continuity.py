@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +138,12 @@ def test_pulled_outputs_predict_what_pulled_predictions_are(prediction: str) -> 
     torch.testing.assert_close(
         chain.predict(x, target.pull_output(x, output, step), step), target.pull(chain.predict(x, output, step))
     )
+
+
+@pytest.mark.parametrize("actions", [rest(9)[:, :1], np.full((9, 2), np.nan, np.float32), np.zeros(9, np.float32)])
+def test_committed_actions_that_are_none(actions: Any, small_checkpoint: Path) -> None:
+    with pytest.raises(SpecError, match=r"committed actions \(9.*\) are not finite numbers \(n, 2\)"):
+        plan(small_checkpoint, "ddpm", [Committed(actions, delay=2)])
 
 
 @settings(max_examples=20, deadline=None)

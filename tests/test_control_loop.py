@@ -28,6 +28,7 @@ from asd_policy.policy import Horizons
 from asd_policy.realtime import loop as loop_module
 from asd_policy.realtime import telemetry
 from asd_policy.realtime.history import History
+from asd_policy.realtime.link import EpisodeEnded
 from asd_policy.realtime.planner import Planned, PolicyPlanner
 from asd_policy.realtime.timebase import RealTime, VirtualTime
 
@@ -205,6 +206,25 @@ def test_the_seam_and_what_was_cut(robot: Robot, planner: Planner) -> None:
     assert told.seam.max == 3  # 4 · 3 − 1 where 8 was to come
 
 
+def test_the_seam_is_behind_what_a_plan_was_given(
+    robot: Robot, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans after the first keep what is given to them, and are 5 further on behind it."""
+
+    def plan(*arguments: Any) -> Planned:
+        planned = Planner.plan(planner, *arguments)
+        told = planner.committed[-1]
+        if told is not None:
+            planned.actions[: told.delay] = told.actions[: told.delay]
+            planned.actions[told.delay :] = told.actions[told.delay] + 5
+        return planned
+
+    monkeypatch.setattr(planner, "plan", plan)
+    told = make_loop(robot, planner, time=Slowing(), continuity="inpaint", ticks=40).run()
+    assert told.seam is not None
+    assert (told.seam.p50, told.seam.max) == (5, 5)
+
+
 def test_late_too_often_is_a_fault(robot: Robot, planner: Planner) -> None:
     loop = make_loop(robot, planner, 6, late_limit=2)
     with pytest.raises(LoopError, match="late 2 times in a row: the plan is used up, and the next is not there"):
@@ -230,6 +250,8 @@ def broken(robot: Robot, planner: Planner, what: str, begin: int, end: int) -> N
             "planner returns another shape": np.zeros((CHUNK, 2), np.float32),
             "planner returns nothing": np.zeros((0, 1), np.float32),
             "planner returns no plan": "a plan",
+            "planner returns lists": Planned([[0.0]] * CHUNK, 3),  # pyright: ignore[reportArgumentType]  # as it may
+            "planner returns whole numbers": np.zeros((CHUNK, 1), np.int64),
         }[what]
 
     if what.startswith("source"):
@@ -248,6 +270,8 @@ FAULTS = {
     "planner returns another shape": "the plan has shape (8, 2), not (n, 1)",
     "planner returns nothing": "the plan has shape (0, 1), not (n, 1)",
     "planner returns no plan": "the planner returned a str, not a Planned",
+    "planner returns lists": "the plan's actions are list, not an array of floating-point numbers",
+    "planner returns whole numbers": "the plan's actions are int64, not an array of floating-point numbers",
 }
 
 
@@ -273,7 +297,8 @@ def test_a_fault_with_a_safe_action(robot: Robot, planner: Planner, what: str) -
     assert str(caught.value).startswith(FAULTS[what])
     first = robot.actions.index(SAFE, 1)
     assert robot.actions[0] == SAFE  # before the first plan
-    assert robot.actions[1:first] == list(range(1, first))
+    # From rest a plan begins with its first action, a step late; the second one is in time.
+    assert robot.actions[1:first] == [0, 1, 2, 3, *range(5, 100)][: first - 1]
     assert robot.actions[first:] == [SAFE] * (101 - first)  # 100 ticks, and the last action
     told = loop.telemetry()
     assert (told.state, told.fault, told.faults) == ("ended", str(caught.value), 1)
@@ -285,7 +310,10 @@ def test_recovery(robot: Robot, planner: Planner, what: str) -> None:
     broken(robot, planner, what, 5, 8)
     told = make_loop(robot, planner, 2, safe_action=[SAFE], recover=True).run()
     planned = [step for step, action in enumerate(robot.actions) if action != SAFE]
-    assert [robot.actions[step] for step in planned] == planned
+    since = 0
+    for step in planned:  # from rest a plan begins with its first action, 2 steps late; the second one is in time
+        since = since + 1 if step - 1 in planned else 0
+        assert robot.actions[step] == (step - 2 if since < 4 else step)
     assert planned[0] == 2
     assert planned[-1] == 99
     assert len(planned) < 98
@@ -303,16 +331,71 @@ def test_a_plan_from_before_a_fault_is_dropped(robot: Robot, planner: Planner) -
     told = make_loop(robot, planner, 4, safe_action=[SAFE], recover=True).run()
     assert told.dropped == 1
     assert robot.actions[6:12] == [SAFE] * 6
-    assert robot.actions[12:20] == list(range(12, 20))
+    assert robot.actions[12:20] == [8, 9, 10, 11, *range(16, 20)]  # from rest, then in time
 
 
 def test_a_planner_that_is_too_slow_is_not_gone_back_to(robot: Robot, planner: Planner) -> None:
-    """Its plans are over when they are there."""
+    """Its first plan is waited for; after the fault its plans are over when they are there."""
     loop = make_loop(robot, planner, CHUNK + 1, safe_action=[SAFE], recover=True, late_limit=1)
     with pytest.raises(LoopError, match="late 1 times in a row: the plan is used up"):
         loop.run()
-    assert set(robot.actions) == {SAFE}
+    assert robot.actions[:18] == [SAFE] * 9 + list(range(8)) + [SAFE]
+    assert set(robot.actions[18:]) == {SAFE}
     assert loop.telemetry().faults == 1
+
+
+@pytest.mark.parametrize("safe_action", [None, [SAFE]])
+def test_from_rest_a_plan_begins_with_its_first_action(
+    robot: Robot, planner: Planner, safe_action: list[float] | None
+) -> None:
+    """Held by safe actions or not, the robot is where the plan begins: a later action would be a jump."""
+    make_loop(robot, planner, 5, safe_action=safe_action, ticks=14).run()
+    planned = [action for action in robot.actions if action != SAFE]
+    assert planned[:5] == [0, 1, 2, 3, 4]
+
+
+def test_what_is_done_to_an_action_is_not_done_to_the_plan(
+    robot: Robot, planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a robot that changes it in place, or a planner that uses its memory again."""
+    memory = np.zeros((CHUNK, 1), np.float32)
+
+    def plan(*arguments: Any) -> Planned:
+        memory[:] = Planner.plan(planner, *arguments).actions
+        return Planned(memory, 3)
+
+    def write(action: npt.NDArray[np.float32]) -> None:
+        robot.write(action)
+        action *= 100
+
+    monkeypatch.setattr(planner, "plan", plan)
+    options = LoopOptions(patience=LONG, ticks=30, late_limit=99)
+    ControlLoop(planner, robot.read, write, HZ, options, VirtualTime(5.5 / HZ)).run()
+    assert robot.actions[:18] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 10, 11, 11, 11, 11, 11, 16, 17]
+
+
+def test_what_was_read_before_an_episode_began_is_not_of_it(planner: Planner) -> None:
+    """Even where it comes only then; and an old frame does not end a fault."""
+    slow, written, frames = threading.Event(), [0], [0]
+
+    def read() -> npt.NDArray[np.float64]:
+        frame = np.array([float(frames[0])])
+        if written[0] == 19:
+            slow.wait(LONG)
+        return frame
+
+    def write(action: npt.NDArray[np.float32]) -> None:
+        written[0] += 1
+        if written[0] == 20:
+            frames[0] = 1000
+            slow.set()
+            raise EpisodeEnded
+
+    options = LoopOptions(patience=0.002, late_limit=10**9, ticks=None)
+    with ControlLoop(planner, read, write, 100.0, options) as loop:
+        until(lambda: len([begins for _, _, begins in planner.calls if begins]) >= 3)
+    assert loop.telemetry().episodes == 1
+    assert [seen for seen, _, begins in planner.calls if begins][2] == [1000.0]
 
 
 def test_the_safe_action_of_the_last_observation(robot: Robot, planner: Planner) -> None:
@@ -320,7 +403,7 @@ def test_the_safe_action_of_the_last_observation(robot: Robot, planner: Planner)
     loop = make_loop(robot, planner, 1, safe_action=lambda seen: [100 + seen[0]])
     with pytest.raises(LoopError, match="NaN"):
         loop.run()
-    assert robot.actions[:4] == [100, 1, 2, 3]
+    assert robot.actions[:4] == [100, 0, 1, 2]
     assert set(robot.actions[4:]) == {103}  # what was seen last, before NaN
 
 
@@ -416,6 +499,44 @@ def test_a_planner_that_hangs_before_the_first_plan(robot: Robot, planner: Plann
         with pytest.raises(LoopError, match=r"the planner has not answered for 0\.[0-9]* s"):
             loop.stop()
         assert set(robot.actions) == {SAFE}
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_a_planner_that_hangs_with_a_plan_of_the_episode_before(planner: Planner, recover: bool) -> None:
+    free, written = threading.Event(), [0]
+    planner.fault = lambda call: None if call != 3 else free.wait(LONG) and None
+
+    def write(action: npt.NDArray[np.float32]) -> None:
+        written[0] += 1
+        if len(planner.calls) == 4 and action[0] != SAFE:
+            raise EpisodeEnded
+
+    options = LoopOptions(plan_limit=0.1, late_limit=10**9, safe_action=[SAFE], recover=recover)
+    loop = ControlLoop(planner, lambda: np.zeros(1), write, 200.0, options)
+    loop.start()
+    until(lambda: loop.telemetry().state == "safe")
+    assert "the planner has not answered for 0." in str(loop.telemetry().fault)
+    free.set()
+    with pytest.raises(LoopError, match="has not answered") if not recover else contextlib.nullcontext():
+        if recover:
+            until(lambda: loop.telemetry().state == "running")
+        loop.stop()
+
+
+def test_the_robot_stops_the_loop(robot: Robot, planner: Planner) -> None:
+    """From `write_action`, in the thread that ticks."""
+
+    def write(action: npt.NDArray[np.float32]) -> None:
+        robot.write(action)
+        if len(robot.actions) == 10:
+            loop.stop()
+
+    options = LoopOptions(patience=LONG, safe_action=[SAFE], late_limit=10**9)
+    loop = ControlLoop(planner, robot.read, write, 200.0, options)
+    with loop:
+        assert loop.wait(LONG)
+    assert len(robot.actions) == 11
+    assert robot.actions[-1] == SAFE
 
 
 def test_a_thread_that_does_not_end_is_named(robot: Robot, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -755,6 +876,7 @@ def test_metrics(robot: Robot, planner: Planner) -> None:
     assert samples['asd_policy_loop_state{state="running"}'] == 1
     assert samples['asd_policy_loop_state{state="safe"}'] == 0
     assert samples["asd_policy_loop_rounds"] == 3
+    assert samples['asd_policy_loop_seam{quantile="1"}'] == 0
     assert samples['asd_policy_loop_period_seconds{quantile="0.5"}'] > 0
     assert {f"asd_policy_loop_{name}_total" for name in telemetry.COUNTS} <= samples.keys()
     with pytest.raises(OSError):

@@ -1,14 +1,17 @@
 """What plans teach: the response fitted to them, how it is kept, and what a damaged file is refused with."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import asd_policy
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, DenoiserError
 from asd_policy.experience import Experience, Response
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
@@ -197,6 +200,40 @@ def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: Gaussia
     save_file(tensors, saved, metadata)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tuning(saved, chain, DIM, CPU)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e25])
+def test_what_overflows_teaches_nothing(value: float, chain: GaussianChain) -> None:
+    """In single precision; the other plans of the batch teach what they would have."""
+    generator = torch.Generator().manual_seed(4)
+    points, clean = torch.randn((2, 3, len(chain), DIM), generator=generator)
+    judged, refused = torch.rand((2, 3, len(chain)), generator=generator) < 0.5
+    free = torch.ones((3, DIM), dtype=torch.bool)
+    learned = []
+    for rows in (slice(0, 3), slice(0, 2)):
+        points[2], clean[2, 3] = (value, value) if rows.stop == 3 else (0, 0)
+        experience = Experience()
+        flags = judged[rows], refused[rows]
+        experience.learn(points[rows], clean[rows], torch.full((3,), len(chain))[rows], free[rows], *flags, chain, PAIR)
+        learned.append((*experience.moments.values(), *experience.judgements[PAIR]))
+    for whole, without in zip(*learned, strict=True):
+        torch.testing.assert_close(whole, without)
+
+
+def test_a_policy_survives_an_observation_without_sense(small_checkpoint: Path) -> None:
+    """The plan for it fails; those after it are drafted as well as before."""
+    policy = asd_policy.load_policy(small_checkpoint, "asd:window=8")
+    rounds: list[int] = []
+    for plan in range(70):
+        policy.reset(seed=plan)
+        if plan == 34:
+            with pytest.raises(DenoiserError):
+                policy.select_action(np.full(7, 3e38))
+        else:
+            policy.select_action(np.linspace(0, 0.5, 7))
+            rounds.append(policy.plans[-1].stats.rounds[0])
+    assert all(bool(sums.isfinite().all()) for sums in policy.experience.moments.values())
+    assert np.mean(rounds[40:]) < np.mean(rounds[:4]) + 1
 
 
 def test_of_a_plan_that_was_stopped_only_committed_steps_are_learned(chain: GaussianChain) -> None:

@@ -30,6 +30,11 @@ class Link:
         self.reader = Worker("asd_policy reading", read_observation)
         """The thread."""
         self.write = write_action
+        self._void = False
+
+    def forget(self) -> None:
+        """Have what is being read now thrown away when it comes: it shows what is over."""
+        self._void = self.reader.busy
 
     def read(self, patience: float) -> Any:
         """Return an observation, or None if there is none in time; the next call then waits for the same one.
@@ -40,6 +45,10 @@ class Link:
         Raises:
             LoopError: `read_observation` raised, or returned None.
         """
+        if self._void:
+            if self.reader.outcome(patience) is None:
+                return None
+            self._void = False
         if not self.reader.busy:
             self.reader.begin()
         outcome = self.reader.outcome(patience)

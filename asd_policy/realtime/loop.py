@@ -114,7 +114,8 @@ class ControlLoop:
     def start(self) -> None:
         """Take a first observation, plan once, to see that all of it works, and begin to tick.
 
-        That plan is not executed: it may have taken seconds, as first plans do.
+        That plan is not executed: it may have taken seconds, or minutes where a backend compiles, as first plans do.
+        There is no limit to it; Ctrl-C ends the waiting.
 
         Raises:
             LoopError: The loop was started before, the source gives no observation, the plan is none, the metrics' port
@@ -164,13 +165,17 @@ class ControlLoop:
     def stop(self) -> None:
         """Have the safe action written as the last one, end the threads, and close the metrics' port.
 
+        From `write_action` it ends the ticking; threads and port are for another thread's `stop` to end.
+
         Raises:
             LoopError: The loop ended by a fault, or is in one that it has not recovered from, or a thread does not end.
         """
         if self._thread is None or self._closed:
             return
-        self._closed = True
         self._stopping.set()
+        if threading.current_thread() is self._thread:  # `write_action` has called it: this tick is the last
+            return
+        self._closed = True
         alive = self._close()
         atexit.unregister(self._at_exit)
         error = self._error or self._ticker.fault

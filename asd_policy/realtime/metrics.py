@@ -83,6 +83,13 @@ class _Collector:
                 for quantile, field in _QUANTILES.items():
                     gauge.add_metric([quantile], getattr(values, field) / 1e3)
             yield gauge
+        if told.seam is not None:
+            gauge = GaugeMetricFamily(
+                "asd_policy_loop_seam", "Quantiles of the last values, in units of actions.", labels=["quantile"]
+            )
+            for quantile, field in _QUANTILES.items():
+                gauge.add_metric([quantile], getattr(told.seam, field))
+            yield gauge
         if told.rounds_mean is not None:
             yield GaugeMetricFamily("asd_policy_loop_rounds", "Mean rounds of the last plans.", value=told.rounds_mean)
 

@@ -95,6 +95,9 @@ def check_plan(planned: object, action_dim: int) -> Planned:
     """
     if not isinstance(planned, Planned):
         raise LoopError(f"the planner returned a {type(planned).__name__}, not a Planned")
+    if not isinstance(planned.actions, np.ndarray) or planned.actions.dtype.kind != "f":
+        kind = getattr(planned.actions, "dtype", type(planned.actions).__name__)
+        raise LoopError(f"the plan's actions are {kind}, not an array of floating-point numbers")
     shape = planned.actions.shape
     if len(shape) != 2 or not shape[0] or shape[1] != action_dim:
         raise LoopError(f"the plan has shape {shape}, not (n, {action_dim})")

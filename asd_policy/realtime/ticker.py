@@ -127,7 +127,7 @@ class Ticker:
             in_time = self._steps - self._asked_step < len(planned.actions)
             if self.fault is None or in_time:
                 self._take_over(planned.actions)
-        elif self._worker.busy and self._asked_epoch == self._epoch:
+        elif self._worker.busy and self.fault is None:
             taken = self._time.now() - self._asked_at
             if taken > self._options.plan_limit:
                 raise LoopError(f"the planner has not answered for {taken:.3g} s")
@@ -144,7 +144,9 @@ class Ticker:
     def _take_over(self, actions: npt.NDArray[np.float32]) -> None:
         """Go on with the plan that has been asked for last."""
         before = self._ahead()
-        self._chunk, self._chunk_step = actions, self._asked_step
+        self._chunk = np.array(actions, np.float32)  # a copy: the planner may use its memory again
+        # A robot that was at rest, or held by safe actions, begins with the first action: a later one is a jump.
+        self._chunk_step = self._asked_step if self._recorder.state == "running" else self._steps
         jump = seam(before, self._ahead(), max(0, self._given - (self._steps - self._asked_step)))
         if jump is not None:
             self._recorder.seam(jump)
@@ -161,7 +163,7 @@ class Ticker:
     def _action(self) -> npt.NDArray[np.float32] | None:
         if self._recorder.state != "running":
             return self._safe_action()
-        return self._ahead()[0]
+        return self._ahead()[0].copy()  # what `write_action` does to it is not done to the plan
 
     def _safe_action(self) -> npt.NDArray[np.float32] | None:
         safe = self._options.safe_action
@@ -206,6 +208,7 @@ class Ticker:
     def _begin_anew(self) -> None:
         """Forget what was seen and planned: it belongs to another episode, or to the time before a fault."""
         self.history.clear()
+        self._link.forget()
         self._chunk = self._no_plan
         self._due = self._steps
         self._epoch += 1
