@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -204,10 +205,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Give the place back, if the server can be told, and end the connection."""
-        try:
-            self._call("Close", pb.CloseRequest(session=self._session), pb.CloseReply)
-        except ServingError:  # its lease will end
-            pass
+        self._give_back(self._session)
         self._channel.close()
 
     @property
@@ -223,8 +221,14 @@ class RemotePolicy:
         """
         opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply)
         if self._identity not in (None, opened.policy):
+            self._give_back(opened.session)
             raise ServingError(f"the server at {self.address} has another policy or sampler than before")
         self._session, self._identity = opened.session, opened.policy
+
+    def _give_back(self, session: bytes) -> None:
+        """End a session, if the server can be told."""
+        with suppress(ServingError):  # its lease will end
+            self._call("Close", pb.CloseRequest(session=session), pb.CloseReply)
 
     def _plan(self, committed: Committed | None = None) -> RemotePlan:
         """Return a plan for what the robot sees now."""
