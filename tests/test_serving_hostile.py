@@ -237,6 +237,43 @@ def test_a_call_that_is_torn_off(raw: Raw, served: Served) -> None:
     raw.channel = grpc.insecure_channel(served.address)
 
 
+def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+    """Return a frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return len(data).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + data
+
+
+def watch_health(port: int, service: str) -> socket.socket:
+    """Ask to be told of a server's health, with a window of no bytes for the answer."""
+    headers = {":method": "POST", ":scheme": "http", ":path": "/grpc.health.v1.Health/Watch", ":authority": "robot"}
+    headers |= {"content-type": "application/grpc", "te": "trailers"}
+    words = [(name.encode(), value.encode()) for name, value in headers.items()]
+    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in words)
+    message = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    no_window = frame(4, 0, 0, (4).to_bytes(2) + (0).to_bytes(4))
+    body = frame(0, 1, 1, b"\0" + len(message).to_bytes(4) + message)
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(PREFACE + no_window + frame(4, 1, 0, b"") + frame(1, 4, 1, block) + body)
+    return connection
+
+
+def test_who_watches_the_health_and_reads_nothing(small_checkpoint: Path) -> None:
+    """Does not keep a server from ending."""
+    ending = server.PolicyServer(asd_policy.load_policy(small_checkpoint, FIXED), Limits(1), token=TOKEN)
+    port = ending.start()
+    with contextlib.ExitStack() as stack:
+        for service in ("", wire.SERVICE):
+            stack.enter_context(watch_health(port, service))
+        deadline = time.monotonic() + 30
+        while len(ending._health._watcher_count_by_service) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)  # for it to write what is not read
+        stop = threading.Thread(target=ending.stop, args=(1.0,), daemon=True)
+        stop.start()
+        stop.join(20)
+        assert not stop.is_alive()
+
+
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [

@@ -1,6 +1,7 @@
 """The server: calls of gRPC, checked, to sessions and plans."""
 
 import asyncio
+import contextlib
 import hmac
 import re
 import threading
@@ -170,9 +171,10 @@ class PolicyServer:
         return port
 
     async def _drain(self, grace: float) -> None:
-        await self._health.enter_graceful_shutdown()
         self._calls.stopping = True
         end = time.monotonic() + grace
+        with contextlib.suppress(TimeoutError):  # who watches the health and reads nothing would be waited for
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), min(grace, _FLUSH))
         while self._calls.running and time.monotonic() < end:
             await asyncio.sleep(_LOOK)
         await self._server.stop(_FLUSH)
