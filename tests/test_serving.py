@@ -145,10 +145,10 @@ def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pyt
     with served.connect(timeout=5) as robot:
         plan, refusals = robot._plan, [ServingError("busy", "RESOURCE_EXHAUSTED", wait) for wait in (0.01, 0.01)]
 
-        def busy(committed: Committed | None) -> RemotePlan:
+        def busy(committed: Committed | None, end: float) -> RemotePlan:
             if refusals:
                 raise refusals.pop()
-            return plan(committed)
+            return plan(committed, end)
 
         monkeypatch.setattr(robot, "_plan", busy)
         assert robot.plan([observation(0)], 0, True).actions.shape == (15, 2)
@@ -156,6 +156,35 @@ def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pyt
             refusals.append(ServingError("busy", "RESOURCE_EXHAUSTED", wait))
             with pytest.raises(ServingError, match="busy"):
                 robot.plan([observation(0)], 0, True)
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_control_loop_at_a_full_queue(freed: bool, small_checkpoint: Path) -> None:
+    """It asks again until there is room for it, and has a plan then; no longer than its timeout."""
+    with serving(small_checkpoint, limits=Limits(1, max_queue=1)) as served, ThreadPoolExecutor(3) as pool:
+        robots = [served.connect(timeout=60) for _ in range(2)]
+        late = served.connect(timeout=60 if freed else 1)
+        served.server._dispatcher._seconds = 0.02
+        served.gate.clear()
+        asked = [pool.submit(robots[0].select_action, observation(0))]
+        until(lambda: len(served.batches) == 1)
+        asked.append(pool.submit(robots[1].select_action, observation(1)))
+        until(lambda: served.metric("queue") == 1)
+        start = time.monotonic()
+        waits = pool.submit(late.plan, [observation(2)], 0, True)
+        until(lambda: served.metric("refusals_total", status="RESOURCE_EXHAUSTED") >= 2)
+        if freed:
+            served.gate.set()
+            assert waits.result().actions.shape == (15, 2)
+        else:
+            time.sleep(0.8 - (time.monotonic() - start))
+            served.server._dispatcher._max_queue = 2  # room, though nobody plans
+            with pytest.raises(ServingError, match="has not answered within 1 s"):
+                waits.result()
+            assert 0.9 < time.monotonic() - start < 1.5
+            served.gate.set()
+        for each in asked:
+            each.result()
 
 
 def test_the_last_plan_begins_the_next(small_checkpoint: Path) -> None:
