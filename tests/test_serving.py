@@ -21,7 +21,7 @@ from asd_policy.continuity import Committed
 from asd_policy.errors import ObservationError, ServingError, SpecError
 from asd_policy.realtime.link import EpisodeEnded
 from asd_policy.realtime.timebase import VirtualTime
-from asd_policy.serving import RemotePolicy, wire
+from asd_policy.serving import RemotePolicy, server, wire
 from asd_policy.serving.client import RemotePlan
 from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
@@ -335,6 +335,23 @@ def test_one_plan_at_a_time(small_checkpoint: Path) -> None:
         first.result()
 
 
+def test_a_plan_that_was_given_up_is_waited_for(small_checkpoint: Path) -> None:
+    """It is made on the server all the same; a robot that asks again has the next one, and asks as often as told."""
+    with serving(small_checkpoint) as served, ThreadPoolExecutor(1) as pool:
+        robot = served.connect(timeout=0.3)
+        served.gate.clear()
+        with pytest.raises(ServingError, match=r"has not answered within 0\.3 s"):
+            robot.plan([observation(0)], 0, True)
+        robot._timeout = 60
+        served.server._dispatcher._seconds = 0.1
+        asked = pool.submit(robot.plan, [observation(1)], 0, True)
+        until(lambda: served.metric("refusals_total", status="FAILED_PRECONDITION") >= 2)
+        served.gate.set()
+        assert asked.result().actions.shape == (15, 2)
+        assert served.batches == [[0.0], [1.0]]
+        assert served.metric("refusals_total", status="FAILED_PRECONDITION") < 8
+
+
 def test_steps_that_go_back(served: Served) -> None:
     raw = Raw(served.address)
     request = good_request(raw.open())
@@ -514,6 +531,15 @@ def test_a_server_that_has_another_policy_now(small_checkpoint: Path) -> None:
             with pytest.raises(ServingError, match="has another policy or sampler than before"):
                 robot.select_action(OBSERVATION)
             assert second.metric("sessions") == 1
+
+
+@pytest.mark.parametrize("hint", ["soon", "-1", "1e3", "", "9" * 400])
+def test_a_hint_that_is_no_time(hint: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=1)) as served, served.connect():
+        monkeypatch.setattr(server, "str", lambda number: hint, raising=False)
+        with pytest.raises(ServingError, match="all 1 places are taken") as refused:
+            served.connect()
+        assert refused.value.retry_after is None
 
 
 def test_a_server_that_sends_nonsense(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

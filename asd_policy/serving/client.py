@@ -1,5 +1,6 @@
 """The client: a policy that plans on a server, with the methods of one that plans here."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -305,4 +306,6 @@ class RemotePolicy:
         else:
             said = "refuses"
         message = wire.one_line(f"the server at {self.address} {said}: {details}")
-        return ServingError(message, code.name, None if wait is None else int(wait) / 1e3)
+        # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
+        hint = re.fullmatch(r"[0-9]{1,9}", str(wait))
+        return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)

@@ -321,7 +321,7 @@ class _Planner:
         asked = Request(
             session,
             self._history(request),
-            _step(request, session),
+            self._step(request, session),
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
             self._committed(request),
@@ -384,14 +384,13 @@ class _Planner:
             {name: arrays.asarray(values[step], self._host) for name, values in read.items()} for step in range(steps)
         ]
 
-
-def _step(request: pb.PlanRequest, session: Session) -> int:
-    """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
-    if session.busy:
-        why = "the session's plan before is still under way; a robot has one at a time"
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
-    planned = session.robot.records
-    if not request.begins and planned and request.step < planned[-1].at:
-        why = f"step {request.step} is before step {planned[-1].at}, at which the session has planned"
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"{why}; `begins` begins an episode")
-    return request.step
+    def _step(self, request: pb.PlanRequest, session: Session) -> int:
+        """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
+        if session.busy:
+            why = "the session's plan before is still under way; a robot has one at a time"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why, self._dispatcher.delay)
+        planned = session.robot.records
+        if not request.begins and planned and request.step < planned[-1].at:
+            why = f"step {request.step} is before step {planned[-1].at}, at which the session has planned"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"{why}; `begins` begins an episode")
+        return request.step
