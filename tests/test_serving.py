@@ -385,16 +385,19 @@ def test_a_robot_that_goes_away_frees_its_place(small_checkpoint: Path) -> None:
 
 
 def test_a_plan_under_way_keeps_its_place(small_checkpoint: Path) -> None:
-    with serving(small_checkpoint, limits=Limits(1, max_clients=1, lease=0.2)) as served, ThreadPoolExecutor(1) as pool:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=1, lease=0.5)) as served, ThreadPoolExecutor(1) as pool:
         robot = served.connect()
         served.gate.clear()
         slow = pool.submit(robot.select_action, OBSERVATION)
         until(lambda: len(served.batches) == 1)
-        time.sleep(0.4)
+        time.sleep(0.7)
         with pytest.raises(ServingError, match="all 1 places are taken"):
             served.connect()
         served.gate.set()
         slow.result()
+        batches = len(served.batches)
+        while len(served.batches) == batches:  # its lease begins when it has its plan
+            robot.select_action(OBSERVATION)
 
 
 def test_a_row_that_spoils_a_batch_spoils_no_other(served: Served, small_checkpoint: Path) -> None:
