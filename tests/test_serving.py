@@ -400,8 +400,11 @@ def test_a_plan_under_way_keeps_its_place(small_checkpoint: Path) -> None:
             robot.select_action(OBSERVATION)
 
 
-def test_a_row_that_spoils_a_batch_spoils_no_other(served: Served, small_checkpoint: Path) -> None:
+def test_a_row_that_spoils_a_batch_spoils_no_other(
+    served: Served, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers so large that the network overflows; the robot beside it gets the plan that it gets alone."""
+    monkeypatch.setattr(server, "MAX_NORMALIZED", np.inf)
     good, bad, blocker = served.connect(), served.connect(), served.connect()
     good.reset(seed=4)
     with ThreadPoolExecutor(3) as pool:

@@ -85,6 +85,10 @@ FOUR = np.zeros((2, 4), "<f4")
         (pb.Array(shape=(2, 4), data=FOUR.tobytes() + b"1"), "has 33 bytes, not the 32 of its shape (2, 4)"),
         (wire.to_array(np.full((2, 4), np.nan)), "observation 'observation.state' holds NaN or infinity"),
         (wire.to_array(np.full((2, 4), -np.inf)), "observation 'observation.state' holds NaN or infinity"),
+        (
+            wire.to_array([[0, 0, 0, 0], [0, 0, 3e38, 0]]),
+            "observation 'observation.state' holds 3e+38, normalised 2.76923e+38, which is not in ±1e+12",
+        ),
     ],
 )
 def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
@@ -103,6 +107,10 @@ def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
         (pb.Committed(actions=pb.Array(shape=(4, 2)), delay=1), "has 0 bytes, not the 32 of its shape (4, 2)"),
         (pb.Committed(actions=wire.to_array(np.zeros((4, 2))), delay=5), "delay=5 is not in 0 … 4, the actions left"),
         (pb.Committed(actions=wire.to_array(np.full((4, 2), np.nan)), delay=1), "committed actions holds NaN"),
+        (
+            pb.Committed(actions=wire.to_array(np.full((4, 2), -3e38)), delay=1),
+            "committed actions holds -3e+38, normalised -4e+38, which is not in ±1e+12",
+        ),
     ],
 )
 def test_committed_actions(committed: pb.Committed, says: str, raw: Raw) -> None:
@@ -111,6 +119,16 @@ def test_committed_actions(committed: pb.Committed, says: str, raw: Raw) -> None
     code, details = refused(raw, "Plan", request.SerializeToString())
     assert code == "INVALID_ARGUMENT"
     assert says in details
+
+
+@pytest.mark.parametrize("value", [1e11, -1e11])
+def test_the_largest_numbers(value: float, raw: Raw) -> None:
+    """What is not refused is planned with."""
+    request = good_request(open_session(raw), value)
+    actions = wire.to_array(np.full((4, 2), value))
+    request.committed.CopyFrom(pb.Committed(actions=actions, delay=1, soft=True))
+    reply = pb.PlanReply.FromString(authorized(raw, "Plan", request.SerializeToString()))
+    assert wire.from_array(reply.actions, (15, 2), "the plan")[0] == pytest.approx([value, value], rel=1e-5)
 
 
 def test_features(raw: Raw) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -32,6 +33,10 @@ T = TypeVar("T")
 
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
+MAX_NORMALIZED = 1e12
+"""Largest number, normalised, that is planned with. Beyond, the squares of a network's normalisations come near the end
+of float32, and one robot's plan would fail all of its batch. A feature that was constant in training, with its range of
+1e-8, may still be off by thousands."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
 _LARGEST = 2**31 - 1  # number that an option of gRPC takes
@@ -276,6 +281,7 @@ class _Planner:
         self._policy, self._sessions, self._dispatcher = policy, sessions, dispatcher
         self._host = NUMPY if policy.device == NUMPY else "cpu"
         self._dims = policy.observation_dims
+        self._affine = {name: affine.to(NUMPY) for name, affine in policy.normalization.items()}
         steps = policy.horizons.n_obs_steps
         names = sum(len(name) for name in self._dims)
         numbers = steps * sum(self._dims.values()) + policy.horizons.horizon * policy.action_dim
@@ -362,6 +368,7 @@ class _Planner:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
         try:
             actions = wire.from_array(told.actions, (count, self._policy.action_dim), "committed actions")
+            self._check_size(actions, "action", "committed actions")
             return Committed(actions, told.delay, told.soft)
         except (ObservationError, SpecError) as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
@@ -378,11 +385,25 @@ class _Planner:
                 name: wire.from_array(request.history[name], (steps, dim), f"observation {name!r}")
                 for name, dim in self._dims.items()
             }
+            for name, values in read.items():
+                self._check_size(values, name, f"observation {name!r}")
         except ObservationError as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         return [
             {name: arrays.asarray(values[step], self._host) for name, values in read.items()} for step in range(steps)
         ]
+
+    def _check_size(self, values: npt.NDArray[np.float32], feature: str, what: str) -> None:
+        """Check that numbers of a feature [n, feature_dim] are none that spoil a batch.
+
+        Raises:
+            ObservationError: One is too large.
+        """
+        normalized = arrays.to_numpy(self._affine[feature].normalize(values.astype(np.float64)))
+        spoiling = ~(np.abs(normalized) <= MAX_NORMALIZED)
+        if spoiling.any():
+            worst = f"{values[spoiling][0]:g}, normalised {normalized[spoiling][0]:g}"
+            raise ObservationError(f"{what} holds {worst}, which is not in ±{MAX_NORMALIZED:g}")
 
     def _step(self, request: pb.PlanRequest, session: Session) -> int:
         """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
