@@ -399,7 +399,7 @@ class _Planner:
         Raises:
             ObservationError: One is too large.
         """
-        normalized = arrays.to_numpy(self._affine[feature].normalize(values.astype(np.float64)))
+        normalized = arrays.to_numpy(self._affine[feature].normalize(arrays.asarray(values, NUMPY, "float64")))
         spoiling = ~(np.abs(normalized) <= MAX_NORMALIZED)
         if spoiling.any():
             worst = f"{values[spoiling][0]:g}, normalised {normalized[spoiling][0]:g}"
