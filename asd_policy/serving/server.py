@@ -37,6 +37,8 @@ MAX_NORMALIZED = 1e12
 """Largest number, normalised, that is planned with. Beyond, the squares of a network's normalisations come near the end
 of float32, and one robot's plan would fail all of its batch. A feature that was constant in training, with its range of
 1e-8, may still be off by thousands."""
+MOST_FAILURES = 3
+"""Plans in a row that fail for no reason of their robots', such as a fault of the GPU, before health says so."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
 _LARGEST = 2**31 - 1  # number that an option of gRPC takes
@@ -98,9 +100,9 @@ class PolicyServer:
         self._dispatcher = Dispatcher(policy, self._limits.max_batch, self._limits.max_queue, self.metrics)
         sessions = Sessions(self._limits.max_clients, self._limits.lease)
         self.metrics.watch(self._dispatcher.__len__, sessions.__len__)
-        self._planner = _Planner(policy, sessions, self._dispatcher)
-        self._calls = _Calls(self._planner.methods, token, self.metrics)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        self._planner = _Planner(policy, sessions, self._dispatcher, _Fitness(self._health))
+        self._calls = _Calls(self._planner.methods, token, self.metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="asd-policy-server", daemon=True)
 
@@ -274,11 +276,37 @@ class _Calls(grpc.GenericRpcHandler):
         await context.abort(refusal.code, refusal.details, trailing)
 
 
+class _Fitness:
+    """Says by the server's health whether plans come to anything."""
+
+    def __init__(self, told: Any) -> None:
+        """Begin fit.
+
+        Args:
+            told: The health servicer.
+        """
+        self._told, self._failures = told, 0
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def note(self, failed: bool) -> None:
+        """Take note of a plan."""
+        was_fit = self._failures < MOST_FAILURES
+        self._failures = self._failures + 1 if failed else 0
+        is_fit = self._failures < MOST_FAILURES
+        if is_fit == was_fit:
+            return
+        kinds = health_pb2.HealthCheckResponse
+        for service in ("", wire.SERVICE):  # each a task: who watches the health and reads nothing holds it up
+            task = asyncio.create_task(self._told.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+
 class _Planner:
     """The methods of the service."""
 
-    def __init__(self, policy: Policy, sessions: Sessions, dispatcher: Dispatcher) -> None:
-        self._policy, self._sessions, self._dispatcher = policy, sessions, dispatcher
+    def __init__(self, policy: Policy, sessions: Sessions, dispatcher: Dispatcher, fitness: _Fitness) -> None:
+        self._policy, self._sessions, self._dispatcher, self._fitness = policy, sessions, dispatcher, fitness
         self._host = NUMPY if policy.device == NUMPY else "cpu"
         self._dims = policy.observation_dims
         self._affine = {name: affine.to(NUMPY) for name, affine in policy.normalization.items()}
@@ -340,9 +368,12 @@ class _Planner:
         try:
             answer = await asyncio.wrap_future(asked.answer)
         except AsdError as error:
+            self._fitness.note(failed=False)
             raise Refusal(grpc.StatusCode.INTERNAL, str(error)) from None
         except Exception as error:  # the server's log has the rest
+            self._fitness.note(failed=True)
             raise Refusal(grpc.StatusCode.INTERNAL, f"the plan failed: {type(error).__name__}") from None
+        self._fitness.note(failed=False)
         record = answer.record
         return pb.PlanReply(
             actions=wire.to_array(answer.actions),
