@@ -29,6 +29,8 @@ from asd_policy.serving.server import Limits, PolicyServer
 from asd_policy.serving.sessions import Sessions
 
 ROOT = Path(__file__).parents[1]
+WARM = "asd:window=4,draft=warm,verify=block"
+"""A sampler whose plans depend on the last one, too."""
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +69,12 @@ def test_alone_it_acts_as_here_to_the_bit(served: Served, small_checkpoint: Path
 
 
 @pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
-def test_a_control_loop_plans_there_as_here(continuity: str, served: Served, small_checkpoint: Path) -> None:
-    """To the bit, with what the robot goes on to do, in episodes that begin anew."""
-    here = asd_policy.load_policy(small_checkpoint, FIXED)
+def test_a_control_loop_plans_there_as_here(continuity: str, small_checkpoint: Path) -> None:
+    """To the bit, with what the robot goes on to do and the last plan as draft, in episodes that begin anew."""
+    here = asd_policy.load_policy(small_checkpoint, WARM)
     here.reset(3)
     written: list[list[list[float]]] = []
-    with served.connect() as there:
+    with serving(small_checkpoint, WARM) as served, served.connect() as there:
         there.reset(3)
         for planner in (here, there):
             actions: list[list[float]] = []
@@ -92,6 +94,7 @@ def test_a_control_loop_plans_there_as_here(continuity: str, served: Served, sma
         plan = there.last_plan
         assert plan is not None
         assert (plan.exact, plan.cut) == (continuity != "soft", False)
+        assert 0 < served.policy.robots[0].records[-1].at < 40  # steps of the episode, not of the loop
     assert written[0] == written[1]
 
 
@@ -189,10 +192,9 @@ def test_a_control_loop_at_a_full_queue(freed: bool, small_checkpoint: Path) -> 
 
 def test_the_last_plan_begins_the_next(small_checkpoint: Path) -> None:
     """`warm` drafts depend on it: moved on by the actions that the robot has taken."""
-    spec = "asd:window=4,draft=warm,verify=block"
-    here = asd_policy.load_policy(small_checkpoint, spec)
+    here = asd_policy.load_policy(small_checkpoint, WARM)
     here.reset(1)
-    with serving(small_checkpoint, spec) as served, served.connect() as there:
+    with serving(small_checkpoint, WARM) as served, served.connect() as there:
         there.reset(1)
         for step in range(33):
             seen = observation(0.01 * step)
