@@ -207,7 +207,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Give the place back, if the server can be told, and end the connection."""
-        self._give_back(self._session)
+        self._give_back(self._session, self._end())
         self._channel.close()
 
     @property
@@ -227,14 +227,14 @@ class RemotePolicy:
         """
         opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
         if self._identity not in (None, opened.policy):
-            self._give_back(opened.session)
+            self._give_back(opened.session, end)
             raise ServingError(f"the server at {self.address} has another policy or sampler than before")
         self._session, self._identity = opened.session, opened.policy
 
-    def _give_back(self, session: bytes) -> None:
+    def _give_back(self, session: bytes, end: float) -> None:
         """End a session, if the server can be told."""
         with suppress(ServingError):  # its lease will end
-            self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, self._end())
+            self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
     def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
         """Return a plan for what the robot sees now."""
@@ -307,5 +307,5 @@ class RemotePolicy:
             said = "refuses"
         message = wire.one_line(f"the server at {self.address} {said}: {details}")
         # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
-        hint = re.fullmatch(r"[0-9]{1,9}", str(wait))
+        hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
         return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import math
 import re
 import threading
 import time
@@ -181,7 +182,7 @@ class PolicyServer:
         self._calls.stopping = True
         end = time.monotonic() + grace
         with contextlib.suppress(TimeoutError):  # who watches the health and reads nothing would be waited for
-            await asyncio.wait_for(self._health.enter_graceful_shutdown(), min(grace, _FLUSH))
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH)
         while self._calls.running and time.monotonic() < end:
             await asyncio.sleep(_LOOK)
         await self._server.stop(_FLUSH)
@@ -272,7 +273,7 @@ class _Calls(grpc.GenericRpcHandler):
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
         self._metrics.refusals.labels(refusal.code.name).inc()
         wait = refusal.retry_after
-        trailing = () if wait is None else ((wire.RETRY_AFTER, str(round(1e3 * wait))),)
+        trailing = () if wait is None else ((wire.RETRY_AFTER, str(math.ceil(1e3 * wait))),)
         await context.abort(refusal.code, refusal.details, trailing)
 
 
