@@ -21,7 +21,7 @@ from asd_policy.continuity import Committed
 from asd_policy.errors import ObservationError, ServingError, SpecError
 from asd_policy.realtime.link import EpisodeEnded
 from asd_policy.realtime.timebase import VirtualTime
-from asd_policy.serving import RemotePolicy, wire
+from asd_policy.serving import RemotePolicy, server, wire
 from asd_policy.serving.client import RemotePlan
 from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
@@ -29,6 +29,8 @@ from asd_policy.serving.server import Limits, PolicyServer
 from asd_policy.serving.sessions import Sessions
 
 ROOT = Path(__file__).parents[1]
+WARM = "asd:window=4,draft=warm,verify=block"
+"""A sampler whose plans depend on the last one, too."""
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +69,12 @@ def test_alone_it_acts_as_here_to_the_bit(served: Served, small_checkpoint: Path
 
 
 @pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
-def test_a_control_loop_plans_there_as_here(continuity: str, served: Served, small_checkpoint: Path) -> None:
-    """To the bit, with what the robot goes on to do, in episodes that begin anew."""
-    here = asd_policy.load_policy(small_checkpoint, FIXED)
+def test_a_control_loop_plans_there_as_here(continuity: str, small_checkpoint: Path) -> None:
+    """To the bit, with what the robot goes on to do and the last plan as draft, in episodes that begin anew."""
+    here = asd_policy.load_policy(small_checkpoint, WARM)
     here.reset(3)
     written: list[list[list[float]]] = []
-    with served.connect() as there:
+    with serving(small_checkpoint, WARM) as served, served.connect() as there:
         there.reset(3)
         for planner in (here, there):
             actions: list[list[float]] = []
@@ -92,6 +94,7 @@ def test_a_control_loop_plans_there_as_here(continuity: str, served: Served, sma
         plan = there.last_plan
         assert plan is not None
         assert (plan.exact, plan.cut) == (continuity != "soft", False)
+        assert 0 < served.policy.robots[0].records[-1].at < 40  # steps of the episode, not of the loop
     assert written[0] == written[1]
 
 
@@ -145,10 +148,10 @@ def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pyt
     with served.connect(timeout=5) as robot:
         plan, refusals = robot._plan, [ServingError("busy", "RESOURCE_EXHAUSTED", wait) for wait in (0.01, 0.01)]
 
-        def busy(committed: Committed | None) -> RemotePlan:
+        def busy(committed: Committed | None, end: float) -> RemotePlan:
             if refusals:
                 raise refusals.pop()
-            return plan(committed)
+            return plan(committed, end)
 
         monkeypatch.setattr(robot, "_plan", busy)
         assert robot.plan([observation(0)], 0, True).actions.shape == (15, 2)
@@ -158,12 +161,40 @@ def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pyt
                 robot.plan([observation(0)], 0, True)
 
 
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_control_loop_at_a_full_queue(freed: bool, small_checkpoint: Path) -> None:
+    """It asks again until there is room for it, and has a plan then; no longer than its timeout."""
+    with serving(small_checkpoint, limits=Limits(1, max_queue=1)) as served, ThreadPoolExecutor(3) as pool:
+        robots = [served.connect(timeout=60) for _ in range(2)]
+        late = served.connect(timeout=60 if freed else 1)
+        served.server._dispatcher._seconds = 0.02
+        served.gate.clear()
+        asked = [pool.submit(robots[0].select_action, observation(0))]
+        until(lambda: len(served.batches) == 1)
+        asked.append(pool.submit(robots[1].select_action, observation(1)))
+        until(lambda: served.metric("queue") == 1)
+        start = time.monotonic()
+        waits = pool.submit(late.plan, [observation(2)], 0, True)
+        until(lambda: served.metric("refusals_total", status="RESOURCE_EXHAUSTED") >= 2)
+        if freed:
+            served.gate.set()
+            assert waits.result().actions.shape == (15, 2)
+        else:
+            time.sleep(0.8 - (time.monotonic() - start))
+            served.server._dispatcher._max_queue = 2  # room, though nobody plans
+            with pytest.raises(ServingError, match="has not answered within 1 s"):
+                waits.result()
+            assert 0.9 < time.monotonic() - start < 1.5
+            served.gate.set()
+        for each in asked:
+            each.result()
+
+
 def test_the_last_plan_begins_the_next(small_checkpoint: Path) -> None:
     """`warm` drafts depend on it: moved on by the actions that the robot has taken."""
-    spec = "asd:window=4,draft=warm,verify=block"
-    here = asd_policy.load_policy(small_checkpoint, spec)
+    here = asd_policy.load_policy(small_checkpoint, WARM)
     here.reset(1)
-    with serving(small_checkpoint, spec) as served, served.connect() as there:
+    with serving(small_checkpoint, WARM) as served, served.connect() as there:
         there.reset(1)
         for step in range(33):
             seen = observation(0.01 * step)
@@ -306,6 +337,23 @@ def test_one_plan_at_a_time(small_checkpoint: Path) -> None:
         first.result()
 
 
+def test_a_plan_that_was_given_up_is_waited_for(small_checkpoint: Path) -> None:
+    """It is made on the server all the same; a robot that asks again has the next one, and asks as often as told."""
+    with serving(small_checkpoint) as served, ThreadPoolExecutor(1) as pool:
+        robot = served.connect(timeout=0.3)
+        served.gate.clear()
+        with pytest.raises(ServingError, match=r"has not answered within 0\.3 s"):
+            robot.plan([observation(0)], 0, True)
+        robot._timeout = 60
+        served.server._dispatcher._seconds = 0.1
+        asked = pool.submit(robot.plan, [observation(1)], 0, True)
+        until(lambda: served.metric("refusals_total", status="FAILED_PRECONDITION") >= 2)
+        served.gate.set()
+        assert asked.result().actions.shape == (15, 2)
+        assert served.batches == [[0.0], [1.0]]
+        assert served.metric("refusals_total", status="FAILED_PRECONDITION") < 8
+
+
 def test_steps_that_go_back(served: Served) -> None:
     raw = Raw(served.address)
     request = good_request(raw.open())
@@ -339,20 +387,26 @@ def test_a_robot_that_goes_away_frees_its_place(small_checkpoint: Path) -> None:
 
 
 def test_a_plan_under_way_keeps_its_place(small_checkpoint: Path) -> None:
-    with serving(small_checkpoint, limits=Limits(1, max_clients=1, lease=0.2)) as served, ThreadPoolExecutor(1) as pool:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=1, lease=0.5)) as served, ThreadPoolExecutor(1) as pool:
         robot = served.connect()
         served.gate.clear()
         slow = pool.submit(robot.select_action, OBSERVATION)
         until(lambda: len(served.batches) == 1)
-        time.sleep(0.4)
+        time.sleep(0.7)
         with pytest.raises(ServingError, match="all 1 places are taken"):
             served.connect()
         served.gate.set()
         slow.result()
+        batches = len(served.batches)
+        while len(served.batches) == batches:  # its lease begins when it has its plan
+            robot.select_action(OBSERVATION)
 
 
-def test_a_row_that_spoils_a_batch_spoils_no_other(served: Served, small_checkpoint: Path) -> None:
+def test_a_row_that_spoils_a_batch_spoils_no_other(
+    served: Served, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers so large that the network overflows; the robot beside it gets the plan that it gets alone."""
+    monkeypatch.setattr(server, "MAX_NORMALIZED", np.inf)
     good, bad, blocker = served.connect(), served.connect(), served.connect()
     good.reset(seed=4)
     with ThreadPoolExecutor(3) as pool:
@@ -387,10 +441,14 @@ def test_a_fault_of_the_server_is_said_and_survived(served: Served, monkeypatch:
     with served.connect() as robot:
         with monkeypatch.context() as patch:
             patch.setattr(served.policy, "plan_for", broken)
-            with pytest.raises(ServingError, match="refuses: the plan failed: RuntimeError$") as fault:
-                robot.select_action(OBSERVATION)
-        assert fault.value.code == "INTERNAL"
+            for failed in range(3):  # health says so after as many in a row
+                assert health(served.address) == health_pb2.HealthCheckResponse.SERVING, failed
+                with pytest.raises(ServingError, match="refuses: the plan failed: RuntimeError$") as fault:
+                    robot.select_action(OBSERVATION)
+                assert fault.value.code == "INTERNAL"
+            until(lambda: health(served.address) == health_pb2.HealthCheckResponse.NOT_SERVING)
         robot.select_action(OBSERVATION)
+        until(lambda: health(served.address) == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_every_size_was_planned_with_before_the_first_request(small_checkpoint: Path) -> None:
@@ -481,8 +539,19 @@ def test_a_server_that_has_another_policy_now(small_checkpoint: Path) -> None:
         other = second.connect()
         robot.address, robot._channel = other.address, other._channel
         robot.reset()
-        with pytest.raises(ServingError, match="has another policy or sampler than before"):
-            robot.select_action(OBSERVATION)
+        for _ in range(2):  # the place that it was given is given back
+            with pytest.raises(ServingError, match="has another policy or sampler than before"):
+                robot.select_action(OBSERVATION)
+            assert second.metric("sessions") == 1
+
+
+@pytest.mark.parametrize("hint", ["soon", "-1", "1e3", "", "9" * 400])
+def test_a_hint_that_is_no_time(hint: str, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=1)) as served, served.connect():
+        monkeypatch.setattr(server, "str", lambda number: hint, raising=False)
+        with pytest.raises(ServingError, match="all 1 places are taken") as refused:
+            served.connect()
+        assert refused.value.retry_after is None
 
 
 def test_a_server_that_sends_nonsense(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,10 @@ FOUR = np.zeros((2, 4), "<f4")
         (pb.Array(shape=(2, 4), data=FOUR.tobytes() + b"1"), "has 33 bytes, not the 32 of its shape (2, 4)"),
         (wire.to_array(np.full((2, 4), np.nan)), "observation 'observation.state' holds NaN or infinity"),
         (wire.to_array(np.full((2, 4), -np.inf)), "observation 'observation.state' holds NaN or infinity"),
+        (
+            wire.to_array([[0, 0, 0, 0], [0, 0, 3e38, 0]]),
+            "observation 'observation.state' holds 3e+38, normalised 2.76923e+38, which is not in ±1e+12",
+        ),
     ],
 )
 def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
@@ -103,6 +107,10 @@ def test_arrays(array: pb.Array, says: str, raw: Raw) -> None:
         (pb.Committed(actions=pb.Array(shape=(4, 2)), delay=1), "has 0 bytes, not the 32 of its shape (4, 2)"),
         (pb.Committed(actions=wire.to_array(np.zeros((4, 2))), delay=5), "delay=5 is not in 0 … 4, the actions left"),
         (pb.Committed(actions=wire.to_array(np.full((4, 2), np.nan)), delay=1), "committed actions holds NaN"),
+        (
+            pb.Committed(actions=wire.to_array(np.full((4, 2), -3e38)), delay=1),
+            "committed actions holds -3e+38, normalised -4e+38, which is not in ±1e+12",
+        ),
     ],
 )
 def test_committed_actions(committed: pb.Committed, says: str, raw: Raw) -> None:
@@ -111,6 +119,16 @@ def test_committed_actions(committed: pb.Committed, says: str, raw: Raw) -> None
     code, details = refused(raw, "Plan", request.SerializeToString())
     assert code == "INVALID_ARGUMENT"
     assert says in details
+
+
+@pytest.mark.parametrize("value", [1e11, -1e11])
+def test_the_largest_numbers(value: float, raw: Raw) -> None:
+    """What is not refused is planned with."""
+    request = good_request(open_session(raw), value)
+    actions = wire.to_array(np.full((4, 2), value))
+    request.committed.CopyFrom(pb.Committed(actions=actions, delay=1, soft=True))
+    reply = pb.PlanReply.FromString(authorized(raw, "Plan", request.SerializeToString()))
+    assert wire.from_array(reply.actions, (15, 2), "the plan")[0] == pytest.approx([value, value], rel=1e-5)
 
 
 def test_features(raw: Raw) -> None:
@@ -235,6 +253,43 @@ def test_a_call_that_is_torn_off(raw: Raw, served: Served) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     raw.channel = grpc.insecure_channel(served.address)
+
+
+def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:
+    """Return a frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return len(data).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + data
+
+
+def watch_health(port: int, service: str) -> socket.socket:
+    """Ask to be told of a server's health, with a window of no bytes for the answer."""
+    headers = {":method": "POST", ":scheme": "http", ":path": "/grpc.health.v1.Health/Watch", ":authority": "robot"}
+    headers |= {"content-type": "application/grpc", "te": "trailers"}
+    words = [(name.encode(), value.encode()) for name, value in headers.items()]
+    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in words)
+    message = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    no_window = frame(4, 0, 0, (4).to_bytes(2) + (0).to_bytes(4))
+    body = frame(0, 1, 1, b"\0" + len(message).to_bytes(4) + message)
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(PREFACE + no_window + frame(4, 1, 0, b"") + frame(1, 4, 1, block) + body)
+    return connection
+
+
+def test_who_watches_the_health_and_reads_nothing(small_checkpoint: Path) -> None:
+    """Does not keep a server from ending."""
+    ending = server.PolicyServer(asd_policy.load_policy(small_checkpoint, FIXED), Limits(1), token=TOKEN)
+    port = ending.start()
+    with contextlib.ExitStack() as stack:
+        for service in ("", wire.SERVICE):
+            stack.enter_context(watch_health(port, service))
+        deadline = time.monotonic() + 30
+        while len(ending._health._watcher_count_by_service) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)  # for it to write what is not read
+        stop = threading.Thread(target=ending.stop, args=(1.0,), daemon=True)
+        stop.start()
+        stop.join(20)
+        assert not stop.is_alive()
 
 
 @pytest.mark.parametrize(

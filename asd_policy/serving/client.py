@@ -1,8 +1,10 @@
 """The client: a policy that plans on a server, with the methods of one that plans here."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -75,7 +77,8 @@ class RemotePolicy:
             token: That the server asks for; None for none.
             root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
                 plain text.
-            timeout: How long a call may take [s]. A plan that is late is given up, on the server too.
+            timeout: How long a plan, or another call, may take [s], all told. A plan that is late is given up, on the
+                server too.
 
         Raises:
             OSError: The certificates cannot be read.
@@ -96,7 +99,7 @@ class RemotePolicy:
             self._channel = grpc.secure_channel(address, trusted, own)
         self._identity: pb.PolicyIdentity | None = None
         try:
-            self._open()
+            self._open(self._end())
         except ServingError:
             self._channel.close()
             raise
@@ -171,7 +174,7 @@ class RemotePolicy:
         robot = self._robot
         robot.observe(read_observation(observation, self.observation_dims, NUMPY))
         if not robot.queue:
-            self.last_plan = self._plan()
+            self.last_plan = self._plan(None, self._end())
             robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps])
         robot.steps += 1
         return robot.queue.popleft()
@@ -179,23 +182,23 @@ class RemotePolicy:
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
 
-        A server that is busy for now is asked again when it says so, until the timeout: the plan is late then, and the
-        loop knows what to do.
+        A server that is busy for now, perhaps with a plan of this robot that was given up, is asked again when it says
+        so, until the timeout: the plan is late then, and the loop knows what to do.
 
         Raises:
             ObservationError: As `select_action`.
             ServingError: The server cannot be reached, is late, or refuses.
         """
+        end = self._end()
         if begins:
             self.reset(self._seed)
             self._first = step
         for observation in observations:
             self._robot.observe(read_observation(observation, self.observation_dims, NUMPY))
         self._robot.steps = step - self._first
-        end = time.monotonic() + self._timeout
         while True:
             try:
-                plan = self.last_plan = self._plan(committed)
+                plan = self.last_plan = self._plan(committed, end)
                 return Planned(plan.actions, plan.rounds, plan.cut)
             except ServingError as error:
                 if error.retry_after is None or time.monotonic() + error.retry_after > end:
@@ -204,10 +207,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Give the place back, if the server can be told, and end the connection."""
-        try:
-            self._call("Close", pb.CloseRequest(session=self._session), pb.CloseReply)
-        except ServingError:  # its lease will end
-            pass
+        self._give_back(self._session, self._end())
         self._channel.close()
 
     @property
@@ -215,27 +215,37 @@ class RemotePolicy:
         assert self._identity is not None, "set by the first `_open`"
         return self._identity
 
-    def _open(self) -> None:
+    def _end(self) -> float:
+        """Return until when something that begins now may take, on the clock `time.monotonic` [s]."""
+        return time.monotonic() + self._timeout
+
+    def _open(self, end: float) -> None:
         """Begin a session.
 
         Raises:
             ServingError: The server cannot be reached, refuses, or has another policy than before.
         """
-        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply)
+        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
         if self._identity not in (None, opened.policy):
+            self._give_back(opened.session, end)
             raise ServingError(f"the server at {self.address} has another policy or sampler than before")
         self._session, self._identity = opened.session, opened.policy
 
-    def _plan(self, committed: Committed | None = None) -> RemotePlan:
+    def _give_back(self, session: bytes, end: float) -> None:
+        """End a session, if the server can be told."""
+        with suppress(ServingError):  # its lease will end
+            self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
+
+    def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
         """Return a plan for what the robot sees now."""
         start = time.perf_counter()
         try:
-            reply = self._call("Plan", self._request(committed), pb.PlanReply)
+            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
         except ServingError as error:
             if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
                 raise
-            self._open()  # the session's lease has ended; an episode that begins has nothing to lose
-            reply = self._call("Plan", self._request(committed), pb.PlanReply)
+            self._open(end)  # the session's lease has ended; an episode that begins has nothing to lose
+            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
         horizons = self.horizons
         shape = horizons.horizon - horizons.executed.start, self.action_dim
         try:
@@ -270,15 +280,15 @@ class RemotePolicy:
             committed=told,
         )
 
-    def _call(self, name: str, request: Message, reply: type[T]) -> T:
-        """Call a method of the server."""
+    def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
+        """Call a method of the server, which has until then to answer."""
         call = self._channel.unary_unary(
             wire.method(name),
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
         try:
-            return call(request, timeout=self._timeout, metadata=self._metadata)
+            return call(request, timeout=max(end - time.monotonic(), 0.0), metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._error(error) from None
 
@@ -296,4 +306,6 @@ class RemotePolicy:
         else:
             said = "refuses"
         message = wire.one_line(f"the server at {self.address} {said}: {details}")
-        return ServingError(message, code.name, None if wait is None else int(wait) / 1e3)
+        # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
+        hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
+        return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)

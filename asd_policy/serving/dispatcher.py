@@ -156,6 +156,7 @@ class Dispatcher:
     def _release(self, request: Request) -> None:
         """Take note that a request is done with, or that its client has gone."""
         with self._changed:
+            request.session.renew()  # the wait and the plan may have taken longer than a lease
             request.session.busy = False
             if request in self._waiting:
                 self._waiting.remove(request)

@@ -1,7 +1,9 @@
 """The server: calls of gRPC, checked, to sessions and plans."""
 
 import asyncio
+import contextlib
 import hmac
+import math
 import re
 import threading
 import time
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -31,6 +34,12 @@ T = TypeVar("T")
 
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
+MAX_NORMALIZED = 1e12
+"""Largest number, normalised, that is planned with. Beyond, the squares of a network's normalisations come near the end
+of float32, and one robot's plan would fail all of its batch. A feature that was constant in training, with its range of
+1e-8, may still be off by thousands."""
+MOST_FAILURES = 3
+"""Plans in a row that fail for no reason of their robots', such as a fault of the GPU, before health says so."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
 _LARGEST = 2**31 - 1  # number that an option of gRPC takes
@@ -92,9 +101,9 @@ class PolicyServer:
         self._dispatcher = Dispatcher(policy, self._limits.max_batch, self._limits.max_queue, self.metrics)
         sessions = Sessions(self._limits.max_clients, self._limits.lease)
         self.metrics.watch(self._dispatcher.__len__, sessions.__len__)
-        self._planner = _Planner(policy, sessions, self._dispatcher)
-        self._calls = _Calls(self._planner.methods, token, self.metrics)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        self._planner = _Planner(policy, sessions, self._dispatcher, _Fitness(self._health))
+        self._calls = _Calls(self._planner.methods, token, self.metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="asd-policy-server", daemon=True)
 
@@ -170,9 +179,10 @@ class PolicyServer:
         return port
 
     async def _drain(self, grace: float) -> None:
-        await self._health.enter_graceful_shutdown()
         self._calls.stopping = True
         end = time.monotonic() + grace
+        with contextlib.suppress(TimeoutError):  # who watches the health and reads nothing would be waited for
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH)
         while self._calls.running and time.monotonic() < end:
             await asyncio.sleep(_LOOK)
         await self._server.stop(_FLUSH)
@@ -263,17 +273,44 @@ class _Calls(grpc.GenericRpcHandler):
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
         self._metrics.refusals.labels(refusal.code.name).inc()
         wait = refusal.retry_after
-        trailing = () if wait is None else ((wire.RETRY_AFTER, str(round(1e3 * wait))),)
+        trailing = () if wait is None else ((wire.RETRY_AFTER, str(math.ceil(1e3 * wait))),)
         await context.abort(refusal.code, refusal.details, trailing)
+
+
+class _Fitness:
+    """Says by the server's health whether plans come to anything."""
+
+    def __init__(self, told: Any) -> None:
+        """Begin fit.
+
+        Args:
+            told: The health servicer.
+        """
+        self._told, self._failures = told, 0
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def note(self, failed: bool) -> None:
+        """Take note of a plan."""
+        was_fit = self._failures < MOST_FAILURES
+        self._failures = self._failures + 1 if failed else 0
+        is_fit = self._failures < MOST_FAILURES
+        if is_fit == was_fit:
+            return
+        kinds = health_pb2.HealthCheckResponse
+        for service in ("", wire.SERVICE):  # each a task: who watches the health and reads nothing holds it up
+            task = asyncio.create_task(self._told.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
 
 class _Planner:
     """The methods of the service."""
 
-    def __init__(self, policy: Policy, sessions: Sessions, dispatcher: Dispatcher) -> None:
-        self._policy, self._sessions, self._dispatcher = policy, sessions, dispatcher
+    def __init__(self, policy: Policy, sessions: Sessions, dispatcher: Dispatcher, fitness: _Fitness) -> None:
+        self._policy, self._sessions, self._dispatcher, self._fitness = policy, sessions, dispatcher, fitness
         self._host = NUMPY if policy.device == NUMPY else "cpu"
         self._dims = policy.observation_dims
+        self._affine = {name: affine.to(NUMPY) for name, affine in policy.normalization.items()}
         steps = policy.horizons.n_obs_steps
         names = sum(len(name) for name in self._dims)
         numbers = steps * sum(self._dims.values()) + policy.horizons.horizon * policy.action_dim
@@ -319,7 +356,7 @@ class _Planner:
         asked = Request(
             session,
             self._history(request),
-            _step(request, session),
+            self._step(request, session),
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
             self._committed(request),
@@ -332,9 +369,12 @@ class _Planner:
         try:
             answer = await asyncio.wrap_future(asked.answer)
         except AsdError as error:
+            self._fitness.note(failed=False)
             raise Refusal(grpc.StatusCode.INTERNAL, str(error)) from None
         except Exception as error:  # the server's log has the rest
+            self._fitness.note(failed=True)
             raise Refusal(grpc.StatusCode.INTERNAL, f"the plan failed: {type(error).__name__}") from None
+        self._fitness.note(failed=False)
         record = answer.record
         return pb.PlanReply(
             actions=wire.to_array(answer.actions),
@@ -360,6 +400,7 @@ class _Planner:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
         try:
             actions = wire.from_array(told.actions, (count, self._policy.action_dim), "committed actions")
+            self._check_size(actions, "action", "committed actions")
             return Committed(actions, told.delay, told.soft)
         except (ObservationError, SpecError) as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
@@ -376,20 +417,33 @@ class _Planner:
                 name: wire.from_array(request.history[name], (steps, dim), f"observation {name!r}")
                 for name, dim in self._dims.items()
             }
+            for name, values in read.items():
+                self._check_size(values, name, f"observation {name!r}")
         except ObservationError as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         return [
             {name: arrays.asarray(values[step], self._host) for name, values in read.items()} for step in range(steps)
         ]
 
+    def _check_size(self, values: npt.NDArray[np.float32], feature: str, what: str) -> None:
+        """Check that numbers of a feature [n, feature_dim] are none that spoil a batch.
 
-def _step(request: pb.PlanRequest, session: Session) -> int:
-    """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
-    if session.busy:
-        why = "the session's plan before is still under way; a robot has one at a time"
-        raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why)
-    planned = session.robot.records
-    if not request.begins and planned and request.step < planned[-1].at:
-        why = f"step {request.step} is before step {planned[-1].at}, at which the session has planned"
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"{why}; `begins` begins an episode")
-    return request.step
+        Raises:
+            ObservationError: One is too large.
+        """
+        normalized = arrays.to_numpy(self._affine[feature].normalize(arrays.asarray(values, NUMPY, "float64")))
+        spoiling = ~(np.abs(normalized) <= MAX_NORMALIZED)
+        if spoiling.any():
+            worst = f"{values[spoiling][0]:g}, normalised {normalized[spoiling][0]:g}"
+            raise ObservationError(f"{what} holds {worst}, which is not in ±{MAX_NORMALIZED:g}")
+
+    def _step(self, request: pb.PlanRequest, session: Session) -> int:
+        """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
+        if session.busy:
+            why = "the session's plan before is still under way; a robot has one at a time"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why, self._dispatcher.delay)
+        planned = session.robot.records
+        if not request.begins and planned and request.step < planned[-1].at:
+            why = f"step {request.step} is before step {planned[-1].at}, at which the session has planned"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"{why}; `begins` begins an episode")
+        return request.step

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asd_policy.control import Robot
 
@@ -15,10 +15,20 @@ class Session:
 
     robot: Robot
     """Noise and last plan; changed by the thread that plans, and only while `busy`."""
-    expires: float
+    lease: float
+    """How long it lasts without a plan [s]."""
+    expires: float = field(init=False)
     """When the lease ends, on the clock `time.monotonic` [s]."""
     busy: bool = False
     """Whether a request of it waits or is planned."""
+
+    def __post_init__(self) -> None:
+        """Begin the lease."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin the lease anew."""
+        self.expires = time.monotonic() + self.lease
 
     def holds(self, now: float) -> bool:
         """Return whether the lease has not ended at a time of that clock."""
@@ -54,15 +64,15 @@ class Sessions:
         if len(self._open) >= self.most:
             return None
         name = secrets.token_bytes(_ID_BYTES)
-        self._open[name] = Session(robot, now + self.lease)
+        self._open[name] = Session(robot, self.lease)
         return name
 
     def renew(self, name: bytes) -> Session | None:
         """Return a session, its lease begun anew; None for one that is not open."""
-        session, now = self._open.get(name), time.monotonic()
-        if session is None or not session.holds(now):
+        session = self._open.get(name)
+        if session is None or not session.holds(time.monotonic()):
             return None
-        session.expires = now + self.lease
+        session.renew()
         return session
 
     def close(self, name: bytes) -> None:
