@@ -126,7 +126,7 @@ class Experience:
             counted = counted & free[:, None]
         nothing = xp.zeros_like(noise)
         noise, change = (xp.where(counted, values, nothing) for values in (noise, change))
-        # A plan for an observation without sense may overflow, or outweigh all others: it would spoil the sums for good.
+        # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
         fine = (noise * noise + change * change).mean((1, 2)) < _MOST_SQUARE  # not of NaN
         noise, change = (xp.where(fine[:, None, None], values, nothing) for values in (noise, change))
         judged, refused = judged & fine[:, None], refused & fine[:, None]
