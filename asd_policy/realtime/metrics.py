@@ -75,20 +75,16 @@ class _Collector:
         for each in STATES:
             state.add_metric([each], each == told.state)
         yield state
-        for name, values in (("period", told.period_ms), ("lateness", told.lateness_ms), ("plan", told.plan_ms)):
-            gauge = GaugeMetricFamily(
-                f"asd_policy_loop_{name}_seconds", "Quantiles of the last values.", labels=["quantile"]
-            )
+        for name, values, units in (
+            ("period_seconds", told.period_ms, 1e3),
+            ("lateness_seconds", told.lateness_ms, 1e3),
+            ("plan_seconds", told.plan_ms, 1e3),
+            ("seam", told.seam, 1.0),
+        ):
+            gauge = GaugeMetricFamily(f"asd_policy_loop_{name}", "Quantiles of the last values.", labels=["quantile"])
             if values is not None:
                 for quantile, field in _QUANTILES.items():
-                    gauge.add_metric([quantile], getattr(values, field) / 1e3)
-            yield gauge
-        if told.seam is not None:
-            gauge = GaugeMetricFamily(
-                "asd_policy_loop_seam", "Quantiles of the last values, in units of actions.", labels=["quantile"]
-            )
-            for quantile, field in _QUANTILES.items():
-                gauge.add_metric([quantile], getattr(told.seam, field))
+                    gauge.add_metric([quantile], getattr(values, field) / units)
             yield gauge
         if told.rounds_mean is not None:
             yield GaugeMetricFamily("asd_policy_loop_rounds", "Mean rounds of the last plans.", value=told.rounds_mean)

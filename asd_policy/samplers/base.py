@@ -54,10 +54,10 @@ class Past:
     """Learned from the plans of a policy; a sampler that can learn adds its own."""
 
     @property
-    def lacks_plans(self) -> bool:
-        """Whether a row has no plan before this one."""
-        last = self.last_plan
-        return last is None or not bool((last != 0).reshape(len(last), -1).any(1).all())
+    def lacking(self) -> Array:
+        """Which rows have no last plan, for zeros stand for none [B]; only where there is a `last_plan`."""
+        assert self.last_plan is not None
+        return (self.last_plan == 0).reshape(len(self.last_plan), -1).all(1)
 
 
 def move_on(sample: Array, executed: int) -> Array:
@@ -177,7 +177,7 @@ class Sampler(abc.ABC):
         launcher, deadline = launcher_of(denoiser), None
         if deadline_ms is not None:
             pace = pace_of(denoiser) if past.experience is None else past.experience.pace
-            jumps = fallback != "last_plan" or past.lacks_plans
+            jumps = fallback != "last_plan" or past.last_plan is None or bool(past.lacking.any())
             deadline = Deadline(start if began is None else began, deadline_ms, fallback, pace, shape[0], jumps)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):

@@ -38,9 +38,7 @@ def check_deadline(milliseconds: float | None, fallback: str) -> None:
 class Deadline:
     """When a batch of plans has to be there. A sampler asks it before each piece of work."""
 
-    def __init__(
-        self, began: float, milliseconds: float, fallback: str, pace: Pace, batch: int, jumps: bool = True
-    ) -> None:
+    def __init__(self, began: float, milliseconds: float, fallback: str, pace: Pace, batch: int, jumps: bool) -> None:
         """Set it.
 
         Args:

@@ -39,8 +39,7 @@ def fall_back(target: Target, jump: Callable[[], Array], rows: Array, past: Past
     event = target.shape[1:]
     if deadline.fallback == "jump" or past.last_plan is None:
         return deadline.jump(jump).reshape(len(rows), *event), xp.ones_like(rows)
-    last = arrays.asarray(past.last_plan, arrays.device_of(rows))[rows]
-    lacks = (last == 0).reshape(len(rows), -1).all(1)  # zeros stand for no plan
+    last, lacks = (arrays.asarray(each, arrays.device_of(rows))[rows] for each in (past.last_plan, past.lacking))
     if not bool(lacks.any()):
         return last, xp.zeros_like(rows)
     clean = deadline.jump(jump).reshape(last.shape)
