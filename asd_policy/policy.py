@@ -401,15 +401,16 @@ class Policy:
 
     def _condition(self, history: Mapping[str, Any]) -> Array:
         """Return what the network is told of a history: normalised and flattened [B, n_obs_steps · feature dims]."""
-        steps, parts = self.horizons.n_obs_steps, []
+        parts = []
         for name, affine in self._observation.items():
             if name not in history:
                 raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
             values, what = history[name], f"the history of {name!r}"
             if not hasattr(values, "detach"):  # a tensor's numbers may be on a GPU, which is not waited for
                 values = finite(as_numbers(values, what), what)
-            if tuple(values.shape[1:]) != (steps, len(affine.origin)):
-                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {steps}, {len(affine.origin)})")
+            steps, dim = self.horizons.n_obs_steps, len(affine.origin)
+            if tuple(values.shape[1:]) != (steps, dim):
+                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {steps}, {dim})")
             parts.append(affine.normalize(arrays.asarray(values, self.device, "float32")))
         cond = arrays.namespace(parts[0]).concatenate(parts, axis=-1)
         return cond.reshape(len(cond), -1)

@@ -22,8 +22,8 @@ class History:
         Args:
             length: Observations to keep.
             dims: Length of each feature that the planner reads: an observation is looked at no further. None for a
-                planner that does not say, whose observations are kept as they come: all numbers in them are to be finite,
-                and of the shape that they have in the first.
+                planner that does not say. Its observations are kept as they come; all numbers in them are to be
+                finite, and of the shape that they have in the first.
         """
         self._dims = dims
         self._kept: deque[Any] = deque(maxlen=length)
