@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -223,7 +223,7 @@ def synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def read_seed(seed: Any) -> int:
+def read_seed(seed: SupportsIndex) -> int:
     """Return a seed of any integer type as Python's.
 
     Raises:
@@ -238,7 +238,7 @@ def read_seed(seed: Any) -> int:
     return number
 
 
-def make_generator(device: Any, seed: int | None = None) -> Any:
+def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
     """Return a source of noise for a device; None for a seed that the system makes up.
 
     Raises:

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -213,7 +213,7 @@ class Policy:
         denoiser, device = self.denoiser, self.device
         check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: SupportsIndex | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
 
         Args:
@@ -226,7 +226,7 @@ class Policy:
             self.generator = arrays.make_generator(self.device, seed)
         self.robots = [self._robot(self.generator)]
 
-    def reset_batch(self, seeds: Sequence[int]) -> None:
+    def reset_batch(self, seeds: Sequence[SupportsIndex]) -> None:
         """Begin an episode of several robots at once, to be controlled by `observe` and `act`.
 
         Args:
@@ -237,7 +237,7 @@ class Policy:
         """
         self.robots = [self.new_robot(seed) for seed in seeds]
 
-    def new_robot(self, seed: int | None = None) -> Robot:
+    def new_robot(self, seed: SupportsIndex | None = None) -> Robot:
         """Return a robot whose episode begins, for `robots`.
 
         Args:
@@ -347,7 +347,7 @@ class Policy:
 
     def plan(
         self,
-        history: Mapping[str, Array],
+        history: Mapping[str, Any],
         generator: Any = None,
         last_plan: Array | None = None,
         stopwatch: Stopwatch | None = None,
@@ -356,7 +356,7 @@ class Policy:
         """Sample a batch of action chunks.
 
         Args:
-            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first.
+            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first, in any array.
             generator: Source of the noise, see `Sampler.sample`.
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from asd_policy import arrays
 from asd_policy.policy import Policy
 
 CALIBRATION_PLANS = 32
@@ -46,7 +47,7 @@ class States:
 def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
     """Return conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
     dims = sum(policy.observation_dims.values())
-    once = torch.rand((count, 1, dims), generator=torch.Generator().manual_seed(seed))
+    once = torch.rand((count, 1, dims), generator=arrays.make_generator(torch.device("cpu"), seed))
     return (2 * once - 1).expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
 
 

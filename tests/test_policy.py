@@ -239,7 +239,7 @@ def test_a_history_in_any_form(as_array: Any, policy: Policy) -> None:
     with pytest.raises(asd_policy.ObservationError, match=r"the history has no 'observation.state'; it has nothing"):
         policy.plan({})
     with pytest.raises(asd_policy.ObservationError, match=r"has shape \(3, 2, 3\), not \(B, 2, 4\)"):
-        policy.plan(dict.fromkeys(history, history[ENVIRONMENT_STATE]))
+        policy.plan({name: history[ENVIRONMENT_STATE] for name in history})
 
 
 @pytest.mark.parametrize("seed", [np.int64(5), np.uint8(5), torch.tensor(5), np.array(5)])

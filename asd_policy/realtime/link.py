@@ -1,7 +1,7 @@
 """How a control loop reaches its robot: two callables, or those of an environment."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class Link:
 class EnvLink:
     """The two callables of an environment that is stepped in real time."""
 
-    def __init__(self, env: "gymnasium.Env[Any, Any]", seed: int | None = None) -> None:
+    def __init__(self, env: "gymnasium.Env[Any, Any]", seed: SupportsIndex | None = None) -> None:
         """Begin an episode.
 
         Args:

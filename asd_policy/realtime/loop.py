@@ -5,7 +5,7 @@ import math
 import os
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from asd_policy.errors import LoopError, one_line
 from asd_policy.policy import Policy
@@ -88,7 +88,7 @@ class ControlLoop:
         hz: float,
         options: LoopOptions | None = None,
         time: Timebase | None = None,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
     ) -> Self:
         """Make a loop that steps an environment in real time, one episode after the other.
 

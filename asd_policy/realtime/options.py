@@ -21,8 +21,8 @@ class LoopOptions:
 
     safe_action: SafeAction | None = None
     """What is written in the place of plans after a fault, before an episode's first plan, and once at the end. None
-    for nothing: a fault ends the loop. A function is given the observation as it came, with all its keys; its arrays are
-    copies."""
+    for nothing: a fault ends the loop. A function is given the observation as it came, with all its keys; arrays in it
+    are copies."""
     late_limit: int = 10
     """Ticks in a row, each without a planned action, without an observation in time, or after ticks that were missed,
     which are a fault."""
