@@ -16,7 +16,7 @@ from gymnasium.vector.utils import iterate
 
 from asd_policy.border import clipped
 from asd_policy.environments import Env
-from asd_policy.errors import EnvError
+from asd_policy.errors import EnvError, one_line
 
 _END = "asd_policy_end"
 _PRELOADED = ["asd_policy.vector", "asd_policy.law"]  # what takes a process of `asd-policy` seconds to import
@@ -323,7 +323,7 @@ class _InWorker:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+    return one_line(f"{type(error).__name__}: {error}".rstrip(": "))
 
 
 def make_envs(make: Callable[[], Env], count: int) -> Envs:
