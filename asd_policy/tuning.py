@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from itertools import chain as flatten
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from asd_policy.experience import Experience
 from asd_policy.files import atomic_file, cache_dir
 from asd_policy.hardware import hardware, library
 
-_VERSION = "2"
+_VERSION = "3"
 _EDGE = 2**16  # bytes at either end of a file that tell it from others
 
 
@@ -48,6 +49,7 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
     metadata = {
         "version": _VERSION,
         "plans": str(experience.plans),
+        "responses": str(experience.responses),
         "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in experience.overhead.items()]),
         "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
@@ -63,13 +65,15 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
         )
 
 
-def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> tuple[Experience, str | None]:
+def load_tuning(
+    path: Path, chain: GaussianChain, event: Sequence[int], device: Device
+) -> tuple[Experience, str | None]:
     """Read an experience.
 
     Args:
         path: Written by `save_tuning`.
         chain: Of the policy.
-        dim: Numbers in one of its plans D.
+        event: Shape of one of its plans (horizon, …).
         device: Where it plans.
 
     Returns:
@@ -80,12 +84,16 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
         CheckpointError: The file is damaged, or of another policy.
     """
     steps = len(chain)
-    shapes = {"cross": (steps, dim, dim), "noise": (steps,), "change": (steps,)}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != _VERSION:
                 raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
+            plans, responses = int(metadata["plans"]), int(metadata["responses"])
+            if responses:
+                plan = event[0], math.prod(event[1:])
+                shapes = {"cross": (steps, *plan), "noise": (steps,), "change": (steps,), "free": plan}
             pairs = [_pair(name) for name in file.keys() if name.startswith(_JUDGEMENTS[0])]
             counts = {_name(kind, pair): (steps,) for pair in pairs for kind in _JUDGEMENTS}
             # Looked up before anything is read: a size in the file is not to be trusted with memory.
@@ -94,12 +102,11 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
                 if found != shape:
                     raise CheckpointError(f"{path} is of another policy: {name} has shape {found}, not {shape}")
             read = {name: arrays.asarray(file.get_tensor(name), device, "float32") for name in shapes | counts}
-        plans = int(metadata["plans"])
         latency = _seconds(json.loads(metadata["latency"]))
         overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
                     for (draft, verify, batch), timed in json.loads(metadata["overhead"])}  # fmt: skip
         times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
-        if plans < 1 or not all(0 <= seconds < float("inf") for seconds in times):
+        if plans < 1 or not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in times):
             raise ValueError("its numbers are out of range")
         if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
@@ -110,8 +117,8 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
     judgements = {pair: _both(read, pair) for pair in pairs}
     moments = {name: read[name] for name in shapes}
     if (metadata.get("hardware"), metadata.get("library")) != (hardware(device), library(device)):
-        return Experience(plans, moments, judgements), None
-    return Experience(plans, moments, judgements, latency, overhead), metadata.get("backend")
+        return Experience(plans, moments, responses, judgements), None
+    return Experience(plans, moments, responses, judgements, latency, overhead), metadata.get("backend")
 
 
 _JUDGEMENTS = ("judged", "refused")

@@ -132,7 +132,7 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
     _check_size(loaded)
     tuning, tuned = tuning_file(path), None
     if tuning.exists():
-        loaded.experience, tuned = load_tuning(tuning, loaded.chain, math.prod(loaded.event), loaded.device)
+        loaded.experience, tuned = load_tuning(tuning, loaded.chain, loaded.event, loaded.device)
     if backend == AUTO:
         if tuned is None:
             raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")
