@@ -1,9 +1,10 @@
 """How predictions follow the points of a chain: the mean Jacobian J_k = ∂x̂0/∂x of each step, in few numbers.
 
-By Tweedie's formula J_k = √ᾱ_k/(1 − ᾱ_k) · Cov(x_0 | x_k) (Efron 2011). Action chunks are smooth in time, and one
-action says little about another's noise. So cosines over the horizon, for each action by itself, nearly diagonalise it:
-a step has D gains, and turning a vector takes D · horizon products. What that costs in rounds against the full matrix
-is in docs/benchmarks.md.
+By Tweedie's formula J_k = √ᾱ_k/(1 − ᾱ_k) · Cov(x_0 | x_k) (Efron 2011). What an observation leaves open of an action
+chunk is smooth in time and grows from its beginning, like a random walk, whose covariance the sines below diagonalise;
+and one action says little about another's noise. So they nearly diagonalise J_k, for each action by itself: a step has
+D gains, and turning a vector takes D · horizon products. docs/benchmarks.md has what that costs in rounds against the
+full matrix.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Response:
     def none(cls, x: Array, steps: int) -> "Response":
         """Make the response before the first plan, J = 0, for points x [B, horizon, …] and a chain of K `steps`."""
         flat = x.reshape(len(x), -1)
-        return cls(cosines(x.shape[1], arrays.device_of(x), x.dtype), arrays.zeros((steps, flat.shape[1]), x))
+        return cls(sines(x.shape[1], arrays.device_of(x), x.dtype), arrays.zeros((steps, flat.shape[1]), x))
 
     def turn(self, values: Array) -> Array:
         """Turn vectors [..., D] into the basis."""
@@ -43,12 +44,10 @@ class Response:
         return turn(self.basis, values)
 
 
-def cosines(horizon: int, device: Device, dtype: Any) -> Array:
-    """Make the orthonormal cosine transform (DCT-II, Ahmed et al. 1974), a cosine a column [horizon, horizon]."""
-    time, frequency = np.arange(horizon)[:, None] + 0.5, np.arange(horizon)
-    basis = np.sqrt(2 / horizon) * np.cos(np.pi / horizon * time * frequency)
-    basis[:, 0] = np.sqrt(1 / horizon)
-    return arrays.asarray(basis, device, dtype)
+def sines(horizon: int, device: Device, dtype: Any) -> Array:
+    """Make the orthonormal sine transform (DST-IV; a random walk's Karhunen–Loève), [horizon, horizon]."""
+    half = np.arange(horizon) + 0.5
+    return arrays.asarray(np.sqrt(2 / horizon) * np.sin(np.pi / horizon * np.outer(half, half)), device, dtype)
 
 
 def turn(matrix: Array, values: Array) -> Array:
@@ -72,7 +71,7 @@ def moments(noise: Array, change: Array, squares: tuple[Array, Array], free: Arr
         before it, and zeros.
     """
     xp = arrays.namespace(noise)
-    inverse = cosines(horizon, arrays.device_of(noise), noise.dtype).T
+    inverse = sines(horizon, arrays.device_of(noise), noise.dtype).T
     cross = (turn(inverse, change) * turn(inverse, noise)).sum(0).reshape(noise.shape[1], horizon, -1)
     by_step = {"cross": cross, "noise": squares[0].sum(0), "change": squares[1].sum(0)}
     found = {name: xp.concatenate([xp.zeros_like(sums[:1]), sums]) for name, sums in by_step.items()}
@@ -96,7 +95,7 @@ def fit(sums: Mapping[str, Array], device: Device, dtype: Any) -> Response:
     # A slope's variance: that of the response over that of the noise, by the number of pairs.
     uncertainty = _pool(change)[:, None, None] / noise / (free * (2 * _SMOOTHING + 1)).clip(min=1e-30)
     gain = gain.clip(min=0) * (1 - uncertainty / (gain**2).clip(min=1e-30)).clip(min=0)
-    return Response(cosines(horizon, device, dtype), arrays.asarray(gain.reshape(steps, -1), device, dtype))
+    return Response(sines(horizon, device, dtype), arrays.asarray(gain.reshape(steps, -1), device, dtype))
 
 
 def _pool(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from asd_policy.errors import CheckpointError, DenoiserError
 from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
-from asd_policy.response import Response, cosines
+from asd_policy.response import Response, sines
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
@@ -31,7 +31,7 @@ DIM = 6
 @pytest.fixture(scope="module")
 def data() -> Tensor:
     """The covariance of smooth data [D, D]: what is slow moves far."""
-    basis = cosines(DIM, CPU, DTYPE)
+    basis = sines(DIM, CPU, DTYPE)
     return basis @ torch.diag(2.0 / 3.0 ** torch.arange(DIM, dtype=DTYPE)) @ basis.T
 
 
@@ -69,12 +69,12 @@ def jacobians(response: Response | None) -> Tensor:
 
 @pytest.mark.parametrize("covariance", ["data", "rough"])
 def test_the_response_of_gaussian_data_is_found(covariance: str, request: pytest.FixtureRequest) -> None:
-    """It is linear there, with a Jacobian by Tweedie's formula; of it what lies along the cosines is found."""
+    """It is linear there, with a Jacobian by Tweedie's formula; of it what lies along the sines is found."""
     chain = GaussianChain.from_scheduler(
         {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, 100
     )
     network, jacobian = denoise(chain, request.getfixturevalue(covariance))
-    basis = cosines(DIM, CPU, DTYPE)
+    basis = sines(DIM, CPU, DTYPE)
     expected = basis @ torch.diag_embed((basis.T @ jacobian @ basis).diagonal(dim1=1, dim2=2)) @ basis.T
     if covariance == "data":
         torch.testing.assert_close(expected, jacobian)
