@@ -67,6 +67,15 @@ def find_device(name: Any) -> Device:
     return device
 
 
+def on_cpu() -> AbstractContextManager[Any]:
+    """Return the context in which tensors are made on the CPU, whatever the user's default device."""
+    if find_spec("torch") is None:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.device("cpu")
+
+
 def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     """Return values as an array on a device.
 

@@ -66,12 +66,13 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
         if not bool(((width >= 0) & torch.isfinite(width)).all()):
             raise CheckpointError(f"statistic 'max' of {feature!r} is below 'min', or too far above it")
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
-        return Affine(low, 2 / width, -torch.ones(dim))
+        return Affine(low, 2 / width, -torch.ones_like(low))
     if mode == "MEAN_STD":
         deviation = statistic("std")
         if not bool((deviation >= 0).all()):
             raise CheckpointError(f"statistic 'std' of {feature!r} is negative")
-        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros(dim))
+        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros_like(deviation))
     if mode == "IDENTITY":
-        return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
+        zeros = torch.zeros(dim, dtype=torch.float32)
+        return Affine(zeros, torch.ones_like(zeros), zeros)
     raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

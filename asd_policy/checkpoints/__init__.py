@@ -4,7 +4,7 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from asd_policy.arrays import find_device
+from asd_policy.arrays import find_device, on_cpu
 from asd_policy.backends import make_backend
 from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
@@ -126,7 +126,8 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
     wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
-    loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
+    with on_cpu():
+        loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)

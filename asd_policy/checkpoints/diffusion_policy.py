@@ -288,4 +288,4 @@ def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str)
         if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
         parts[name] = value.expand(dim).clone()
-    return Affine(torch.zeros(dim), parts["scale"], parts["offset"])
+    return Affine(torch.zeros_like(parts["offset"]), parts["scale"], parts["offset"])

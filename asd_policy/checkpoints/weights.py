@@ -53,7 +53,8 @@ def load_weights(
                 f"{source} does not fit {settings}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"not {tuple(expected[key].shape)}"
             )
-    network = build()
+    with torch.device("cpu"):
+        network = build().float()  # the user's default dtype may be another
     constants = dict(network.named_buffers())
     for key, name in names.items():
         if not tensors[name].is_floating_point():
