@@ -12,7 +12,6 @@ import torch
 import asd_policy
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints import Format, find_format, load, locate
-from asd_policy.checkpoints.reading import file_in
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
@@ -103,11 +102,7 @@ def _range(affine: Affine) -> dict[str, list[float]]:
 
 def files(folder: Path, form: Format) -> list[dict[str, Any]]:
     """Return name, size and digest of the files that the format reads."""
-    if folder.is_file():
-        return [file_record(folder, folder.name)]
-    paths = sorted({path for pattern in form.hub_files for path in folder.glob(pattern)})
-    names = [str(path.relative_to(folder)) for path in paths]
-    return [file_record(file_in(folder, name), name) for name in names]
+    return [file_record(path, name) for name, path in form.files(folder).items()]
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
         dim: Its length.
 
     Raises:
-        CheckpointError: The mode is unknown, or a statistic is missing, misshapen or not finite.
+        CheckpointError: The mode is unknown, or a statistic is missing, misshapen, no floating-point number or
+            not finite.
     """
     import torch  # statistics are tensors; a map that is made needs none of it
 
@@ -53,11 +54,9 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
                 f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
                 f"the checkpoint has {sorted(statistics) or 'none'}"
             )
-        value = statistics[name].to(torch.float32)
+        value = arrays.checked_float32(statistics[name], f"statistic {name!r} of {feature!r}")
         if tuple(value.shape) != (dim,):
             raise CheckpointError(f"statistic {name!r} of {feature!r} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"statistic {name!r} of {feature!r} is not finite")
         return value
 
     if mode == "MIN_MAX":

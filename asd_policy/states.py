@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from asd_policy import arrays
 from asd_policy.policy import Policy
 
 CALIBRATION_PLANS = 32
@@ -47,8 +48,8 @@ class States:
 def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
     """Return conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
     dims = sum(policy.observation_dims.values())
-    generator = torch.Generator("cpu").manual_seed(seed)
-    once = torch.rand((count, 1, dims), generator=generator, dtype=torch.float32, device="cpu")
+    cpu = torch.device("cpu")
+    once = arrays.uniforms((count, 1, dims), arrays.make_generator(cpu, seed), cpu)
     return (2 * once - 1).expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
 
 

@@ -190,7 +190,10 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_tensor(STATISTICS, f"{STATE}.max", torch.full((4,), -9.0)), f"'max' of '{STATE}' is below 'min'"),
     (set_tensor(STATISTICS, f"{ENVIRONMENT_STATE}.std", torch.full((3,), -1.0)), "is negative"),
     (set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(3)), "has shape (3,), not (4,)"),
-    (set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)), "is not finite"),
+    (
+        set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)),
+        f"statistic 'min' of '{STATE}' holds NaN or infinity",
+    ),
 ]
 
 

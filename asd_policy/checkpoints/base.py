@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.arrays import Device
+from asd_policy.checkpoints.reading import file_in
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
@@ -47,3 +48,20 @@ class Format:
     """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""
     hub_files: tuple[str, ...] = ()
     """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """Return the files that tell a checkpoint from others, by their names in it: those that `load` reads.
+
+        Of a folder whose format does not say which these are, all regular files that lie in it.
+
+        Raises:
+            CheckpointError: One of them leads out of the folder, or is no regular file.
+        """
+        if path.is_file():
+            return {path.name: path}
+        if self.hub_files:
+            found = {each for pattern in self.hub_files for each in path.glob(pattern)}
+        else:
+            found = {each for each in path.iterdir() if each.is_file() and not each.is_symlink()}
+        names = sorted(str(each.relative_to(path)) for each in found)
+        return {name: file_in(path, name) for name in names}

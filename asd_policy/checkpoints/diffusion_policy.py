@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asd_policy.arrays import checked_float32
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.archives import TorchArchive, mentions
 from asd_policy.checkpoints.base import Description, Format
@@ -282,10 +283,10 @@ def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str)
         key = f"{field}.{name}"
         if key not in normalizer:
             raise CheckpointError(f"{source}: the normaliser has no {key}; was the policy saved before its training?")
-        value = normalizer[key].float()
+        value = checked_float32(normalizer[key], f"{source}: {NORMALIZER_PREFIX}{key}")
         if tuple(value.shape) not in ((dim,), (1,)):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
-            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
+        if name == "scale" and not bool(torch.isfinite(1 / value).all()):
+            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds a scale of 0, or one next to it")
         parts[name] = value.expand(dim).clone()
     return Affine(torch.zeros_like(parts["offset"]), parts["scale"], parts["offset"])

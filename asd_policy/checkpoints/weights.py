@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from asd_policy.arrays import checked_float32
 from asd_policy.errors import CheckpointError
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -56,14 +57,13 @@ def load_weights(
     with torch.device("cpu"):
         network = build().float()  # the user's default dtype may be another
     constants = dict(network.named_buffers())
+    weights: dict[str, Tensor] = {}
     for key, name in names.items():
-        if not tensors[name].is_floating_point():
-            raise CheckpointError(f"{source}: {name} holds {tensors[name].dtype}, not floating-point numbers")
-        if key in constants:
-            if not torch.equal(tensors[name].float(), constants[key]):
-                raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
-        elif not bool(torch.isfinite(tensors[name]).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
-    # Copies into float32, whatever the stored dtype.
-    network.load_state_dict({key: tensors[name] for key, name in names.items()})
+        if key not in constants:
+            weights[key] = checked_float32(tensors[name], f"{source}: {name}")
+        elif torch.equal(tensors[name].float(), constants[key]):
+            weights[key] = constants[key]
+        else:
+            raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
