@@ -11,7 +11,7 @@ import torch
 
 import asd_policy
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import Format, find_format, load, locate
+from asd_policy.checkpoints import Description, Format, find_format, load, locate
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
@@ -39,7 +39,7 @@ def inspect(path: str) -> dict[str, Any]:
         chain: GaussianChain | ChainError = loaded.chain
     except AsdError as error:
         missing.append(str(error))
-        chain = _chain(description.scheduler, description.num_inference_steps)
+        chain = _chain(description)
     tuning = tuning_file(folder)
     said: dict[str, Any] = {
         "version": 1,
@@ -62,10 +62,10 @@ def inspect(path: str) -> dict[str, Any]:
     return _plain(said)
 
 
-def _chain(scheduler: Mapping[str, Any], steps: Any) -> GaussianChain | ChainError:
-    """Return the chain of a configuration, or why there is none."""
+def _chain(said: Description) -> GaussianChain | ChainError:
+    """Return the chain that a checkpoint describes, or why there is none."""
     try:
-        return GaussianChain.from_scheduler(scheduler, steps)
+        return GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error
 

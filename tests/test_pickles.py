@@ -11,7 +11,7 @@ import tracemalloc
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable
-from datetime import date, timezone
+from datetime import UTC, date
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,13 +151,13 @@ UNUSED: dict[str, Any] = {
     "list of a class": Tags("ab"),
     "mapping of a class": Table(a=1),
     "decimal": Decimal("1.5"),
-    "zone": timezone.utc,
+    "zone": UTC,
     "namespace": SimpleNamespace(a=1),
     "path of Python 3.13": Path("runs"),
     "module": torch.nn.Linear(2, 2),
     "array": np.arange(3, dtype=np.uint16),
     "array of objects": np.array([{}, None], dtype=object),
-    "masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "masked array": np.ma.array([1, 2], mask=[False, True]),
     "generator": np.random.default_rng(0),
     "old generator": np.random.RandomState(0),
     "torch's generator": torch.Generator(),

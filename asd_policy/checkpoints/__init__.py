@@ -68,8 +68,19 @@ def find_format(path: Path) -> tuple[str, Format]:
     found = find_plugin(path, plugins, failures)
     if found is None:
         known = ", ".join([*FORMATS, *plugins])
-        raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
+        what = f"{path} is not a checkpoint of a known format: {known}"
+        raise CheckpointError("; ".join([what, *failures, *_explain(path)]))
     return found
+
+
+def _explain(path: Path) -> list[str]:
+    """Say what a file of no known format is, where that can be told."""
+    if not find_spec("torch"):
+        return []
+    from asd_policy.checkpoints.archives import explain
+
+    what = explain(path)
+    return [] if what is None else [what]
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:

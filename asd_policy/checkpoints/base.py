@@ -19,7 +19,9 @@ class Description:
     network: str
     """What predicts, by its class name in its own library."""
     parameters: int
-    """Numbers in the weights of the whole checkpoint, encoders included."""
+    """Numbers in the weights of the whole checkpoint, encoders included; of tied ones, once."""
+    network_parameters: int | None = None
+    """Those of the network alone; None where there is nothing beside it."""
     observation: Mapping[str, Any] = field(default_factory=dict)
     """Shape of each observation feature."""
     action: Mapping[str, Any] = field(default_factory=dict)
@@ -30,10 +32,24 @@ class Description:
     """The noise scheduler's configuration in the words of diffusers, `_class_name` first."""
     num_inference_steps: Any = None
     """Steps of the chain; None for all the training steps."""
+    eta: Any = None
+    """DDIM's share of noise; None where the file says none."""
     normalization: Mapping[str, Any] = field(default_factory=dict)
     """How each feature is normalised."""
     notes: tuple[str, ...] = ()
     """What else a user has to know of it, a sentence each."""
+
+
+def pinned_steps(scheduler: Mapping[str, Any], steps: Any) -> tuple[str, ...]:
+    """Return a note where diffusers 0.11, which training code pins, takes another chain than later versions."""
+    train = scheduler.get("num_train_timesteps")
+    if scheduler.get("_class_name") != "DDPMScheduler" or not (type(steps) is type(train) is int and steps < train):
+        return ()
+    return (
+        f"num_inference_steps {steps} is below num_train_timesteps {train}: DDPMScheduler of diffusers 0.11, which its "
+        "training code pins, then steps from t to t − 1 although it leaves timesteps out; here, as in later diffusers, "
+        "a step leads to the next timestep of the chain, so plans differ from those of the pinned version",
+    )
 
 
 @dataclass(frozen=True)

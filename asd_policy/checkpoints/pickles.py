@@ -273,10 +273,10 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return what stands for a call or a new object."""
     if name in MAPPINGS:
         return {}
-    # torch._utils._rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks)
-    storage, offset, shape, stride = arguments[:4] if name == TENSOR else (None,) * 4
-    if name != TENSOR or isinstance(storage, Record):
+    if name != TENSOR or (arguments and isinstance(arguments[0], Record)):  # such a storage is of another dtype
         return Record(name, arguments)
+    # torch._utils._rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks)
+    storage, offset, shape, stride = arguments[:4]
     if not (isinstance(storage, Storage) and _counts((offset,)) and _counts(shape) and _counts(stride)):
         raise ValueError("a tensor whose storage, offset, size or stride is none")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -1,10 +1,9 @@
 """A configuration from an untrusted file, read value by value: each is there and of its kind, or an error names it.
 
 A value `${a.b}` stands for the one at a.b of the whole configuration, `${.a}` and `${..a}` for a neighbour's, as in
-omegaconf. What names a resolver (`${eval:…}`, `${oc.env:…}`) asks for something to be run, and stays the text that it is.
+omegaconf. What names a resolver (`${eval:…}`, `${oc.env:…}`) asks for something to be run, and stays text.
 """
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -98,10 +97,10 @@ class Settings:
 
         return {name: listed(name) for name in self._values}
 
-    def text(self, name: str, most: int = 1000) -> str:
+    def text(self, name: str, default: Any = _REQUIRED, most: int = 1000) -> str:
         """Return a string of at most so many characters."""
         kind = f"a string of {most} characters at most"
-        return self._check(name, _REQUIRED, lambda value: isinstance(value, str) and len(value) <= most, kind)
+        return self._check(name, default, lambda value: isinstance(value, str) and len(value) <= most, kind)
 
     def names(self, name: str) -> list[str]:
         """Return a list of strings."""
@@ -150,10 +149,9 @@ class Settings:
         kind = f"a list of one list of {size} finite {'nonzero ' if nonzero else ''}numbers"
         return torch.tensor(self._check(name, _REQUIRED, valid, kind)[0], dtype=torch.float32)
 
-    def numbers(self) -> int:
-        """Return how many numbers the tensors in this section have together; of one under several names, once."""
-        tensors = {value for name, value in self._values.items() if isinstance(value, StoredTensor)}
-        return sum(math.prod(tensor.shape) for tensor in tensors)
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """Return the tensors in this section, which were not read yet; other values are left out."""
+        return {name: value for name, value in self._values.items() if isinstance(value, StoredTensor)}
 
     def stored_tensor(self, name: str) -> StoredTensor:
         """Return a tensor that was not read yet."""
