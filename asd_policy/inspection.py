@@ -16,6 +16,7 @@ from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.scheduler_config import unknown_options
 from asd_policy.tuning import tuning_file
 
 
@@ -49,6 +50,7 @@ def inspect(path: str) -> dict[str, Any]:
         "package": asd_policy.__version__,
         "format": name,
         **asdict(description),
+        "notes": [*description.notes, *unknown_options(description.scheduler)],
         "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
         "prediction_type": chain.config["prediction_type"] if isinstance(chain, GaussianChain) else None,
         "chain": _describe_chain(chain),

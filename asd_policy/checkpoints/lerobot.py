@@ -16,14 +16,17 @@ from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.lerobot_config import (
     ACTION,
+    IDENTITY,
     PLAIN_FIELDS,
+    PLUGIN,
     DiffusionConfig,
     as_object,
     is_diffusion,
     modernize,
     parse_config,
+    unknown_fields,
 )
-from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, Statistics, read_normalization
+from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, WEIGHTS, Statistics, read_normalization
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.files import atomic_folder, write_json
@@ -33,7 +36,7 @@ from asd_policy.samplers import Sampler
 
 __all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 UNET_PREFIX = "diffusion.unet."
 STEMS = ("", "diffusion.", UNET_PREFIX)
 HUB_FILES = (CONFIG, WEIGHTS, "policy_*processor*.json", "policy_*processor*.safetensors")
@@ -66,9 +69,18 @@ def describe_lerobot(folder: Path) -> Description:
         scheduler=config.scheduler,
         num_inference_steps=config.num_inference_steps,
         normalization={
-            name: modes.get(str(as_object(entry).get("type")), "IDENTITY") for name, entry in (inputs | outputs).items()
+            name: modes.get(str(as_object(entry).get("type")), IDENTITY) for name, entry in (inputs | outputs).items()
         },
-        notes=stripped_notes(stripped),
+        notes=(*_plugin_note(raw), *unknown_fields(raw), *stripped_notes(stripped)),
+    )
+
+
+def _plugin_note(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the plugin's policy type says beyond LeRobot's."""
+    if raw.get("type") != PLUGIN:
+        return ()
+    return (
+        f"in LeRobot its plugin plans with the sampler {raw.get('sampler', 'asd')!r}; here the one that is asked for",
     )
 
 

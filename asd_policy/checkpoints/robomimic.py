@@ -5,7 +5,6 @@ with the configuration as a JSON string and the state dicts `nets` and `ema` und
 imported, and nothing in the file is run.
 """
 
-import json
 from collections.abc import Mapping
 from itertools import count, takewhile
 from pathlib import Path
@@ -17,10 +16,12 @@ from torch import Tensor
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
+from asd_policy.checkpoints.reading import decode_json
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.checkpoints.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.errors import CheckpointError
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.names import unknown_names
 from asd_policy.normalize import Affine, make_affine
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
@@ -28,6 +29,7 @@ from asd_policy.samplers import Sampler
 ACTION = "action"
 PREFIX = "policy.noise_pred_net."
 STEMS = ("", "policy.", PREFIX)
+_UNET = ("enabled", "diffusion_step_embed_dim", "down_dims", "kernel_size", "n_groups")
 GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet says
 
 
@@ -152,7 +154,7 @@ def _configuration(payload: Settings, source: str) -> Settings:
     if algorithm != "diffusion_policy":
         raise CheckpointError(f"{source} holds a policy of algorithm {algorithm!r}; only 'diffusion_policy' is known")
     try:
-        raw = json.loads(payload.text("config", most=MAX_PICKLE))
+        raw = decode_json(payload.text("config", most=MAX_PICKLE))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its configuration is not JSON: {error}") from None
     return Settings(raw, "", source)
@@ -181,6 +183,7 @@ def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, 
 
 def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> UnetConfig:
     """Return the network's sizes, from its weights: robomimic ignores those in algo.unet."""
+    unknown_names(settings, _UNET, f"{source}: algo.unet", CheckpointError)
     if not settings.flag("enabled") or settings.count("n_groups", GROUPS) != GROUPS:
         raise CheckpointError(
             f"{source}: algo.unet is not enabled, or has n_groups other than {GROUPS}, which the weights do not show "
