@@ -340,7 +340,8 @@ def inspection_table(said: dict[str, Any]) -> "Table":
             row(kind, *(f"{name} {shape}" for name, shape in said[kind].items()))
     if said["horizons"]:
         row("horizons", ", ".join(f"{name} {steps}" for name, steps in said["horizons"].items()))
-    row("scheduler", ", ".join(f"{key} {value}" for key, value in said["scheduler"].items()))
+    eta = {} if said["eta"] is None else {"eta": said["eta"]}
+    row("scheduler", ", ".join(f"{key} {value}" for key, value in (said["scheduler"] | eta).items()))
     row("chain", said["chain"]["why"])
     for exact, title in ((True, "exact"), (False, "approximate")):
         samplers = [each for each in said["samplers"] if each["exact"] is exact]

@@ -56,7 +56,7 @@ def harm(path: Path) -> list[tuple[str, Any]]:
         ("torch.serialization.load", Calls(torch.load, str(path))),
         ("torch.hub.load", Calls(torch.hub.load, str(path), "x")),
         ("pickle.loads", Calls(pickle.loads, pickle.dumps(Calls(eval, command)))),
-        ("io.open", Calls(io.open, str(path), "w")),
+        (f"{io.open.__module__}.open", Calls(io.open, str(path), "w")),  # of io until Python 3.11, of _io since
         ("functools.partial", Calls(__import__("functools").partial, eval, command)),
         ("commands.Popen", Calls(__import__("subprocess").Popen, ["touch", str(path)])),
     ]
