@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from itertools import chain as flatten
 from pathlib import Path
@@ -24,16 +25,24 @@ _EDGE = 2**16  # bytes at either end of a file that tell it from others
 
 
 def tuning_file(checkpoint: Path) -> Path:
-    """Return where the tuning of a checkpoint is: in the user's cache, by the checkpoint's contents."""
-    files = [checkpoint] if checkpoint.is_file() else sorted(each for each in checkpoint.iterdir() if each.is_file())
+    """Return where the tuning of a checkpoint is: in the user's cache, by the contents of the files that it loads from.
+
+    Raises:
+        CheckpointError: It is of no known format, or such a file cannot be read.
+    """
+    from asd_policy.checkpoints import find_format  # which loads what is found here
+
     digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+    for name, path in find_format(checkpoint)[1].files(checkpoint).items():
+        try:
+            size = path.stat().st_size
+            digest.update(os.fsencode(name) + f" {size} ".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_EDGE))
+                file.seek(max(0, size - _EDGE))
+                digest.update(file.read(_EDGE))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
