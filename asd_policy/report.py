@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import asd_policy
+from asd_policy.errors import printable
 from asd_policy.hardware import hardware
 from asd_policy.policy import Policy
 from asd_policy.types import MEASURED, UNCLOCKED
@@ -359,11 +360,6 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     use = "asd_policy.load_policy" if said["is_policy"] else "asd_policy.load_fn"
     row("runs here", *([f"yes, {use} loads it"] if said["runs_here"] else ["no:", *said["missing"]]))
     return rich_table
-
-
-def printable(text: str) -> str:
-    """Return text with what a terminal would act on, or not show, written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _words(name: str) -> str:
