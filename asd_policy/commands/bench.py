@@ -1,7 +1,6 @@
 """`asd-policy bench`: how long does a plan take here, with each sampler on each backend?"""
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from asd_policy import bench_report, evaluate, hardware, report
 from asd_policy.backends import make_backend
 from asd_policy.benchmark import Benchmark, contenders
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, progress_bar
+from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
 from asd_policy.environments import check_fit, make_env
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
@@ -103,7 +102,7 @@ class BenchCommand:
         path = self.out / "results.json"
         write_json(path, results)
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         self._tell(console, results)
         if cut_short is None:
             console.print(f"results: {path}", soft_wrap=True)
@@ -137,7 +136,7 @@ class BenchCommand:
         console.print(bench_report.latency_table(results))
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:
-            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'", markup=False)
+            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
             return
         for plot in bench_report.draw(results, self.out):
             console.print(f"plot: {plot}", soft_wrap=True)

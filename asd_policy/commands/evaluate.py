@@ -1,7 +1,6 @@
 """`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
 
 import itertools
-import json
 import os
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import TextColumn
 
 from asd_policy import evaluate, inspection, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
@@ -25,14 +23,16 @@ from asd_policy.commands.common import (
     BackendOption,
     check_at_least,
     check_margin,
+    print_json,
     progress_bar,
+    text_column,
 )
 from asd_policy.comparison import MARGIN
 from asd_policy.continuity import CONTINUITIES
 from asd_policy.control import Pilot
 from asd_policy.environments import Env, control_rate, make_env
 from asd_policy.episodes import Episode
-from asd_policy.errors import AsdError, RunError, SpecError
+from asd_policy.errors import AsdError, RunError, SpecError, one_line
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.latencies import Latency, read_latency
@@ -46,7 +46,6 @@ from asd_policy.pilots import (
 )
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
-from asd_policy.report import printable
 from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
@@ -159,14 +158,14 @@ class EvalCommand:
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
         runner = self._runner(planners, pilots, clock)
-        journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
+        journal = Journal.start(self.out, identity, self.overwrite) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
         tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
-            with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
+            with progress_bar(console, text_column("{task.fields[running]}")) as progress:
                 task = progress.add_task(self.env, total=self._most * len(samplers), running="")
                 for episode in runner.run(self._work(tally)):
                     if not tally.knows(episode):  # some of a group that was cut short are there already
@@ -209,7 +208,7 @@ class EvalCommand:
                 f"{path} cannot be written: {error.strerror}; all episodes are kept, and --resume writes it"
             ) from None
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.table(results))
         if clock is not None:
             console.print(report.timing_table(results))
@@ -230,7 +229,7 @@ class EvalCommand:
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
             first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
-            console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
+            console.print(f"{len(failed)} of {len(counted)} episodes failed; {one_line(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
     def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:

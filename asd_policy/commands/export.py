@@ -1,6 +1,5 @@
 """`asd-policy export`: a policy as one file for ONNX Runtime."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from rich.console import Console
 
 from asd_policy import inspection, report
 from asd_policy.checkpoints import find_format, load_policy, locate
-from asd_policy.commands.common import DONE
+from asd_policy.commands.common import DONE, print_json
 from asd_policy.errors import SpecError
 
 FORMATS = ("onnx",)
@@ -54,7 +53,7 @@ class ExportCommand:
             "largest_relative_difference": difference,
         }
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(
             f"{self.out}: {written['bytes'] / 2**20:.1f} MiB; predictions of {', '.join(map(str, CHECKED))} points "
             f"differ from the policy's by at most {difference:.1g} of the largest",

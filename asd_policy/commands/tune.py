@@ -1,6 +1,5 @@
 """`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from asd_policy.backends import Backend, make_backend
 from asd_policy.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import AUTO, load_policy, locate
-from asd_policy.commands.common import DONE, check_at_least, progress_bar
+from asd_policy.commands.common import DONE, check_at_least, print_json, progress_bar
 from asd_policy.denoiser import encode
 from asd_policy.environments import Env, check_fit, make_env
 from asd_policy.errors import BackendError
@@ -100,7 +99,7 @@ class TuneCommand:
             "file": str(path),
         }
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.tuning_table(results))
         console.print(f"best here: {results['sampler']} on {results['backend']}", soft_wrap=True)
         if chosen.backend != policy.backend:

@@ -1,6 +1,5 @@
 """`asd-policy verify`: is this sampler's law the sequential one, on this checkpoint?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from asd_policy.commands.common import (
     BackendOption,
     check_at_least,
     check_folder,
+    print_json,
     progress_bar,
 )
 from asd_policy.environments import make_env
@@ -109,7 +109,7 @@ class VerifyCommand:
         if self.out is not None:
             write_json(self.out / "results.json", results)
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.verification_table(results))
         console.print(report.verdict(results), soft_wrap=True)
         return DONE if results["holds"] else DIFFERS
