@@ -145,13 +145,11 @@ class _Row:
         """Return the finished episode.
 
         Raises:
-            EnvError: The environment did not say whether it is a success.
+            EnvError: The environment did not say whether it is a success, or not in one number.
         """
         assert self.end is not None
         if self.end.success is None:
-            raise EnvError(
-                f"the environment reports no info['success'] at the end of an episode, only {list(self.end.told)}"
-            )
+            raise EnvError(self.end.unsaid)
         return Episode(
             spec,
             self.index,

@@ -92,6 +92,8 @@ class Recipe:
     """When plans have to be there [ms]; None for no matter when."""
     fallback: str = FALLBACKS[0]
     """How those are finished that are not."""
+    max_steps: int | None = None
+    """As for `make_env`."""
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class Recipe:
         envs: int,
         seed: int,
         clock: ControlClock | None = None,
+        max_steps: int | None = None,
     ) -> "Recipe":
         """Return the recipe of planners from `prepare`.
 
@@ -114,6 +117,7 @@ class Recipe:
             envs: Episodes in a group.
             seed: Of the evaluation.
             clock: How time goes on while plans are made; None where it does not.
+            max_steps: As for `make_env`.
         """
         path, first = Path(checkpoint), next(iter(planners.values()))
         return cls(
@@ -127,6 +131,7 @@ class Recipe:
             clock,
             first.deadline_ms,
             first.fallback,
+            max_steps,
         )
 
     def cook(self) -> LocalRunner:
@@ -142,7 +147,8 @@ class Recipe:
             planner = policy.with_sampler(sampler)
             planner.experience = experience
             pilots[spec] = make_pilot(planner, self.clock, spec)
-        return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        make = partial(make_env, self.env, max_steps=self.max_steps)
+        return LocalRunner(pilots, make_envs(make, self.envs), self.seed)
 
 
 class Worker:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy import cli
+from asd_policy import cli, environments
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands import evaluate as commands_evaluate
 from asd_policy.commands import tune as commands_tune
@@ -321,7 +321,7 @@ def test_results_of_another_command_are_not_replaced(
 def test_an_interrupt_that_comes_out_as_another_error(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_env(*_: Any) -> None:
+    def make_env(*_: Any, **__: Any) -> None:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -330,7 +330,7 @@ def test_an_interrupt_that_comes_out_as_another_error(
             except ImportError as error:
                 raise EnvError("no such environment") from error
 
-    monkeypatch.setattr(commands_evaluate, "make_env", make_env)
+    monkeypatch.setattr(environments, "make_env", make_env)
     assert cli.run(arguments(checkpoint, tmp_path / "out")) == 130
     assert "interrupted" in capsys.readouterr().err
 

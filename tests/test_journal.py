@@ -7,8 +7,8 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
-from threading import Barrier
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 

@@ -12,7 +12,7 @@ from asd_policy.backends import make_backend
 from asd_policy.benchmark import Benchmark, contenders
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
-from asd_policy.environments import check_fit, make_env
+from asd_policy.environments import check_fit, open_env
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
 from asd_policy.policy import Policy
@@ -119,15 +119,12 @@ class BenchCommand:
         if self.env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
-        env = make_env(self.env)
-        try:
+        with open_env(self.env) as env:
             check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
             other = evaluate.collect(planner, env, calibration, learning_seed)
             planner.experience.freeze()
             return evaluate.collect(planner, env, count, self.seed), other
-        finally:
-            env.close()
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""

@@ -30,7 +30,7 @@ from asd_policy.commands.common import (
 from asd_policy.comparison import MARGIN
 from asd_policy.continuity import CONTINUITIES
 from asd_policy.control import Pilot
-from asd_policy.environments import Env, control_rate, make_env
+from asd_policy.environments import Env, control_rate, make_env, open_env, step_limit
 from asd_policy.episodes import Episode
 from asd_policy.errors import AsdError, RunError, SpecError, one_line
 from asd_policy.files import write_json
@@ -82,6 +82,9 @@ class EvalCommand:
     """Stop when the success interval of every sampler reaches no farther than this to either side, such as 0.05."""
     seed: int = 0
     """Seeds environments and planning noise; equal for all samplers."""
+    max_steps: int | None = None
+    """Cut an episode after so many control steps, beside the environment's own limit; 1000 unless said where it
+    declares none."""
     envs: int = 1
     """Environments that are stepped side by side, each in a process of its own if they are more than one, and planned
     for together. The rounding of a plan can depend on it, nothing else."""
@@ -133,19 +136,25 @@ class EvalCommand:
         )
         found = self._find()
         if self.video:
-            video.ffmpeg()
-        if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+            if sys.platform == "linux" and "DISPLAY" not in os.environ:
+                os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+            video.check(self.env)
         if self.workers is not None:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         if self.deadline_ms is not None:
             policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        env = make_env(self.env)
-        try:
+        with open_env(self.env, max_steps=self.max_steps) as env:
+            limit = step_limit(env, self.max_steps)
+            if self.max_steps is None and limit is not None:
+                console.print(
+                    f"{self.env} declares no time limit: an episode that does not end by itself is cut at {limit} "
+                    "steps (--max-steps)",
+                    soft_wrap=True,
+                )
             clock = self._clock(env, latency)
-            identity = self._identity(record, samplers, clock)
+            identity = self._identity(record, samplers, clock) | {"max_steps": limit}
             if found is not None:
                 found.check_same(identity)
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
@@ -153,8 +162,6 @@ class EvalCommand:
                 ran = evaluate.settle(policy, env, samplers, self.envs)
             planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values()), self.envs), strict=True))
             env_hz = control_rate(env)
-        finally:
-            env.close()
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
         runner = self._runner(planners, pilots, clock)
@@ -186,6 +193,7 @@ class EvalCommand:
             "until_ci": self.until_ci,
             "torch_device": self.device,
             "envs": self.envs,
+            "max_steps": limit,
             "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),
@@ -237,7 +245,8 @@ class EvalCommand:
         best = page.fastest_exact(results)
         try:
             if self.video and pilots:
-                for path in video.record(pilots, self.env, self.seed, self.out, best["spec"] if best else None):
+                beside = best["spec"] if best else None
+                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)
@@ -253,9 +262,9 @@ class EvalCommand:
         Raises:
             SpecError: They are.
         """
-        for name in ("episodes", "envs"):
+        for name in ("episodes", "envs", "max_steps"):
             if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
+                check_at_least(name.replace("_", "-"), getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
@@ -312,8 +321,10 @@ class EvalCommand:
             EnvError: The environments cannot be made.
         """
         if self.workers is None:
-            return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
-        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock)
+            return LocalRunner(
+                pilots, make_envs(partial(make_env, self.env, max_steps=self.max_steps), self.envs), self.seed
+            )
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock, self.max_steps)
         return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
 
     def _find(self) -> Found | None:

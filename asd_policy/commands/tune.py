@@ -15,7 +15,7 @@ from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.commands.common import DONE, check_at_least, print_json, progress_bar
 from asd_policy.denoiser import encode
-from asd_policy.environments import Env, check_fit, make_env
+from asd_policy.environments import Env, check_fit, open_env
 from asd_policy.errors import BackendError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
@@ -148,12 +148,9 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
     if env_id is None:
         yield None
         return
-    env = make_env(env_id)
-    try:
+    with open_env(env_id) as env:
         check_fit(policy, env)
         yield env
-    finally:
-        env.close()
 
 
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:

@@ -18,7 +18,7 @@ from asd_policy.commands.common import (
     print_json,
     progress_bar,
 )
-from asd_policy.environments import make_env
+from asd_policy.environments import open_env
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
@@ -76,11 +76,8 @@ class VerifyCommand:
             conds = random_conditioning(policy, self.observations, states)
             source = "random in the normalisation's range"
         else:
-            env = make_env(self.env)
-            try:
+            with open_env(self.env) as env:
                 conds = law.closed_loop(policy, env, sampler, self.observations, states)
-            finally:
-                env.close()
             source = f"episodes of {self.env}"
         sampler = law.settle(policy, sampler, conds)
         if self.out is not None:
