@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ BAD_INPUT = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
+    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(str(message))}\n"
     with _ended_by_interrupts():
         import_module("asd_policy.commands")  # with torch and all: seconds in which there is nothing to lose
     status = run(sys.argv[1:] if arguments is None else list(arguments))

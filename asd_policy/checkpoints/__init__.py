@@ -14,7 +14,7 @@ from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.tuning import load_tuning, tuning_file
+from asd_policy.tuning import find_tuning
 
 __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
 
@@ -130,9 +130,9 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
-    tuning, tuned = tuning_file(path), None
-    if tuning.exists():
-        loaded.experience, tuned = load_tuning(tuning, loaded.chain, math.prod(loaded.event), loaded.device)
+    tuned = None
+    if (tuning := find_tuning(path, loaded)) is not None:
+        loaded.experience, tuned = tuning.experience, tuning.backend
     if backend == AUTO:
         if tuned is None:
             raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")

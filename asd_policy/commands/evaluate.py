@@ -50,7 +50,7 @@ from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 from asd_policy.statistics import enough_episodes
-from asd_policy.tuning import tuning_file
+from asd_policy.tuning import find_tuning
 from asd_policy.types import MEASURED, UNCLOCKED
 from asd_policy.vector import make_envs
 
@@ -154,7 +154,7 @@ class EvalCommand:
                     soft_wrap=True,
                 )
             clock = self._clock(env, latency)
-            identity = self._identity(record, samplers, clock) | {"max_steps": limit}
+            identity = self._identity(policy, record, samplers, clock) | {"max_steps": limit}
             if found is not None:
                 found.check_same(identity)
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
@@ -343,17 +343,17 @@ class EvalCommand:
         return found
 
     def _identity(
-        self, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
+        self, policy: Policy, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
     ) -> dict[str, Any]:
         """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
-        tuning = tuning_file(path)
+        tuning = find_tuning(path, policy)
         same = ("policy", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
         return {
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},
-            "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
+            "tuning": inspection.file_record(tuning.file, tuning.file.name)["sha256"] if tuning else None,
             "envs": self.envs,
             **clock_record(clock),
             **self._deadline(),
