@@ -66,11 +66,18 @@ def equivalence(pairs: Pairs, margin: float) -> dict[str, Any]:
     first, second = ([episode.success for episode in side] for side in zip(*pairs, strict=True))
     differing = sum(a != b for a, b in zip(first, second, strict=True))
     discordance = (differing + 1) / (len(pairs) + 2)
-    return _verdict(margin, tost_paired(first, second, margin), equivalence_power(len(pairs), discordance, margin))
+    power = equivalence_power(len(pairs), discordance, margin)
+    return _verdict(margin, tost_paired(first, second, margin), power, discordance)
 
 
-def _verdict(margin: float, p_value: float, power: float | None) -> dict[str, Any]:
-    return {"margin": margin, "p_value": min(p_value, 1.0), "equivalent": p_value <= LEVEL, "power": power}
+def _verdict(margin: float, p_value: float, power: float | None, discordance: float | None) -> dict[str, Any]:
+    return {
+        "margin": margin,
+        "p_value": min(p_value, 1.0),
+        "equivalent": p_value <= LEVEL,
+        "power": power,
+        "discordance": discordance,
+    }
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _unpaired(a: dict[str, Any], b: dict[str, Any], margin: float) -> dict[str, 
             "ci95": unpaired_difference(first, second),
         },
         "return_difference": _return_difference(a, b),
-        "equivalence": _verdict(margin, tost_unpaired(first, second, margin), None),
+        "equivalence": _verdict(margin, tost_unpaired(first, second, margin), None, None),
     }
 
 

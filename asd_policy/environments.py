@@ -87,8 +87,8 @@ def step_limit(env: Env, max_steps: int | None = None) -> int | None:
         env: From `make_env` or `gymnasium.make`.
         max_steps: What the user wants; None for `MAX_STEPS` where the environment declares no limit.
     """
-    spec = env.unwrapped.spec
-    declared = spec is not None and spec.max_episode_steps is not None
+    spec = env.unwrapped.spec  # which lacks the limit that the environment was registered with
+    declared = spec is not None and gymnasium.spec(spec.id).max_episode_steps is not None
     return max_steps if max_steps is not None or declared else MAX_STEPS
 
 

@@ -237,10 +237,13 @@ class RayRunner:
                 },
             }
         self._open.callback(ray.shutdown)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)}
         try:
             ray.init(**where, **options)
-            # Ray has the system reap this process's children; how they ended would then be lost to all others here.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Ray has the system reap this process's children: how they ended would be lost to all others here. And it
+            # aborts at SIGTERM.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         except Exception as error:  # Ray raises whatever its parts raise
             place = workers.address or "on this machine"
             hint = "; a cluster that asks for its token gets it with RAY_AUTH_MODE=token" if workers.address else ""

@@ -58,6 +58,8 @@ class Faulty(gymnasium.Env[Any, Any]):
 class Odd(Faulty):
     """An episode in which nothing goes wrong, and one thing is as few environments have it."""
 
+    metadata = {"render_modes": ["rgb_array"]}
+
     def __init__(self, oddity: str, render_mode: str | None = None) -> None:
         """Take the name of what is odd."""
         super().__init__("none", render_mode)

@@ -76,3 +76,19 @@ def test_the_record_of_what_ran() -> None:
     assert "torch threads" in report.hardware(torch.device("cpu"))
     commit = report.commit()
     assert commit is None or len(commit) == 40
+
+
+def test_too_few_episodes_are_said_once() -> None:
+    """And how many would do for all, by the most that differ; what was shown, or could have been, has its own line."""
+
+    def sampler(spec: str, power: float, equivalent: bool = False, discordance: float = 1 / 17) -> dict[str, Any]:
+        verdict = {"margin": 0.1, "p_value": 0.2, "equivalent": equivalent, "power": power, "discordance": discordance}
+        return {"spec": spec, "episodes": 15, "equivalence": verdict}
+
+    few = [sampler("a", 0.0), sampler("b", 0.004, discordance=3 / 17), sampler("c", 0.0)]
+    line = "15 episodes cannot show that success is ddpm's within 10 points: about 164 can"
+    assert report.equivalence_lines({"samplers": few}) == [line]
+    lines = report.equivalence_lines({"samplers": [sampler("d", 0.3), *few, sampler("e", 0.0, True)]})
+    assert [each.partition(":")[0] for each in lines] == ["d", "e", line.partition(":")[0]]
+    del few[1]["equivalence"]["discordance"]  # as before
+    assert report.equivalence_lines({"samplers": few})[0].endswith("about 76 can")
