@@ -148,16 +148,22 @@ def odd(name: str, count: int, **options: Any) -> Envs:
     return make_envs(partial(make_env, f"faulty_envs:faulty/Odd-{name}-v0", **options), count)
 
 
+def _seed_all() -> None:
+    random.seed(5)
+    np.random.seed(6)
+    torch.manual_seed(7)
+
+
 def test_an_episode_draws_its_own_numbers_from_global_generators(planner: Policy) -> None:
     """Of NumPy, torch and Python: the same in any grouping, all distinct; and nobody else's are touched."""
     returns = []
     for count in (1, 3):
-        random.seed(5), np.random.seed(6), torch.manual_seed(7)
+        _seed_all()
         envs = odd("random", count)
         episodes = list(LocalRunner({SPEC: planner}, envs, SEED).run(groups([SPEC], 5, count)))
         drawn = random.random(), np.random.normal(), torch.rand(()).item()
         envs.close()
-        random.seed(5), np.random.seed(6), torch.manual_seed(7)
+        _seed_all()
         assert drawn == (random.random(), np.random.normal(), torch.rand(()).item())
         returns.append([each.total_reward for each in sorted(episodes, key=lambda each: each.index)])
     assert returns[0] == returns[1]

@@ -8,7 +8,7 @@ from asd_policy.arrays import find_device
 from asd_policy.backends import make_backend
 from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.hub import fetch, is_hub_id
+from asd_policy.checkpoints.hub import fetch, is_hub_id, looks_like_a_path
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
@@ -40,8 +40,8 @@ def locate(path: str | Path) -> Path:
     """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
 
     Raises:
-        CheckpointError: The path cannot be looked at; or it looks like a Hub id, and the Hub has no such repository or
-            cannot be asked.
+        CheckpointError: The path cannot be looked at; or it has the form of a Hub id and is a mistyped path, or the Hub
+            has no such repository or cannot be asked.
     """
     try:
         exists = Path(path).exists()
@@ -49,6 +49,8 @@ def locate(path: str | Path) -> Path:
         raise CheckpointError(f"no checkpoint at {str(path)[:200]}: {error.strerror}") from None
     if exists or not is_hub_id(str(path)):
         return Path(path)
+    if (reason := looks_like_a_path(str(path))) is not None:
+        raise CheckpointError(f"no checkpoint at {path}: the path does not exist, and the Hub was not asked: {reason}")
     formats = [*FORMATS.values(), *load_plugins()[0].values()]
     return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])
 
