@@ -7,10 +7,8 @@ it the group it was at once more. As an episode depends on nothing but its group
 import atexit
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +26,7 @@ from asd_policy.errors import AsdError, BackendError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.pilots import ControlClock, make_pilot
 from asd_policy.policy import Policy
+from asd_policy.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.runner import Group, LocalRunner
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.deadline import FALLBACKS
@@ -215,21 +214,20 @@ class RayRunner:
             raise
 
     def _start(self, workers: Workers) -> None:
-        ray = self._ray
+        ray, starting = self._ray, contextlib.ExitStack()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if workers.address is not None:
             where = {"address": workers.address}
         else:
-            # Ray's own folder may be a long path, and a socket's name has room for 107 bytes.
-            folder = tempfile.mkdtemp(prefix="asd-ray-", dir="/tmp")
-            self._open.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = self._open.enter_context(local_folder())
+            self._open.enter_context(own_token(ray, folder.parent))
+            starting.enter_context(without_dashboard(ray))
             where = {
                 "address": "local",
                 "num_cpus": workers.count,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
-                "_node_ip_address": "127.0.0.1",
-                "_temp_dir": folder,
+                "_temp_dir": str(folder),
                 "_system_config": {
                     # The environments of a worker that was killed must not outlive it.
                     "kill_child_processes_on_worker_exit_with_raylet_subreaper": True,
@@ -239,7 +237,8 @@ class RayRunner:
         self._open.callback(ray.shutdown)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)}
         try:
-            ray.init(**where, **options)
+            with starting:
+                ray.init(**where, **options)
             # Ray has the system reap this process's children: how they ended would be lost to all others here. And it
             # aborts at SIGTERM.
             for number, handler in handlers.items():
@@ -318,6 +317,8 @@ def _import_ray() -> ModuleType:
         BackendError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Where Ray makes no clusters, as by default on Windows and macOS, what it starts listens on loopback alone.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray's client leaves threads of gRPC behind, whose handlers break whatever is started later, such as ffmpeg.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
