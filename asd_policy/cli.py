@@ -135,10 +135,7 @@ def _fold(box: str) -> str:
 
 
 def _fail(error: Exception) -> int:
-    said = str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        said = f"{error.filename}: {error.strerror}"
-    print(f"asd-policy: {one_line(said)}", file=sys.stderr)
+    print(f"asd-policy: {one_line(str(error))}", file=sys.stderr)
     return BAD_INPUT
 
 

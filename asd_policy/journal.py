@@ -15,6 +15,7 @@ from typing import Any
 from asd_policy.episodes import Episode
 from asd_policy.errors import RunError
 from asd_policy.files import NOT_SUPPORTED, atomic_file, sync
+from asd_policy.shapes import check_shape
 
 NAME = "episodes.jsonl"
 RESULTS = "results.json"
@@ -45,6 +46,10 @@ class Found:
         """
         if "ran" not in self.run:
             raise RunError(f"{self.path} does not say what its samplers ran as: name another --out, or --overwrite it")
+        try:
+            check_shape(self.run["ran"], dict[str, str], "ran")
+        except ValueError as error:
+            raise RunError(f"{self.path} is damaged: {error}; --overwrite it, or name another --out") from None
         return self.run["ran"]
 
     def check_same(self, run: Mapping[str, Any]) -> None:
@@ -100,12 +105,13 @@ def parse(path: Path, content: bytes) -> Found:
         header = json.loads(first)
         if header["version"] != _VERSION:
             raise ValueError(f"version {header['version']} is not {_VERSION}")
+        check_shape(header["run"], dict[str, Any], "run")
         run.update(header["run"])
         for line in lines:
             episodes.append(Episode.from_json(json.loads(line)))
         if len({(episode.spec, episode.index) for episode in episodes}) < len(episodes):
             raise ValueError("an episode is there twice")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error} after {len(episodes)} episodes"
         raise RunError(f"{path} is damaged: {reason}") from None
     return Found(path, run, tuple(episodes), size)
