@@ -35,6 +35,16 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
+def shared_name(word: str) -> str:
+    """Return a path as files that are passed on name it: an absolute one, which tells of a user, by its end.
+
+    Args:
+        word: A path as the user gave it, or anything else, which stays.
+    """
+    path = Path(word)
+    return path.name if path.is_absolute() else word
+
+
 def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy: Policy) -> dict[str, Any]:
     """Return what every results.json says of its run as a whole.
 
@@ -48,7 +58,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
     return {
         "version": 1,
         "command": command,
-        "policy": checkpoint,
+        "policy": shared_name(checkpoint),
         "env": env,
         "seed": seed,
         "device": hardware(policy.device),

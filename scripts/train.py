@@ -35,6 +35,7 @@ from asd_policy.files import atomic_file
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.normalize import make_affine
 from asd_policy.policy import ENVIRONMENT_KEYS
+from asd_policy.report import shared_name
 from demonstrations import Demonstration, make_windows
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10
@@ -240,7 +241,7 @@ def train(options: Options) -> None:
     parameters = sum(value.numel() for value in trainer.network.parameters())
     notes = {
         "env": options.env,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(shared_name, sys.argv)]),
         "options": asdict(options) | {"out": options.out.name},
         "parameters": parameters,
         "windows": len(cond),

@@ -67,6 +67,9 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         assert set(sampler) >= SAMPLER_CONTRACT
         assert set(sampler["latency_ms"]) == {"mean", "p50", "p95", "p99", "max"}
         assert sampler["episodes"] == 2
+    assert results["policy"] == checkpoint.name and set(results["sha256"]) >= {"model.safetensors", "config.json"}
+    for path in ("results.json", "episodes.jsonl", "report.html"):
+        assert str(checkpoint) not in (out / path).read_text()
     assert "ddim:2 (approximate)" in printed.err
     assert str(out / "results.json") in printed.err
 

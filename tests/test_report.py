@@ -1,12 +1,15 @@
 """Tables: what a reader sees of a results.json object."""
 
 import io
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
 from asd_policy import report
+from asd_policy.checkpoints import load_policy
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -92,3 +95,16 @@ def test_too_few_episodes_are_said_once() -> None:
     assert [each.partition(":")[0] for each in lines] == ["d", "e", line.partition(":")[0]]
     del few[1]["equivalence"]["discordance"]  # as before
     assert report.equivalence_lines({"samplers": few})[0].endswith("about 76 can")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("/home/ada/secret/avoid", "avoid"),
+        ("checkpoints/avoid", "checkpoints/avoid"),
+        ("owner/name@v1", "owner/name@v1"),
+    ],
+)
+def test_an_absolute_path_is_known_by_its_end(given: str, named: str, small_checkpoint: Path) -> None:
+    """Where a user keeps things is nobody's business who is given the file."""
+    assert report.run_record("eval", given, None, 0, load_policy(small_checkpoint))["policy"] == named

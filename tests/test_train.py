@@ -42,6 +42,7 @@ def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert str(tmp_path) not in (tmp_path / "policy" / "training.json").read_text()
 
 
 def test_a_log_file_can_be_followed(

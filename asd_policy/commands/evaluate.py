@@ -194,6 +194,7 @@ class EvalCommand:
             "torch_device": self.device,
             "envs": self.envs,
             "max_steps": limit,
+            "sha256": identity["sha256"],
             "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),

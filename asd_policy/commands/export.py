@@ -39,7 +39,7 @@ class ExportCommand:
         folder = locate(self.policy)
         name, form = find_format(folder)
         policy = load_policy(folder)
-        source = {"policy": self.policy, "format": name, "files": inspection.files(folder, form)}
+        source = {"policy": report.shared_name(self.policy), "format": name, "files": inspection.files(folder, form)}
         with console.status("exporting"):
             difference = export_policy(policy, self.out, source)
         (written,) = inspection.files(self.out, form)
