@@ -1,8 +1,26 @@
 """The errors this package raises on purpose. Each message names the bad value and the valid ones."""
 
+LONGEST = 2000
+"""Most characters of an error in one line."""
+
+
+def printable(text: str) -> str:
+    """Return text with what a terminal would act on, or not show, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return text as one printable line of at most `LONGEST` characters; what is left out is in the middle."""
+    line, half = printable(" ".join(text.split())), LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[: half - 2]} … {line[1 - half :]}"
+
 
 class AsdError(Exception):
-    """Base of every error that a user can cause and mend; the command line prints it as one line."""
+    """Base of every error that a user can cause and mend; its text is one line, which the command line prints."""
+
+    def __str__(self) -> str:
+        """Say what is wrong in one line, whatever a file or a library put into it."""
+        return one_line(super().__str__())
 
 
 class SpecError(AsdError, ValueError):

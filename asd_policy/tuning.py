@@ -4,9 +4,12 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain as flatten
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,6 +22,9 @@ from asd_policy.errors import CheckpointError
 from asd_policy.experience import Experience
 from asd_policy.files import atomic_file, cache_dir
 from asd_policy.hardware import hardware, library
+
+if TYPE_CHECKING:
+    from asd_policy.policy import Policy
 
 _VERSION = "3"
 _EDGE = 2**16  # bytes at either end of a file that tell it from others
@@ -44,6 +50,42 @@ def tuning_file(checkpoint: Path) -> Path:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+class Tuning(NamedTuple):
+    """What `asd-policy tune` has left for a checkpoint."""
+
+    file: Path
+    """Where it is."""
+    experience: Experience
+    """As of `load_tuning`."""
+    backend: str | None
+    """As of `load_tuning`."""
+
+
+def find_tuning(checkpoint: Path, policy: "Policy") -> Tuning | None:
+    """Return a checkpoint's tuning; one that another version wrote or that cannot be read is none, with a warning.
+
+    Args:
+        checkpoint: What the policy was loaded from.
+        policy: That plans with it.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        file = tuning_file(checkpoint)
+        if not file.exists():
+            return None
+        file.open("rb").close()
+        with suppress(SafetensorError), safe_open(file, framework="np") as opened:
+            version = (opened.metadata() or {}).get("version")
+            if version != _VERSION:
+                raise OSError(f"{file} is of version {version!r:.20}, not {_VERSION!r}; asd-policy tune replaces it")
+    except OSError as error:
+        warnings.warn(f"no tuning is used: {error}", stacklevel=1)  # in one place, so that it is said once
+        return None
+    return Tuning(file, *load_tuning(file, policy.chain, policy.event, policy.device))
 
 
 def save_tuning(path: Path, experience: Experience, device: Device, backend: str) -> None:

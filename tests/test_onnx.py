@@ -693,6 +693,8 @@ def test_export_writes_a_policy_that_inspect_knows(
         assert said[file][key] == said[checkpoint][key]
     assert said[file]["format"] == "exported ONNX file" and said[file]["runs_here"]
     assert results["source"]["files"] == said[checkpoint]["files"]
+    assert results["source"]["policy"] == checkpoint.name
+    assert str(checkpoint.parent).encode() not in file.read_bytes()  # what is passed on tells nothing of its user
     # Nothing of this machine is in the file but what the user called the policy.
     assert str(Path(asd_policy.__file__).parent).encode() not in file.read_bytes()
     assert export(file, tmp_path / "again.onnx") == 2
