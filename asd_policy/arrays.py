@@ -5,10 +5,11 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ else:
 
 NUMPY: Any = "numpy"
 """The device of NumPy's arrays; that of a tensor is its `device`."""
+SEEDS = 2**64
+"""Number of seeds: 0 … 2⁶⁴ − 1."""
 
 
 def is_numpy(x: Any) -> bool:
@@ -253,8 +256,28 @@ def synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_generator(device: Any, seed: int | None = None) -> Any:
-    """Return a source of noise for a device; None for a seed that the system makes up."""
+def read_seed(seed: SupportsIndex) -> int:
+    """Return a seed of any integer type as Python's.
+
+    Raises:
+        SpecError: It is none of 0 … 2⁶⁴ − 1.
+    """
+    try:
+        number = operator.index(seed)
+    except Exception:  # whatever what is no number raises
+        number = -1
+    if not 0 <= number < SEEDS:
+        raise SpecError(f"seed {seed!r} is not a whole number in 0 … {SEEDS - 1}")
+    return number
+
+
+def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
+    """Return a source of noise for a device; None for a seed that the system makes up.
+
+    Raises:
+        SpecError: The seed is none of 0 … 2⁶⁴ − 1.
+    """
+    seed = None if seed is None else read_seed(seed)
     if device == NUMPY:
         return np.random.default_rng(seed)
     import torch

@@ -138,6 +138,26 @@ def test_a_file_controls(exported: Exported) -> None:
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_observations_in_arrays_of_numpy(exported: Exported) -> None:
+    """Without PyTorch's tensors, as where it is not installed: any form, in memory that is used again."""
+    policy, actions = load_policy(exported.file, "ddpm", device="numpy"), []
+    buffer = np.zeros(7, ">f8")[::-1]
+    for own in (True, False):
+        policy.reset(seed=np.int64(3))
+        actions.append([])
+        for step in range(20):
+            buffer[:] = 0.1 * step
+            action = policy.select_action(buffer.astype(np.float32) if own else buffer)
+            actions[-1].append(action.tolist())
+            action *= 100
+    assert actions[0] == actions[1]
+    with pytest.raises(asd_policy.ObservationError, match="the observation is an array of object, not of real numbers"):
+        policy.select_action(np.full(7, None))
+    with pytest.raises(asd_policy.ObservationError, match=r"NaN or infinity in 32 bits: 1e\+300 at \[0\]"):
+        policy.select_action(np.full(7, 1e300))
+
+
 def test_arrays_and_tensors_are_equal(exported: Exported) -> None:
     policy = load_policy(exported.file)
     inputs = example(policy.job, 5, torch.Generator().manual_seed(0))
