@@ -1,5 +1,6 @@
 """Exact parallel sampling for robot Diffusion Policies by autospeculative decoding (ASD)."""
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from asd_policy.samplers.base import Past
     from asd_policy.samplers.target import Held
     from asd_policy.types import Plan, SampleResult, SpeculationStats
+
+# ONNX Runtime looks up its vendor's telemetry host when it is imported, and keeps a device id in the user's cache. Who
+# wants that sets the variable to 0; to be read it has to be there before anything here imports ONNX Runtime.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     __version__ = version("asd-policy")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy import normal
-from asd_policy.errors import SpecError
+from asd_policy.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,15 @@ def find_device(name: Any) -> Device:
     return device
 
 
+def on_cpu() -> AbstractContextManager[Any]:
+    """Return the context in which tensors are made on the CPU, whatever the user's default device."""
+    if find_spec("torch") is None:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.device("cpu")
+
+
 def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     """Return values as an array on a device.
 
@@ -84,6 +93,30 @@ def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     import torch
 
     return torch.as_tensor(values, device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def checked_float32(values: Any, name: str) -> Array:
+    """Return a tensor from an untrusted file in float32, whatever the user's default dtype.
+
+    Integers, flags and complex numbers are not what networks and their statistics are stored as, and eight bits mean
+    nothing without the scales beside them.
+
+    Args:
+        values: The tensor.
+        name: Where it is, for messages.
+
+    Raises:
+        CheckpointError: It is of another dtype than `FLOATS`, or holds what is no finite number in float32.
+    """
+    if str(values.dtype).removeprefix("torch.") not in FLOATS:
+        raise CheckpointError(f"{name} holds {values.dtype}, not floating-point numbers ({', '.join(FLOATS)})")
+    numbers = values.float()
+    if not bool(numbers.isfinite().all()):
+        raise CheckpointError(f"{name} holds NaN or infinity, or numbers beyond float32")
+    return numbers
 
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:

@@ -3,12 +3,15 @@
 MAX_MESSAGE = 1000
 """Most characters of an error's message, whatever was wrong: it goes to logs, over wires and on terminals."""
 
-_CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")  # line breaks, and what a terminal obeys
+
+def printable(text: str) -> str:
+    """Write out what a terminal would act on, or not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str, most: int = MAX_MESSAGE) -> str:
-    """Put a text on one line of bounded length, without control characters; what is too long loses its middle."""
-    line = " ".join(text.translate(_CONTROL).split())
+    """Put a text on one printable line of bounded length; what is too long loses its middle."""
+    line = printable(" ".join(text.split()))
     if len(line) <= most:
         return line
     tail = (most - 1) // 3  # where messages say what would have been right

@@ -176,7 +176,7 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
         if len(owners) >= count:
             break
     order = np.random.default_rng(seed).permutation(len(owners))[:count]
-    rows = torch.as_tensor(order)
+    rows = torch.as_tensor(order, device="cpu")
     return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
 
 

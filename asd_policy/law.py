@@ -216,7 +216,8 @@ def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Gen
 def _free(policy: Policy, conds: Tensor) -> Tensor:
     """Return which numbers of a plan, in a row, are sampled and not given [D]."""
     held = policy.held(conds[:1])
-    return torch.ones(policy.event, dtype=torch.bool).flatten() if held is None else ~held.mask[0].flatten()
+    mask = conds.new_zeros((1, *policy.event), dtype=torch.bool) if held is None else held.mask
+    return ~mask[0].flatten()
 
 
 def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:

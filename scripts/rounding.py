@@ -12,9 +12,9 @@ from torch import Tensor
 import asd_policy
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.draft import roll_out
-from asd_policy.experience import Response
 from asd_policy.hardware import hardware
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers.asd import begin
 from asd_policy.samplers.target import Target
 

@@ -11,7 +11,7 @@ import torch
 
 import asd_policy
 from asd_policy import control, evaluate, report
-from asd_policy.environments import make_env
+from asd_policy.environments import MAX_STEPS, make_env, step_limit
 from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
 from asd_policy.policy import Policy
@@ -201,6 +201,21 @@ def test_an_environment_without_success(checkpoint: Path) -> None:
     (planner,) = evaluate.prepare(policy, env, [make_sampler("ddpm")])
     with pytest.raises(EnvError, match=r"no info\['success'\] at the end of an episode, only \['collision', "):
         evaluate.run_episode(planner, env, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "wanted", "limit"),
+    [
+        ("asd/Avoid-v0", None, None),
+        ("asd/Avoid-v0", 50, 50),
+        ("faulty_envs:faulty/None-v0", None, MAX_STEPS),
+        ("faulty_envs:faulty/None-v0", 2000, 2000),
+    ],
+)
+def test_limits_of_steps(env_id: str, wanted: int | None, limit: int | None) -> None:
+    env = make_env(env_id, max_steps=wanted)
+    assert step_limit(env, wanted) == limit
+    env.close()
 
 
 def test_an_episode_has_all_its_plans(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from asd_policy import arrays
 from asd_policy.adapters.base import Adapter, Patch, Planner
 from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain, transition
@@ -139,12 +140,13 @@ def _check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]
     own.set_timesteps(len(chain))
     import torch  # whose policy this is
 
-    x, output = torch.randn((2, 1, 4, 2), generator=torch.Generator().manual_seed(0))
+    cpu = torch.device("cpu")
+    x, output = arrays.normals((2, 1, 4, 2), torch.Generator(cpu).manual_seed(0), cpu)
     tables = chain.tables(x.device, x.dtype)
     same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()
     for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
-        expected = own.step(output, timestep, x, generator=torch.Generator().manual_seed(k), **options).prev_sample
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
+        expected = own.step(output, timestep, x, generator=torch.Generator(cpu).manual_seed(k), **options).prev_sample
+        noise = arrays.normals(x.shape, torch.Generator(cpu).manual_seed(k), cpu)
         step = transition(tables.a[k], chain.predict(x, output, k), tables.sigma[k], noise, tables.b[k], x)
         same = same and bool(torch.allclose(step, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
     if not same:

@@ -4,17 +4,17 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from asd_policy.arrays import find_device
+from asd_policy.arrays import find_device, on_cpu
 from asd_policy.backends import make_backend
 from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.hub import fetch, is_hub_id
+from asd_policy.checkpoints.hub import fetch, is_hub_id, looks_like_a_path
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.tuning import load_tuning, tuning_file
+from asd_policy.tuning import find_tuning
 
 __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
 
@@ -40,8 +40,8 @@ def locate(path: str | Path) -> Path:
     """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
 
     Raises:
-        CheckpointError: The path cannot be looked at; or it looks like a Hub id, and the Hub has no such repository or
-            cannot be asked.
+        CheckpointError: The path cannot be looked at; or it has the form of a Hub id and is a mistyped path, or the Hub
+            has no such repository or cannot be asked.
     """
     try:
         exists = Path(path).exists()
@@ -49,6 +49,8 @@ def locate(path: str | Path) -> Path:
         raise CheckpointError(f"no checkpoint at {str(path)[:200]}: {error.strerror}") from None
     if exists or not is_hub_id(str(path)):
         return Path(path)
+    if (reason := looks_like_a_path(str(path))) is not None:
+        raise CheckpointError(f"no checkpoint at {path}: the path does not exist, and the Hub was not asked: {reason}")
     formats = [*FORMATS.values(), *load_plugins()[0].values()]
     return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])
 
@@ -68,8 +70,19 @@ def find_format(path: Path) -> tuple[str, Format]:
     found = find_plugin(path, plugins, failures)
     if found is None:
         known = ", ".join([*FORMATS, *plugins])
-        raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
+        what = f"{path} is not a checkpoint of a known format: {known}"
+        raise CheckpointError("; ".join([what, *failures, *_explain(path)]))
     return found
+
+
+def _explain(path: Path) -> list[str]:
+    """Say what a file of no known format is, where that can be told."""
+    if not find_spec("torch"):
+        return []
+    from asd_policy.checkpoints.archives import explain
+
+    what = explain(path)
+    return [] if what is None else [what]
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:
@@ -126,13 +139,14 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
     wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
-    loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
+    with on_cpu():
+        loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
-    tuning, tuned = tuning_file(path), None
-    if tuning.exists():
-        loaded.experience, tuned = load_tuning(tuning, loaded.chain, math.prod(loaded.event), loaded.device)
+    tuned = None
+    if (tuning := find_tuning(path, loaded)) is not None:
+        loaded.experience, tuned = tuning.experience, tuning.backend
     if backend == AUTO:
         if tuned is None:
             raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")

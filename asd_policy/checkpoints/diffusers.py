@@ -19,6 +19,7 @@ from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, 
 from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
+from asd_policy.names import unknown_names, warn_of_unknown
 from asd_policy.samplers import Sampler
 
 INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"
@@ -108,6 +109,8 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     defaults = {
         name: each.default for name, each in signature(UNet1DModel.__init__).parameters.items() if name != "self"
     }
+    names = [name for name in config if not name.startswith("_")]
+    warn_of_unknown(unknown_names(names, defaults, f"{at}{CONFIG}", CheckpointError), f"{at}{CONFIG}")
     _check(config, defaults, f"{at}{CONFIG}")
     known = {name: config[name] for name in defaults if name in config}
     weights_file = _weights(folder, at)
@@ -136,18 +139,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read_scheduler(folder: Path, at: str) -> dict[str, Any]:
-    """Return the scheduler's configuration, in the words of diffusers today.
-
-    Before 0.13 a flag `predict_epsilon` could say what is `prediction_type` now, "epsilon" or "sample".
-    """
-    name = f"scheduler/{SCHEDULER}" if at else SCHEDULER
-    config = read_json(folder, name)
-    flag = config.pop("predict_epsilon", None)
-    if flag is not None and "prediction_type" not in config:
-        if not isinstance(flag, bool):
-            raise CheckpointError(f"{name}: predict_epsilon {flag!r} is not true or false")
-        config["prediction_type"] = "epsilon" if flag else "sample"
-    return config
+    """Return the scheduler's configuration."""
+    return read_json(folder, f"scheduler/{SCHEDULER}" if at else SCHEDULER)
 
 
 def _weights(folder: Path, at: str) -> str:

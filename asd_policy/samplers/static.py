@@ -9,8 +9,8 @@ from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.draft import Draft, Path
 from asd_policy.errors import BackendError
-from asd_policy.experience import Response
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.engine import Round, begin
 from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory

@@ -125,7 +125,7 @@ class Target:
         xp = arrays.namespace(point)
         owners = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
         flat, step = point.reshape(-1, point.shape[-1]), steps.reshape(-1)
-        if live is None:
+        if live is None or bool(live.all()):
             return self.predict(flat, step, owners).reshape(point.shape)
         which = arrays.where_true(live.reshape(-1))
         clean = xp.zeros_like(flat)
