@@ -202,6 +202,11 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
     return torch.inference_mode()
 
 
+def ordinary(x: Any) -> Array:
+    """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
+    return x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
+
+
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
     """Return a context with the autocast that is on now for a device, to enter again where it is off."""
     if device == NUMPY:

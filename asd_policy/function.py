@@ -88,7 +88,7 @@ class AcceleratedFn:
             held=held,
             past=Past(last, self.experience),
         )
-        self._last = result.sample
+        self._last = arrays.copied(result.sample)  # the caller may write into his own
         return result
 
     def _moved_on(self, shape: tuple[int, ...], executed: int) -> Array | None:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,6 @@ from asd_policy.chain import GaussianChain
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
-from asd_policy.noise import NoiseTape
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
 
@@ -179,29 +178,22 @@ def observation(rows: int = 3) -> Tensor:
     return torch.randn((rows, N_OBS_STEPS, OBS_DIM), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("name", "told"), KINDS)
-def test_window_one_is_its_own_loop(name: str, told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same noise, inpainting or told the observations."""
+def test_window_one_is_its_own_loop(name: str, told: str | None, rows: int) -> None:
+    """After the same seed, inpainting or told the observations, whatever the number of robots."""
     policy = make(name, told)
     fast = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
-    observed = observation()
-    fast.predict_action(observed)  # the first looks at the network, with noise of its own
-    tape = NoiseTape.draw((3, HORIZON, policy.width), 20, torch.Generator().manual_seed(0))
-
-    def draws() -> Iterator[Tensor]:
-        yield tape.initial.clone()
-        yield from tape.normals.transpose(0, 1)
-
-    noise = draws()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn", lambda *_, **__: next(noise))
-        own = policy.predict_action(observed)
-    with monkeypatch.context() as patch:
-        patch.setattr(NoiseTape, "draw", lambda *_, **__: tape)
-        planned = fast.predict_action(observed)
+    observed = observation(rows)
+    plans: list[Tensor] = []
+    for each in (policy, fast):
+        torch.manual_seed(0)
+        plans.append(each.predict_action(observed))
+    own, planned = plans
     torch.testing.assert_close(planned, own, rtol=0, atol=1e-5)
+    assert not planned.is_inference()
     assert fast.asd_stats.last is not None
-    assert fast.asd_stats.last.rounds == (20, 20, 20)
+    assert fast.asd_stats.last.rounds == (20,) * rows
     if told is None:
         assert torch.equal(planned[:, :N_OBS_STEPS, ACTION_DIM:], observed)
 

@@ -1,7 +1,7 @@
 """What every adapter shares: patches that can be undone, and the planner that stands in for a policy's own loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from asd_policy import arrays
@@ -126,15 +126,15 @@ class Planner:
         if not self._checked:
             check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
             self._checked = True
-        tape = NoiseTape.draw(shape, len(self.chain), generator, device)
         if noise is not None:
             if tuple(noise.shape) != shape:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
-            tape = replace(tape, initial=arrays.asarray(noise, device, "float32"))
+            noise = arrays.asarray(noise, device, "float32")
+        tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
         past = Past(self._last, self.experience)
         result = self.sampler.sample(denoiser, self.chain, shape, cond, tape=tape, held=held, past=past)
         self._last = move_on(result.sample, executed)
         self.stats.add(result.stats)
-        return result.sample.clone()  # it was made in inference mode, which the library need not be in
+        return result.sample

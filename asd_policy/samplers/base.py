@@ -188,6 +188,7 @@ class Sampler(abc.ABC):
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)
+        sample = arrays.ordinary(sample)
         if deadline is not None:
             deadline.stop()
         seconds = time.perf_counter() - start
