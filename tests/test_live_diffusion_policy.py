@@ -2,6 +2,7 @@
 
 import copy
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,3 +350,74 @@ def test_random_networks_are_refused() -> None:
     asd_policy.accelerate(policy, "asd:window=4")
     with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
         policy.predict_action(observation())
+
+
+def clamped(self: StandIn, *arguments: Any, **options: Any) -> Tensor:
+    return type(self).__mro__[1].conditional_sample(self, *arguments, **options).clamp(-0.1, 0.1)
+
+
+def test_a_sampling_method_of_somebody_elses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clamp for safety, say: the sampler would take its place, and nobody would know."""
+    policy = make()
+    known = type(policy)
+    policy.__class__ = type("Safe", (known,), {"conditional_sample": clamped, "__module__": "mine"})
+    message = (
+        "conditional_sample of this Safe is not diffusion_policy.policy.diffusion_unet_lowdim_policy."
+        "DiffusionUnetLowdimPolicy's own: mine.Safe overrides it"
+    )
+    with pytest.raises(asd_policy.SpecError, match=re.escape(message)):
+        asd_policy.accelerate(policy)
+    assert policy.predict_action(observation()).abs().max() <= 0.1
+    policy.__class__ = type("Safe", (type("Mixin", (), {"conditional_sample": clamped}), known), {})
+    with pytest.raises(asd_policy.SpecError, match="test_live_diffusion_policy.Mixin overrides it"):
+        asd_policy.accelerate(policy)
+    policy.__class__ = known
+    policy.conditional_sample = policy.conditional_sample
+    with pytest.raises(asd_policy.SpecError, match="own: the object has an attribute of that name"):
+        asd_policy.accelerate(policy)
+    del policy.conditional_sample
+    monkeypatch.setattr(known, "conditional_sample", types.FunctionType(clamped.__code__, {"__name__": "mine"}), False)
+    with pytest.raises(asd_policy.SpecError, match="it was replaced in the class, by mine.clamped"):
+        asd_policy.accelerate(policy)
+
+
+def test_a_step_of_somebody_elses_is_refused() -> None:
+    policy = make()
+    step = policy.noise_scheduler.step
+    policy.noise_scheduler.step = lambda *given, **options: step(*given, **options)
+    with pytest.raises(asd_policy.SpecError, match="step of this DDPMScheduler .*attribute of that name"):
+        asd_policy.accelerate(policy)
+    del policy.noise_scheduler.step
+
+    class Guided(DDPMScheduler):
+        def previous_timestep(self, timestep: Any) -> Any:
+            return 0
+
+    Guided.__name__ = "DDPMScheduler"
+    policy.noise_scheduler = Guided(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
+    with pytest.raises(asd_policy.ChainError, match="does not step as its configuration says"):
+        asd_policy.accelerate(policy)
+
+
+def test_what_replaced_the_sampler_is_not_lost() -> None:
+    policy = asd_policy.accelerate(make(), "asd:window=4")
+    ours = policy.conditional_sample
+    policy.conditional_sample = lambda *given, **options: ours(*given, **options).clamp(-0.1, 0.1)
+    for again in (asd_policy.restore, asd_policy.accelerate):
+        with pytest.raises(asd_policy.SpecError, match="conditional_sample of this .* was changed after accelerate"):
+            again(policy)
+    assert policy.predict_action(observation()).abs().max() <= 0.1
+    policy.conditional_sample = ours
+    asd_policy.restore(policy)
+    assert "conditional_sample" not in vars(policy)
+
+
+def test_hooks_and_other_networks_are_the_policys_own() -> None:
+    """They are called, whoever samples."""
+    policy = make()
+    policy.model.register_forward_hook(lambda _, __, output: 0.5 * output)
+    plans = []
+    for each in (policy, asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")):
+        torch.manual_seed(0)
+        plans.append(each.predict_action(observation()))
+    torch.testing.assert_close(*plans, rtol=0, atol=1e-5)

@@ -17,7 +17,7 @@ ADAPTERS: dict[str, Adapter] = {
 }
 """Every adapter by the name of its policies in messages."""
 
-_UNDO = "_asd_undo"  # on an accelerated object: patches that bring back what was there before
+_UNDO = "_asd_undo"  # on an accelerated object: its patches, each with the one that brings back what was there before
 _ABSENT = ...  # the value of an attribute to remove; the same object after a copy or a pickle
 
 
@@ -40,7 +40,8 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
             has to see an observation, raises it when it makes its first plan.
         ChainError: The policy's noise scheduler has no exact acceleration.
-        SpecError: The spec does not exist or does not fit the policy's chain, or the object is no policy known here.
+        SpecError: The spec does not exist or does not fit the policy's chain, the object is no policy known here, or
+            the method that samples is not its library's own.
     """
     sampler = make_sampler(spec)
     if isinstance(policy, Policy):
@@ -50,8 +51,7 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
     adapter = _find(policy)
     if _is_accelerated(policy):
         restore(policy)
-    undo = [_apply(patch) for patch in adapter.patches(policy, sampler)]
-    setattr(policy, _UNDO, undo)
+    setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in adapter.patches(policy, sampler)])
     return policy
 
 
@@ -59,15 +59,22 @@ def restore(policy: P) -> P:
     """Give an accelerated live object its own sampling back, and return it.
 
     Raises:
-        SpecError: It is not accelerated.
+        SpecError: It is not accelerated, or somebody has put another method in the place of the sampler's since.
     """
     if not _is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
         )
-    for patch in getattr(policy, _UNDO):
-        _apply(patch)
+    patches: list[tuple[Patch, Patch]] = getattr(policy, _UNDO)
+    for patch, _ in patches:
+        if callable(patch.value) and vars(patch.owner).get(patch.name) != patch.value:
+            raise SpecError(
+                f"{patch.name} of this {type(patch.owner).__name__} was changed after accelerate, and what it is now "
+                "would be lost: take that back first"
+            )
+    for _, before in patches:
+        _apply(before)
     delattr(policy, _UNDO)
     return policy
 

@@ -1,20 +1,27 @@
 """What every adapter shares: patches that can be undone, and the planner that stands in for a policy's own loop."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from asd_policy import arrays
 from asd_policy.arrays import Array, Device
-from asd_policy.chain import GaussianChain
+from asd_policy.chain import GaussianChain, transition
 from asd_policy.denoiser import Denoiser, check_on_noise
-from asd_policy.errors import ObservationError
+from asd_policy.errors import ChainError, ObservationError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import Generators, NoiseTape
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.target import Held
 from asd_policy.types import SpeculationStats
+
+_SCHEDULERS = (
+    "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+    "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+)
+_TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +31,78 @@ class Patch:
     owner: Any
     name: str
     value: Any
+
+
+def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
+    """Refuse an object whose methods are not those of a known class: what they do would be lost without a word.
+
+    Args:
+        owner: The object whose methods a sampler takes the place of, or is reached by.
+        known: Qualified names of classes.
+        methods: Names of their methods.
+
+    Raises:
+        SpecError: The object is of none of the classes, or one of the methods is another one: an attribute of the
+            object, of a subclass, or of the class itself, put there by somebody else.
+    """
+    cls = next((each for each in type(owner).__mro__ if _qualified(each) in known), None)
+    if cls is None:
+        raise SpecError(f"cannot accelerate a {_qualified(type(owner))}, which is no {' or '.join(known)}")
+    for name in methods:
+        defining = next(each for each in type(owner).__mro__ if name in vars(each))
+        if name in vars(owner):
+            how = "the object has an attribute of that name"
+        elif getattr(type(owner), name) is not getattr(cls, name):
+            how = f"{_qualified(defining)} overrides it"
+        elif vars(defining)[name].__module__ != defining.__module__:
+            how = f"it was replaced in the class, by {_qualified(vars(defining)[name])}"
+        else:
+            continue
+        raise SpecError(
+            f"{name} of this {type(owner).__name__} is not {_qualified(cls)}'s own: {how}, and a sampler in its place "
+            "would not do what it does"
+        )
+
+
+def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose own steps are not those of the chain that its configuration describes.
+
+    diffusion_policy pins diffusers 0.11, whose DDPMScheduler steps to timestep t − 1 even where it leaves some out.
+
+    Args:
+        scheduler: The policy's.
+        chain: Read from its configuration.
+        options: What its step is given by the policy.
+
+    Raises:
+        ChainError: A step is another one.
+        SpecError: Somebody has overridden it.
+    """
+    check_own(scheduler, _SCHEDULERS, ("step", "set_timesteps"))
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(len(chain))
+    import torch  # whose policy this is
+
+    sizes = torch.tensor([1.0, 30.0])[:, None, None]  # what clips shows at one of them
+    x, output = sizes * torch.randn((2, 1, 4, 2), generator=torch.Generator().manual_seed(0))
+    tables = chain.tables(x.device, x.dtype)
+    same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()
+    for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
+        expected = own.step(output, timestep, x, generator=torch.Generator().manual_seed(k), **options).prev_sample
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
+        clean = chain.predict(x, output, torch.tensor([k, k]))
+        step = transition(tables.a[k], clean, tables.sigma[k], noise, tables.b[k], x)
+        same = same and bool(torch.allclose(step / sizes, expected / sizes, rtol=_TOLERANCE, atol=_TOLERANCE))
+    if not same:
+        raise ChainError(
+            f"this {type(scheduler).__name__} does not step as its configuration says in {len(chain)} of "
+            f"{chain.config['num_train_timesteps']} timesteps; use a newer diffusers, or as many inference steps as "
+            "training timesteps"
+        )
+
+
+def _qualified(named: Any) -> str:
+    return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
 
 
 @dataclass(frozen=True)

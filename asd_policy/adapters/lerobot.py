@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.adapters.base import Adapter, Patch, Planner, check_own, check_step
 from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import ChainError
 from asd_policy.samplers import Sampler
+
+_MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,9 @@ class _Sampling:
 
 def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     model = policy.diffusion
+    check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
     chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
+    check_step(model.noise_scheduler, chain, {})
     planner = Planner(sampler, chain)
     sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
     return [
@@ -72,4 +76,4 @@ def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     ]
 
 
-ADAPTER = Adapter(("lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",), _patches)
+ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches)

@@ -366,3 +366,52 @@ def test_a_network_that_cannot_be_sampled_from(state_policy: DiffusionPolicy) ->
     nn.init.constant_(unet.final_conv[1].bias, float("nan"))
     with pytest.raises(asd_policy.DenoiserError, match="NaN or infinity"):
         state_policy.diffusion.conditional_sample(1, condition(state_policy))
+
+
+class SafeModel(DiffusionModel):
+    """Clamps what it samples."""
+
+    def conditional_sample(self, *arguments: Any, **options: Any) -> Tensor:
+        """Sample."""
+        return super().conditional_sample(*arguments, **options).clamp(-0.1, 0.1)
+
+
+class GuidedModel(DiffusionModel):
+    """Samples in its own way."""
+
+    def generate_actions(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Sample."""
+        return 0.5 * super().generate_actions(batch, noise)
+
+
+class SafePolicy(DiffusionPolicy):
+    """Clamps each action."""
+
+    name = "diffusion"
+
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Return an action."""
+        return super().select_action(batch, noise).clamp(-0.1, 0.1)
+
+
+@pytest.mark.parametrize(("model", "method"), [(SafeModel, "conditional_sample"), (GuidedModel, "generate_actions")])
+def test_a_sampling_method_of_somebody_elses_is_refused(
+    state_policy: DiffusionPolicy, model: type[DiffusionModel], method: str
+) -> None:
+    state_policy.diffusion = model(state_policy.config).eval()
+    with pytest.raises(asd_policy.SpecError, match=f"{method} of this {model.__name__} .* test_live.{model.__name__} "):
+        asd_policy.accelerate(state_policy)
+    state_policy.diffusion = DiffusionModel(state_policy.config).eval()
+    own = getattr(state_policy.diffusion, method)
+    setattr(state_policy.diffusion, method, lambda *arguments, **options: own(*arguments, **options))
+    with pytest.raises(asd_policy.SpecError, match=f"{method} of this DiffusionModel .* attribute of that name"):
+        asd_policy.accelerate(state_policy)
+    delattr(state_policy.diffusion, method)
+    asd_policy.accelerate(state_policy)
+
+
+def test_what_is_done_around_the_sampling_stays(state_policy: DiffusionPolicy) -> None:
+    """A clamp on the actions, a queue of its own: the sampler does not take its place."""
+    policy = asd_policy.accelerate(SafePolicy(state_policy.config).eval(), "asd:window=6")
+    assert policy.select_action(observe(policy)).abs().max() <= 0.1
+    assert stats_of(policy).plans == 1
