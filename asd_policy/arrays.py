@@ -5,10 +5,12 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     Generator = torch.Generator | np.random.Generator
 else:
     Array = Device = Generator = Any
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NUMPY: Any = "numpy"
 """The device of NumPy's arrays; that of a tensor is its `device`."""
@@ -191,6 +196,20 @@ def sampling(device: Any) -> Iterator[None]:
 
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         yield
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        if "torch" not in sys.modules:
+            return function(*arguments, **options)
+        import torch
+
+        return torch.compiler.disable(function)(*arguments, **options)
+
+    return run
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:

@@ -48,6 +48,7 @@ class AcceleratedFn:
         self._last: Array | None = None
         self._event: tuple[int, ...] | None = None
 
+    @arrays.uncompiled
     def __call__(
         self,
         shape: Sequence[int],

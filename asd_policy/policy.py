@@ -334,6 +334,7 @@ class Policy:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
+    @arrays.uncompiled
     def plan(
         self,
         history: Mapping[str, Array],

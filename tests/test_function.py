@@ -148,3 +148,19 @@ def test_schedulers_and_specs_are_checked_before_a_call(mixture: MixtureDenoiser
         asd_policy.accelerate_fn(mixture, SCHEDULER, "asd:window=13", 12)
     with pytest.raises(ChainError, match="is no noise scheduler"):
         asd_policy.accelerate_fn(mixture, "DDPM")
+
+
+def test_the_compiler_stays_out(mixture: MixtureDenoiser) -> None:
+    graphs: list[Any] = []
+
+    def compiled(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    own, other = (asd_policy.accelerate_fn(mixture, SCHEDULER, "asd:window=3", 12) for _ in range(2))
+    run: Any = torch.compile(own, backend=compiled)
+    for seed in range(3):
+        assert torch.equal(
+            run((2, 2, 2), generator=seeded(seed)).sample, other((2, 2, 2), generator=seeded(seed)).sample
+        )
+    assert not graphs

@@ -421,3 +421,26 @@ def test_hooks_and_other_networks_are_the_policys_own() -> None:
         torch.manual_seed(0)
         plans.append(each.predict_action(observation()))
     torch.testing.assert_close(*plans, rtol=0, atol=1e-5)
+
+
+def test_the_compiler_stays_out_of_the_sampler() -> None:
+    """`torch.compile` around what calls it: the plans are the same, and what is compiled is the policy's own."""
+    graphs: list[Any] = []
+
+    def compiled(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    policy, plans = asd_policy.accelerate(make(), "asd:window=5"), []
+    other = asd_policy.accelerate(make(), "asd:window=5")
+    own: Any = policy.predict_action
+    policy.predict_action = torch.compile(own, backend=compiled)
+    for seed in range(3):
+        for each in (policy, other):
+            torch.manual_seed(seed)
+            plans.append(each.predict_action(observation()))
+        assert torch.equal(*plans[-2:])
+    assert policy.asd_stats.last is not None
+    assert policy.asd_stats.last.rounds == other.asd_stats.last.rounds  # pyright: ignore[reportOptionalMemberAccess]
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert graphs and not any("conv" in name or "linear" in name for name in called)

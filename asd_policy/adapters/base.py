@@ -172,6 +172,7 @@ class Planner:
         """Forget the last plans; experience and statistics stay."""
         self._last = None
 
+    @arrays.uncompiled
     def sample(
         self,
         denoiser: Denoiser,

@@ -102,6 +102,7 @@ class Sampler(abc.ABC):
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Sample along a tape; called by `sample`, which checks, draws and counts."""
 
+    @arrays.uncompiled
     def sample(
         self,
         denoiser: Denoiser,
