@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asd_policy.adapters import accelerate, restore
+    from asd_policy.adapters import accelerate, restore, warm_up
     from asd_policy.backends import Backend, make_backend
     from asd_policy.chain import GaussianChain
     from asd_policy.checkpoints import load_fn, load_policy
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asd_policy.samplers import Sampler, make_sampler
     from asd_policy.samplers.base import Past
     from asd_policy.samplers.target import Held
-    from asd_policy.types import Plan, SampleResult, SpeculationStats
+    from asd_policy.types import Plan, SampleResult, SpeculationStats, WarmUp
 
 try:
     __version__ = version("asd-policy")
@@ -70,6 +70,7 @@ __all__ = [
     "SpecError",
     "SpeculationStats",
     "Telemetry",
+    "WarmUp",
     "__version__",
     "accelerate",
     "accelerate_fn",
@@ -78,10 +79,11 @@ __all__ = [
     "make_backend",
     "make_sampler",
     "restore",
+    "warm_up",
 ]
 
 _HOMES = {
-    "adapters": ("accelerate", "restore"),
+    "adapters": ("accelerate", "restore", "warm_up"),
     "backends": ("Backend", "make_backend"),
     "chain": ("GaussianChain",),
     "checkpoints": ("load_fn", "load_policy"),
@@ -110,7 +112,7 @@ _HOMES = {
     "samplers": ("Sampler", "make_sampler"),
     "samplers.base": ("Past",),
     "samplers.target": ("Held",),
-    "types": ("Plan", "SampleResult", "SpeculationStats"),
+    "types": ("Plan", "SampleResult", "SpeculationStats", "WarmUp"),
 }
 """Where each public name is defined. It is imported when it is asked for: importing torch takes seconds."""
 

@@ -1,12 +1,14 @@
 """Policies that are accelerated: this package's own, and live objects of other libraries, in place."""
 
+import inspect
 from typing import Any, TypeVar, overload
 
 from asd_policy.adapters import diffusion_policy, lerobot
-from asd_policy.adapters.base import Adapter, Patch
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch
 from asd_policy.errors import SpecError
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from asd_policy.types import WarmUp
 
 P = TypeVar("P")
 
@@ -34,7 +36,8 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
 
     Returns:
         Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
-        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew.
+        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew. `warm_up` does
+        what its first plan would wait for.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
@@ -77,6 +80,37 @@ def restore(policy: P) -> P:
         _apply(before)
     delattr(policy, _UNDO)
     return policy
+
+
+def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> WarmUp:
+    """Do before the first observation what the first plan would wait for: look at the network, time it, compile.
+
+    Nothing is learned, and no plan that follows is another one for it, but for the setting that measured times choose.
+    Those of a live object are kept in the user's cache, and found there by its weights.
+
+    Args:
+        policy: A `Policy`, or a live object that is accelerated.
+        robots: How many it will plan for together; None for one.
+        observation: For policies of diffusion_policy, in the place of a number of robots: what their `predict_action`
+            takes, zeros for example. The others know what they observe.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from.
+        SpecError: The object is not accelerated, or is in training mode; or an observation is given to one that needs
+            none, or none to one that does.
+    """
+    if not isinstance(policy, Policy) and not _is_accelerated(policy):
+        raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
+    method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
+    given = {"robots": robots, "observation": observation}
+    named = {name: value for name, value in given.items() if value is not None}
+    wanted = inspect.signature(method)
+    try:
+        wanted.bind(**named)
+    except TypeError:
+        takes, not_ = ", ".join(wanted.parameters), ", ".join(named) or "nothing"
+        raise SpecError(f"the warm-up of a {type(policy).__name__} takes {takes}, not {not_}") from None
+    return method(**named)
 
 
 def _is_accelerated(policy: Any) -> bool:

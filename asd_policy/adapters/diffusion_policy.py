@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.adapters.base import Adapter, Patch, Planner, check_own, check_step
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
 from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import ChainError, ObservationError
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.target import Held
+from asd_policy.types import WarmUp
 
 _UNETS = {
     "unet_lowdim": "UnetLowdim",
@@ -108,6 +109,16 @@ class _Sampling:
         """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
         return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
 
+    def warm_up(self, observation: Any) -> WarmUp:
+        """Plan for an observation as `predict_action` takes it; see `adapters.warm_up`.
+
+        Raises:
+            DenoiserError: See `Planner.sample`.
+            SpecError: The policy is in training mode.
+        """
+        with alone(self.policy, next(self.policy.parameters()).device):
+            return self.planner.warm_up(lambda: self.policy.predict_action(observation))
+
     def reset(self) -> None:
         """Begin an episode."""
         self.own_reset()
@@ -119,12 +130,13 @@ def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
     scheduler = policy.noise_scheduler
     chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
     check_step(scheduler, chain, policy.kwargs)
-    planner = Planner(sampler, chain)
+    planner = Planner(sampler, chain, policy)
     sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, WARM_UP, sampling.warm_up),
     ]
 
 

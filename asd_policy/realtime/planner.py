@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asd_policy.continuity import Committed
+from asd_policy.continuity import CONTINUITIES, Committed
 from asd_policy.errors import LoopError
 from asd_policy.policy import Horizons, Policy
 
@@ -66,6 +66,11 @@ class PolicyPlanner:
     def action_dim(self) -> int:
         """The policy's."""
         return self._policy.action_dim
+
+    def warm_up(self, continuity: str = CONTINUITIES[0]) -> None:
+        """Do what an episode's first plan and those after it would wait for; see `Policy.warm_up`."""
+        for each in dict.fromkeys((CONTINUITIES[0], continuity)):
+            self._policy.warm_up(continuity=each)
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan from the observations to the end of the policy's horizon.

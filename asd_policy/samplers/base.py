@@ -195,6 +195,8 @@ class Sampler(abc.ABC):
         seconds = time.perf_counter() - start
         cut = tuple(row in samples.cut for row in range(shape[0]))
         drawn = (False,) * shape[0] if held is None else held.drawn
+        # Replays are not seen by the meter; of what it has seen, the algorithm's own calls are known.
+        own = (0, 0) if samples.recorded else (max(samples.rounds), sum(samples.nfe))
         return SampleResult(
             sample,
             SpeculationStats(
@@ -209,6 +211,8 @@ class Sampler(abc.ABC):
                 unjudged=samples.unjudged,
                 cut=cut,
                 exact=tuple(self.exact and not (gone or soft) for gone, soft in zip(cut, drawn, strict=True)),
+                trial_calls=metered.calls - own[0],
+                trial_points=metered.points - own[1],
             ),
         )
 

@@ -204,7 +204,7 @@ class StaticRounds:
             self._inputs.load(target, tape, response, last_plan)
             self._start()
             if target.deadline is not None:
-                return self._until(target.deadline)
+                return self._until(target, target.deadline)
             launched, before = 0, None
             while True:
                 self._advance()
@@ -217,9 +217,14 @@ class StaticRounds:
                 if launched * self.window >= self._steps:  # earlier no plan can be done
                     before = now
 
-    def _until(self, deadline: Deadline) -> tuple[Array, Counts]:
+    def _until(self, target: Target, deadline: Deadline) -> tuple[Array, Counts]:
         """Do rounds until all rows are done or the time is up."""
-        deadline.reserve(self.jump)
+
+        def timed() -> None:
+            target.count(1, len(self.path.x))
+            self.jump()
+
+        deadline.reserve(timed)
         sample, counts = self._launcher.fetch(self.path.x, self._counts)()
         while int(counts[0].min()) < self._steps and deadline.allows(("round", self.window)):
             self._advance()

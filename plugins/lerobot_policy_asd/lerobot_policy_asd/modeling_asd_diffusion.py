@@ -9,7 +9,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from asd_policy import CheckpointError, SpecError, accelerate
+from asd_policy import CheckpointError, SpecError, accelerate, warm_up
 from asd_policy.adapters.base import AsdStats
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
@@ -38,7 +38,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
     ) -> "AsdDiffusionPolicy":
-        """Load a checkpoint of the type `diffusion` or `asd_diffusion`.
+        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up: no first plan waits for that.
 
         Args:
             pretrained_name_or_path: A folder, or a repository on the Hub.
@@ -65,7 +65,9 @@ class AsdDiffusionPolicy(DiffusionPolicy):
             raise SpecError(f"config is a {type(config).__name__}, which has no sampler; give an AsdDiffusionConfig")
         if plain:
             config.fill_from(checkpoint)
-        return super().from_pretrained(pretrained_name_or_path, config=config, **{**kwargs, "strict": True})
+        policy = super().from_pretrained(pretrained_name_or_path, config=config, **{**kwargs, "strict": True})
+        warm_up(policy)
+        return policy
 
     @classmethod
     def _load_as_safetensor(
