@@ -5,11 +5,13 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
+import functools
 import operator
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     Generator = torch.Generator | np.random.Generator
 else:
     Array = Device = Generator = Any
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NUMPY: Any = "numpy"
 """The device of NumPy's arrays; that of a tensor is its `device`."""
@@ -229,6 +234,20 @@ def sampling(device: Any) -> Iterator[None]:
         yield
 
 
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        if "torch" not in sys.modules:
+            return function(*arguments, **options)
+        import torch
+
+        return torch.compiler.disable(function)(*arguments, **options)
+
+    return run
+
+
 def no_gradients(device: Any) -> AbstractContextManager[Any]:
     """Return the context for calling a network whose gradients nobody wants."""
     if device == NUMPY:
@@ -236,6 +255,11 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode()
+
+
+def ordinary(x: Any) -> Array:
+    """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
+    return x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:

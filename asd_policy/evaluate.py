@@ -51,6 +51,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 
     if moment.end is not None and moment.end.error is not None:
         raise EnvError(moment.end.error)
     for planner in planners:
+        planner.warm_up()
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
             planner.select_action(moment.observation)
@@ -58,7 +59,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 
             calibrate(planner, env, CALIBRATION_PLANS)
         planner.experience.freeze()
         for size in range(2, batch + 1) if planner.deadline_ms is not None else ():
-            _plan_together(planner, moment.observation, size)
+            planner.warm_up(size)
     return planners
 
 

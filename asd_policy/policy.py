@@ -17,7 +17,7 @@ from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.border import as_numbers, finite
 from asd_policy.chain import GaussianChain
 from asd_policy.clock import Stopwatch
-from asd_policy.continuity import Committed, overlay
+from asd_policy.continuity import CONTINUITIES, Committed, commit, overlay
 from asd_policy.control import Robot
 from asd_policy.denoiser import Denoiser, check_on_noise
 from asd_policy.errors import DenoiserError, ObservationError, SpecError
@@ -28,7 +28,7 @@ from asd_policy.samplers import Sampler
 from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.deadline import check_deadline
 from asd_policy.samplers.target import Held
-from asd_policy.types import Plan
+from asd_policy.types import Plan, WarmUp
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
@@ -202,8 +202,44 @@ class Policy:
         """The network as the backend runs it."""
         self.experience = self.experience.without_times()
 
-    def check(self) -> None:
+    def warm_up(self, robots: int = 1, continuity: str = CONTINUITIES[0]) -> WarmUp:
+        """Do what a first plan would wait for: look at the network, time it, choose, compile, record.
+
+        It plans for robots that rest in the middle of what the normalisation knows, and learns nothing of that.
+        Episodes, noise and experience stay as they are, but for the times that were measured.
+
+        Args:
+            robots: How many will be planned for together.
+            continuity: What plans will be told of the actions taken meanwhile, one of `continuity.CONTINUITIES`.
+
+        Raises:
+            DenoiserError: The network is not one that can be sampled from, see `check`.
+            SpecError: As `plan`.
+        """
+        start = time.perf_counter()
+        calls, points = self.check()
+        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self._observation.items()}
+        xp, frames = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
+        history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
+        generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
+        action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
+        committed = [commit(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
+        learning, self.experience.learning = self.experience.learning, False
+        try:
+            for _ in range(2):
+                plan = self.plan(history, generators, committed=committed)
+                calls, points = calls + plan.stats.all_calls, points + plan.stats.all_points
+                if not plan.stats.trial_calls:
+                    break
+        finally:
+            self.experience.learning = learning
+        return WarmUp(calls, points, time.perf_counter() - start, plan.seconds, plan.stats.spec)
+
+    def check(self) -> tuple[int, int]:
         """Call the network a few times, on noise, to see whether it is one that can be sampled from.
+
+        Returns:
+            How many calls that took, and points.
 
         Raises:
             DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
@@ -211,7 +247,7 @@ class Policy:
         dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
         cond = np.random.default_rng(1).uniform(-1, 1, (3, dims)).astype(np.float32)
         denoiser, device = self.denoiser, self.device
-        check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
+        return check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
 
     def reset(self, seed: SupportsIndex | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
@@ -345,6 +381,7 @@ class Policy:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
+    @arrays.uncompiled
     def plan(
         self,
         history: Mapping[str, Any],

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain as flatten
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _VERSION = "3"
 _EDGE = 2**16  # bytes at either end of a file that tell it from others
+_NUMBERS = 2**8  # at either end of a tensor that do the same
 
 
 def tuning_file(checkpoint: Path) -> Path:
@@ -88,12 +89,29 @@ def find_tuning(checkpoint: Path, policy: "Policy") -> Tuning | None:
     return Tuning(file, *load_tuning(file, policy.chain, policy.event, policy.device))
 
 
+def weights_file(weights: Mapping[str, Array], chain: GaussianChain, event: Sequence[int]) -> Path:
+    """Return where the tuning of a network without a checkpoint is: in the user's cache, by its weights.
+
+    Args:
+        weights: Its tensors by name.
+        chain: That it is sampled in.
+        event: Shape of one of its plans.
+    """
+    digest = hashlib.sha256(f"{dict(chain.config)} {chain.timesteps.tolist()} {tuple(event)}".encode())
+    digest.update(chain.sigma.tobytes())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        for edge in (tensor.reshape(-1)[:_NUMBERS], tensor.reshape(-1)[-_NUMBERS:]):
+            digest.update(arrays.to_numpy(arrays.double(edge)).tobytes())
+    return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
 def save_tuning(path: Path, experience: Experience, device: Device, backend: str) -> None:
     """Write an experience, atomically.
 
     Args:
         path: File to write.
-        experience: With one plan or more.
+        experience: To be kept; of no plan only the times.
         device: What its latencies were measured on.
         backend: Spec of what ran the network.
     """
@@ -157,7 +175,7 @@ def load_tuning(
         overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
                     for (draft, verify, batch), timed in json.loads(metadata["overhead"])}  # fmt: skip
         times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
-        if plans < 1 or not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in times):
+        if not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in times):
             raise ValueError("its numbers are out of range")
         if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")

@@ -112,10 +112,10 @@ class ControlLoop:
         return cls(policy, link.read_observation, link.write_action, hz, options, time)
 
     def start(self) -> None:
-        """Take a first observation, plan once, to see that all of it works, and begin to tick.
+        """Warm up, take a first observation, plan once, to see that all of it works, and begin to tick.
 
-        That plan is not executed: it may have taken seconds, or minutes where a backend compiles, as first plans do.
-        There is no limit to it; Ctrl-C ends the waiting.
+        That plan is not executed. There is no limit to the time that it and the warm-up take, minutes where a backend
+        compiles; Ctrl-C ends the waiting.
 
         Raises:
             LoopError: The loop was started before, the source gives no observation, the plan is none, the metrics' port
@@ -133,6 +133,8 @@ class ControlLoop:
         self._ticker = Ticker(self._link, self._planner, self._worker, options, patience, self._recorder, self._time)
         self._thread = threading.Thread(target=self._control, name="asd_policy control", daemon=True)
         try:
+            if isinstance(self._planner, PolicyPlanner):
+                self._planner.warm_up(options.continuity)
             self._try_out()
             if options.priority is not None:
                 _schedule(self._link.reader.thread, options.priority)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy.border import finite
-from asd_policy.continuity import Committed
+from asd_policy.continuity import CONTINUITIES, Committed
 from asd_policy.errors import LoopError
 from asd_policy.policy import Horizons, Policy
 
@@ -76,6 +76,11 @@ class PolicyPlanner:
     def observation_dims(self) -> dict[str, int]:
         """The policy's."""
         return self._policy.observation_dims
+
+    def warm_up(self, continuity: str = CONTINUITIES[0]) -> None:
+        """Do what an episode's first plan and those after it would wait for; see `Policy.warm_up`."""
+        for each in dict.fromkeys((CONTINUITIES[0], continuity)):
+            self._policy.warm_up(continuity=each)
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan from the observations to the end of the policy's horizon.

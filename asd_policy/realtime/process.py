@@ -114,6 +114,7 @@ def _serve(load: Callable[[], Policy], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends this process
     try:
         planner = PolicyPlanner(load())
+        planner.warm_up()
     except Exception as error:
         connection.send(error)
         return

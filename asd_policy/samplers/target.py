@@ -95,6 +95,11 @@ class Target:
         """Return whether the deadline, if there is one, leaves time for a piece of work, see `Deadline.allows`."""
         return self.deadline is None or self.deadline.allows(work)
 
+    def count(self, calls: int, points: int) -> None:
+        """Count network calls that ran as a recording and are none of the algorithm's, where somebody counts."""
+        if isinstance(self.denoiser, MeteredDenoiser):
+            self.denoiser.count(calls, points)
+
     def recordable(self, cond: Array | None, held: Held | None) -> "Target":
         """Return this target with other conditioning and given values, and a network that is not metered."""
         denoiser = self.denoiser.unmetered if isinstance(self.denoiser, MeteredDenoiser) else self.denoiser
