@@ -157,7 +157,7 @@ def test_errors_are_one_line_of_bounded_length(policy: Policy) -> None:
     assert len(said) == MAX_MESSAGE and said.isprintable()
     assert said.startswith("the observation has no 'observation.state' or 'agent_pos'; it has 'topic\\n0', ")
     assert said.endswith("the policy reads 'observation.state' (4,), 'observation.environment_state' (3,)")
-    assert str(asd_policy.SpecError(" a\n\x1b[2J\u2028 b\t")) == "a [2J b"
+    assert str(asd_policy.SpecError(" a\n\x1b[2J\u2028 b\t")) == "a \\x1b[2J b"
 
 
 NUMBERS = np.array([0.25, -0.5, 1.0, 0.0])
