@@ -168,7 +168,6 @@ def attempt(path: Path) -> bool:
         policy = asd_policy.load_policy(path)
         policy.select_action({name: [0.5] * dim for name, dim in policy.observation_dims.items()})
     except AsdError as error:
-        assert 0 < len(str(error)) < 3000
         assert "\n" not in str(error)
         return False
     except Exception as error:

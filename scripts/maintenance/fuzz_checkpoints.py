@@ -20,7 +20,14 @@ import tyro
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from test_fuzz import SAMPLES, attempt, damage_bytes, damage_json, damage_pickle  # noqa: E402  # found by the line above
+# The line above leads there.
+from test_fuzz import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    SAMPLES,
+    attempt,
+    damage_bytes,
+    damage_json,
+    damage_pickle,
+)
 
 
 @dataclass(frozen=True)
