@@ -5,10 +5,13 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +28,13 @@ if TYPE_CHECKING:
 else:
     Array = Device = Generator = Any
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 NUMPY: Any = "numpy"
 """The device of NumPy's arrays; that of a tensor is its `device`."""
+SEEDS = 2**64
+"""Number of seeds: 0 … 2⁶⁴ − 1."""
 
 
 def is_numpy(x: Any) -> bool:
@@ -226,6 +234,20 @@ def sampling(device: Any) -> Iterator[None]:
         yield
 
 
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        if "torch" not in sys.modules:
+            return function(*arguments, **options)
+        import torch
+
+        return torch.compiler.disable(function)(*arguments, **options)
+
+    return run
+
+
 def no_gradients(device: Any) -> AbstractContextManager[Any]:
     """Return the context for calling a network whose gradients nobody wants."""
     if device == NUMPY:
@@ -233,6 +255,11 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode()
+
+
+def ordinary(x: Any) -> Array:
+    """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
+    return x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
@@ -253,8 +280,28 @@ def synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_generator(device: Any, seed: int | None = None) -> Any:
-    """Return a source of noise for a device; None for a seed that the system makes up."""
+def read_seed(seed: SupportsIndex) -> int:
+    """Return a seed of any integer type as Python's.
+
+    Raises:
+        SpecError: It is none of 0 … 2⁶⁴ − 1.
+    """
+    try:
+        number = operator.index(seed)
+    except Exception:  # whatever what is no number raises
+        number = -1
+    if not 0 <= number < SEEDS:
+        raise SpecError(f"seed {seed!r} is not a whole number in 0 … {SEEDS - 1}")
+    return number
+
+
+def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
+    """Return a source of noise for a device; None for a seed that the system makes up.
+
+    Raises:
+        SpecError: The seed is none of 0 … 2⁶⁴ − 1.
+    """
+    seed = None if seed is None else read_seed(seed)
     if device == NUMPY:
         return np.random.default_rng(seed)
     import torch

@@ -6,23 +6,30 @@ import os
 import re
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 import asd_policy
-from asd_policy.errors import AsdError, SpecError
+from asd_policy.errors import AsdError, SpecError, one_line
 
-REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 BAD_INPUT = 2
 """Exit status of an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
+    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(str(message))}\n"
     with _ended_by_interrupts():
         import_module("asd_policy.commands")  # with torch and all: seconds in which there is nothing to lose
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    status = run(sys.argv[1:] if arguments is None else list(arguments))
+    # The results are out. What libraries still hold in a buffer, or print at their end, is none of them.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -43,19 +50,18 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=REDIRECTED_WIDTH)
     try:
         command = _parse(arguments)
     except KeyboardInterrupt:
         return _stop()
     except AsdError as error:
         return _fail(error)
+    from asd_policy.commands.common import make_console, stdout_for_results
+
+    alone = stdout_for_results() if getattr(command, "json", False) else contextlib.nullcontext()
     try:
-        return command.run(console)
+        with alone, _terminated_as_interrupted():
+            return command.run(make_console())
     except KeyboardInterrupt:
         return _stop()
     except (AsdError, OSError) as error:
@@ -64,6 +70,20 @@ def run(arguments: Sequence[str]) -> int:
         if command.debug:
             raise
         return _fail(error)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM, by which supervisors end a job, stop a command as Ctrl-C does: with its results."""
+    in_main = threading.current_thread() is threading.main_thread()  # handlers are for it alone
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop() -> int:
@@ -115,9 +135,7 @@ def _fold(box: str) -> str:
 
 
 def _fail(error: Exception) -> int:
-    from asd_policy.report import printable
-
-    print("asd-policy: " + printable(" ".join(str(error).split())), file=sys.stderr)
+    print(f"asd-policy: {one_line(str(error))}", file=sys.stderr)
     return BAD_INPUT
 
 

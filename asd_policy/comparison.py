@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import numpy as np
 
 from asd_policy.episodes import Episode
 from asd_policy.errors import RunError
 from asd_policy.journal import RESULTS, find_run
+from asd_policy.shapes import LARGEST, Count, Share, check_shape
 from asd_policy.statistics import (
     Floats,
     Interval,
@@ -66,11 +67,115 @@ def equivalence(pairs: Pairs, margin: float) -> dict[str, Any]:
     first, second = ([episode.success for episode in side] for side in zip(*pairs, strict=True))
     differing = sum(a != b for a, b in zip(first, second, strict=True))
     discordance = (differing + 1) / (len(pairs) + 2)
-    return _verdict(margin, tost_paired(first, second, margin), equivalence_power(len(pairs), discordance, margin))
+    power = equivalence_power(len(pairs), discordance, margin)
+    return _verdict(margin, tost_paired(first, second, margin), power, discordance)
 
 
-def _verdict(margin: float, p_value: float, power: float | None) -> dict[str, Any]:
-    return {"margin": margin, "p_value": min(p_value, 1.0), "equivalent": p_value <= LEVEL, "power": power}
+def _verdict(margin: float, p_value: float, power: float | None, discordance: float | None) -> dict[str, Any]:
+    return {
+        "margin": margin,
+        "p_value": min(p_value, 1.0),
+        "equivalent": p_value <= LEVEL,
+        "power": power,
+        "discordance": discordance,
+    }
+
+
+class _Estimate(TypedDict):
+    mean: float
+    ci95: tuple[float, float] | None
+
+
+class _Verdict(TypedDict):
+    margin: Share
+    p_value: Share
+    equivalent: bool
+    power: Share | None
+    discordance: NotRequired[Share | None]
+
+
+class _Latency(TypedDict, total=False):
+    mean: Required[float]
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class _Timing(TypedDict, total=False):
+    counted_latency_ms: _Latency | None
+    delay_steps_mean: float | None
+    stale_fraction: Share
+    missed_fraction: Share | None
+    control_frequency_hz: float
+    jitter_ms: float | None
+    seam_mean: float | None
+
+
+class _Sampler(TypedDict, total=False):
+    """A sampler of results.json, as far as somebody reads it again."""
+
+    spec: Required[str]
+    episodes: Annotated[int, (1, LARGEST)]
+    success_rate: Share
+    return_mean: float | None
+    return_ci95: tuple[float, float] | None
+    plans: Count
+    rounds_mean: float | None
+    latency_ms: _Latency | None
+    ran: str
+    exact: bool
+    steps: Annotated[int, (1, LARGEST)]
+    failed: Count
+    success_ci95: tuple[Share, Share]
+    equivalence: _Verdict | None
+    reward_difference: _Estimate | None
+    modes: dict[str, Count]
+    mode_entropy: float | None
+    window: Annotated[int, (1, LARGEST)] | None
+    nfe_mean: float | None
+    algorithmic_speedup: float | None
+    wall_clock_speedup: float | None
+    overhead_fraction: float | None
+    acceptance_by_step: list[Share | None] | None
+    cut_plans: Count
+    timing: _Timing | None
+
+
+class _Results(TypedDict, total=False):
+    """A results.json of eval, as far as somebody reads it again."""
+
+    env: Required[str]
+    seed: Required[int]
+    episodes: Required[Count]
+    samplers: Required[list[_Sampler]]
+    policy: str
+    device: str
+    torch_device: str
+    backend: str
+    dtype: str
+    package: str
+    commit: str | None
+    torch: str
+    started: str
+    envs: Count
+    workers: Count
+    complete: bool
+    interrupted: bool
+    clock: str
+    hz: float | None
+    env_hz: float | None
+    latency: str | None
+    latency_sha256: str | None
+    continuity: str | None
+    deadline_ms: float | None
+    fallback: str | None
+    episodes_per_second: float | None
+    environment_steps_per_second: float | None
+
+
+_COSTS = ("rounds_mean", "latency_ms")
+"""What a sampler has that made a plan."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +217,7 @@ def load_run(path: Path) -> Run:
         version, command = results["version"], results["command"]
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f"{file} is no {RESULTS} of asd-policy") from None
     if version != VERSION:
         raise RunError(f"{file} has version {version!r}; version {VERSION} can be read")
@@ -121,8 +226,27 @@ def load_run(path: Path) -> Run:
     missing = [key for key in ("env", "seed", "episodes", "samplers") if key not in results]
     if missing:
         raise RunError(f"{file} is no {RESULTS} of asd-policy: it has no {missing[0]!r}")
+    try:
+        check_shape(results, _Results, "results")
+        for sampler in results["samplers"]:
+            _check_costs(sampler)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {error}") from None
     found = find_run(file.parent)
     return Run(file, results, None if found is None else found.episodes)
+
+
+def _check_costs(sampler: dict[str, Any]) -> None:
+    """Refuse a sampler that made plans which cost nothing.
+
+    Raises:
+        ValueError: It did.
+    """
+    if not sampler.get("plans") or not sampler.keys() >= set(_COSTS):
+        return
+    absent = [key for key in _COSTS if sampler[key] is None]
+    if absent or not 0 < sampler["rounds_mean"] or not 0 < sampler["latency_ms"]["mean"]:
+        raise ValueError(f"{sampler['spec']} has {sampler['plans']} plans, and of their {' or '.join(_COSTS)} nothing")
 
 
 def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
@@ -134,7 +258,7 @@ def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
         margin: Difference of success rates that would not matter, between 0 and 1.
 
     Raises:
-        RunError: The runs are of different environments, or share no sampler.
+        RunError: The runs are of different environments, share no sampler, or lack what is compared.
     """
     if first.results["env"] != second.results["env"]:
         raise RunError(
@@ -148,6 +272,10 @@ def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
             f"{second.path} has {', '.join(second.samplers) or 'none'}"
         )
     why = _why_unpaired(first, second)
+    try:
+        samplers = [_compare_sampler(first, second, spec, why is None, margin) for spec in specs]
+    except KeyError as error:
+        raise RunError(f"{first.path} or {second.path} lacks {error}, which an asd-policy eval writes") from error
     return {
         "version": VERSION,
         "command": "compare",
@@ -156,7 +284,7 @@ def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
         "env": first.results["env"],
         "paired": why is None,
         "why_unpaired": why,
-        "samplers": [_compare_sampler(first, second, spec, why is None, margin) for spec in specs],
+        "samplers": samplers,
     }
 
 
@@ -204,7 +332,7 @@ def _unpaired(a: dict[str, Any], b: dict[str, Any], margin: float) -> dict[str, 
             "ci95": unpaired_difference(first, second),
         },
         "return_difference": _return_difference(a, b),
-        "equivalence": _verdict(margin, tost_unpaired(first, second, margin), None),
+        "equivalence": _verdict(margin, tost_unpaired(first, second, margin), None, None),
     }
 
 

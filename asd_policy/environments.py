@@ -1,13 +1,17 @@
 """Environments by their gymnasium id, and whether a policy fits one."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import TimeLimit
 
-from asd_policy.errors import EnvError
+from asd_policy.errors import EnvError, one_line
+from asd_policy.global_random import GlobalRandom
 from asd_policy.policy import Policy
 from asd_policy.realtime.planner import Planner
 
@@ -15,7 +19,11 @@ Env = gymnasium.Env[Any, Any]
 ENTRY_POINT_GROUP = "asd_policy.environments"
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> Env:
+MAX_STEPS = 1000
+"""Control steps after which an episode is cut where neither the environment nor the user sets a limit."""
+
+
+def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None = None) -> Env:
     """Make an environment by its gymnasium id.
 
     A namespace such as `asd/` is registered by the module that an installed distribution names for it under the
@@ -24,32 +32,75 @@ def make_env(env_id: str, render_mode: str | None = None) -> Env:
     Args:
         env_id: Such as "asd/Avoid-v0".
         render_mode: For `gymnasium.make`.
+        max_steps: Steps after which an episode is cut if it goes on; see `step_limit`.
 
     Raises:
         EnvError: No such environment, or it cannot be made here.
     """
     namespace = env_id.split("/")[0]
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name == namespace:
-            point.load()
     # Not every environment takes a render mode, so none is passed where none is wanted.
     options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gymnasium.make(env_id, **options)
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name == namespace:
+                point.load()
+        with GlobalRandom(0):  # so that all are alike, whatever was drawn in their processes before
+            env = gymnasium.make(env_id, **options)
+    except gymnasium.error.UnregisteredEnv:
+        raise EnvError(f"no environment {env_id!r}; {_known(env_id, namespace)}") from None
     except (gymnasium.error.Error, ImportError) as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, gymnasium.error.UnregisteredEnv):
-            raise EnvError(f"cannot make environment {env_id!r}: {reason}") from None
-        known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
-        if known:
-            nearest = ", ".join(get_close_matches(env_id, known, n=3, cutoff=0))
-            raise EnvError(
-                f"no environment {env_id!r}; the nearest are {nearest}; there are {_families(known)}"
-            ) from None
-        names = {i.partition("/")[0] for i in gymnasium.registry if "/" in i}
-        names |= {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
-        namespaces = ", ".join(f"{name}/…" for name in sorted(names))
-        raise EnvError(f"no environment {env_id!r}; there are {namespaces}, and gymnasium's own") from None
+        raise EnvError(f"cannot make environment {env_id!r}: {one_line(str(error))}") from None
+    except Exception as error:  # a constructor may raise anything
+        if "render_mode" in str(error) and isinstance(error, TypeError):
+            raise EnvError(f"{env_id} takes no render_mode, so it cannot be filmed: leave out --video") from None
+        raise EnvError(f"cannot make environment {env_id!r}: {type(error).__name__}: {one_line(str(error))}") from error
+    limit = step_limit(env, max_steps)
+    return env if limit is None else TimeLimit(env, limit)
+
+
+@contextmanager
+def open_env(env_id: str, render_mode: str | None = None, max_steps: int | None = None) -> Iterator[Env]:
+    """Yield an environment, and close it; an error of closing it is told, and costs nothing else.
+
+    Args:
+        env_id: As for `make_env`.
+        render_mode: As for `make_env`.
+        max_steps: As for `make_env`.
+
+    Raises:
+        EnvError: As `make_env`.
+    """
+    env = make_env(env_id, render_mode, max_steps)
+    try:
+        yield env
+    finally:
+        try:
+            env.close()
+        except Exception as error:
+            warnings.warn(f"{env_id} raised {type(error).__name__} when it was closed: {error}", stacklevel=3)
+
+
+def step_limit(env: Env, max_steps: int | None = None) -> int | None:
+    """Return after how many steps an episode is cut, beside the environment's own limit; None for never.
+
+    Args:
+        env: From `make_env` or `gymnasium.make`.
+        max_steps: What the user wants; None for `MAX_STEPS` where the environment declares no limit.
+    """
+    spec = env.unwrapped.spec  # which lacks the limit that the environment was registered with
+    declared = spec is not None and gymnasium.spec(spec.id).max_episode_steps is not None
+    return max_steps if max_steps is not None or declared else MAX_STEPS
+
+
+def _known(env_id: str, namespace: str) -> str:
+    """Return which environments there are, those near to an id first."""
+    known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
+    if known:
+        nearest = ", ".join(get_close_matches(env_id, known, n=3, cutoff=0))
+        return f"the nearest are {nearest}; there are {_families(known)}"
+    names = {i.partition("/")[0] for i in gymnasium.registry if "/" in i}
+    names |= {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return f"there are {', '.join(f'{name}/…' for name in sorted(names))}, and gymnasium's own"
 
 
 def control_rate(env: Env) -> float | None:

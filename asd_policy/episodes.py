@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from asd_policy.control import Pilot, Robot
 from asd_policy.errors import EnvError, ObservationError
+from asd_policy.shapes import check_shape
 from asd_policy.types import PlanRecord, Timing
 from asd_policy.vector import End, Envs, EnvsLost, Moment
 
@@ -45,19 +46,25 @@ class Episode:
 
         Raises:
             KeyError: Something is missing.
-            TypeError: Something is not of its type, or too much.
+            ValueError: Something is not of its type, or out of range, or too much.
         """
         rest = {name: value for name, value in values.items() if name not in ("return", "plans")}
-        plans = tuple(_plan(plan) for plan in values["plans"])
-        return cls(total_reward=values["return"], plans=plans, **rest)
+        whole = {**rest, "plans": values["plans"], "total_reward": values["return"]}
+        check_shape(whole, cls, "episode")
+        if min(whole["index"], whole["steps"]) < 0:
+            raise ValueError("episode.index or episode.steps is negative")
+        return cls(**{**whole, "plans": tuple(_plan(plan) for plan in whole["plans"])})
 
 
 def _plan(values: Mapping[str, Any]) -> PlanRecord:
+    """Return the plan of an object that has the right types."""
     steps = {name: None if values[name] is None else tuple(values[name]) for name in ("refused", "unjudged")}
     timing = values.get("timing")
-    if not isinstance(values["seconds"], float | int):
-        raise TypeError(f"seconds {values['seconds']!r} are no number")
-    return PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
+    plan = PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
+    counts = (plan.at, plan.seconds, plan.network_seconds or 0, *(plan.refused or ()), *(plan.unjudged or ()))
+    if min(counts) < 0 or min(plan.rounds, plan.nfe, plan.window, plan.batch) < 1:
+        raise ValueError("a number of a plan is too small")
+    return plan
 
 
 def episode_seeds(seed: int, index: int) -> tuple[int, int]:
@@ -109,7 +116,10 @@ def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> It
                 if rows[row].end is not None:
                     yield rows[row].episode(pilot.sampler.spec)
             going = [row for row in moments if rows[row].end is None]
-            moments = envs.step(dict(zip(going, pilot.act(going), strict=True))) if going else {}
+            actions = dict(zip(going, pilot.act(going), strict=True)) if going else {}
+            for row in going:
+                rows[row].note_plan()
+            moments = envs.step(actions) if going else {}
     except EnvsLost as error:
         lost = error.rows
     for row, reason in lost.items():
@@ -130,6 +140,14 @@ class _Row:
     total: float = 0.0
     steps: int = 0
     end: End | None = None
+    plans: list[PlanRecord] = field(default_factory=list)
+
+    def note_plan(self) -> None:
+        """Enter what the last plan cost, and what has become known of it since; a robot remembers the latest only."""
+        record = self.robot.records[-1]
+        if self.plans and self.plans[-1].at == record.at:
+            self.plans.pop()
+        self.plans.append(record)
 
     def take(self, moment: Moment) -> None:
         """Enter what a reset or a step has brought."""
@@ -145,13 +163,11 @@ class _Row:
         """Return the finished episode.
 
         Raises:
-            EnvError: The environment did not say whether it is a success.
+            EnvError: The environment did not say whether it is a success, or not in one number.
         """
         assert self.end is not None
         if self.end.success is None:
-            raise EnvError(
-                f"the environment reports no info['success'] at the end of an episode, only {list(self.end.told)}"
-            )
+            raise EnvError(self.end.unsaid)
         return Episode(
             spec,
             self.index,
@@ -160,5 +176,5 @@ class _Row:
             self.steps,
             self.end.mode if self.end.success else None,
             self.end.error,
-            tuple(self.robot.records),
+            tuple(self.plans),
         )

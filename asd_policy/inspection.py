@@ -17,7 +17,7 @@ from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.scheduler_config import unknown_options
-from asd_policy.tuning import tuning_file
+from asd_policy.tuning import find_tuning
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def inspect(path: str) -> dict[str, Any]:
     except AsdError as error:
         missing.append(str(error))
         chain = _chain(description)
-    tuning = tuning_file(folder)
+    tuning = None if policy is None else find_tuning(folder, policy)
     said: dict[str, Any] = {
         "version": 1,
         "command": "inspect",
@@ -55,7 +55,7 @@ def inspect(path: str) -> dict[str, Any]:
         "prediction_type": chain.config["prediction_type"] if isinstance(chain, GaussianChain) else None,
         "chain": _describe_chain(chain),
         "samplers": [_describe_sampler(spec, chain) for spec in SAMPLERS],
-        "tuning": {"file": str(tuning), "plans": policy.experience.plans} if policy and tuning.exists() else None,
+        "tuning": {"file": str(tuning.file), "plans": tuning.experience.plans} if tuning else None,
         "files": files(folder, form),
         "is_policy": policy is not None,
         "runs_here": not missing,

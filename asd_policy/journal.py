@@ -6,15 +6,16 @@ moment leaves whole lines and at most one torn one at the end, which is not read
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asd_policy.episodes import Episode
 from asd_policy.errors import RunError
-from asd_policy.files import atomic_file
+from asd_policy.files import NOT_SUPPORTED, atomic_file, sync
+from asd_policy.shapes import check_shape
 
 NAME = "episodes.jsonl"
 RESULTS = "results.json"
@@ -45,6 +46,10 @@ class Found:
         """
         if "ran" not in self.run:
             raise RunError(f"{self.path} does not say what its samplers ran as: name another --out, or --overwrite it")
+        try:
+            check_shape(self.run["ran"], dict[str, str], "ran")
+        except ValueError as error:
+            raise RunError(f"{self.path} is damaged: {error}; --overwrite it, or name another --out") from None
         return self.run["ran"]
 
     def check_same(self, run: Mapping[str, Any]) -> None:
@@ -92,7 +97,7 @@ def parse(path: Path, content: bytes) -> Found:
     Raises:
         RunError: It is damaged, or of another version.
     """
-    size = content.rfind(b"\n") + 1
+    size = _whole(content)
     run: dict[str, Any] = {}
     episodes: list[Episode] = []
     try:
@@ -100,73 +105,75 @@ def parse(path: Path, content: bytes) -> Found:
         header = json.loads(first)
         if header["version"] != _VERSION:
             raise ValueError(f"version {header['version']} is not {_VERSION}")
+        check_shape(header["run"], dict[str, Any], "run")
         run.update(header["run"])
         for line in lines:
             episodes.append(Episode.from_json(json.loads(line)))
         if len({(episode.spec, episode.index) for episode in episodes}) < len(episodes):
             raise ValueError("an episode is there twice")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error} after {len(episodes)} episodes"
         raise RunError(f"{path} is damaged: {reason}") from None
     return Found(path, run, tuple(episodes), size)
 
 
 class Journal:
-    """The file, open to be added to by one process at a time."""
+    """The file, open to be added to by one process at a time.
 
-    def __init__(self, path: Path, size: int, episodes: int) -> None:
-        """Open it.
+    Whoever writes it holds its lock from before it has its name, so that of two that begin at once one is refused.
+    """
+
+    def __init__(self, path: Path, file: int, size: int, episodes: int) -> None:
+        """Take the file, see `start` and `resume`.
 
         Args:
-            path: Of a journal that exists.
-            size: Bytes of its whole lines; what is behind them is cut off.
+            path: Of the journal.
+            file: Descriptor of it, locked.
+            size: Bytes of its whole lines.
             episodes: That it has.
-
-        Raises:
-            RunError: It cannot be opened, or another process is adding to it.
         """
-        self._path, self._size, self._episodes = path, size, episodes
-        try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-            _lock(self._file, path)
-            os.ftruncate(self._file, size)
-        except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}") from None
+        self._path, self._file, self._size, self._episodes = path, file, size, episodes
 
     @classmethod
-    def start(cls, folder: Path, run: Mapping[str, Any]) -> "Journal":
-        """Start the journal of a new run, in the place of one that may be there.
+    def start(cls, folder: Path, run: Mapping[str, Any], replace: bool = True) -> "Journal":
+        """Start the journal of a new run.
 
         Args:
             folder: Made if need be.
             run: What identifies the run, as JSON has it.
+            replace: A journal that is there, with its results; or else be refused.
 
         Raises:
-            RunError: It cannot be written.
+            RunError: It cannot be written, another process is adding to the one that is there, or has just begun one.
         """
         path = folder / NAME
         line = _line({"version": _VERSION, "run": run})
-        if path.exists():
-            cls(path, path.stat().st_size, 0).close()  # refuses where another process is adding to it
         try:
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            with _held(path, replace) as old, atomic_file(path) as temporary:
+                file = _create(temporary, line, None if old else path)
             (folder / RESULTS).unlink(missing_ok=True)  # of the run that was there
             _sync_folder(folder)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}") from None
-        return cls(path, len(line), 0)
+        return cls(path, file, len(line), 0)
 
     @classmethod
     def resume(cls, found: Found) -> "Journal":
-        """Go on with a journal.
+        """Go on with a journal; what is behind its whole lines is cut off.
 
         Raises:
-            RunError: It cannot be written, or another process is adding to it.
+            RunError: It cannot be written, another process is adding to it, or has since it was found.
         """
-        return cls(found.path, found.size, len(found.episodes))
+        path = found.path
+        try:
+            file = _open(path)
+            if _whole(path.read_bytes()) != found.size:
+                os.close(file)
+                raise _taken(path)
+            os.ftruncate(file, found.size)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}") from None
+        return cls(path, file, found.size, len(found.episodes))
 
     def add(self, episode: Episode) -> None:
         """Add a finished episode; it is on the disk when this returns.
@@ -174,11 +181,9 @@ class Journal:
         Raises:
             RunError: It cannot be written, for want of room for instance. The journal is left as it was.
         """
-        rest = line = _line(episode.to_json())
+        line = _line(episode.to_json())
         try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
+            _write(self._file, line)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
@@ -203,6 +208,75 @@ def _difference(key: str, there: Any, here: Any) -> str:
     return f"{key} differs" if max(map(len, values)) > 60 else f"{key} is {values[0]} there, {values[1]} here"
 
 
+def _whole(content: bytes) -> int:
+    """Return how many bytes of a journal are whole lines."""
+    return content.rfind(b"\n") + 1
+
+
+def _write(file: int, line: bytes) -> None:
+    """Write a line; it is on the disk when this returns."""
+    while line:
+        line = line[os.write(file, line) :]
+    sync(file)
+
+
+def _create(temporary: Path, line: bytes, path: Path | None) -> int:
+    """Write a journal's first line into a new file, locked before anybody knows of it; return its descriptor.
+
+    Args:
+        temporary: File to make.
+        line: The line.
+        path: Name that it gets and nothing may have yet; None for no other name.
+
+    Raises:
+        RunError: Something has the name.
+    """
+    file = os.open(temporary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _lock(file, temporary)
+        _write(file, line)
+        if path is not None:
+            os.link(temporary, path)
+    except FileExistsError:
+        os.close(file)
+        raise _taken(path or temporary) from None
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:  # without links the file is renamed, which two can do
+            os.close(file)
+            raise
+    return file
+
+
+@contextmanager
+def _held(path: Path, replace: bool) -> Iterator[bool]:
+    """Hold the lock of the journal that is to be replaced; yield whether there is one."""
+    if not (replace and path.exists()):
+        yield False
+        return
+    file = _open(path)
+    try:
+        yield True
+    finally:
+        os.close(file)
+
+
+def _open(path: Path) -> int:
+    """Open a journal to add to it, locked.
+
+    Raises:
+        RunError: Another process is adding to it, or has just replaced it.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        _lock(file, path)
+        if not os.path.samestat(os.fstat(file), path.stat()):
+            raise _taken(path)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
 def _lock(file: int, path: Path) -> None:
     """Keep other processes from adding to a file, where the system can.
 
@@ -216,10 +290,13 @@ def _lock(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(file)
-        raise RunError(f"{path} is being written by another process") from None
+        raise _taken(path) from None
     except OSError:
         pass  # a file system without locks
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path} is being written by another process")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -227,6 +304,6 @@ def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            sync(handle)
         finally:
             os.close(handle)

@@ -7,10 +7,8 @@ it the group it was at once more. As an episode depends on nothing but its group
 import atexit
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +26,7 @@ from asd_policy.errors import AsdError, BackendError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.pilots import ControlClock, make_pilot
 from asd_policy.policy import Policy
+from asd_policy.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.runner import Group, LocalRunner
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.deadline import FALLBACKS
@@ -92,6 +91,8 @@ class Recipe:
     """When plans have to be there [ms]; None for no matter when."""
     fallback: str = FALLBACKS[0]
     """How those are finished that are not."""
+    max_steps: int | None = None
+    """As for `make_env`."""
 
     @classmethod
     def of(
@@ -103,6 +104,7 @@ class Recipe:
         envs: int,
         seed: int,
         clock: ControlClock | None = None,
+        max_steps: int | None = None,
     ) -> "Recipe":
         """Return the recipe of planners from `prepare`.
 
@@ -114,6 +116,7 @@ class Recipe:
             envs: Episodes in a group.
             seed: Of the evaluation.
             clock: How time goes on while plans are made; None where it does not.
+            max_steps: As for `make_env`.
         """
         path, first = Path(checkpoint), next(iter(planners.values()))
         return cls(
@@ -127,6 +130,7 @@ class Recipe:
             clock,
             first.deadline_ms,
             first.fallback,
+            max_steps,
         )
 
     def cook(self) -> LocalRunner:
@@ -142,7 +146,8 @@ class Recipe:
             planner = policy.with_sampler(sampler)
             planner.experience = experience
             pilots[spec] = make_pilot(planner, self.clock, spec)
-        return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
+        make = partial(make_env, self.env, max_steps=self.max_steps)
+        return LocalRunner(pilots, make_envs(make, self.envs), self.seed)
 
 
 class Worker:
@@ -209,21 +214,20 @@ class RayRunner:
             raise
 
     def _start(self, workers: Workers) -> None:
-        ray = self._ray
+        ray, starting = self._ray, contextlib.ExitStack()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if workers.address is not None:
             where = {"address": workers.address}
         else:
-            # Ray's own folder may be a long path, and a socket's name has room for 107 bytes.
-            folder = tempfile.mkdtemp(prefix="asd-ray-", dir="/tmp")
-            self._open.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = self._open.enter_context(local_folder())
+            self._open.enter_context(own_token(ray, folder.parent))
+            starting.enter_context(without_dashboard(ray))
             where = {
                 "address": "local",
                 "num_cpus": workers.count,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
-                "_node_ip_address": "127.0.0.1",
-                "_temp_dir": folder,
+                "_temp_dir": str(folder),
                 "_system_config": {
                     # The environments of a worker that was killed must not outlive it.
                     "kill_child_processes_on_worker_exit_with_raylet_subreaper": True,
@@ -231,10 +235,14 @@ class RayRunner:
                 },
             }
         self._open.callback(ray.shutdown)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM)}
         try:
-            ray.init(**where, **options)
-            # Ray has the system reap this process's children; how they ended would then be lost to all others here.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            with starting:
+                ray.init(**where, **options)
+            # Ray has the system reap this process's children: how they ended would be lost to all others here. And it
+            # aborts at SIGTERM.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         except Exception as error:  # Ray raises whatever its parts raise
             place = workers.address or "on this machine"
             hint = "; a cluster that asks for its token gets it with RAY_AUTH_MODE=token" if workers.address else ""
@@ -309,6 +317,8 @@ def _import_ray() -> ModuleType:
         BackendError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Where Ray makes no clusters, as by default on Windows and macOS, what it starts listens on loopback alone.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray's client leaves threads of gRPC behind, whose handlers break whatever is started later, such as ffmpeg.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import asd_policy
+from asd_policy.errors import printable
 from asd_policy.hardware import hardware
 from asd_policy.policy import Policy
+from asd_policy.tost import pairs_needed
 from asd_policy.types import MEASURED, UNCLOCKED
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
 
+_NO_POWER = 0.005  # is 0 %
 COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
@@ -32,6 +35,16 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
+def shared_name(word: str) -> str:
+    """Return a path as files that are passed on name it: an absolute one, which tells of a user, by its end.
+
+    Args:
+        word: A path as the user gave it, or anything else, which stays.
+    """
+    path = Path(word)
+    return path.name if path.is_absolute() else word
+
+
 def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy: Policy) -> dict[str, Any]:
     """Return what every results.json says of its run as a whole.
 
@@ -45,7 +58,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
     return {
         "version": 1,
         "command": command,
-        "policy": checkpoint,
+        "policy": shared_name(checkpoint),
         "env": env,
         "seed": seed,
         "device": hardware(policy.device),
@@ -195,12 +208,32 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
-    """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent."""
-    return [
-        f"{result['spec']}: {equivalence(result['equivalence'], result['episodes'])}"
-        for result in results["samplers"]
-        if result["equivalence"] is not None
-    ]
+    """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent.
+
+    For all of those that so few episodes could not have shown to be, there is one line.
+    """
+    lines, hopeless = [], []
+    for result in results["samplers"]:
+        verdict = result["equivalence"]
+        if verdict is None:
+            continue
+        if not verdict["equivalent"] and verdict["power"] is not None and verdict["power"] < _NO_POWER:
+            hopeless.append(result)
+        else:
+            lines.append(f"{result['spec']}: {equivalence(verdict, result['episodes'])}")
+    return lines + ([_too_few(hopeless)] if hopeless else [])
+
+
+def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
+    """Return that so many episodes cannot show equivalence, and how many can for all of these samplers."""
+    episodes = max(result["episodes"] for result in hopeless)
+    verdicts = [result["equivalence"] for result in hopeless]
+    margin = verdicts[0]["margin"]
+    # Results of before have no discordance; where no pair differs it is this.
+    discordance = max(verdict.get("discordance") or 1 / (episodes + 2) for verdict in verdicts)
+    needed = pairs_needed(discordance, margin)
+    enough = "more than can be counted are needed" if needed is None else f"about {needed} can"
+    return f"{episodes} episodes cannot show that success is ddpm's within {100 * margin:g} points: {enough}"
 
 
 def equivalence(verdict: dict[str, Any], episodes: int) -> str:
@@ -368,11 +401,6 @@ def _parameters(said: dict[str, Any]) -> list[str]:
     beside = said["parameters"] - network
     more = [f"{beside:,} numbers beside it, such as encoders of observations and statistics"] if beside else []
     return [f"{said['network']}, {network:,} parameters in the checkpoint", *more]
-
-
-def printable(text: str) -> str:
-    """Return text with what a terminal would act on, or not show, written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _words(name: str) -> str:

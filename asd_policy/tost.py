@@ -161,6 +161,7 @@ def equivalence_power(pairs: int, discordance: float, margin: float) -> float:
     return float(mass[0, inside] @ share)
 
 
+@lru_cache(maxsize=256)
 def pairs_needed(discordance: float, margin: float) -> int | None:
     """Return how many pairs show equivalence with a probability of 80 % where the two rates are equal.
 

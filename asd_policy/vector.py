@@ -3,10 +3,14 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
+import os
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, SupportsFloat
 
 import gymnasium
@@ -14,12 +18,16 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from asd_policy.border import clipped
 from asd_policy.environments import Env
-from asd_policy.errors import EnvError
+from asd_policy.errors import EnvError, one_line
+from asd_policy.global_random import GlobalRandom
 
 _END = "asd_policy_end"
 _PRELOADED = ["asd_policy.vector", "asd_policy.law"]  # what takes a process of `asd-policy` seconds to import
 _ENDING = 0.5  # seconds for a process whose pipe is broken to be gone
+_SHORT_FOLDER = "/tmp"
+_LONGEST_FOLDER = 60  # bytes that leave room for a socket's name in it, of 107 in all
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class End:
     """Its `info["homotopy_class"]`, if it tells one."""
     error: str | None = None
     """Why the episode failed before its end."""
-    told: tuple[str, ...] = ()
-    """The keys of the last `info`."""
+    unsaid: str = ""
+    """Why `success` is None, where it is."""
 
     @classmethod
     def failure(cls, error: str) -> "End":
@@ -96,7 +104,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     After its end an episode stands still: steps change nothing, which is what a vector environment needs whose other
     rows go on. The `info` has one key, at the end of an episode: whatever else an environment tells, and in whatever
-    shapes, need not fit those of other rows.
+    shapes, need not fit those of other rows. What an episode draws from global generators is fixed by its seed.
     """
 
     def __init__(self, make: Callable[[], Env]) -> None:
@@ -109,51 +117,86 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._make = make
         self._broken = False
         self._seen: Any = None
+        self._random = GlobalRandom(0)
         self.over = True
         """Whether steps change nothing."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         self.over = False
+        if seed is not None:
+            self._random.seed(seed)
         try:
             if self._broken:
                 with contextlib.suppress(Exception):
                     self.env.close()
                 self.env, self._broken = self._make(), False
-            self._seen, _ = self.env.reset(seed=seed, options=options or None)
+            with self._random:
+                self._seen, _ = self.env.reset(seed=seed, options=options or None)
         except Exception as error:  # environments raise errors of their own
             self._seen = self.env.observation_space.sample()  # any: nobody will look at it
-            return self._seen, self._fail(error)
+            return self._seen, self._fail(f"the environment raised {_words(error)}")
         return self._seen, {}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Take an action [action_dim].
-
-        It is clipped to the action space: an unnormalised one may overshoot the demonstrations' range by a rounding
-        error.
-        """
+        """Take an action [action_dim], clipped to the action space."""
         if self.over:
             return self._seen, 0.0, True, False, {}
-        space = self.env.action_space
-        assert isinstance(space, gymnasium.spaces.Box)  # `check_fit` has seen to it
         try:
-            clipped = np.clip(action, space.low, space.high).astype(space.dtype)
-            self._seen, reward, terminated, truncated, info = self.env.step(clipped)
-            reward, self.over = float(reward), bool(terminated or truncated)
+            with self._random:
+                self._seen, *told, info = self.env.step(clipped(action, self.env.action_space))
         except Exception as error:
-            return self._seen, 0.0, True, False, self._fail(error)
-        return self._seen, reward, terminated, truncated, {_END: _end(info)} if self.over else {}
+            return self._seen, 0.0, True, False, self._fail(f"the environment raised {_words(error)}")
+        try:
+            names = ("the reward", "terminated", "truncated")
+            reward, terminated, truncated = (_number(value, name) for value, name in zip(told, names, strict=True))
+        except ValueError as error:
+            return self._seen, 0.0, True, False, self._fail(str(error))
+        self.over = bool(terminated or truncated)
+        return self._seen, float(reward), bool(terminated), bool(truncated), {_END: _end(info)} if self.over else {}
 
-    def _fail(self, error: Exception) -> dict[str, Any]:
+    def close(self) -> None:
+        """Close the environment; an error of it costs no episode, and is told."""
+        try:
+            super().close()
+        except Exception as error:
+            warnings.warn(f"the environment raised {_words(error)} when it was closed", stacklevel=2)
+
+    def _fail(self, reason: str) -> dict[str, Any]:
         self.over = self._broken = True
-        return {_END: End.failure(f"the environment raised {_words(error)}")}
+        return {_END: End.failure(reason)}
 
 
-def _end(info: Mapping[str, Any]) -> End:
-    success, mode = info.get("success"), info.get("homotopy_class")
-    return End(
-        None if success is None else bool(success), None if mode is None else str(mode), told=tuple(sorted(info))
-    )
+def _end(info: Any) -> End:
+    told = info if isinstance(info, Mapping) else {}
+    if told.get("success") is None:
+        keys = sorted(map(str, told))
+        return End(None, unsaid=f"the environment reports no info['success'] at the end of an episode, only {keys}")
+    try:
+        success = bool(_number(told["success"], "info['success']"))
+    except ValueError as error:
+        return End(None, unsaid=str(error))
+    mode = told.get("homotopy_class")
+    return End(success, None if mode is None else str(mode))
+
+
+def _number(value: Any, name: str) -> Real:
+    """Return the one number, or truth value, that an environment tells, in an array of whatever shape.
+
+    Raises:
+        ValueError: There is none, or there are more.
+    """
+    shape: tuple[int, ...] | None = None
+    try:
+        array = value if hasattr(value, "item") else np.asarray(value)
+        shape = tuple(array.shape)
+        number = array.item()
+    except (RuntimeError, ValueError):  # of torch, and of NumPy
+        number = None
+    if isinstance(number, Real):
+        return number
+    what = f"has shape {shape}" if shape else f"is {value!r:.100}"
+    raise ValueError(f"{name} {what}, where one number is needed")
 
 
 class InProcess:
@@ -303,6 +346,12 @@ def _start_server() -> None:
     """
     from multiprocessing import forkserver, resource_tracker  # not on every system
 
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        usual, tempfile.tempdir = tempfile.tempdir, _SHORT_FOLDER
+        try:
+            multiprocessing.util.get_temp_dir()  # made once, for all sockets of this process
+        finally:
+            tempfile.tempdir = usual
     resource_tracker.ensure_running()  # started with the server it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which is inherited
     try:
@@ -329,7 +378,7 @@ class _InWorker:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+    return one_line(f"{type(error).__name__}: {error}".rstrip(": "))
 
 
 def make_envs(make: Callable[[], Env], count: int) -> Envs:

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy.control import Pilot
-from asd_policy.environments import make_env
+from asd_policy.environments import open_env
 from asd_policy.errors import EnvError
 from asd_policy.evaluate import run_episode
 from asd_policy.files import atomic_file
 
+RENDER_MODE = "rgb_array"
+"""That frames are asked for with."""
 SIDE_BY_SIDE = "side-by-side.mp4"
 Frame = npt.NDArray[np.uint8]
 """RGB, shape [height, width, 3]."""
@@ -28,7 +30,26 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def record(pilots: Mapping[str, Pilot], env_id: str, seed: int, folder: Path, beside: str | None = None) -> list[Path]:
+def check(env_id: str) -> None:
+    """Refuse an environment that cannot be filmed here, before anything else is done.
+
+    Raises:
+        EnvError: It takes no render mode or renders no frame, or imageio with ffmpeg is not installed.
+    """
+    ffmpeg()
+    with open_env(env_id, RENDER_MODE) as env, _rendering(env_id):
+        env.reset(seed=0)
+        _frame(env)
+
+
+def record(
+    pilots: Mapping[str, Pilot],
+    env_id: str,
+    seed: int,
+    folder: Path,
+    beside: str | None = None,
+    max_steps: int | None = None,
+) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
@@ -38,26 +59,19 @@ def record(pilots: Mapping[str, Pilot], env_id: str, seed: int, folder: Path, be
         seed: Of the evaluation.
         folder: To write into.
         beside: Spec of the sampler that is shown beside `ddpm`, if both are among the pilots'.
+        max_steps: As for `make_env`.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
     """
     ffmpeg()
-    env = make_env(env_id, render_mode="rgb_array")
-    fps = env.metadata.get("render_fps", _FPS)
     paths: dict[str, Path] = {}
-    try:
+    with open_env(env_id, RENDER_MODE, max_steps) as env:
+        fps = env.metadata.get("render_fps", _FPS)
         for spec, pilot in pilots.items():
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
-            try:
-                with writing(paths[spec], fps) as write:
-                    run_episode(pilot, _Filmed(env, spec, write), 0, seed)
-            except Exception as error:  # every renderer raises errors of its own
-                raise EnvError(
-                    f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl"
-                ) from error
-    finally:
-        env.close()
+            with _rendering(env_id), writing(paths[spec], fps) as write:
+                run_episode(pilot, _Filmed(env, spec, write), 0, seed)
     written = list(paths.values())
     if "ddpm" in paths and beside in paths:
         written.append(folder / SIDE_BY_SIDE)
@@ -83,6 +97,27 @@ def side_by_side(left: Path, right: Path, path: Path) -> None:
                 write(np.hstack(shown))
 
 
+@contextmanager
+def _rendering(env_id: str) -> Iterator[None]:
+    """Name the environment in an error of its renderer."""
+    try:
+        yield
+    except Exception as error:  # every renderer raises errors of its own
+        raise EnvError(f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl") from error
+
+
+def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
+    """Return what an environment shows.
+
+    Raises:
+        EnvError: It is no picture.
+    """
+    frame = np.asarray(env.render())
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise EnvError(f"it renders an array of {frame.dtype} {frame.shape}, and not one of uint8 (height, width, 3)")
+    return frame
+
+
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose every frame goes into a video, under what it is called, the step, and the success."""
 
@@ -105,8 +140,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _show(self, info: dict[str, Any]) -> None:
         success = ", success" if info.get("success") else ""
-        frame: Any = self.env.render()
-        self._write(labelled(np.asarray(frame), self._title, f"step {self._steps}{success}"))
+        self._write(labelled(_frame(self.env), self._title, f"step {self._steps}{success}"))
 
 
 def labelled(frame: Frame, *lines: str) -> Frame:

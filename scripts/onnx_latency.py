@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime
 import torch
 import tyro
 
 from asd_policy.backends import Job
 from asd_policy.backends.onnx_network import OnnxNetwork
-from asd_policy.backends.onnx_session import session_options
+from asd_policy.backends.onnx_session import import_onnxruntime, session_options
 from asd_policy.checkpoints import load_policy
 from asd_policy.denoiser import Denoiser
 from asd_policy.exporting.network import example, export_network
 from asd_policy.hardware import hardware
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
 
+onnxruntime = import_onnxruntime()
 POINTS = (1, 2, 4, 8, 16, 32, 64)
 Change = Callable[[Any], object]
 

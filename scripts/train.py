@@ -18,8 +18,7 @@ import tyro
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,14 +30,16 @@ from asd_policy.checkpoints.lerobot import (
     Statistics,
     save_lerobot,
 )
+from asd_policy.commands.common import make_console, progress_bar
 from asd_policy.files import atomic_file
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.normalize import make_affine
 from asd_policy.policy import ENVIRONMENT_KEYS
+from asd_policy.report import shared_name
 from demonstrations import Demonstration, make_windows
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10
-console = Console(stderr=True)
+console = make_console()
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,7 @@ class Trainer:
 def train(options: Options) -> None:
     """Run the whole training."""
     state_path = options.out.with_name(options.out.name + ".training")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console) as progress:
         demonstrations = demonstrate(options, progress)
         dims = {name: demonstrations[0][key].shape[1] for name, key in ENVIRONMENT_KEYS.items()}
         config = DiffusionConfig(
@@ -242,7 +241,7 @@ def train(options: Options) -> None:
     parameters = sum(value.numel() for value in trainer.network.parameters())
     notes = {
         "env": options.env,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(shared_name, sys.argv)]),
         "options": asdict(options) | {"out": options.out.name},
         "parameters": parameters,
         "windows": len(cond),
@@ -251,7 +250,10 @@ def train(options: Options) -> None:
     }
     save_lerobot(options.out, config, weights, statistics, notes)
     state_path.unlink(missing_ok=True)
-    console.print(f"wrote {options.out}: {parameters / 1e6:.2f} M parameters, {len(cond)} windows of {options.env}")
+    console.print(
+        f"wrote {options.out}: {parameters / 1e6:.2f} M parameters, {len(cond)} windows of {options.env}",
+        soft_wrap=True,
+    )
 
 
 def check(options: Options) -> None:

@@ -1,14 +1,16 @@
-"""Environments that fail in one way or another, by gymnasium ids such as `faulty_envs:faulty/Raise-v0`.
+"""Environments that fail, or are odd, in one way or another, by gymnasium ids such as `faulty_envs:faulty/Raise-v0`.
 
 They are found as `module:id` in whatever process needs them. A policy for asd/Avoid-v0 fits all of them.
 """
 
 import os
+import random
 import time
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 STEPS = 20
 
@@ -53,5 +55,60 @@ class Faulty(gymnasium.Env[Any, Any]):
         return observation, reward, self.steps == STEPS, False, {"success": True, "ragged": list(range(self.steps))}
 
 
+class Odd(Faulty):
+    """An episode in which nothing goes wrong, and one thing is as few environments have it."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, oddity: str, render_mode: str | None = None) -> None:
+        """Take the name of what is odd."""
+        super().__init__("none", render_mode)
+        self.oddity = oddity
+        self.drawn = np.random.uniform()
+        if oddity == "constructor":
+            raise FileNotFoundError("no mesh [/meshes/arm]\nin the package")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start at a random place."""
+        seen = super().reset(seed=seed)
+        if self.oddity == "chatty":
+            print("scene loaded")
+            os.write(1, b"scene loaded by a library\n")
+        return seen
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Move a little, in an odd way."""
+        observation, reward, over, _, info = super().step(action)
+        if self.oddity == "random":
+            reward = self.drawn + np.random.uniform() + random.random() + torch.rand(()).item()
+            np.random.seed(1)  # as careless environments do
+        if self.oddity == "vector":
+            reward, info["success"] = np.array([reward]), np.array([True])
+        if self.oddity == "rewards":
+            reward = np.array([reward, reward])
+        if self.oddity == "successes":
+            info["success"] = np.array([True, False])
+        if self.oddity == "topics":
+            raise TimeoutError("no message on [/joint_states, /tf] for 1 s")
+        return observation, reward, over and self.oddity != "endless", False, info
+
+    def render(self) -> Any:
+        """Show nothing."""
+        return None
+
+    def close(self) -> None:
+        """Close, or fail to."""
+        if self.oddity == "close":
+            raise RuntimeError("the viewer is gone")
+
+
+def unfilmed() -> Faulty:
+    """Make an environment that takes no render mode."""
+    return Faulty("none")
+
+
+for name in ("constructor", "chatty", "random", "vector", "rewards", "successes", "topics", "endless", "close"):
+    gymnasium.register(f"faulty/Odd-{name}-v0", f"{__name__}:Odd", kwargs={"oddity": name})
+gymnasium.register("faulty/Unfilmed-v0", f"{__name__}:unfilmed")
 for name in ("none", "stuck", "reset", "raise", "die", "reward", "observation", "shape"):
     gymnasium.register(f"faulty/{name.capitalize()}-v0", f"{__name__}:Faulty", kwargs={"fault": name})

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes.util import find_library
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy import cli
+from asd_policy import cli, environments
 from asd_policy.checkpoints import load_policy
 from asd_policy.commands import evaluate as commands_evaluate
 from asd_policy.commands import tune as commands_tune
@@ -66,6 +67,9 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
         assert set(sampler) >= SAMPLER_CONTRACT
         assert set(sampler["latency_ms"]) == {"mean", "p50", "p95", "p99", "max"}
         assert sampler["episodes"] == 2
+    assert results["policy"] == checkpoint.name and set(results["sha256"]) >= {"model.safetensors", "config.json"}
+    for path in ("results.json", "episodes.jsonl", "report.html"):
+        assert str(checkpoint) not in (out / path).read_text()
     assert "ddim:2 (approximate)" in printed.err
     assert str(out / "results.json") in printed.err
 
@@ -321,7 +325,7 @@ def test_results_of_another_command_are_not_replaced(
 def test_an_interrupt_that_comes_out_as_another_error(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_env(*_: Any) -> None:
+    def make_env(*_: Any, **__: Any) -> None:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -330,7 +334,7 @@ def test_an_interrupt_that_comes_out_as_another_error(
             except ImportError as error:
                 raise EnvError("no such environment") from error
 
-    monkeypatch.setattr(commands_evaluate, "make_env", make_env)
+    monkeypatch.setattr(environments, "make_env", make_env)
     assert cli.run(arguments(checkpoint, tmp_path / "out")) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -366,7 +370,7 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     words = ["tune", "--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--plans", "2", "--out", str(out)]
     assert cli.run([*words, *EAGER]) == 0
     assert "window" in capsys.readouterr().err
-    assert load_tuning(out, policy.chain, 32, policy.device)[0].plans >= 2
+    assert load_tuning(out, policy.chain, policy.event, policy.device)[0].plans >= 2
     file.write_bytes(b"damaged")
     assert f"{file.name} cannot be read" in one_line(arguments(checkpoint, tmp_path / "results"), capsys)
 
@@ -384,3 +388,94 @@ def test_tune_refuses(
 ) -> None:
     assert message in one_line(["tune", "--policy", str(checkpoint), *EAGER, *words], capsys)
     assert not list(tmp_path.rglob("tuning/*"))
+
+
+ODD = "faulty_envs:faulty/Odd-{}-v0"
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "message"),
+    [
+        (ODD.format("constructor"), [], "cannot make environment 'faulty_envs:faulty/Odd-constructor-v0': FileNotFoun"),
+        ("faulty_envs:faulty/Unfilmed-v0", ["--video"], "takes no render_mode, so it cannot be filmed: leave out --vi"),
+        (ODD.format("chatty"), ["--video"], "it renders an array of object (), and not one of uint8 (height, width, 3"),
+        (ODD.format("endless"), ["--max-steps", "0"], "--max-steps 0 is not 1 or more"),
+    ],
+)
+def test_environments_that_are_refused(
+    env: str, options: list[str], message: str, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, before anything is done."""
+    pytest.importorskip("imageio_ffmpeg")
+    out = tmp_path / "out"
+    assert cli.run([*arguments(checkpoint, out, env=env), *options]) == 2
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("asd-policy: "))
+    assert message in line
+    assert not out.exists()
+
+
+def test_paths_and_errors_are_text(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not markup, or emoji, of the console."""
+    out = tmp_path / "run[exp1][/x]:smile:"
+    assert cli.run(arguments(checkpoint, out, env=ODD.format("topics"))) == 1
+    told = capsys.readouterr().err
+    assert f"results: {out / 'results.json'}" in told
+    assert "the environment raised TimeoutError: no message on [/joint_states, /tf] for 1 s" in told
+
+
+def test_stdout_holds_one_object(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever an environment prints, in this process and in its own, from Python and from a library."""
+    words = arguments(checkpoint, tmp_path / "out", env=ODD.format("chatty"), envs=2, episodes=2, samplers="ddim:2")
+    done = command(*words, "--json")
+    assert (done.returncode, json.loads(done.stdout)["complete"]) == (0, True), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "scene loaded\n" in done.stderr and "scene loaded by a library\n" in done.stderr
+
+
+def test_a_limit_of_steps_is_said_once(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = arguments(checkpoint, tmp_path, env=ODD.format("endless"), samplers="ddim:2")
+    assert cli.run(words) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["max_steps"] == 1000
+    note = "declares no time limit: an episode that does not end by itself is cut at 1000 steps (--max-steps)"
+    assert capsys.readouterr().err.count(note) == 1
+    assert cli.run([*words, "--max-steps", "25", "--resume"]) == 2
+    assert "max_steps is 1000 there, 25 here" in capsys.readouterr().err
+    assert cli.run([*words, "--max-steps", "25", "--overwrite"]) == 0
+    assert "no time limit" not in capsys.readouterr().err
+    (line,) = (tmp_path / "episodes.jsonl").read_text().splitlines()[1:]
+    assert json.loads(line)["steps"] == 25
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "asd_policy.cli", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--workers", "1"]], ids=["here", "workers"])
+def test_sigterm_writes_the_results(more: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    """As Ctrl-C does: with status 130, and the run can go on."""
+    if more:
+        pytest.importorskip("ray")
+    words = [*arguments(checkpoint, tmp_path, episodes=10000, samplers="ddim:2"), *more]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "asd_policy.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    journal = tmp_path / "episodes.jsonl"
+    while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+        time.sleep(0.05)
+    run.terminate()
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 130, told
+    assert "--resume goes on" in told and "Traceback" not in told
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["interrupted"]
+    kept = journal.read_bytes().count(b"\n") - 1
+    assert 3 <= results["samplers"][0]["episodes"] in (kept, kept - 1)  # it came between the journal and the count

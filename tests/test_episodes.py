@@ -1,17 +1,24 @@
 """Groups of episodes: the same whoever runs them and with whom, and what becomes of one that goes wrong."""
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import asd_policy
 from asd_policy import evaluate
-from asd_policy.environments import make_env
+from asd_policy.environments import MAX_STEPS, make_env, open_env
 from asd_policy.episodes import Episode, run_group
+from asd_policy.errors import EnvError
 from asd_policy.policy import Policy
 from asd_policy.runner import Group, LocalRunner, groups
 from asd_policy.samplers import make_sampler
@@ -135,3 +142,93 @@ def test_episodes_as_json() -> None:
         values = episode.to_json()
         assert Episode.from_json(values) == episode
         assert values["return"] == episode.total_reward
+
+
+def odd(name: str, count: int, **options: Any) -> Envs:
+    return make_envs(partial(make_env, f"faulty_envs:faulty/Odd-{name}-v0", **options), count)
+
+
+def _seed_all() -> None:
+    random.seed(5)
+    np.random.seed(6)
+    torch.manual_seed(7)
+
+
+def test_an_episode_draws_its_own_numbers_from_global_generators(planner: Policy) -> None:
+    """Of NumPy, torch and Python: the same in any grouping, all distinct; and nobody else's are touched."""
+    returns = []
+    for count in (1, 3):
+        _seed_all()
+        envs = odd("random", count)
+        episodes = list(LocalRunner({SPEC: planner}, envs, SEED).run(groups([SPEC], 5, count)))
+        drawn = random.random(), np.random.normal(), torch.rand(()).item()
+        envs.close()
+        _seed_all()
+        assert drawn == (random.random(), np.random.normal(), torch.rand(()).item())
+        returns.append([each.total_reward for each in sorted(episodes, key=lambda each: each.index)])
+    assert returns[0] == returns[1]
+    assert len(set(returns[0])) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_in_arrays_of_one_element(count: int, planner: Policy) -> None:
+    """A reward and a success of shape (1,) are what they hold."""
+    envs, plain = odd("vector", count), make_envs(partial(make_env, "faulty_envs:faulty/None-v0"), count)
+    for episode, expected in zip(
+        run_group(planner, envs, [0], SEED), run_group(planner, plain, [0], SEED), strict=True
+    ):
+        assert (episode.success, episode.error) == (True, None)
+        assert episode.total_reward == expected.total_reward
+    envs.close()
+    plain.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_numbers_in_arrays_of_two(count: int, planner: Policy) -> None:
+    """A reward fails its episode, and a success says nothing of any."""
+    envs = odd("rewards", count)
+    (episode,) = run_group(planner, envs, [0], SEED)
+    envs.close()
+    assert (episode.success, episode.error) == (False, "the reward has shape (2,), where one number is needed")
+    envs = odd("successes", count)
+    with pytest.raises(EnvError, match=r"^info\['success'\] has shape \(2,\), where one number is needed$"):
+        list(run_group(planner, envs, [0], SEED))
+    envs.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("options", "steps"), [({}, MAX_STEPS), ({"max_steps": 30}, 30)])
+def test_an_endless_episode_is_cut(options: dict[str, int], steps: int, count: int, planner: Policy) -> None:
+    """At the user's limit, or at the one for environments that declare none."""
+    envs = odd("endless", count, **options)
+    (episode,) = run_group(planner, envs, [0], SEED)
+    envs.close()
+    assert (episode.steps, episode.success, episode.error) == (steps, True, None)
+
+
+def test_an_error_of_closing_costs_nothing(planner: Policy) -> None:
+    with pytest.warns(UserWarning, match="raised RuntimeError: the viewer is gone when it was closed"):
+        odd("close", 1).close()
+    with (
+        pytest.warns(UserWarning, match="raised RuntimeError when it was closed: the viewer is gone"),
+        open_env("faulty_envs:faulty/Odd-close-v0"),
+    ):
+        pass
+
+
+def test_a_temporary_folder_with_a_long_name(tmp_path: Path) -> None:
+    """A socket's name has room for 107 bytes, and the processes of environments are asked through one."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    script = (
+        "from functools import partial; from asd_policy.environments import make_env; "
+        "from asd_policy.vector import make_envs; envs = make_envs(partial(make_env, 'asd/Avoid-v0'), 2); "
+        "print(len(envs.reset([0, 1]))); envs.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr

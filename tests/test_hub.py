@@ -223,6 +223,32 @@ def test_other_paths_are_never_asked_for(path: str, hub: Hub) -> None:
     assert not hub.asked
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("checkpoints/avoyd", "checkpoints is a folder here, and has avoid; checkpoints/avoyd@main would ask for it"),
+        ("checkpoints/else", "checkpoints is a folder here; checkpoints/else@main would ask for it"),
+        ("run/policy.ckpt", ".ckpt is a file's; run/policy.ckpt@main would ask for it"),
+        ("run/policy.onnx", ".onnx is a file's; run/policy.onnx@main would ask for it"),
+    ],
+)
+def test_a_mistyped_path_is_not_asked_for(path: str, reason: str, hub: Hub) -> None:
+    """And it is said why not."""
+    Path("checkpoints/avoid").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as error:
+        asd_policy.load_policy(path)
+    assert str(error.value) == (
+        f"no checkpoint at {path}: the path does not exist, and the Hub was not asked: {reason}"
+    )
+    assert not hub.asked
+
+
+def test_a_revision_makes_an_id(hub: Hub) -> None:
+    Path(REPO).parent.mkdir()
+    asd_policy.load_policy(f"{REPO}@v1")
+    assert hub.asked
+
+
 def test_the_environment_variables_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:
     """Endpoint and cache as a shell sets them, in a process of its own."""
     variables = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0"}

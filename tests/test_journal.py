@@ -2,10 +2,13 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -114,6 +117,81 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     journal.close()
     Journal.start(tmp_path, RUN).close()
     assert kept(tmp_path) == ()
+
+
+def _begin(folder: Path, replace: bool, together: Barrier, begun: "multiprocessing.SimpleQueue[bool]") -> None:
+    together.wait()
+    try:
+        journal = Journal.start(folder, RUN, replace)
+    except RunError:
+        begun.put(False)
+        together.wait()
+    else:
+        begun.put(True)
+        together.wait()
+        journal.close()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_of_processes_that_begin_at_once_one_holds_the_journal(replace: bool, tmp_path: Path) -> None:
+    """In a new folder, and in one whose run is to be replaced."""
+    pytest.importorskip("fcntl")
+    context, count = multiprocessing.get_context("fork"), 4
+    together, begun = context.Barrier(count), context.SimpleQueue()
+    for trial in range(20):
+        folder = tmp_path / str(trial)
+        if replace:
+            written(folder, 1)
+        processes = [context.Process(target=_begin, args=(folder, replace, together, begun)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        assert sum(begun.get() for _ in processes) == 1
+        for process in processes:
+            process.join()
+        assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_a_run_that_another_process_began_meanwhile_stays(tmp_path: Path) -> None:
+    """Nobody said that it may be replaced, or was shown what it has now."""
+    written(tmp_path, 1)
+    found = find_run(tmp_path)
+    assert found is not None
+    with pytest.raises(RunError, match="is being written by another process"):
+        Journal.start(tmp_path, RUN, replace=False)
+    journal = Journal.resume(found)
+    journal.add(episode(1))
+    journal.close()
+    with pytest.raises(RunError, match="is being written by another process"):
+        Journal.resume(found)
+    assert kept(tmp_path) == (episode(0), episode(1))
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_some_calls(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFS, FUSE and others do not flush folders, or have no links: a run can be kept there all the same."""
+    fsync = os.fsync
+
+    def files_only(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(file)
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(os, "link", refuse)
+    written(tmp_path, 2)
+    assert kept(tmp_path) == (episode(0), episode(1))
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunError, match="cannot be written: Input/output error"):
+        Journal.start(tmp_path, RUN)
 
 
 @pytest.fixture

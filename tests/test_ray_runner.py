@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from asd_policy.episodes import Episode
 from asd_policy.errors import BackendError, CheckpointError, SpecError
 from asd_policy.journal import find_run
 from asd_policy.policy import Policy
+from asd_policy.ray_local import local_folder
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.runner import LocalRunner, groups
 from asd_policy.samplers import choice, make_sampler
@@ -211,6 +213,60 @@ def ray_processes() -> list[psutil.Process]:
             if any(word.startswith("ray::") or "-packages/ray/" in word for word in each.cmdline()):
                 found.append(each)
     return found
+
+
+def test_a_local_ray_is_for_its_user_alone(
+    planners: dict[str, Policy], small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens on loopback, in a folder of its user, with a token of its own, and nobody is asked for a cloud."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
+    recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, 1, SEED)
+    with contextlib.closing(RayRunner(Workers.parse("1"), recipe)):
+        processes = [psutil.Process(), *ray_processes()]
+        sockets = [each for process in processes for each in process.net_connections() if each.status == "LISTEN"]
+        assert sockets and {each.laddr.ip for each in sockets} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert not any("dashboard.py" in word for process in processes for word in process.cmdline())
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+    assert not token.parent.exists()
+    assert {name for name in os.environ if "AUTH" in name} == {name for name in before if "AUTH" in name}
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_what_a_killed_command_left_is_ended_at_the_next_start(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Ray ends most of it by itself, but for two agents, and never its folder."""
+    words = [*eval_words(small_checkpoint, tmp_path / "out", "1"), "--episodes", "100000"]
+    place, known = Path("/tmp"), set(Path("/tmp").glob("asd-ray-*"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = subprocess.Popen(
+        [sys.executable, "-m", "asd_policy.cli", *words], env=environment, stderr=subprocess.DEVNULL
+    )
+    family: list[psutil.Process] = []
+    try:
+        while not (tmp_path / "out" / "episodes.jsonl").exists():
+            assert command.poll() is None
+            time.sleep(0.1)
+        family = psutil.Process(command.pid).children(recursive=True)
+        (folder,) = set(place.glob("asd-ray-*")) - known
+        with local_folder():
+            assert folder.exists() and command.poll() is None  # one that is alive is left alone
+        command.kill()
+        command.wait()
+        psutil.wait_procs(family, timeout=10)
+        assert folder.exists()
+        with (
+            pytest.warns(UserWarning, match=r"ended \d+ processes of Ray that a killed command had left"),
+            local_folder() as own,
+        ):
+            assert stat.S_IMODE(own.parent.stat().st_mode) == 0o700
+        assert not folder.exists() and not own.parent.exists()
+        assert not psutil.wait_procs(family, timeout=30)[1]
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @dataclass(frozen=True)

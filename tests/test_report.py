@@ -1,12 +1,15 @@
 """Tables: what a reader sees of a results.json object."""
 
 import io
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
 from asd_policy import report
+from asd_policy.checkpoints import load_policy
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -76,3 +79,32 @@ def test_the_record_of_what_ran() -> None:
     assert "torch threads" in report.hardware(torch.device("cpu"))
     commit = report.commit()
     assert commit is None or len(commit) == 40
+
+
+def test_too_few_episodes_are_said_once() -> None:
+    """And how many would do for all, by the most that differ; what was shown, or could have been, has its own line."""
+
+    def sampler(spec: str, power: float, equivalent: bool = False, discordance: float = 1 / 17) -> dict[str, Any]:
+        verdict = {"margin": 0.1, "p_value": 0.2, "equivalent": equivalent, "power": power, "discordance": discordance}
+        return {"spec": spec, "episodes": 15, "equivalence": verdict}
+
+    few = [sampler("a", 0.0), sampler("b", 0.004, discordance=3 / 17), sampler("c", 0.0)]
+    line = "15 episodes cannot show that success is ddpm's within 10 points: about 164 can"
+    assert report.equivalence_lines({"samplers": few}) == [line]
+    lines = report.equivalence_lines({"samplers": [sampler("d", 0.3), *few, sampler("e", 0.0, True)]})
+    assert [each.partition(":")[0] for each in lines] == ["d", "e", line.partition(":")[0]]
+    del few[1]["equivalence"]["discordance"]  # as before
+    assert report.equivalence_lines({"samplers": few})[0].endswith("about 76 can")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("/home/ada/secret/avoid", "avoid"),
+        ("checkpoints/avoid", "checkpoints/avoid"),
+        ("owner/name@v1", "owner/name@v1"),
+    ],
+)
+def test_an_absolute_path_is_known_by_its_end(given: str, named: str, small_checkpoint: Path) -> None:
+    """Where a user keeps things is nobody's business who is given the file."""
+    assert report.run_record("eval", given, None, 0, load_policy(small_checkpoint))["policy"] == named

@@ -15,6 +15,7 @@ from asd_policy.noise import NoiseTape
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.samplers.asd import Asd, Round
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held
 from asd_policy.verify import VERIFIERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
@@ -118,6 +119,19 @@ def test_conditioning_follows_its_row(spec: str, chain: GaussianChain) -> None:
 
     sample = make_sampler(spec).sample(own, alone, (5, *EVENT), cond, torch.Generator().manual_seed(1)).sample
     assert ((sample - cond[:, :, None]).abs() < 0.31).all()
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_samples_are_ordinary_tensors(spec: str, held: bool, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """They can be written into and be part of a loss, and so can what is made of them."""
+    values = torch.zeros(3, *EVENT)
+    given = Held(values == 1, values) if held else None
+    sample = make_sampler(spec).sample(mixture, chain, (3, *EVENT), held=given).sample
+    assert not sample.is_inference() and not sample.requires_grad
+    sample[:, 0] = 1
+    loss = torch.nn.Linear(2, 1)(sample).sum()
+    loss.backward()
 
 
 @pytest.mark.parametrize("spec", SPECS)

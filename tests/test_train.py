@@ -1,6 +1,7 @@
 """The training script: what it writes, resuming, and wrong input, on a run of seconds."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import asd_policy
 from asd_policy.checkpoints.lerobot import DiffusionConfig
+from asd_policy.commands import common
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -40,6 +42,18 @@ def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert str(tmp_path) not in (tmp_path / "policy" / "training.json").read_text()
+
+
+def test_a_log_file_can_be_followed(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no terminal, lines say how far it is."""
+    monkeypatch.setattr(common, "_LINE_EVERY", 0.0)
+    run(script, tmp_path / "policy", monkeypatch)
+    lines = capsys.readouterr().err.splitlines()
+    assert {"demonstrations: 1 of 2", "demonstrations: 2 of 2"} <= set(lines)
+    assert any(re.fullmatch(r"training, loss \d\.\d+: 5 of 8", line) for line in lines)
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_happened(

@@ -8,13 +8,13 @@ from asd_policy.arrays import find_device, on_cpu
 from asd_policy.backends import make_backend
 from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.hub import fetch, is_hub_id
+from asd_policy.checkpoints.hub import fetch, is_hub_id, looks_like_a_path
 from asd_policy.checkpoints.plugins import find_plugin, load_plugins
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.tuning import load_tuning, tuning_file
+from asd_policy.tuning import find_tuning
 
 __all__ = ["FORMATS", "Description", "Format", "find_format", "load", "load_fn", "load_policy", "locate"]
 
@@ -40,8 +40,8 @@ def locate(path: str | Path) -> Path:
     """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
 
     Raises:
-        CheckpointError: The path cannot be looked at; or it looks like a Hub id, and the Hub has no such repository or
-            cannot be asked.
+        CheckpointError: The path cannot be looked at; or it has the form of a Hub id and is a mistyped path, or the Hub
+            has no such repository or cannot be asked.
     """
     try:
         exists = Path(path).exists()
@@ -49,6 +49,8 @@ def locate(path: str | Path) -> Path:
         raise CheckpointError(f"no checkpoint at {str(path)[:200]}: {error.strerror}") from None
     if exists or not is_hub_id(str(path)):
         return Path(path)
+    if (reason := looks_like_a_path(str(path))) is not None:
+        raise CheckpointError(f"no checkpoint at {path}: the path does not exist, and the Hub was not asked: {reason}")
     formats = [*FORMATS.values(), *load_plugins()[0].values()]
     return fetch(str(path), [pattern for form in formats for pattern in form.hub_files])
 
@@ -142,9 +144,9 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
-    tuning, tuned = tuning_file(path), None
-    if tuning.exists():
-        loaded.experience, tuned = load_tuning(tuning, loaded.chain, math.prod(loaded.event), loaded.device)
+    tuned = None
+    if (tuning := find_tuning(path, loaded)) is not None:
+        loaded.experience, tuned = tuning.experience, tuning.backend
     if backend == AUTO:
         if tuned is None:
             raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")

@@ -5,16 +5,37 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from asd_policy.errors import CheckpointError
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
+_FILES = {".bin", ".ckpt", ".json", ".onnx", ".pkl", ".pt", ".pth", ".safetensors", ".zip"}
 
 
 def is_hub_id(text: str) -> bool:
     """Return whether a text has the form of a Hub id, `owner/name` or `owner/name@revision`."""
     return _ID.fullmatch(text) is not None
+
+
+def looks_like_a_path(text: str) -> str | None:
+    """Return why what has the form of a Hub id is a mistyped path, for which nobody should be asked; None for an id.
+
+    A text with a revision is always an id.
+
+    Args:
+        text: As `is_hub_id` takes it; nothing is at this path.
+    """
+    owner, name = text.split("/", maxsplit=1)
+    if "@" in name:
+        return None
+    if Path(owner).is_dir():
+        near = get_close_matches(name, sorted(each.name for each in Path(owner).iterdir()), n=1)
+        meant = f", and has {near[0]}" if near else ""
+        return f"{owner} is a folder here{meant}; {text}@main would ask for it"
+    suffix = Path(name).suffix
+    return f"{suffix} is a file's; {text}@main would ask for it" if suffix in _FILES else None
 
 
 def fetch(hub_id: str, patterns: Sequence[str]) -> Path:

@@ -1,7 +1,6 @@
 """`asd-policy bench`: how long does a plan take here, with each sampler on each backend?"""
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from asd_policy import bench_report, evaluate, hardware, report
 from asd_policy.backends import make_backend
 from asd_policy.benchmark import Benchmark, contenders
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, progress_bar
-from asd_policy.environments import check_fit, make_env
+from asd_policy.commands.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
+from asd_policy.environments import check_fit, open_env
 from asd_policy.errors import AsdError
 from asd_policy.files import write_json
 from asd_policy.policy import Policy
@@ -103,7 +102,7 @@ class BenchCommand:
         path = self.out / "results.json"
         write_json(path, results)
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         self._tell(console, results)
         if cut_short is None:
             console.print(f"results: {path}", soft_wrap=True)
@@ -120,15 +119,12 @@ class BenchCommand:
         if self.env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
-        env = make_env(self.env)
-        try:
+        with open_env(self.env) as env:
             check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
             other = evaluate.collect(planner, env, calibration, learning_seed)
             planner.experience.freeze()
             return evaluate.collect(planner, env, count, self.seed), other
-        finally:
-            env.close()
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""
@@ -137,7 +133,7 @@ class BenchCommand:
         console.print(bench_report.latency_table(results))
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:
-            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'", markup=False)
+            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
             return
         for plot in bench_report.draw(results, self.out):
             console.print(f"plot: {plot}", soft_wrap=True)

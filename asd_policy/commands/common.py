@@ -1,8 +1,13 @@
 """What the commands share."""
 
+import contextlib
 import json
+import os
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import tyro
 from rich.console import Console
@@ -11,6 +16,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -34,6 +40,50 @@ BackendOption = Annotated[
     ),
 ]
 """The option `--backend`."""
+
+_REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
+_LINE_EVERY = 20.0  # [s] between lines of progress that goes to a file
+_STDOUT, _STDERR = 1, 2  # file descriptors
+_results: TextIO | None = None  # where `print_json` writes while stdout is for nothing else
+
+
+def make_console() -> Console:
+    """Return a console on stderr to which all text is text: paths and other people's errors may look like markup."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, markup=False, emoji=False, width=_REDIRECTED_WIDTH)
+    return console
+
+
+def print_json(results: dict[str, Any]) -> None:
+    """Print a command's results as one JSON object on stdout."""
+    print(json.dumps(results), file=_results, flush=True)
+
+
+@contextlib.contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Send what is printed to stderr, by environments, libraries and processes too, but for `print_json`."""
+    global _results
+    stdout = sys.stdout
+    with contextlib.ExitStack() as stack:
+        _results = stdout
+        try:
+            stdout.flush()
+            is_file = stdout.fileno() == _STDOUT
+        except (AttributeError, OSError, ValueError):  # closed, or none of a process's own, as in a test
+            is_file = False
+        if is_file:
+            kept = os.dup(_STDOUT)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, _STDOUT)
+            stack.callback(stdout.flush)
+            os.dup2(_STDERR, _STDOUT)
+            _results = stack.enter_context(open(kept, "w", encoding="utf-8", closefd=False))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            yield
+        finally:
+            _results = None
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -76,9 +126,9 @@ def check_margin(margin: float) -> None:
 
 
 def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
-    """Return a progress bar that counts, with more columns behind it."""
-    return Progress(
-        TextColumn("{task.description}"),
+    """Return a progress bar that counts, with more columns behind it; where there is no terminal, lines."""
+    return _Progress(
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -87,3 +137,36 @@ def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
         *more,
         console=console,
     )
+
+
+def text_column(form: str) -> TextColumn:
+    """Return a column of a progress bar to which all text is text."""
+    return TextColumn(form, markup=False)
+
+
+class _Progress(Progress):
+    """A progress bar that a log file can follow: there it is a line now and then, as a bar is drawn at its end only."""
+
+    _told = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        self._told = time.monotonic()
+        super().start()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change a task."""
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Count on."""
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        if self.console.is_terminal or time.monotonic() - self._told < _LINE_EVERY:
+            return
+        self._told = time.monotonic()
+        task = self._tasks[task_id]
+        self.console.print(f"{task.description}: {task.completed:g} of {task.total:g}", soft_wrap=True)

@@ -1,6 +1,5 @@
 """`asd-policy compare`: what differs between two evaluations?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from asd_policy import comparison, report
-from asd_policy.commands.common import DONE, check_margin
+from asd_policy.commands.common import DONE, check_margin, print_json
 from asd_policy.comparison import MARGIN
 
 
@@ -36,7 +35,7 @@ class CompareCommand:
         first, second = comparison.load_run(self.first), comparison.load_run(self.second)
         results = comparison.compare(first, second, self.margin)
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.comparison_table(results))
         for result in results["samplers"]:
             verdict = report.equivalence(result["equivalence"], min(result["episodes"]))

@@ -1,7 +1,6 @@
 """`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
 
 import itertools
-import json
 import os
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import TextColumn
 
 from asd_policy import evaluate, inspection, page, report, video
 from asd_policy.backends.torch_eager import TorchEager
@@ -25,14 +23,16 @@ from asd_policy.commands.common import (
     BackendOption,
     check_at_least,
     check_margin,
+    print_json,
     progress_bar,
+    text_column,
 )
 from asd_policy.comparison import MARGIN
 from asd_policy.continuity import CONTINUITIES
 from asd_policy.control import Pilot
-from asd_policy.environments import Env, control_rate, make_env
+from asd_policy.environments import Env, control_rate, make_env, open_env, step_limit
 from asd_policy.episodes import Episode
-from asd_policy.errors import AsdError, RunError, SpecError
+from asd_policy.errors import AsdError, RunError, SpecError, one_line
 from asd_policy.files import write_json
 from asd_policy.journal import RESULTS, Found, Journal, find_run
 from asd_policy.latencies import Latency, read_latency
@@ -46,12 +46,11 @@ from asd_policy.pilots import (
 )
 from asd_policy.policy import Policy
 from asd_policy.ray_runner import RayRunner, Recipe, Workers
-from asd_policy.report import printable
 from asd_policy.runner import Group, LocalRunner, Runner, groups
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 from asd_policy.statistics import enough_episodes
-from asd_policy.tuning import tuning_file
+from asd_policy.tuning import find_tuning
 from asd_policy.types import MEASURED, UNCLOCKED
 from asd_policy.vector import make_envs
 
@@ -83,6 +82,9 @@ class EvalCommand:
     """Stop when the success interval of every sampler reaches no farther than this to either side, such as 0.05."""
     seed: int = 0
     """Seeds environments and planning noise; equal for all samplers."""
+    max_steps: int | None = None
+    """Cut an episode after so many control steps, beside the environment's own limit; 1000 unless said where it
+    declares none."""
     envs: int = 1
     """Environments that are stepped side by side, each in a process of its own if they are more than one, and planned
     for together. The rounding of a plan can depend on it, nothing else."""
@@ -134,19 +136,25 @@ class EvalCommand:
         )
         found = self._find()
         if self.video:
-            video.ffmpeg()
-        if self.video and sys.platform == "linux" and "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+            if sys.platform == "linux" and "DISPLAY" not in os.environ:
+                os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
+            video.check(self.env)
         if self.workers is not None:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
         policy = load_policy(self.policy, device=self.device, backend=self.backend)
         if self.deadline_ms is not None:
             policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
-        env = make_env(self.env)
-        try:
+        with open_env(self.env, max_steps=self.max_steps) as env:
+            limit = step_limit(env, self.max_steps)
+            if self.max_steps is None and limit is not None:
+                console.print(
+                    f"{self.env} declares no time limit: an episode that does not end by itself is cut at {limit} "
+                    "steps (--max-steps)",
+                    soft_wrap=True,
+                )
             clock = self._clock(env, latency)
-            identity = self._identity(record, samplers, clock)
+            identity = self._identity(policy, record, samplers, clock) | {"max_steps": limit}
             if found is not None:
                 found.check_same(identity)
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
@@ -154,19 +162,17 @@ class EvalCommand:
                 ran = evaluate.settle(policy, env, samplers, self.envs)
             planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values()), self.envs), strict=True))
             env_hz = control_rate(env)
-        finally:
-            env.close()
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
         runner = self._runner(planners, pilots, clock)
-        journal = Journal.start(self.out, identity) if found is None else Journal.resume(found)
+        journal = Journal.start(self.out, identity, self.overwrite) if found is None else Journal.resume(found)
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
         tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
-            with progress_bar(console, TextColumn("{task.fields[running]}")) as progress:
+            with progress_bar(console, text_column("{task.fields[running]}")) as progress:
                 task = progress.add_task(self.env, total=self._most * len(samplers), running="")
                 for episode in runner.run(self._work(tally)):
                     if not tally.knows(episode):  # some of a group that was cut short are there already
@@ -187,6 +193,8 @@ class EvalCommand:
             "until_ci": self.until_ci,
             "torch_device": self.device,
             "envs": self.envs,
+            "max_steps": limit,
+            "sha256": identity["sha256"],
             "tuning": identity["tuning"],
             "workers": runner.count,
             **clock_record(clock),
@@ -209,7 +217,7 @@ class EvalCommand:
                 f"{path} cannot be written: {error.strerror}; all episodes are kept, and --resume writes it"
             ) from None
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.table(results))
         if clock is not None:
             console.print(report.timing_table(results))
@@ -230,7 +238,7 @@ class EvalCommand:
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
             first = f"{failed[0].spec} episode {failed[0].index}: {failed[0].error}"
-            console.print(f"{len(failed)} of {len(counted)} episodes failed; {printable(first)}", soft_wrap=True)
+            console.print(f"{len(failed)} of {len(counted)} episodes failed; {one_line(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
     def _show(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
@@ -238,7 +246,8 @@ class EvalCommand:
         best = page.fastest_exact(results)
         try:
             if self.video and pilots:
-                for path in video.record(pilots, self.env, self.seed, self.out, best["spec"] if best else None):
+                beside = best["spec"] if best else None
+                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)
@@ -254,9 +263,9 @@ class EvalCommand:
         Raises:
             SpecError: They are.
         """
-        for name in ("episodes", "envs"):
+        for name in ("episodes", "envs", "max_steps"):
             if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
+                check_at_least(name.replace("_", "-"), getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
         if self.until_ci is not None and not 0 < self.until_ci < 0.5:
             raise SpecError(f"--until-ci {self.until_ci} is not between 0 and 0.5")
@@ -313,8 +322,10 @@ class EvalCommand:
             EnvError: The environments cannot be made.
         """
         if self.workers is None:
-            return LocalRunner(pilots, make_envs(partial(make_env, self.env), self.envs), self.seed)
-        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock)
+            return LocalRunner(
+                pilots, make_envs(partial(make_env, self.env, max_steps=self.max_steps), self.envs), self.seed
+            )
+        recipe = Recipe.of(self.policy, self.device, planners, self.env, self.envs, self.seed, clock, self.max_steps)
         return RayRunner(Workers.parse(self.workers), recipe, self.gpus_per_worker)
 
     def _find(self) -> Found | None:
@@ -333,17 +344,17 @@ class EvalCommand:
         return found
 
     def _identity(
-        self, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
+        self, policy: Policy, record: dict[str, Any], samplers: Sequence[Sampler], clock: ControlClock | None
     ) -> dict[str, Any]:
         """Return what must be the same for a run to go on: whatever an episode or its times may depend on."""
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
-        tuning = tuning_file(path)
+        tuning = find_tuning(path, policy)
         same = ("policy", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
         return {
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},
-            "tuning": inspection.file_record(tuning, tuning.name)["sha256"] if tuning.exists() else None,
+            "tuning": inspection.file_record(tuning.file, tuning.file.name)["sha256"] if tuning else None,
             "envs": self.envs,
             **clock_record(clock),
             **self._deadline(),

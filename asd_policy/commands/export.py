@@ -1,6 +1,5 @@
 """`asd-policy export`: a policy as one file for ONNX Runtime."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from rich.console import Console
 
 from asd_policy import inspection, report
 from asd_policy.checkpoints import find_format, load_policy, locate
-from asd_policy.commands.common import DONE
+from asd_policy.commands.common import DONE, print_json
 from asd_policy.errors import SpecError
 
 FORMATS = ("onnx",)
@@ -40,7 +39,7 @@ class ExportCommand:
         folder = locate(self.policy)
         name, form = find_format(folder)
         policy = load_policy(folder)
-        source = {"policy": self.policy, "format": name, "files": inspection.files(folder, form)}
+        source = {"policy": report.shared_name(self.policy), "format": name, "files": inspection.files(folder, form)}
         with console.status("exporting"):
             difference = export_policy(policy, self.out, source)
         (written,) = inspection.files(self.out, form)
@@ -54,7 +53,7 @@ class ExportCommand:
             "largest_relative_difference": difference,
         }
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(
             f"{self.out}: {written['bytes'] / 2**20:.1f} MiB; predictions of {', '.join(map(str, CHECKED))} points "
             f"differ from the policy's by at most {difference:.1g} of the largest",

@@ -1,12 +1,11 @@
 """`asd-policy inspect`: what is in a checkpoint, what will be exact on it, and what is missing to run it here?"""
 
-import json
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from asd_policy import inspection, report
-from asd_policy.commands.common import DONE
+from asd_policy.commands.common import DONE, print_json
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,6 @@ class InspectCommand:
         """Look and tell; return the exit status, 0 also for a checkpoint that cannot be run here."""
         said = inspection.inspect(self.policy)
         if self.json:
-            print(json.dumps(said))
+            print_json(said)
         console.print(report.inspection_table(said))
         return DONE

@@ -1,6 +1,6 @@
 """`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
 
-import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from asd_policy.backends import Backend, make_backend
 from asd_policy.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.backends.torch_eager import TorchEager
 from asd_policy.checkpoints import AUTO, load_policy, locate
-from asd_policy.commands.common import DONE, check_at_least, progress_bar
+from asd_policy.commands.common import DONE, check_at_least, print_json, progress_bar
 from asd_policy.denoiser import encode
-from asd_policy.environments import Env, check_fit, make_env
+from asd_policy.environments import Env, check_fit, open_env
 from asd_policy.errors import BackendError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
@@ -59,6 +59,7 @@ class TuneCommand:
         check_at_least("seed", self.seed, 0)
         backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
         policy = load_policy(self.policy, device=self.device)
+        path = self._place()
         policies, left_out = _prepare(policy, backends, console)
         first = policies[0]
         first.check()
@@ -76,8 +77,8 @@ class TuneCommand:
             costs |= {(index, setting): cost for setting, cost in _measure(each).items()}
         best, setting = min(costs, key=lambda key: costs[key])
         chosen = policies[best]
-        path = self.out or tuning_file(locate(self.policy))
-        save_tuning(path, chosen.experience, chosen.device, chosen.backend.spec)
+        if path is not None:
+            save_tuning(path, chosen.experience, chosen.device, chosen.backend.spec)
         sequential = min(cost for (_, each), cost in costs.items() if each.window == 1)
         results = {
             **record,
@@ -97,16 +98,34 @@ class TuneCommand:
                 for (index, each), cost in costs.items()
             ],
             "left_out": left_out,
-            "file": str(path),
+            "file": None if path is None else str(path),
         }
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.tuning_table(results))
         console.print(f"best here: {results['sampler']} on {results['backend']}", soft_wrap=True)
         if chosen.backend != policy.backend:
             console.print(f"to run on it: --backend {AUTO}, or load_policy(…, backend={AUTO!r})", soft_wrap=True)
-        console.print(f"tuning: {path}", soft_wrap=True)
+        if path is not None:
+            console.print(f"tuning: {path}", soft_wrap=True)
         return DONE
+
+    def _place(self) -> Path | None:
+        """Return the file to write, known to have a folder before the work; None where the cache cannot have one.
+
+        Raises:
+            OSError: The folder of `--out` cannot be made.
+        """
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            return self.out
+        try:
+            path = tuning_file(locate(self.policy))
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            warnings.warn(f"the tuning will not be kept ({error}): --out names a file for it", stacklevel=2)
+            return None
+        return path
 
 
 def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> tuple[list[Policy], dict[str, str]]:
@@ -131,12 +150,18 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
 
 
 def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
-    """Plan as often as asked for, with each draft and verifier in turn; those that respond last, when they can."""
-    pairs = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))[::-1]
-    for index, setting in enumerate(pairs):
+    """Plan as often as asked for, with each draft and verifier in turn.
+
+    Refusals are those of drafts that know the response, which plans of the default teach first.
+    """
+    settings = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))
+    turns = [settings[0], *settings]
+    for index, setting in enumerate(turns):
+        if index == 1:
+            policy.experience.judgements.clear()
         policy.sampler = Asd(*setting)
-        goal = -(-plans * (index + 1) // len(pairs))
-        own = seed * len(pairs) + index  # the same noise twice would be known to drafts the second time
+        goal = -(-plans * (index + 1) // len(turns))
+        own = seed * len(turns) + index  # the same noise twice would be known to drafts the second time
         if env is None:
             _plan_at_random(policy, goal, own, advance)
         else:
@@ -149,12 +174,9 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
     if env_id is None:
         yield None
         return
-    env = make_env(env_id)
-    try:
+    with open_env(env_id) as env:
         check_fit(policy, env)
         yield env
-    finally:
-        env.close()
 
 
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:

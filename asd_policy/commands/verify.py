@@ -1,6 +1,5 @@
 """`asd-policy verify`: is this sampler's law the sequential one, on this checkpoint?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from asd_policy.commands.common import (
     BackendOption,
     check_at_least,
     check_folder,
+    print_json,
     progress_bar,
 )
-from asd_policy.environments import make_env
+from asd_policy.environments import open_env
 from asd_policy.errors import SpecError
 from asd_policy.files import write_json
 from asd_policy.samplers import make_sampler
@@ -76,11 +76,8 @@ class VerifyCommand:
             conds = random_conditioning(policy, self.observations, states)
             source = "random in the normalisation's range"
         else:
-            env = make_env(self.env)
-            try:
+            with open_env(self.env) as env:
                 conds = law.closed_loop(policy, env, sampler, self.observations, states)
-            finally:
-                env.close()
             source = f"episodes of {self.env}"
         sampler = law.settle(policy, sampler, conds)
         if self.out is not None:
@@ -109,7 +106,7 @@ class VerifyCommand:
         if self.out is not None:
             write_json(self.out / "results.json", results)
         if self.json:
-            print(json.dumps(results))
+            print_json(results)
         console.print(report.verification_table(results))
         console.print(report.verdict(results), soft_wrap=True)
         return DONE if results["holds"] else DIFFERS

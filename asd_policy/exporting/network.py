@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asd_policy import arrays
 from asd_policy.backends.base import Job
-from asd_policy.backends.onnx_session import INPUTS, OUTPUT, one_line
+from asd_policy.backends.onnx_session import INPUTS, OUTPUT, reason
 from asd_policy.denoiser import Denoiser
 from asd_policy.errors import BackendError
 from asd_policy.exporting.lowering import lower
@@ -60,7 +60,7 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
                 verbose=False,
             )
     except Exception as error:  # the exporter fails in the ways of several libraries
-        raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {one_line(error)}") from None
+        raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
     assert program is not None
     model = program.model_proto
     if lowered:
