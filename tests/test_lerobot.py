@@ -128,6 +128,12 @@ def set_option(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].update(values))
 
 
+def set_feature(value: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / PROCESSOR, lambda c: c["steps"][3]["config"]["features"].update({STATE: value})
+    )
+
+
 def del_option(name: str) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].pop(name))
 
@@ -201,6 +207,15 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
         set_option(features={"observation.stat": {"type": "STATE", "shape": [4]}}),
         "(observation.stat): LeRobot would not",
     ),
+    (
+        set_feature({"type": "ENV", "shape": [4]}),
+        f"takes '{STATE}' for {{'type': 'ENV', 'shape': [4]}}, config.json for",
+    ),
+    (
+        set_feature({"type": "STATE", "shape": [5]}),
+        f"takes '{STATE}' for {{'type': 'STATE', 'shape': [5]}}, config.json",
+    ),
+    (set_feature(None), f"takes '{STATE}' for {{}}, config.json for {{'type': 'STATE', 'shape': [4]}}"),
     (set_option(norm_map=None), "normalises 'observation.state' by 'IDENTITY', config.json by 'MIN_MAX'"),
     (del_option("norm_map"), "has no norm_map, an object of normalisation modes"),
     (
