@@ -230,6 +230,10 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (set_config(clip_sample_range=1e-300), "clip_sample_range 1e-300 is not a finite number above 0, in 1e-6 … 1e6"),
     (set_config(num_train_timesteps=100_000), "num_train_timesteps 100000 is not an integer in 1 … 20000"),
+    (
+        set_config(**{f"z{index}": 0 for index in range(300)}),
+        "config.json has 300 names that are not known, more than 200",
+    ),
     (twice("config.json", '"horizon": 8'), "config.json is not JSON: the key 'horizon' is there twice"),
     (twice(PROCESSOR, '"steps": []'), f"{PROCESSOR} is not JSON: the key 'steps' is there twice"),
     (
