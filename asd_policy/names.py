@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from asd_policy.errors import AsdError
 
 _LONGEST = 100  # [characters] of a name that is looked at; difflib's time grows like their square
+_MOST = 200  # unknown names, each of which is compared with all known ones
 _CLOSE = 0.85  # of difflib's ratio: a letter too few or too many in seven
 
 
@@ -20,9 +21,11 @@ def unknown_names(given: Iterable[str], known: Collection[str], where: str, erro
         error: To raise.
 
     Raises:
-        AsdError: Of the type `error`: a name is close to a known one.
+        AsdError: Of the type `error`: a name is close to a known one, or there are hundreds that are unknown.
     """
     unknown = [name for name in given if name not in known]
+    if len(unknown) > _MOST:
+        raise error(f"{where} has {len(unknown)} names that are not known, more than {_MOST}")
     plain = {name.lower(): name for name in known}
     for name in unknown:
         for close in get_close_matches(name.lower()[:_LONGEST], plain, n=1, cutoff=_CLOSE):

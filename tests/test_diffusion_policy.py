@@ -273,6 +273,13 @@ def test_interpolations_are_resolved(tmp_path: Path) -> None:
     assert policy.chain.config["_class_name"] == "DDIMScheduler"
 
 
+def test_an_interpolation_is_relative_to_where_it_stands() -> None:
+    """Also in a section that another interpolation has led to."""
+    config = {"a": {"b": "${c.d}", "x": 1}, "c": {"d": {"y": "${..x}", "z": "${.w}", "w": 4}, "x": 2}}
+    section = Settings(config, "cfg", "x").section("a").section("b")
+    assert section.plain() == {"y": 2, "z": 4, "w": 4}
+
+
 @pytest.mark.parametrize(
     "value", ["${eval:'8'}", "${oc.env:HOME}", "${a${b}}", "${......x}", "${horizon.x}", "x${task}"]
 )

@@ -128,6 +128,12 @@ def set_option(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].update(values))
 
 
+def set_feature(value: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / PROCESSOR, lambda c: c["steps"][3]["config"]["features"].update({STATE: value})
+    )
+
+
 def del_option(name: str) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].pop(name))
 
@@ -201,6 +207,15 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
         set_option(features={"observation.stat": {"type": "STATE", "shape": [4]}}),
         "(observation.stat): LeRobot would not",
     ),
+    (
+        set_feature({"type": "ENV", "shape": [4]}),
+        f"takes '{STATE}' for {{'type': 'ENV', 'shape': [4]}}, config.json for",
+    ),
+    (
+        set_feature({"type": "STATE", "shape": [5]}),
+        f"takes '{STATE}' for {{'type': 'STATE', 'shape': [5]}}, config.json",
+    ),
+    (set_feature(None), f"takes '{STATE}' for {{}}, config.json for {{'type': 'STATE', 'shape': [4]}}"),
     (set_option(norm_map=None), "normalises 'observation.state' by 'IDENTITY', config.json by 'MIN_MAX'"),
     (del_option("norm_map"), "has no norm_map, an object of normalisation modes"),
     (
@@ -215,6 +230,10 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (set_config(clip_sample_range=1e-300), "clip_sample_range 1e-300 is not a finite number above 0, in 1e-6 … 1e6"),
     (set_config(num_train_timesteps=100_000), "num_train_timesteps 100000 is not an integer in 1 … 20000"),
+    (
+        set_config(**{f"z{index}": 0 for index in range(300)}),
+        "config.json has 300 names that are not known, more than 200",
+    ),
     (twice("config.json", '"horizon": 8'), "config.json is not JSON: the key 'horizon' is there twice"),
     (twice(PROCESSOR, '"steps": []'), f"{PROCESSOR} is not JSON: the key 'steps' is there twice"),
     (

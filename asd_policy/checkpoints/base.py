@@ -20,8 +20,6 @@ class Description:
     """What predicts, by its class name in its own library."""
     parameters: int
     """Numbers in the weights of the whole checkpoint, encoders included; of tied ones, once."""
-    network_parameters: int | None = None
-    """Those of the network alone; None where there is nothing beside it."""
     observation: Mapping[str, Any] = field(default_factory=dict)
     """Shape of each observation feature."""
     action: Mapping[str, Any] = field(default_factory=dict)
@@ -32,12 +30,14 @@ class Description:
     """The noise scheduler's configuration in the words of diffusers, `_class_name` first."""
     num_inference_steps: Any = None
     """Steps of the chain; None for all the training steps."""
-    eta: Any = None
-    """DDIM's share of noise; None where the file says none."""
     normalization: Mapping[str, Any] = field(default_factory=dict)
     """How each feature is normalised."""
     notes: tuple[str, ...] = ()
     """What else a user has to know of it, a sentence each."""
+    network_parameters: int | None = None
+    """Numbers in the weights of the network alone; None where there is nothing beside it."""
+    eta: Any = None
+    """DDIM's share of noise; None where the file says none."""
 
 
 def pinned_steps(scheduler: Mapping[str, Any], steps: Any) -> tuple[str, ...]:

@@ -158,3 +158,6 @@ def _check_agreement(path: Path, options: dict[str, Any], config: DiffusionConfi
                 f"{path} has no {feature!r} among its features ({', '.join(described) or 'none'}): LeRobot would not "
                 f"normalise it, and config.json says {config.mode_of(feature)!r}"
             )
+        said, wanted = as_object(described.get(feature)), {**config.features[0], **config.features[1]}[feature]
+        if feature in described and any(said.get(key) != value for key, value in wanted.items()):
+            raise CheckpointError(f"{path} takes {feature!r} for {said}, config.json for {wanted}")

@@ -21,6 +21,9 @@ _LARGE = 1e30  # no measured quantity has such a size, and float32 can still be 
 _SHOWN = 60  # [characters] of a wrong value in a message
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 _MAX_HOPS = 20  # from one interpolation to the next
+_LONGEST = 200  # [characters] of one
+Way = tuple[Mapping[str, Any], ...]
+"""Sections, each in the one before."""
 
 
 def unwrap(value: Any) -> Any:
@@ -36,7 +39,7 @@ def unwrap(value: Any) -> Any:
 class Settings:
     """A section of a configuration: JSON, or omegaconf's nodes as `pickles` reads them."""
 
-    def __init__(self, values: Any, name: str, source: str, way: tuple["Settings", ...] = ()) -> None:
+    def __init__(self, values: Any, name: str, source: str, way: Way = ()) -> None:
         """Open a section.
 
         Args:
@@ -49,16 +52,18 @@ class Settings:
             CheckpointError: It is no mapping.
         """
         opened = unwrap(values)
-        self._name, self._source, self._way = name, source, (*way, self)
+        self._name, self._source = name, source
         if not isinstance(opened, Mapping):
             raise CheckpointError(f"{source}: {name or 'its content'} is {_show(opened)}, not a mapping")
         if not all(isinstance(key, str) for key in opened):
             raise CheckpointError(f"{source}: {name or 'its content'} has keys that are no names")
         self._values: Mapping[str, Any] = opened
+        self._way = (*way, self._values)
 
     def section(self, name: str) -> "Settings":
         """Return a section of this one."""
-        return Settings(self._get(name, _REQUIRED), self._path(name), self._source, self._way)
+        value, way = self._resolve(self._stored(name, _REQUIRED), name)
+        return Settings(value, self._path(name), self._source, way)
 
     def whole(self, name: str) -> "Settings":
         """Return a section that is a configuration of its own: interpolations in it begin there."""
@@ -66,8 +71,8 @@ class Settings:
 
     def find(self, name: str) -> "Settings":
         """Return a section of this one, an empty one where there is none: to describe what there is."""
-        value = self._get(name, None)
-        return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, self._way)
+        value, way = self._resolve(self._stored(name, None), name)
+        return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, way)
 
     def __iter__(self) -> Iterator[str]:
         """Return the names of the values."""
@@ -164,35 +169,29 @@ class Settings:
         raise CheckpointError(f"{self._source}: {self._path(name)} is {_show(value)}, not {kind}")
 
     def _get(self, name: str, default: Any) -> Any:
+        return self._resolve(self._stored(name, default), name)[0]
+
+    def _stored(self, name: str, default: Any) -> Any:
         value = unwrap(self._values.get(name, default))
         if value is _REQUIRED:
             raise CheckpointError(f"{self._source} has no {self._path(name)}")
-        return self._resolve(value, name)
+        return value
 
-    def _resolve(self, value: Any, name: str) -> Any:
-        """Return what an interpolation stands for; any other value, and one that leads nowhere, as it is.
+    def _resolve(self, given: Any, name: str) -> tuple[Any, Way]:
+        """Return what an interpolation stands for, and the sections around that; any other value as it is.
 
         Raises:
             CheckpointError: It leads to another interpolation, and so on without an end.
         """
-        given, way = value, self._way
+        value, way = given, self._way
         for _ in range(_MAX_HOPS):
-            match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) and len(value) <= MOST else None
+            match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) and len(value) <= _LONGEST else None
             if match is None:
-                return value
-            dots, path = match.groups()
-            if len(dots) > len(way):
-                return given
-            way = way[: len(way) - len(dots) + 1] if dots else way[:1]
-            *sections, last = path.split(".")
-            for section in sections:
-                inner = unwrap(way[-1]._values.get(section))
-                if not isinstance(inner, Mapping):
-                    return given
-                way = (*way, Settings(inner, section, self._source))
-            if last not in way[-1]._values:
-                return given
-            value = unwrap(way[-1]._values[last])
+                return value, way
+            found = _follow(*match.groups(), way)
+            if found is None:
+                return given, self._way
+            value, way = found
         raise CheckpointError(
             f"{self._source}: {self._path(name)} is {_show(given)}, which leads from one interpolation to the next "
             f"more than {_MAX_HOPS} times"
@@ -202,7 +201,25 @@ class Settings:
         return f"{self._name}.{name}" if self._name else name
 
     def _list(self, value: Any, name: str) -> Any:
-        return [self._resolve(unwrap(item), name) for item in value] if isinstance(value, list) else value
+        return [self._resolve(unwrap(item), name)[0] for item in value] if isinstance(value, list) else value
+
+
+def _follow(dots: str, path: str, way: Way) -> tuple[Any, Way] | None:
+    """Return the value at a path, and the sections around it; None where there is none.
+
+    Args:
+        dots: How far up from the innermost section the path begins, one for there; none for the whole configuration.
+        path: Names, joined by dots.
+        way: The sections around the interpolation, the whole configuration first.
+    """
+    way = way[: max(len(way) - len(dots) + 1, 0)] if dots else way[:1]
+    *sections, last = path.split(".")
+    for section in sections if way else ():
+        inner = unwrap(way[-1].get(section))
+        if not isinstance(inner, Mapping):
+            return None
+        way = (*way, inner)
+    return (unwrap(way[-1][last]), way) if way and last in way[-1] else None
 
 
 def _plain(value: Any) -> Any:
