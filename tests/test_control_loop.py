@@ -1050,6 +1050,8 @@ def test_history() -> None:
 )
 def test_observations_keep_their_form(observation: Any, message: str) -> None:
     history = History(2)
+    with pytest.raises(ObservationError, match="observation 'a' holds NaN or infinity: nan at"):
+        history.add({"a": np.full(3, np.nan)})  # which is no first one
     history.add({"a": np.ones(2)})
     with pytest.raises(ObservationError, match=message):
         history.add(observation)

@@ -314,7 +314,7 @@ def test_one_connection_does_not_take_all_places(small_checkpoint: Path) -> None
             greedy.open()
         assert error.value.code().name == "RESOURCE_EXHAUSTED"
         assert str(error.value.details()).startswith(
-            "this connection has 2 places, and one may have 2; one is free when"
+            "this connection has 2 places, the most that one may have; one is free when"
         )
         with contextlib.ExitStack() as stack:
             for _ in range(6):  # who comes from this machine may have come through a tunnel
@@ -333,7 +333,7 @@ def test_one_connection_does_not_watch_from_all_places(small_checkpoint: Path) -
         with pytest.raises(grpc.RpcError) as error:
             watch(greedy)
         assert error.value.code().name == "RESOURCE_EXHAUSTED"
-        assert error.value.details() == "this connection has 2 places to watch from, and one may have 2"
+        assert error.value.details() == "this connection has 2 places to watch from, the most that one may have"
         calls = [watch(other)[0] for other in others[:3] for _ in range(2)]
         with pytest.raises(grpc.RpcError) as error:
             watch(others[3])
@@ -353,15 +353,25 @@ def test_one_connection_does_not_watch_from_all_places(small_checkpoint: Path) -
 @pytest.mark.parametrize(
     ("shares", "peers", "peer", "says"),
     [
-        (Shares(8), ["ipv4:10.0.0.7:1", "ipv4:10.0.0.7:1"], "ipv4:10.0.0.7:1", "this connection has 2 places, and one"),
+        (
+            Shares(8),
+            ["ipv4:10.0.0.7:1", "ipv4:10.0.0.7:1"],
+            "ipv4:10.0.0.7:1",
+            "this connection has 2 places",
+        ),
         (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(3)], "ipv4:10.0.0.7:9", None),
-        (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(4)], "ipv4:10.0.0.7:9", "this host has 4 places, and one may"),
+        (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(4)], "ipv4:10.0.0.7:9", "this host has 4 places, the most"),
         (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(4)], "ipv4:10.0.0.8:9", None),
         (Shares(8), [f"ipv6:%5Bfd::7%5D:{n}" for n in range(4)], "ipv6:%5Bfd::7%5D:9", "this host has 4 places"),
         (Shares(8), [f"ipv6:%5B::1%5D:{n}" for n in range(7)], "ipv6:%5B::1%5D:9", None),
         (Shares(8), [f"ipv4:127.0.0.1:{n}" for n in range(8)], "ipv4:127.0.0.1:9", "all 8 places are taken"),
         (Shares(8, 5), ["ipv4:10.0.0.7:1"] * 4, "ipv4:10.0.0.7:1", None),
-        (Shares(8, 5), ["ipv4:10.0.0.7:1"] * 5, "ipv4:10.0.0.7:2", "this host has 5 places, and one may have 5"),
+        (
+            Shares(8, 5),
+            ["ipv4:10.0.0.7:1"] * 5,
+            "ipv4:10.0.0.7:2",
+            "this host has 5 places, the most that one may",
+        ),
         (Shares(1), [], "ipv4:10.0.0.7:1", None),
     ],
 )

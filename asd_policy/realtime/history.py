@@ -42,16 +42,11 @@ class History:
         if self._dims is not None:
             kept = read_observation(seen, self._dims, NUMPY)
         else:
-            kept = seen
-            self._first = seen if self._first is None else self._first
-            _check_form(seen, self._first)
+            kept, first = seen, seen if self._first is None else self._first
+            _check_form(seen, first)
+            self._first = first
         self._kept.append(kept)
         self.latest = seen
-
-    @property
-    def count(self) -> int:
-        """Observations since the last `clear`, at most as many as are kept."""
-        return len(self._kept)
 
     def clear(self) -> None:
         """Begin anew: what was seen before is no part of a history any more."""

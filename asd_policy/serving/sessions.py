@@ -42,12 +42,10 @@ class Shares:
         host, hosts = host_of(peer), [host_of(each) for each in taken]
         of_connection = self.per_peer or math.ceil(self.most / 4)
         of_host = self.most if is_loopback(host) else self.per_peer or math.ceil(self.most / 2)
-        for where, number, most in (
-            ("connection", taken.count(peer), of_connection),
-            ("host", hosts.count(host), of_host),
-        ):
-            if number >= most:
-                raise NoPlace(f"this {where} has {number} {what}, and one may have {most}")
+        if taken.count(peer) >= of_connection:
+            raise NoPlace(f"this connection has {of_connection} {what}, the most that one may have")
+        if hosts.count(host) >= of_host:
+            raise NoPlace(f"this host has {of_host} {what}, the most that one may have")
 
 
 @dataclass
