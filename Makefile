@@ -1,4 +1,5 @@
 # Everything a newcomer needs: `make demo` and `make test` install what they need first.
+PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -21,12 +22,12 @@ install: $(STAMP) ## create .venv with the package, editable, and every extra th
 
 # The stamp is written last: an interrupted installation starts again.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v python3 >/dev/null || { echo "make: python3 (3.11 or newer) is missing" >&2; exit 1; }
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "make: python3 is $$(python3 -V | cut -d' ' -f2), 3.11 or newer is needed" >&2; exit 1; }
-	@python3 -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "make: python3 lacks the venv module (Debian: apt install python3-venv)" >&2; exit 1; }
-	@test -x $(PY) || python3 -m venv $(VENV)
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) (3.11 or newer) is missing" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is $$($(PYTHON) -V | cut -d' ' -f2), 3.11 or newer is needed" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "make: $(PYTHON) lacks the venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV)"
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
@@ -57,7 +58,7 @@ suites: $(SUITES)/.installed ## test the adapters of robosuite and gym-aloha, in
 
 # robosuite is installed without its dependencies: for keyboards it would have evdev compiled, which simulating does not need.
 $(SUITES)/.installed: pyproject.toml constraints.txt
-	@test -x $(SUITES)/bin/python || python3 -m venv $(SUITES)
+	@test -x $(SUITES)/bin/python || $(PYTHON) -m venv $(SUITES)
 	@echo "installing robosuite and gym-aloha into $(SUITES)"
 	@$(SUITES)/bin/python -m $(PIP) hatchling editables pytest 'gymnasium[mujoco]' gym-aloha numba opencv-python \
 		termcolor || $(NO_PIP)
@@ -65,14 +66,14 @@ $(SUITES)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(EDGE)/.installed: $(STAMP)
-	@test -x $(EDGE)/bin/python || python3 -m venv $(EDGE)
+	@test -x $(EDGE)/bin/python || $(PYTHON) -m venv $(EDGE)
 	@echo "installing numpy, onnxruntime and safetensors into $(EDGE)"
 	@$(EDGE)/bin/python -m $(PIP) hatchling editables numpy onnxruntime safetensors pytest || $(NO_PIP)
 	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
 	@touch $@
 
 $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml
-	@test -x $(LEROBOT)/bin/python || python3 -m venv $(LEROBOT)
+	@test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv $(LEROBOT)
 	@echo "installing lerobot and what it imports into $(LEROBOT)"
 	@$(LEROBOT)/bin/python -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation -e . -r tests/with_lerobot/requirements.txt || $(NO_PIP)

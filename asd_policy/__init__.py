@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asd_policy.adapters import accelerate, restore
+    from asd_policy.adapters import accelerate, restore, warm_up
     from asd_policy.backends import Backend, make_backend
     from asd_policy.chain import GaussianChain
     from asd_policy.checkpoints import load_fn, load_policy
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from asd_policy.samplers import Sampler, make_sampler
     from asd_policy.samplers.base import Past
     from asd_policy.samplers.target import Held
-    from asd_policy.types import Plan, SampleResult, SpeculationStats
+    from asd_policy.types import Plan, SampleResult, SpeculationStats, WarmUp
 
 # ONNX Runtime looks up its vendor's telemetry host when it is imported, and keeps a device id in the user's cache. Who
 # wants that sets the variable to 0; to be read it has to be there before anything here imports ONNX Runtime.
@@ -75,6 +75,7 @@ __all__ = [
     "SpecError",
     "SpeculationStats",
     "Telemetry",
+    "WarmUp",
     "__version__",
     "accelerate",
     "accelerate_fn",
@@ -83,10 +84,11 @@ __all__ = [
     "make_backend",
     "make_sampler",
     "restore",
+    "warm_up",
 ]
 
 _HOMES = {
-    "adapters": ("accelerate", "restore"),
+    "adapters": ("accelerate", "restore", "warm_up"),
     "backends": ("Backend", "make_backend"),
     "chain": ("GaussianChain",),
     "checkpoints": ("load_fn", "load_policy"),
@@ -115,7 +117,7 @@ _HOMES = {
     "samplers": ("Sampler", "make_sampler"),
     "samplers.base": ("Past",),
     "samplers.target": ("Held",),
-    "types": ("Plan", "SampleResult", "SpeculationStats"),
+    "types": ("Plan", "SampleResult", "SpeculationStats", "WarmUp"),
 }
 """Where each public name is defined. It is imported when it is asked for: importing torch takes seconds."""
 

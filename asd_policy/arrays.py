@@ -5,16 +5,19 @@ serves a GPU and a board without PyTorch. Annotations say `Array` and are checke
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy import normal
-from asd_policy.errors import SpecError
+from asd_policy.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +28,13 @@ if TYPE_CHECKING:
 else:
     Array = Device = Generator = Any
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 NUMPY: Any = "numpy"
 """The device of NumPy's arrays; that of a tensor is its `device`."""
+SEEDS = 2**64
+"""Number of seeds: 0 … 2⁶⁴ − 1."""
 
 
 def is_numpy(x: Any) -> bool:
@@ -67,6 +75,15 @@ def find_device(name: Any) -> Device:
     return device
 
 
+def on_cpu() -> AbstractContextManager[Any]:
+    """Return the context in which tensors are made on the CPU, whatever the user's default device."""
+    if find_spec("torch") is None:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.device("cpu")
+
+
 def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     """Return values as an array on a device.
 
@@ -81,6 +98,30 @@ def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     import torch
 
     return torch.as_tensor(values, device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def checked_float32(values: Any, name: str) -> Array:
+    """Return a tensor from an untrusted file in float32, whatever the user's default dtype.
+
+    Integers, flags and complex numbers are not what networks and their statistics are stored as, and eight bits mean
+    nothing without the scales beside them.
+
+    Args:
+        values: The tensor.
+        name: Where it is, for messages.
+
+    Raises:
+        CheckpointError: It is of another dtype than `FLOATS`, or holds what is no finite number in float32.
+    """
+    if str(values.dtype).removeprefix("torch.") not in FLOATS:
+        raise CheckpointError(f"{name} holds {values.dtype}, not floating-point numbers ({', '.join(FLOATS)})")
+    numbers = values.float()
+    if not bool(numbers.isfinite().all()):
+        raise CheckpointError(f"{name} holds NaN or infinity, or numbers beyond float32")
+    return numbers
 
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:
@@ -193,6 +234,17 @@ def sampling(device: Any) -> Iterator[None]:
         yield
 
 
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        compiler: Any = sys.modules.get("torch._dynamo")  # importing it takes seconds, and it is there where it is used
+        return (compiler.disable(function) if compiler else function)(*arguments, **options)
+
+    return run
+
+
 def no_gradients(device: Any) -> AbstractContextManager[Any]:
     """Return the context for calling a network whose gradients nobody wants."""
     if device == NUMPY:
@@ -200,6 +252,12 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode()
+
+
+def ordinary(x: Any) -> Array:
+    """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
+    made: Any = x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
+    return made
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
@@ -220,8 +278,28 @@ def synchronize(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_generator(device: Any, seed: int | None = None) -> Any:
-    """Return a source of noise for a device; None for a seed that the system makes up."""
+def read_seed(seed: SupportsIndex) -> int:
+    """Return a seed of any integer type as Python's.
+
+    Raises:
+        SpecError: It is none of 0 … 2⁶⁴ − 1.
+    """
+    try:
+        number = operator.index(seed)
+    except Exception:  # whatever what is no number raises
+        number = -1
+    if not 0 <= number < SEEDS:
+        raise SpecError(f"seed {seed!r} is not a whole number in 0 … {SEEDS - 1}")
+    return number
+
+
+def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
+    """Return a source of noise for a device; None for a seed that the system makes up.
+
+    Raises:
+        SpecError: The seed is none of 0 … 2⁶⁴ − 1.
+    """
+    seed = None if seed is None else read_seed(seed)
     if device == NUMPY:
         return np.random.default_rng(seed)
     import torch

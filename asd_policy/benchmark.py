@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asd_policy import arrays
 from asd_policy.backends import Backend, make_backend
 from asd_policy.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy.errors import AsdError, BackendError
@@ -150,7 +151,7 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
         staged: Take the plan apart; the marks cost a little.
     """
     history = {name: values.cpu() for name, values in histories(policy, states.cond).items()}
-    generator = torch.Generator(policy.device).manual_seed(seed)
+    generator = arrays.make_generator(policy.device, seed)
     wall = time.perf_counter()
     start = clock.tick()
     stopwatch = Stopwatch(clock) if staged else None

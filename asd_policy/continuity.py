@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.border import as_numbers, finite
 from asd_policy.errors import SpecError
 
 Actions = npt.NDArray[np.float32]
@@ -31,7 +32,7 @@ class Committed:
 
     actions: npt.NDArray[np.float32]
     """The rest of the last plan [n, action_dim], in the environment's units, from the action for the latest observation
-    on."""
+    on; a copy of what is given."""
     delay: int
     """How many of them will be executed before the new plan takes over, 0 … n; they are given to it."""
     soft: bool = False
@@ -39,11 +40,15 @@ class Committed:
     does not have the law of the policy."""
 
     def __post_init__(self) -> None:
-        """Check the delay.
+        """Copy the actions, and check them and the delay.
 
         Raises:
-            SpecError: There are not so many actions.
+            SpecError: The actions are no finite numbers, or not so many.
         """
+        own = finite(as_numbers(self.actions, "committed actions", SpecError), "committed actions", SpecError)
+        if own.ndim != 2:
+            raise SpecError(f"committed actions have shape {own.shape}, not (n, action_dim)")
+        object.__setattr__(self, "actions", own)
         if not 0 <= self.delay <= len(self.actions):
             raise SpecError(f"delay={self.delay} is not in 0 … {len(self.actions)}, the actions left of the last plan")
 

@@ -12,6 +12,9 @@ from asd_policy.arrays import Array
 from asd_policy.samplers.base import Sampler, move_on
 from asd_policy.types import Plan, PlanRecord
 
+PLANS_KEPT = 1000
+"""Latest plans of a robot that are kept, and what they cost: its episode may be endless."""
+
 
 @dataclass
 class Robot:
@@ -26,7 +29,7 @@ class Robot:
     steps: int = 0
     """Actions taken."""
     plans: list[Plan] = field(default_factory=list)
-    """Every plan made for it, as batches of one."""
+    """The latest plans made for it in this episode, as batches of one, at most `PLANS_KEPT`."""
     records: list[PlanRecord] = field(default_factory=list)
     """What each of them cost."""
 
@@ -34,6 +37,12 @@ class Robot:
         """Take note of an observation; at the start of an episode it stands for those before it, too."""
         for _ in range(max(1, (self.history.maxlen or 1) - len(self.history))):
             self.history.append(features)
+
+    def note(self, plan: Plan, record: PlanRecord) -> None:
+        """Take note of a plan that was made for it, and of its cost; forget those of long ago."""
+        self.plans.append(plan)
+        self.records.append(record)
+        del self.plans[:-PLANS_KEPT], self.records[:-PLANS_KEPT]
 
     def moved_on(self) -> Array | None:
         """Return the last plan's sample as seen now [1, *event], for the next one's draft; None before the first."""

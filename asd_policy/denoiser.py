@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from asd_policy import arrays
 from asd_policy.arrays import Array, Device
+from asd_policy.clock import collect_imports
 from asd_policy.errors import DenoiserError
 
 
@@ -80,6 +81,10 @@ class MeteredDenoiser:
         self._device = device
         self._autocast = arrays.ambient_autocast(device)
         self.seconds = 0.0
+        self.calls = 0
+        """Of the denoiser."""
+        self.points = 0
+        """That these evaluated."""
 
     def __call__(self, x: Array, timestep: Array, cond: Array | None) -> Array:
         """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
@@ -92,10 +97,16 @@ class MeteredDenoiser:
 
     def unmetered(self, x: Array, timestep: Array, cond: Array | None) -> Array:
         """Do the same without waiting for the result."""
+        self.count(1, len(x))
         with self._autocast:
             output = self._denoiser(x, timestep, cond)
         check_form(output, x)
         return arrays.cast(output, x.dtype)
+
+    def count(self, calls: int, points: int) -> None:
+        """Count calls; those that run as recordings are not seen here."""
+        self.calls += calls
+        self.points += points
 
     def encode(self, cond: Array | None) -> Array | None:
         """Encode conditioning [B, …] where the denoiser does that.
@@ -134,7 +145,7 @@ def check_form(output: Array, x: Array) -> None:
         )
 
 
-def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Array | None) -> None:
+def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Array | None) -> tuple[int, int]:
     """Refuse a network that breaks the contract of `Denoiser`; what it would plan has no law to keep.
 
     Three calls: twice the same, as dropout left on would show, and the first row alone, as batch normalisation left
@@ -145,6 +156,9 @@ def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Arr
         x: Points [N, *event], two rows or more that differ.
         timestep: Their timesteps [N].
         cond: Their conditioning [N, …], encoded where the network encodes it, or None.
+
+    Returns:
+        How many calls that took, and points.
 
     Raises:
         DenoiserError: The output is not a floating-point tensor of the shape of `x`, or not finite, or two equal calls
@@ -171,6 +185,7 @@ def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Arr
             f"the network's output for a row differs by {change:.2g} with and without other rows beside it "
             f"(its largest output is {scale:.2g}); is batch normalisation in training mode? Call .eval()"
         )
+    return 3, 2 * len(x) + 1
 
 
 def check_on_noise(
@@ -179,7 +194,7 @@ def check_on_noise(
     event: Sequence[int],
     cond: Array | None,
     device: Device | str,
-) -> None:
+) -> tuple[int, int]:
     """Call a network a few times, on noise, to see whether it is one that can be sampled from.
 
     Args:
@@ -189,14 +204,18 @@ def check_on_noise(
         cond: Conditioning [B, …] of the kind that it will be given, or None.
         device: Where it is.
 
+    Returns:
+        How many calls that took, and points.
+
     Raises:
         DenoiserError: As `check_deterministic`.
     """
+    collect_imports()
     noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
     steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
     with arrays.no_gradients(device):
         rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
-        check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
+        return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
 
 
 def check_finite(sample: Array) -> None:

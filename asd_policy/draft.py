@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
-from asd_policy.experience import Response
+from asd_policy.response import Response
 
 SLOPE_DECAY = 0.8
 """Weight of a step's own slope in that of the step after it."""
@@ -31,8 +31,10 @@ class Path:
     """The last exact point of each row [B, D]."""
     cursor: Array
     """The step that leaves it, 0 … K, [B]."""
+    free: Array
+    """How many of its numbers are sampled, not given, [B, 1]."""
     normals: Array
-    """The noise of each step [B, K + 1, D]."""
+    """The noise of each step [B, K + 1, D]; zero for what is given, which follows no noise."""
     uniforms: Array
     """The uniforms of each step [B, K + 1]."""
     points: Array
@@ -111,7 +113,7 @@ class WarmDraft(PicardDraft):
 class ResponseDraft(WarmDraft):
     """Warm, corrected to first order for how far each point has moved, and carried on along the noise.
 
-    x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`experience.Response`), and along the way
+    x̂0(x + Δ) ≈ x̂0(x) + JΔ with the J_k that earlier plans had on average (`response.Response`), and along the way
     that the points have moved before with the slope that they met there: Broyden's update of J (1965), which this plan
     alone knows. A slope for step k comes from pairs of points of steps up to k, and so of nothing beyond. Where a point
     has moved by more than the noise of its step, the guess is the one carried on from the step before.
@@ -148,25 +150,23 @@ def roll_out(
     xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
     at = (rows[:, None], steps)
     a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # each [R, S, 1]
-    turn = (lambda values: values) if response is None else (lambda values: values @ response.basis)
+    turn = (lambda values: values) if response is None else response.turn
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
     clean = turn(path.clean[at])
     follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
+    usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
     points, guesses = [], []
     # Views of all slots at once: one by one they would cost as much as the arithmetic.
-    by_slot = (arrays.slots(values) for values in (a, b, noises, clean, known[:, :, None]))
-    for slot, (a_k, b_k, noise, own, usable) in enumerate(zip(*by_slot, strict=True)):
-        if follow is not None:
-            guess = guess + follow.drift[slot]
-            own = follow(slot, own, x, guess)
-        guess = xp.where(usable, own, guess)
+    by_slot = (arrays.slots(values) for values in (a, b, noises, clean, usable))
+    for slot, (a_k, b_k, noise, own, use) in enumerate(zip(*by_slot, strict=True)):
+        guess = xp.where(use, own, guess) if follow is None else follow(slot, own, x, guess, use)
         points.append(x)
         guesses.append(guess)
         x = a_k * guess + noise + b_k * x
     point, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
     if response is not None:
-        point, guessed = point @ response.basis.T, guessed @ response.basis.T
+        point, guessed = response.turn_back(point), response.turn_back(guessed)
         point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
     return point, guessed
 
@@ -182,20 +182,29 @@ class Follow:
     anchor: Sequence[Array]
     """Where each step was evaluated last, S times [R, D]."""
     precision: Sequence[Array]
-    """One over D times the variance of each step's noise, S times [R, 1]."""
+    """One over the mean square length of each step's noise, S times [R, 1]."""
     missed: Sequence[Array]
     """What J missed of x̂0 on the way that the point has moved before, S times [R, D]."""
     way: Sequence[Array]
     """This way, divided by its squared length, S times [R, D]."""
 
-    def __call__(self, slot: int, clean: Array, x: Array, carried: Array) -> Array:
-        """Return the guess [R, D] for x [R, D] from what was seen at the anchor, and from the guess carried on."""
+    def __call__(self, slot: int, clean: Array, x: Array, before: Array, usable: Array) -> Array:
+        """Guess x̂0 [R, D] at x [R, D].
+
+        Args:
+            slot: Of the window.
+            clean: What was seen at the anchor [R, D].
+            x: The point.
+            before: The guess for the step before [R, D].
+            usable: 1 where something was seen, else 0, [R, 1].
+        """
+        carried = before + self.drift[slot]
         moved = x - self.anchor[slot]
         # In units of that way; further than it has been, a slope says little.
         again = (self.way[slot] * moved).sum(-1)[..., None].clip(-1, 1)
         own = clean + self.gain[slot] * moved + again * self.missed[slot]
         distance = (moved * moved).sum(-1)[..., None] * self.precision[slot]
-        return carried + (own - carried) / (1 + distance**DISTANCE_POWER)
+        return carried + usable / (1 + distance**DISTANCE_POWER) * (own - carried)
 
 
 def follow_window(
@@ -203,9 +212,9 @@ def follow_window(
 ) -> Follow:
     """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
     xp, at = arrays.namespace(clean), (rows[:, None], steps)
-    anchor, shift, change = (values[at] @ response.basis for values in (path.points, path.shift, path.change))
+    anchor, shift, change = (response.turn(values[at]) for values in (path.points, path.shift, path.change))
     gain = response.gain[steps]
-    innovation = (path.innovation[rows] @ response.basis)[:, None]
+    innovation = response.turn(path.innovation[rows])[:, None]
     # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
     # rough than from one pair of predictions.
     slots = arrays.arange(steps.shape[1], steps)
@@ -214,6 +223,6 @@ def follow_window(
     shift, change = weights @ shift, weights @ change
     tiny = arrays.tiny(clean)
     drift = gain * xp.concatenate([innovation, noises[:, :-1]], axis=1)
-    precision = 1 / (clean.shape[-1] * sigma * sigma).clip(min=tiny)
+    precision = 1 / (path.free[rows][:, None] * sigma * sigma).clip(min=tiny)
     way = shift / (shift * shift).sum(-1)[..., None].clip(min=tiny)
     return Follow(*map(arrays.slots, (gain, drift, anchor, precision, change - gain * shift, way)))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,10 @@ def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> It
                 if rows[row].end is not None:
                     yield rows[row].episode(pilot.sampler.spec)
             going = [row for row in moments if rows[row].end is None]
-            moments = envs.step(dict(zip(going, pilot.act(going), strict=True))) if going else {}
+            actions = dict(zip(going, pilot.act(going), strict=True)) if going else {}
+            for row in going:
+                rows[row].note_plan()
+            moments = envs.step(actions) if going else {}
     except EnvsLost as error:
         lost = error.rows
     for row, reason in lost.items():
@@ -137,6 +140,14 @@ class _Row:
     total: float = 0.0
     steps: int = 0
     end: End | None = None
+    plans: list[PlanRecord] = field(default_factory=list)
+
+    def note_plan(self) -> None:
+        """Enter what the last plan cost, and what has become known of it since; a robot remembers the latest only."""
+        record = self.robot.records[-1]
+        if self.plans and self.plans[-1].at == record.at:
+            self.plans.pop()
+        self.plans.append(record)
 
     def take(self, moment: Moment) -> None:
         """Enter what a reset or a step has brought."""
@@ -165,5 +176,5 @@ class _Row:
             self.steps,
             self.end.mode if self.end.success else None,
             self.end.error,
-            tuple(self.robot.records),
+            tuple(self.plans),
         )

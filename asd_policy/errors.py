@@ -1,26 +1,33 @@
-"""The errors this package raises on purpose. Each message names the bad value and the valid ones."""
+"""The errors this package raises on purpose. Each message names the bad value and the valid ones, in one line."""
 
-LONGEST = 2000
-"""Most characters of an error in one line."""
+MAX_MESSAGE = 1000
+"""Most characters of an error's message, whatever was wrong: it goes to logs, over wires and on terminals."""
 
 
 def printable(text: str) -> str:
-    """Return text with what a terminal would act on, or not show, written out."""
+    """Write out what a terminal would act on, or not show."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(text: str) -> str:
-    """Return text as one printable line of at most `LONGEST` characters; what is left out is in the middle."""
-    line, half = printable(" ".join(text.split())), LONGEST // 2
-    return line if len(line) <= LONGEST else f"{line[: half - 2]} … {line[1 - half :]}"
+def one_line(text: str, most: int = MAX_MESSAGE) -> str:
+    """Put a text on one printable line of bounded length; what is too long loses its middle."""
+    line = printable(" ".join(text.split()))
+    if len(line) <= most:
+        return line
+    tail = (most - 1) // 3  # where messages say what would have been right
+    return f"{line[: most - 1 - tail]}…{line[-tail:]}"
 
 
 class AsdError(Exception):
-    """Base of every error that a user can cause and mend; its text is one line, which the command line prints."""
+    """Base of every error that a user can cause and mend: one line, at the API as on the command line."""
 
-    def __str__(self) -> str:
-        """Say what is wrong in one line, whatever a file or a library put into it."""
-        return one_line(super().__str__())
+    def __init__(self, message: str = "") -> None:
+        """Say what is wrong.
+
+        Args:
+            message: What, and what would be right; `one_line` of it is kept, for it may quote what others have sent.
+        """
+        super().__init__(one_line(message))
 
 
 class SpecError(AsdError, ValueError):

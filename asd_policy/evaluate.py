@@ -48,9 +48,10 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 
     policy.check()
     planners = [policy.with_sampler(sampler) for sampler in samplers]
     (moment,) = InProcess(lambda: env).reset([0])
-    if moment.end is not None:
+    if moment.end is not None and moment.end.error is not None:
         raise EnvError(moment.end.error)
     for planner in planners:
+        planner.warm_up()
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
             planner.select_action(moment.observation)
@@ -58,7 +59,7 @@ def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 
             calibrate(planner, env, CALIBRATION_PLANS)
         planner.experience.freeze()
         for size in range(2, batch + 1) if planner.deadline_ms is not None else ():
-            _plan_together(planner, moment.observation, size)
+            planner.warm_up(size)
     return planners
 
 
@@ -153,6 +154,8 @@ def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
 def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
     """Return states from closed-loop episodes, in random order so that the first few are of many episodes.
 
+    Of an episode of more than `PLANS_KEPT` plans they are those of the latest.
+
     Args:
         planner: Rolls out, and so decides which states there are.
         env: Where.
@@ -165,16 +168,16 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
     conds, last_plans, owners = [], [], []
     for index in itertools.count():
         run_episode(planner, env, index, seed)
-        last_plan = torch.zeros_like(planner.plans[0].sample)
-        for plan in planner.plans:
-            conds.append(plan.cond)
-            last_plans.append(last_plan)
-            owners.append(index)
-            last_plan = planner.move_on(plan.sample)
+        kept = planner.plans
+        starts = [torch.zeros_like(kept[0].sample), *(planner.move_on(plan.sample) for plan in kept[:-1])]
+        lost = int(planner.robots[0].records[0].at > 0)  # the plan before the first one kept is not known
+        conds += [plan.cond for plan in kept[lost:]]
+        last_plans += starts[lost:]
+        owners += [index] * (len(kept) - lost)
         if len(owners) >= count:
             break
     order = np.random.default_rng(seed).permutation(len(owners))[:count]
-    rows = torch.as_tensor(order)
+    rows = torch.as_tensor(order, device="cpu")
     return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
 
 

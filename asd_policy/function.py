@@ -1,6 +1,7 @@
 """Any denoising function as something to sample from, without a policy around it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from asd_policy import arrays
@@ -48,6 +49,7 @@ class AcceleratedFn:
         self._last: Array | None = None
         self._event: tuple[int, ...] | None = None
 
+    @arrays.uncompiled
     def __call__(
         self,
         shape: Sequence[int],
@@ -72,10 +74,11 @@ class AcceleratedFn:
             SpecError: `executed` does not fit the last call.
             ValueError: The conditioning or the held values do not fit `shape`.
         """
+        calls = points = 0
         if self._event != tuple(shape[1:]):
             self.reset()
             where = self.device or ("cpu" if cond is None else arrays.device_of(cond))
-            check_on_noise(self.denoise, self.chain.timesteps, shape[1:], cond, where)
+            calls, points = check_on_noise(self.denoise, self.chain.timesteps, shape[1:], cond, where)
             self._event = tuple(shape[1:])
         last = None if executed is None else self._moved_on(tuple(shape), executed)
         result = self.sampler.sample(
@@ -88,8 +91,8 @@ class AcceleratedFn:
             held=held,
             past=Past(last, self.experience),
         )
-        self._last = result.sample
-        return result
+        self._last = arrays.copied(result.sample)  # the caller may write into his own
+        return replace(result, stats=result.stats.with_trials(calls, points))
 
     def _moved_on(self, shape: tuple[int, ...], executed: int) -> Array | None:
         """Return the last samples as the start of drafts for these; None where there are none."""

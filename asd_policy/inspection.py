@@ -11,12 +11,12 @@ import torch
 
 import asd_policy
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import Format, find_format, load, locate
-from asd_policy.checkpoints.reading import file_in
+from asd_policy.checkpoints import Description, Format, find_format, load, locate
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.normalize import Affine
 from asd_policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.scheduler_config import unknown_options
 from asd_policy.tuning import find_tuning
 
 
@@ -40,7 +40,7 @@ def inspect(path: str) -> dict[str, Any]:
         chain: GaussianChain | ChainError = loaded.chain
     except AsdError as error:
         missing.append(str(error))
-        chain = _chain(description.scheduler, description.num_inference_steps)
+        chain = _chain(description)
     tuning = None if policy is None else find_tuning(folder, policy)
     said: dict[str, Any] = {
         "version": 1,
@@ -50,6 +50,7 @@ def inspect(path: str) -> dict[str, Any]:
         "package": asd_policy.__version__,
         "format": name,
         **asdict(description),
+        "notes": [*description.notes, *unknown_options(description.scheduler)],
         "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
         "prediction_type": chain.config["prediction_type"] if isinstance(chain, GaussianChain) else None,
         "chain": _describe_chain(chain),
@@ -63,10 +64,10 @@ def inspect(path: str) -> dict[str, Any]:
     return _plain(said)
 
 
-def _chain(scheduler: Mapping[str, Any], steps: Any) -> GaussianChain | ChainError:
-    """Return the chain of a configuration, or why there is none."""
+def _chain(said: Description) -> GaussianChain | ChainError:
+    """Return the chain that a checkpoint describes, or why there is none."""
     try:
-        return GaussianChain.from_scheduler(scheduler, steps)
+        return GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error
 
@@ -103,11 +104,7 @@ def _range(affine: Affine) -> dict[str, list[float]]:
 
 def files(folder: Path, form: Format) -> list[dict[str, Any]]:
     """Return name, size and digest of the files that the format reads."""
-    if folder.is_file():
-        return [file_record(folder, folder.name)]
-    paths = sorted({path for pattern in form.hub_files for path in folder.glob(pattern)})
-    names = [str(path.relative_to(folder)) for path in paths]
-    return [file_record(file_in(folder, name), name) for name in names]
+    return [file_record(path, name) for name, path in form.files(folder).items()]
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy import equivalence
+from asd_policy import arrays, equivalence
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser, encode
 from asd_policy.environments import Env
@@ -162,7 +162,7 @@ def draw(
     Raises:
         AsdError: The sampler does not fit the chain, or the network failed.
     """
-    chain, generator = policy.chain, torch.Generator(policy.device).manual_seed(seed)
+    chain, generator = policy.chain, arrays.make_generator(policy.device, seed)
     free = _free(policy, conds)
     dim = int(free.sum())
     pasts = _pasts(policy, sampler, conds, generator)
@@ -216,7 +216,8 @@ def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Gen
 def _free(policy: Policy, conds: Tensor) -> Tensor:
     """Return which numbers of a plan, in a row, are sampled and not given [D]."""
     held = policy.held(conds[:1])
-    return torch.ones(policy.event, dtype=torch.bool).flatten() if held is None else ~held.mask[0].flatten()
+    mask = conds.new_zeros((1, *policy.event), dtype=torch.bool) if held is None else held.mask
+    return ~mask[0].flatten()
 
 
 def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:

@@ -1,7 +1,7 @@
 """The noise tape: every random number of a plan, drawn before it starts and indexed by step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from asd_policy import arrays
@@ -33,8 +33,13 @@ class NoiseTape:
         generator: Generators = None,
         device: Device | str = "cpu",
         dtype: Any = None,
+        initial: Array | None = None,
     ) -> "NoiseTape":
         """Draw a tape.
+
+        Of one generator the numbers come in the order in which the loops of diffusers, LeRobot and Diffusion Policy
+        draw them: the start, then each step's noise, for the whole batch at once. The uniforms come after those, so
+        that what needs none, the sequential sampler, makes the plan that such a loop makes of the same seed.
 
         Args:
             shape: The samples' shape (B, *event).
@@ -43,21 +48,26 @@ class NoiseTape:
                 or None for the library's global one.
             device: Where the tape lives, `arrays.NUMPY` for NumPy's arrays; the numbers are drawn there.
             dtype: Of the tape; None for float32.
+            initial: The start of the chain, of `shape` and `dtype`, for which then nothing is drawn.
 
         Raises:
             ValueError: The number of generators is not the batch size.
         """
         batch, event = shape[0], tuple(shape[1:])
+        drawn = steps + (initial is None)
         if isinstance(generator, Sequence):
             if len(generator) != batch:
                 raise ValueError(f"{len(generator)} generators for a batch of {batch}: give one, or one per row")
-            rows = [cls.draw((1, *event), steps, one, device, dtype) for one in generator]
-            return cls(
-                *(
-                    arrays.namespace(rows[0].initial).concatenate([getattr(row, field.name) for row in rows])
-                    for field in fields(cls)
-                )
+            # All of a row at once: for robots with generators of their own, a draw for each step would take too long.
+            rows = [arrays.normals((drawn, *event), one, device, dtype) for one in generator]
+            normals = arrays.namespace(rows[0]).stack(rows)
+            uniforms = arrays.namespace(normals).stack(
+                [arrays.uniforms((steps,), one, device, dtype) for one in generator]
             )
-        normals = arrays.normals((batch, steps + 1, *event), generator, device, dtype)
-        uniforms = 1 - arrays.uniforms((batch, steps), generator, device, dtype)
-        return cls(normals[:, 0], normals[:, 1:], uniforms)
+        else:
+            whole = [arrays.normals((batch, *event), generator, device, dtype) for _ in range(drawn)]
+            normals = arrays.namespace(whole[0]).stack(whole, axis=1)
+            uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
+        if initial is None:
+            return cls(normals[:, 0], normals[:, 1:], 1 - uniforms)
+        return cls(initial, normals, 1 - uniforms)

@@ -43,7 +43,8 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
         dim: Its length.
 
     Raises:
-        CheckpointError: The mode is unknown, or a statistic is missing, misshapen or not finite.
+        CheckpointError: The mode is unknown, or a statistic is missing, misshapen, no floating-point number or
+            not finite.
     """
     import torch  # statistics are tensors; a map that is made needs none of it
 
@@ -53,11 +54,9 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
                 f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
                 f"the checkpoint has {sorted(statistics) or 'none'}"
             )
-        value = statistics[name].to(torch.float32)
+        value = arrays.checked_float32(statistics[name], f"statistic {name!r} of {feature!r}")
         if tuple(value.shape) != (dim,):
             raise CheckpointError(f"statistic {name!r} of {feature!r} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"statistic {name!r} of {feature!r} is not finite")
         return value
 
     if mode == "MIN_MAX":
@@ -66,12 +65,13 @@ def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int)
         if not bool(((width >= 0) & torch.isfinite(width)).all()):
             raise CheckpointError(f"statistic 'max' of {feature!r} is below 'min', or too far above it")
         width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
-        return Affine(low, 2 / width, -torch.ones(dim))
+        return Affine(low, 2 / width, -torch.ones_like(low))
     if mode == "MEAN_STD":
         deviation = statistic("std")
         if not bool((deviation >= 0).all()):
             raise CheckpointError(f"statistic 'std' of {feature!r} is negative")
-        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros(dim))
+        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros_like(deviation))
     if mode == "IDENTITY":
-        return Affine(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
+        zeros = torch.zeros(dim, dtype=torch.float32)
+        return Affine(zeros, torch.ones_like(zeros), zeros)
     raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

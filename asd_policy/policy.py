@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,13 @@ from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array, Device
 from asd_policy.backends.base import Backend, Job
 from asd_policy.backends.torch_eager import TorchEager
+from asd_policy.border import as_numbers, finite
 from asd_policy.chain import GaussianChain
 from asd_policy.clock import Stopwatch
-from asd_policy.continuity import Committed, overlay
+from asd_policy.continuity import CONTINUITIES, Committed, commit, overlay
 from asd_policy.control import Robot
 from asd_policy.denoiser import Denoiser, check_on_noise
-from asd_policy.errors import ObservationError, SpecError
+from asd_policy.errors import DenoiserError, ObservationError, SpecError
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.normalize import Affine
@@ -27,7 +28,7 @@ from asd_policy.samplers import Sampler
 from asd_policy.samplers.base import Past, move_on
 from asd_policy.samplers.deadline import check_deadline
 from asd_policy.samplers.target import Held
-from asd_policy.types import Plan
+from asd_policy.types import Plan, WarmUp
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
@@ -201,8 +202,44 @@ class Policy:
         """The network as the backend runs it."""
         self.experience = self.experience.without_times()
 
-    def check(self) -> None:
+    def warm_up(self, robots: int = 1, continuity: str = CONTINUITIES[0]) -> WarmUp:
+        """Do what a first plan would wait for: look at the network, time it, choose, compile, record.
+
+        It plans for robots that rest in the middle of what the normalisation knows, and learns nothing of that.
+        Episodes, noise and experience stay as they are, but for the times that were measured.
+
+        Args:
+            robots: How many will be planned for together.
+            continuity: What plans will be told of the actions taken meanwhile, one of `continuity.CONTINUITIES`.
+
+        Raises:
+            DenoiserError: The network is not one that can be sampled from, see `check`.
+            SpecError: As `plan`.
+        """
+        start = time.perf_counter()
+        calls, points = self.check()
+        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self._observation.items()}
+        xp, frames = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
+        history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
+        generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
+        action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
+        committed = [commit(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
+        learning, self.experience.learning = self.experience.learning, False
+        try:
+            plans = [self.plan(history, generators, committed=committed)]
+            if plans[0].stats.trial_calls:  # one more, for which all is ready
+                plans.append(self.plan(history, generators, committed=committed))
+        finally:
+            self.experience.learning = learning
+        calls += sum(plan.stats.all_calls for plan in plans)
+        points += sum(plan.stats.all_points for plan in plans)
+        return WarmUp(calls, points, time.perf_counter() - start, plans[-1].seconds, plans[-1].stats.spec)
+
+    def check(self) -> tuple[int, int]:
         """Call the network a few times, on noise, to see whether it is one that can be sampled from.
+
+        Returns:
+            How many calls that took, and points.
 
         Raises:
             DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
@@ -210,31 +247,40 @@ class Policy:
         dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
         cond = np.random.default_rng(1).uniform(-1, 1, (3, dims)).astype(np.float32)
         denoiser, device = self.denoiser, self.device
-        check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
+        return check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: SupportsIndex | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
 
         Args:
-            seed: Fixes the planning noise of the episode; None goes on with the noise stream.
+            seed: Fixes the planning noise of the episode, 0 … 2⁶⁴ − 1; None goes on with the noise stream.
+
+        Raises:
+            SpecError: The seed is not one.
         """
         if seed is not None:
             self.generator = arrays.make_generator(self.device, seed)
         self.robots = [self._robot(self.generator)]
 
-    def reset_batch(self, seeds: Sequence[int]) -> None:
+    def reset_batch(self, seeds: Sequence[SupportsIndex]) -> None:
         """Begin an episode of several robots at once, to be controlled by `observe` and `act`.
 
         Args:
             seeds: For each robot what fixes the planning noise of its episode.
+
+        Raises:
+            SpecError: One is not in 0 … 2⁶⁴ − 1.
         """
         self.robots = [self.new_robot(seed) for seed in seeds]
 
-    def new_robot(self, seed: int | None = None) -> Robot:
+    def new_robot(self, seed: SupportsIndex | None = None) -> Robot:
         """Return a robot whose episode begins, for `robots`.
 
         Args:
             seed: What fixes the planning noise of its episode; None for one that the system makes up.
+
+        Raises:
+            SpecError: The seed is not in 0 … 2⁶⁴ − 1.
         """
         return self._robot(arrays.make_generator(self.device, seed))
 
@@ -243,7 +289,7 @@ class Policy:
 
     @property
     def plans(self) -> list[Plan]:
-        """Every plan made since the last reset, for the first robot."""
+        """The latest plans since the last reset, at most `control.PLANS_KEPT`, for the first robot."""
         return self.robots[0].plans
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
@@ -251,13 +297,14 @@ class Policy:
 
         Args:
             observation: A mapping with the policy's features, by LeRobot's names or the environment's
-                (`agent_pos`, `environment_state`), each [feature_dim]; or one array with all of them in a row.
+                (`agent_pos`, `environment_state`), each [feature_dim]; or one array with all of them in a row. It is
+                copied; what else a mapping has is not looked at.
 
         Returns:
             The action [action_dim], float32, in the environment's units.
 
         Raises:
-            ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
             DenoiserError: The network failed.
         """
         self.observe(0, observation)
@@ -271,7 +318,7 @@ class Policy:
             observation: As for `select_action`.
 
         Raises:
-            ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
         """
         self.robots[row].observe(read_observation(observation, self.observation_dims, self.device))
 
@@ -326,17 +373,18 @@ class Policy:
             )
         plan = self.plan(told, [robot.generator for robot in robots], known, committed=committed)
         for row, robot in enumerate(robots):
-            robot.plans.append(plan.row(row))
-            robot.records.append(plan.record(row, robot.steps))
-        return list(arrays.to_numpy(plan.chunk)[:, self.horizons.executed.start :])
+            robot.note(plan.row(row), plan.record(row, robot.steps))
+        # Copies: what is done to an action is not done to a plan.
+        return [chunk[self.horizons.executed.start :].copy() for chunk in arrays.to_numpy(plan.chunk)]
 
     def move_on(self, sample: Array) -> Array:
         """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
+    @arrays.uncompiled
     def plan(
         self,
-        history: Mapping[str, Array],
+        history: Mapping[str, Any],
         generator: Any = None,
         last_plan: Array | None = None,
         stopwatch: Stopwatch | None = None,
@@ -345,7 +393,7 @@ class Policy:
         """Sample a batch of action chunks.
 
         Args:
-            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first.
+            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first, in any array.
             generator: Source of the noise, see `Sampler.sample`.
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.
@@ -354,17 +402,14 @@ class Policy:
                 up to go with that, and its first actions are those.
 
         Raises:
-            DenoiserError: The network failed.
+            DenoiserError: The network failed, or an action is not finite in the environment's units.
+            ObservationError: A feature is missing, a shape is wrong, or a value is no finite real number.
             SpecError: The deadline is shorter than one network call, or no deadline can cut the sampler here.
         """
         start = time.perf_counter()
         if stopwatch is not None:
             stopwatch.mark("encode")
-        normalized = [
-            affine.normalize(arrays.asarray(history[name], self.device)) for name, affine in self._observation.items()
-        ]
-        cond = arrays.namespace(normalized[0]).concatenate(normalized, axis=-1)
-        cond = cond.reshape(len(cond), -1)
+        cond = self._condition(history)
         shape = (len(cond), *self.event)
         past = Past(last_plan, self.experience)
         held, tape = self.held(cond), None
@@ -386,14 +431,32 @@ class Policy:
             began=start,
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
+        if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
+            finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
+
+    def _condition(self, history: Mapping[str, Any]) -> Array:
+        """Return what the network is told of a history: normalised and flattened [B, n_obs_steps · feature dims]."""
+        parts = []
+        for name, affine in self._observation.items():
+            if name not in history:
+                raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
+            values, what = history[name], f"the history of {name!r}"
+            if not hasattr(values, "detach"):  # a tensor's numbers may be on a GPU, which is not waited for
+                values = finite(as_numbers(values, what), what)
+            steps, dim = self.horizons.n_obs_steps, len(affine.origin)
+            if tuple(values.shape[1:]) != (steps, dim):
+                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {steps}, {dim})")
+            parts.append(affine.normalize(arrays.asarray(values, self.device, "float32")))
+        cond = arrays.namespace(parts[0]).concatenate(parts, axis=-1)
+        return cond.reshape(len(cond), -1)
 
     def _commit(self, held: Held | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Held:
         """Return what is given of samples along a tape: committed actions beside what was given before."""
         for told in (each.actions for each in committed if each is not None):
-            if told.shape[1:] != (self.action_dim,) or not np.isfinite(told).all():
-                raise SpecError(f"committed actions {told.shape} are not finite numbers (n, {self.action_dim})")
+            if told.shape[1:] != (self.action_dim,):
+                raise SpecError(f"committed actions have shape {told.shape}, not (n, {self.action_dim})")
         laid = overlay(committed, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
         actions, pull = (arrays.asarray(each, self.device) for each in laid)
         values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
@@ -405,7 +468,7 @@ class Policy:
 
 
 def read_observation(observation: Any, dims: Mapping[str, int], device: Device) -> dict[str, Array]:
-    """Return each feature of an observation as a float32 array [feature_dim] of the host, checked.
+    """Return each feature of an observation as a float32 array [feature_dim] of the host, a checked copy.
 
     Args:
         observation: As for `Policy.select_action`.
@@ -413,33 +476,39 @@ def read_observation(observation: Any, dims: Mapping[str, int], device: Device) 
         device: Where the policy plans: NumPy's arrays for a policy of NumPy's, else PyTorch's.
 
     Raises:
-        ObservationError: A key is missing, a shape is wrong, or a value is not finite.
+        ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
     """
     if not isinstance(observation, Mapping):
-        flat = np.asarray(observation)
-        if flat.shape != (sum(dims.values()),):
-            raise ObservationError(
-                f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
-                f"of {_describe(dims)}"
-            )
-        parts = np.split(flat, np.cumsum(list(dims.values()))[:-1])
-        observation = dict(zip(dims, parts, strict=True))
+        observation = _split(as_numbers(observation, "the observation"), dims)
     features = {}
     for name, dim in dims.items():
         names = (name, *_ALIASES.get(name, ()))
         key = next((key for key in names if key in observation), None)
         if key is None:
             raise ObservationError(
-                f"the observation has no {' or '.join(map(repr, names))}; it has {sorted(observation)}, the policy "
+                f"the observation has no {' or '.join(map(repr, names))}; it has {_names(observation)}, the policy "
                 f"reads {_describe(dims)}"
             )
-        value = arrays.asarray(observation[key], NUMPY if device == NUMPY else "cpu", "float32")
-        if tuple(value.shape) != (dim,):
-            raise ObservationError(f"observation {key!r} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(arrays.namespace(value).isfinite(value).all()):
-            raise ObservationError(f"observation {key!r} holds NaN or infinity: {value.tolist()}")
-        features[name] = value
+        what = f"observation {key!r}"
+        values = as_numbers(observation[key], what)
+        if values.shape != (dim,):
+            raise ObservationError(f"{what} has shape {values.shape}, not ({dim},)")
+        features[name] = arrays.asarray(finite(values, what), NUMPY if device == NUMPY else "cpu")
     return features
+
+
+def _split(flat: npt.NDArray[Any], dims: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
+    """Return the features of an observation that is one array."""
+    if flat.shape != (sum(dims.values()),):
+        raise ObservationError(
+            f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
+            f"of {_describe(dims)}"
+        )
+    return dict(zip(dims, np.split(flat, np.cumsum(list(dims.values()))[:-1]), strict=True))
+
+
+def _names(mapping: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, mapping)) or "nothing"
 
 
 def _describe(dims: Mapping[str, int]) -> str:

@@ -367,13 +367,14 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     def row(name: str, *lines: str) -> None:
         rich_table.add_row(name, Text("\n".join(printable(line) for line in lines)))
 
-    row("network", f"{said['network']}, {said['parameters']:,} parameters in the checkpoint")
+    row("network", *_parameters(said))
     for kind in ("observation", "action"):
         if said[kind]:
             row(kind, *(f"{name} {shape}" for name, shape in said[kind].items()))
     if said["horizons"]:
         row("horizons", ", ".join(f"{name} {steps}" for name, steps in said["horizons"].items()))
-    row("scheduler", ", ".join(f"{key} {value}" for key, value in said["scheduler"].items()))
+    eta = {} if said["eta"] is None else {"eta": said["eta"]}
+    row("scheduler", ", ".join(f"{key} {value}" for key, value in (said["scheduler"] | eta).items()))
     row("chain", said["chain"]["why"])
     for exact, title in ((True, "exact"), (False, "approximate")):
         samplers = [each for each in said["samplers"] if each["exact"] is exact]
@@ -392,6 +393,14 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     use = "asd_policy.load_policy" if said["is_policy"] else "asd_policy.load_fn"
     row("runs here", *([f"yes, {use} loads it"] if said["runs_here"] else ["no:", *said["missing"]]))
     return rich_table
+
+
+def _parameters(said: dict[str, Any]) -> list[str]:
+    """Return whose parameters a checkpoint holds, in a line each: the network's, and what is beside it."""
+    network = said["parameters"] if said["network_parameters"] is None else said["network_parameters"]
+    beside = said["parameters"] - network
+    more = [f"{beside:,} numbers beside it, such as encoders of observations and statistics"] if beside else []
+    return [f"{said['network']}, {network:,} parameters in the checkpoint", *more]
 
 
 def _words(name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from asd_policy import arrays
 from asd_policy.clock import Clock
 from asd_policy.denoiser import Denoiser, encode
 from asd_policy.errors import BackendError
@@ -222,8 +223,8 @@ def copy_rate(device: torch.device, clock: Clock) -> float:
 
 def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
     """Return a network call on so many points, all at the chain's first step."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((points, *policy.event), generator=generator).to(policy.device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
     timestep = torch.full((points,), int(policy.chain.timesteps[0]), device=policy.device)
     cond = random_conditioning(policy, points, seed=0)
     cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import ChainError
+from asd_policy.names import unknown_names, unknown_note, warn_of_unknown
 
-MAX_TRAIN_TIMESTEPS = 100_000
+MAX_TRAIN_TIMESTEPS = 20_000  # the longest chains that were published have 4000
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = {
     "DDPMScheduler": ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"),
@@ -38,10 +39,13 @@ _DEFAULTS = {
     "DDIMScheduler": _COMMON | {"set_alpha_to_one": True},
 }
 
+_KNOWN = set().union(*_DEFAULTS.values(), ["predict_epsilon"])
+_WHERE = "the noise scheduler's configuration"
+
 _Kind = type | tuple[type, ...]
 INTEGER, _NUMBER = (int, np.integer), (int, float, np.integer, np.floating)
 _FLAG = (bool, lambda value: True, "True or False")
-_SIZE = (_NUMBER, lambda value: 0 < value <= float(np.finfo(np.float32).max), "a finite number above 0")
+_SIZE = (_NUMBER, lambda value: 1e-6 <= value <= 1e6, "a finite number above 0, in 1e-6 … 1e6")
 BETA = (_NUMBER, lambda value: 0 < value <= 1, "a number in (0, 1]")
 # Key → type, test and description of its valid values. Configurations come from untrusted checkpoints.
 _VALID: dict[str, tuple[_Kind, Callable[[Any], bool], str]] = {
@@ -65,6 +69,26 @@ _VALID: dict[str, tuple[_Kind, Callable[[Any], bool], str]] = {
     "rescale_betas_zero_snr": _FLAG,
     "set_alpha_to_one": _FLAG,
 }
+
+
+def unknown_options(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note on options of a scheduler's configuration that nobody here knows; none where there are none."""
+    return unknown_note([name for name in _names(config) if name not in _KNOWN], _WHERE)
+
+
+def _names(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of a configuration's options; others begin with an underscore."""
+    return [str(name) for name in config if not str(name).startswith("_")]
+
+
+def _prediction(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the flag `predict_epsilon` of diffusers before 0.13 says in today's words, if it is there."""
+    flag = config.get("predict_epsilon")
+    if flag is None or "prediction_type" in config:
+        return {}
+    if not isinstance(flag, bool):
+        raise ChainError(f"predict_epsilon {flag!r} is not True or False")
+    return {"prediction_type": "epsilon" if flag else "sample"}
 
 
 def configuration(scheduler: Any) -> dict[str, Any]:
@@ -97,6 +121,9 @@ def configuration(scheduler: Any) -> dict[str, Any]:
             "the same betas gives an exact chain of the same weights, and ddim:n or dpmsolver:n then samples it "
             "approximately in n steps"
         )
+    if given is scheduler:  # an object has taken what it takes, and ignored the rest
+        warn_of_unknown(unknown_names(_names(given), _KNOWN, _WHERE, ChainError), _WHERE)
+        given = {**given, **_prediction(given)}
     return {"_class_name": name} | {key: given.get(key, default) for key, default in _DEFAULTS[name].items()}
 
 

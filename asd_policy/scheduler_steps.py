@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy import arrays
 from asd_policy.errors import ChainError
 from asd_policy.scheduler_config import BETA, INTEGER, check, check_eta, configuration, is_a
 
@@ -23,10 +24,15 @@ def read_schedule(
     config = configuration(scheduler)
     check(config)
     check_eta(config["_class_name"], eta)
+    with arrays.on_cpu():
+        return _coefficients(config, num_inference_steps, eta), config
+
+
+def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, eta: float | None) -> dict[str, Any]:
+    """Return what `GaussianChain` holds beside the configuration, which was checked."""
     timesteps = _timesteps(
         config, config["num_train_timesteps"] if num_inference_steps is None else num_inference_steps
     )
-
     # From here on float32, torch's arithmetic and the scheduler's order of operations, for equal bits:
     # numpy's square root differs from torch's by an ulp one time in five, and an ulp counts where ᾱ is near 0.
     cumulative = torch.cumprod(1.0 - _betas(config), dim=0)
@@ -62,8 +68,8 @@ def read_schedule(
         "input_scale": input_scale,
         "excess": excess,
     }
-    arrays = {name: None if values is None else values.double().numpy() for name, values in coefficients.items()}
-    return {"timesteps": timesteps.numpy(), **arrays}, config
+    schedules = {name: None if values is None else values.double().numpy() for name, values in coefficients.items()}
+    return {"timesteps": timesteps.numpy(), **schedules}
 
 
 def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +79,7 @@ def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Te
     square root: not a number below β = 1. What is left are chains that add no noise at all: a single step, or two
     from zero SNR, where β = 1 and the logarithm is 0.
     """
-    before = torch.cat([now[1:], torch.ones(1)])
+    before = torch.cat([now[1:], torch.ones(1, dtype=torch.float32)])
     alpha = now / before
     beta = 1 - alpha
     small = ((1 - before) / (1 - now) * beta).clamp(min=1e-20)
@@ -98,7 +104,7 @@ def _ddim(
     """Return a, b, σ and excess [K] of `DDIMScheduler.step`, from ᾱ [num_train_timesteps]."""
     # The step's own idea of the timestep before, which is not the next of the chain where spacings are uneven.
     previous = timesteps - config["num_train_timesteps"] // len(timesteps)
-    last = torch.tensor(1.0) if config["set_alpha_to_one"] else cumulative[0]
+    last = torch.ones_like(cumulative[0]) if config["set_alpha_to_one"] else cumulative[0]
     now, before = cumulative[timesteps], torch.where(previous >= 0, cumulative[previous.clamp(min=0)], last)
     variance = (1 - before) / (1 - now) * (1 - now / before)
     sigma = float(eta) * variance.sqrt()
@@ -132,7 +138,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     elif config["beta_schedule"] == "scaled_linear":
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
     elif config["beta_schedule"] == "sigmoid":
-        betas = torch.sigmoid(torch.linspace(-6, 6, count)) * (end - start) + start
+        betas = torch.sigmoid(torch.linspace(-6, 6, count, dtype=torch.float32)) * (end - start) + start
     else:
         signal = _cosine if config["beta_schedule"] == "squaredcos_cap_v2" else _laplace
         edges = [signal(i / count) for i in range(count + 1)]

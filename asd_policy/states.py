@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from asd_policy import arrays
 from asd_policy.policy import Policy
 
 CALIBRATION_PLANS = 32
@@ -40,13 +41,15 @@ class States:
     @classmethod
     def none(cls, count: int, event: Sequence[int]) -> "States":
         """Return `count` states of a denoiser that looks at nothing, with no plan before."""
-        return cls(torch.zeros(count, 1), torch.zeros(count, *event), np.arange(count))
+        zeros = torch.zeros(count, *event, dtype=torch.float32, device="cpu")
+        return cls(zeros.new_zeros(count, 1), zeros, np.arange(count))
 
 
 def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
     """Return conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
     dims = sum(policy.observation_dims.values())
-    once = torch.rand((count, 1, dims), generator=torch.Generator().manual_seed(seed))
+    cpu = torch.device("cpu")
+    once = arrays.uniforms((count, 1, dims), arrays.make_generator(cpu, seed), cpu)
     return (2 * once - 1).expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
 
 

@@ -19,10 +19,11 @@ from asd_policy import draft
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.denoiser import Denoiser
 from asd_policy.draft import Follow, Path, follow_window, roll_out
-from asd_policy.experience import Experience, Response
+from asd_policy.experience import Experience
 from asd_policy.law import PathRecorder, step_checks
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers import engine
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
@@ -282,7 +283,7 @@ def _smooth(
         clean = path.clean.clone()
         clean[at] = _halfway(clean[at], clean[after], both)
         return roll_out(replace(path, clean=clean), rows, steps, known, chain, None)
-    seen = path.clean[after] @ response.basis
+    seen = response.turn(path.clean[after])
 
     def follow(*window: Any) -> Any:
         return _Smoothed(follow_window(*window), seen, both)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain as flatten
 from pathlib import Path
@@ -25,21 +26,30 @@ from asd_policy.hardware import hardware, library
 if TYPE_CHECKING:
     from asd_policy.policy import Policy
 
-_VERSION = "2"
+_VERSION = "3"
 _EDGE = 2**16  # bytes at either end of a file that tell it from others
+_NUMBERS = 2**8  # at either end of a tensor that do the same
 
 
 def tuning_file(checkpoint: Path) -> Path:
-    """Return where the tuning of a checkpoint is: in the user's cache, by the checkpoint's contents."""
-    files = [checkpoint] if checkpoint.is_file() else sorted(each for each in checkpoint.iterdir() if each.is_file())
+    """Return where the tuning of a checkpoint is: in the user's cache, by the contents of the files that it loads from.
+
+    Raises:
+        CheckpointError: It is of no known format, or such a file cannot be read.
+    """
+    from asd_policy.checkpoints import find_format  # which loads what is found here
+
     digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+    for name, path in find_format(checkpoint)[1].files(checkpoint).items():
+        try:
+            size = path.stat().st_size
+            digest.update(os.fsencode(name) + f" {size} ".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_EDGE))
+                file.seek(max(0, size - _EDGE))
+                digest.update(file.read(_EDGE))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
@@ -76,7 +86,24 @@ def find_tuning(checkpoint: Path, policy: "Policy") -> Tuning | None:
     except OSError as error:
         warnings.warn(f"no tuning is used: {error}", stacklevel=1)  # in one place, so that it is said once
         return None
-    return Tuning(file, *load_tuning(file, policy.chain, math.prod(policy.event), policy.device))
+    return Tuning(file, *load_tuning(file, policy.chain, policy.event, policy.device))
+
+
+def weights_file(weights: Mapping[str, Array], chain: GaussianChain, event: Sequence[int]) -> Path:
+    """Return where the tuning of a network without a checkpoint is: in the user's cache, by its weights.
+
+    Args:
+        weights: Its tensors by name.
+        chain: That it is sampled in.
+        event: Shape of one of its plans.
+    """
+    digest = hashlib.sha256(f"{dict(chain.config)} {chain.timesteps.tolist()} {tuple(event)}".encode())
+    digest.update(chain.sigma.tobytes())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        for edge in (tensor.reshape(-1)[:_NUMBERS], tensor.reshape(-1)[-_NUMBERS:]):
+            digest.update(arrays.to_numpy(arrays.double(edge)).tobytes())
+    return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def save_tuning(path: Path, experience: Experience, device: Device, backend: str) -> None:
@@ -84,13 +111,14 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
 
     Args:
         path: File to write.
-        experience: With one plan or more.
+        experience: To be kept; of no plan only the times.
         device: What its latencies were measured on.
         backend: Spec of what ran the network.
     """
     metadata = {
         "version": _VERSION,
         "plans": str(experience.plans),
+        "responses": str(experience.responses),
         "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in experience.overhead.items()]),
         "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
@@ -106,13 +134,15 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
         )
 
 
-def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> tuple[Experience, str | None]:
+def load_tuning(
+    path: Path, chain: GaussianChain, event: Sequence[int], device: Device
+) -> tuple[Experience, str | None]:
     """Read an experience.
 
     Args:
         path: Written by `save_tuning`.
         chain: Of the policy.
-        dim: Numbers in one of its plans D.
+        event: Shape of one of its plans (horizon, …).
         device: Where it plans.
 
     Returns:
@@ -123,12 +153,16 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
         CheckpointError: The file is damaged, or of another policy.
     """
     steps = len(chain)
-    shapes = {"cross": (steps, dim, dim), "noise": (steps,), "change": (steps,)}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != _VERSION:
                 raise ValueError(f"version {metadata.get('version')!r} is not {_VERSION!r}")
+            plans, responses = int(metadata["plans"]), int(metadata["responses"])
+            if responses:
+                plan = event[0], math.prod(event[1:])
+                shapes = {"cross": (steps, *plan), "noise": (steps,), "change": (steps,), "free": plan}
             pairs = [_pair(name) for name in file.keys() if name.startswith(_JUDGEMENTS[0])]
             counts = {_name(kind, pair): (steps,) for pair in pairs for kind in _JUDGEMENTS}
             # Looked up before anything is read: a size in the file is not to be trusted with memory.
@@ -137,12 +171,11 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
                 if found != shape:
                     raise CheckpointError(f"{path} is of another policy: {name} has shape {found}, not {shape}")
             read = {name: arrays.asarray(file.get_tensor(name), device, "float32") for name in shapes | counts}
-        plans = int(metadata["plans"])
         latency = _seconds(json.loads(metadata["latency"]))
         overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
                     for (draft, verify, batch), timed in json.loads(metadata["overhead"])}  # fmt: skip
         times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
-        if plans < 1 or not all(0 <= seconds < float("inf") for seconds in times):
+        if not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in times):
             raise ValueError("its numbers are out of range")
         if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
@@ -153,8 +186,8 @@ def load_tuning(path: Path, chain: GaussianChain, dim: int, device: Device) -> t
     judgements = {pair: _both(read, pair) for pair in pairs}
     moments = {name: read[name] for name in shapes}
     if (metadata.get("hardware"), metadata.get("library")) != (hardware(device), library(device)):
-        return Experience(plans, moments, judgements), None
-    return Experience(plans, moments, judgements, latency, overhead), metadata.get("backend")
+        return Experience(plans, moments, responses, judgements), None
+    return Experience(plans, moments, responses, judgements, latency, overhead), metadata.get("backend")
 
 
 _JUDGEMENTS = ("judged", "refused")

@@ -38,6 +38,25 @@ class SpeculationStats:
     exact: tuple[bool, ...] = ()
     """Which rows have the law of the sequential sampler: no row of an approximate one, none that was cut, and none that
     was drawn to the plan before it."""
+    trial_calls: int = 0
+    """Network calls of the whole batch beside those in `rounds`: to look at the network, to time it, to record it. None
+    after a warm-up for as many rows."""
+    trial_points: int = 0
+    """Points that these evaluated, beside those in `nfe`."""
+
+    @property
+    def all_calls(self) -> int:
+        """Network calls of the whole batch."""
+        return max(self.rounds) + self.trial_calls
+
+    @property
+    def all_points(self) -> int:
+        """Points that these evaluated."""
+        return sum(self.nfe) + self.trial_points
+
+    def with_trials(self, calls: int, points: int) -> "SpeculationStats":
+        """Count so many network calls beside the algorithm's, and their points."""
+        return replace(self, trial_calls=self.trial_calls + calls, trial_points=self.trial_points + points)
 
     @property
     def algorithmic_speedup(self) -> float:
@@ -108,6 +127,22 @@ class SampleResult:
     sample: Array
     """Shape [B, *event], in the chain's (normalised) space."""
     stats: SpeculationStats
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What was done before a first plan, so that no plan waits for it."""
+
+    calls: int
+    """Network calls that were made for it: to look at the network, to time and to record it, and those of its plans."""
+    points: int
+    """Points that they evaluated."""
+    seconds: float
+    """Time it took [s]."""
+    plan_seconds: float
+    """Of it the last plan's, for which all was ready [s]."""
+    spec: str
+    """Of the sampler as it now runs: what was left to it is settled, until plans teach more."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from asd_policy.border import clipped
 from asd_policy.environments import Env
 from asd_policy.errors import EnvError, one_line
 from asd_policy.global_random import GlobalRandom
@@ -39,8 +40,8 @@ class End:
     """Its `info["homotopy_class"]`, if it tells one."""
     error: str | None = None
     """Why the episode failed before its end."""
-    unsaid: str | None = None
-    """Why `success` is None."""
+    unsaid: str = ""
+    """Why `success` is None, where it is."""
 
     @classmethod
     def failure(cls, error: str) -> "End":
@@ -138,19 +139,13 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._seen, {}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Take an action [action_dim].
-
-        It is clipped to the action space: an unnormalised one may overshoot the demonstrations' range by a rounding
-        error.
-        """
+        """Take an action [action_dim], clipped to the action space."""
         if self.over:
             return self._seen, 0.0, True, False, {}
-        space = self.env.action_space
-        assert isinstance(space, gymnasium.spaces.Box)  # `check_fit` has seen to it
         try:
-            clipped = np.clip(action, space.low, space.high).astype(space.dtype)
             with self._random:
-                self._seen, reward, terminated, truncated, info = self.env.step(clipped)
+                stepped = self.env.step(clipped(action, self.env.action_space))
+            self._seen, reward, terminated, truncated, info = stepped
         except Exception as error:
             return self._seen, 0.0, True, False, self._fail(f"the environment raised {_words(error)}")
         try:

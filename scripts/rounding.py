@@ -12,9 +12,9 @@ from torch import Tensor
 import asd_policy
 from asd_policy.chain import GaussianChain, transition
 from asd_policy.draft import roll_out
-from asd_policy.experience import Response
 from asd_policy.hardware import hardware
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response, sines
 from asd_policy.samplers.asd import begin
 from asd_policy.samplers.target import Target
 
@@ -25,8 +25,10 @@ class Options:
 
     steps: int = 100
     """Steps K of the chain (squared-cosine betas)."""
-    dim: int = 32
-    """Numbers in a plan."""
+    horizon: int = 16
+    """Steps of a plan."""
+    action_dim: int = 2
+    """Numbers of a step."""
     plans: int = 1000
     """Plans drafted."""
 
@@ -36,23 +38,24 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     chain = GaussianChain.from_scheduler({"num_train_timesteps": options.steps, "beta_schedule": "squaredcos_cap_v2"})
     generator = torch.Generator().manual_seed(0)
-    shape = (options.plans, options.dim)
+    shape = (options.plans, options.horizon, options.action_dim)
     tape = NoiseTape.draw(shape, len(chain), generator)
     rows, steps = torch.arange(options.plans), torch.arange(len(chain)).expand(options.plans, -1)
     path = begin(
         Target(lambda x, timestep, cond: x, chain, shape), tape, 2 * torch.rand(shape, generator=generator) - 1
     )
-    basis = torch.linalg.qr(torch.randn((options.dim, options.dim), generator=generator))[0]
     alpha = torch.as_tensor(chain.input_scale, dtype=torch.float32) ** -2
     gain = 0.01 * alpha.sqrt() / (0.01 * alpha + 1 - alpha)  # of Gaussian data with a deviation of 0.1
+    size = options.horizon * options.action_dim
+    follows = Response(sines(options.horizon, tape.initial.device, torch.float32), gain[:, None].expand(-1, size))
     print("| drafts | median over steps | largest step |\n|---|---|---|")
-    for name, response in (("held", None), ("response", Response(basis, gain.unsqueeze(1).expand(-1, options.dim)))):
+    for name, response in (("held", None), ("response", follows)):
         known = torch.zeros_like(steps, dtype=torch.bool)
-        off = discrepancy(chain, *roll_out(path, rows, steps, known, chain, response), tape.normals)
+        off = discrepancy(chain, *roll_out(path, rows, steps, known, chain, response), tape.normals.flatten(2))
         print(f"| {name} | {off.median():.1e} | {off.max():.1e} |")
     print(
         f"\nRoot mean square over {options.plans} plans of ‖x̃ − (m̂ + σξ)‖/σ, by step; K = {options.steps}, "
-        f"D = {options.dim}, float32; {hardware(torch.device('cpu'))}; torch {torch.__version__}, "
+        f"D = {size}, float32; {hardware(torch.device('cpu'))}; torch {torch.__version__}, "
         f"asd_policy {asd_policy.__version__}."
     )
 

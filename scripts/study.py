@@ -1,4 +1,4 @@
-"""Measure the family of samplers and write the tables into docs/benchmarks.md: counts, scaling, wall clock, ceiling.
+"""Measure the family of samplers and write the tables into docs/benchmarks.md.
 
     python scripts/study.py all
 
@@ -19,14 +19,16 @@ import tyro
 
 import study_ceiling
 import study_grid
+import study_response
 import study_scaling
+import study_sizes
 import study_wallclock
 from asd_policy.checkpoints import load_policy
 from asd_policy.files import atomic_file
 from study_common import ROOT, Results, Subject, bundled, console, load, provenance
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
-Part = Literal["all", "grid", "scaling", "wallclock", "ceiling"]
+Part = Literal["all", "grid", "scaling", "wallclock", "ceiling", "response", "sizes"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Options:
     calibration: int = 200
     """States to learn the experience from: as many plans, or the rest of the last episode more."""
     windows: tuple[int, ...] = (4, 8, 16, 32, 64, 100)
-    """Of the grid."""
+    """Of grid and response."""
     mixture_plans: int = 128
     """Plans for each point of the mixtures' scaling."""
     steps: tuple[int, ...] = (25, 50, 100, 200, 400, 1000)
@@ -59,6 +61,8 @@ class Options:
     """For wall clock and ceiling: a checkpoint of another size, trained where `network` was."""
     backends: tuple[str, ...] = ("torch-eager", "torch-compile", "onnx")
     """For wall clock and ceiling; torch-compile takes minutes to compile."""
+    sized_plans: int = 200
+    """Plans of each size to time."""
     seed: int = 0
     """Of episodes and tapes."""
     threads: int = 1
@@ -132,7 +136,32 @@ def main() -> None:
             for path in folders
         }
         write_section(options.docs, "ceiling", [CEILING_NOTE, study_ceiling.markdown(ceilings), line])
+    if options.part in ("all", "response"):
+        records = results("response", "windows")
+        measured = []
+        for name in options.checkpoints:
+            own = subject(name)
+            measured.append((own, study_response.measure(own, options.windows, options.seed, records)))
+            write_section(options.docs, "response", [RESPONSE_NOTE, study_response.markdown(measured), line])
+    if options.part in ("all", "sizes"):
+        sizes_of = study_sizes.measure(options.sized_plans, options.threads, results("sizes", "sized_plans"))
+        write_section(options.docs, "sizes", [SIZES_NOTE, study_sizes.markdown(sizes_of), line])
 
+
+RESPONSE_NOTE = """\
+## The response along sines, against a full matrix
+
+Mean rounds of `response` + `block` by how J_k is known: as a full matrix of D × D, fitted to as many products a step;
+along sines over time, D gains a step, which is what the package does; not at all. Same states, tapes and plans to
+learn from; ± is one standard error, of the last column that of the paired difference.
+"""
+
+SIZES_NOTE = """\
+## Time and memory beside the network, by the size of a plan
+
+Plans one after the other at batch 1, half of each executed, of a network that costs nothing. Memory is by how much the
+process's peak grew. Each row is a process of its own; its first plan is left out.
+"""
 
 GRID_NOTE = """\
 ## Rounds by draft, verifier and window

@@ -9,9 +9,10 @@ from torch import Tensor
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DISTANCE_POWER, DRAFTS, Path, roll_out
 from asd_policy.errors import DenoiserError
-from asd_policy.experience import Experience, Response
+from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import Asd, Round, begin
 from asd_policy.samplers.base import Past

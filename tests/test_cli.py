@@ -370,7 +370,7 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     words = ["tune", "--policy", str(checkpoint), "--env", "asd/Avoid-v0", "--plans", "2", "--out", str(out)]
     assert cli.run([*words, *EAGER]) == 0
     assert "window" in capsys.readouterr().err
-    assert load_tuning(out, policy.chain, 32, policy.device)[0].plans >= 2
+    assert load_tuning(out, policy.chain, policy.event, policy.device)[0].plans >= 2
     file.write_bytes(b"damaged")
     assert f"{file.name} cannot be read" in one_line(arguments(checkpoint, tmp_path / "results"), capsys)
 

@@ -140,10 +140,26 @@ def test_pulled_outputs_predict_what_pulled_predictions_are(prediction: str) -> 
     )
 
 
-@pytest.mark.parametrize("actions", [rest(9)[:, :1], np.full((9, 2), np.nan, np.float32), np.zeros(9, np.float32)])
-def test_committed_actions_that_are_none(actions: Any, small_checkpoint: Path) -> None:
-    with pytest.raises(SpecError, match=r"committed actions \(9.*\) are not finite numbers \(n, 2\)"):
+@pytest.mark.parametrize(
+    ("actions", "says"),
+    [
+        (rest(9)[:, :1], r"^committed actions have shape \(9, 1\), not \(n, 2\)$"),
+        (np.zeros(9, np.float32), r"^committed actions have shape \(9,\), not \(n, action_dim\)$"),
+        (np.full((9, 2), np.nan, np.float32), r"^committed actions holds NaN or infinity: nan at \[0, 0\]$"),
+        (np.full((9, 2), 1e300), r"^committed actions holds NaN or infinity in 32 bits: 1e\+300 at \[0, 0\]$"),
+        ([["a", "b"]] * 9, "^committed actions is an array of <U1, not of real numbers$"),
+    ],
+)
+def test_committed_actions_that_are_none(actions: Any, says: str, small_checkpoint: Path) -> None:
+    with pytest.raises(SpecError, match=says):
         plan(small_checkpoint, "ddpm", [Committed(actions, delay=2)])
+
+
+def test_committed_actions_are_a_copy() -> None:
+    actions = rest(9)
+    committed = Committed(actions, delay=2)
+    actions[:] = 0
+    np.testing.assert_array_equal(committed.actions, rest(9))
 
 
 @settings(max_examples=20, deadline=None)

@@ -24,6 +24,7 @@ import asd_policy
 from asd_policy import ControlLoop, LoopError, LoopOptions, ObservationError, ProcessPlanner
 from asd_policy.continuity import Committed
 from asd_policy.environments import make_env
+from asd_policy.errors import MAX_MESSAGE
 from asd_policy.policy import Horizons
 from asd_policy.realtime import loop as loop_module
 from asd_policy.realtime import telemetry
@@ -247,6 +248,7 @@ def broken(robot: Robot, planner: Planner, what: str, begin: int, end: int) -> N
             "source returns another shape": np.zeros(2),
             "source returns no array": [[1.0], [1.0, 2.0]],
             "planner returns NaN": np.full((CHUNK, 1), np.nan, np.float32),
+            "planner returns too much for 32 bits": np.array([[0.0], [1e300], [0.0]]),
             "planner returns another shape": np.zeros((CHUNK, 2), np.float32),
             "planner returns nothing": np.zeros((0, 1), np.float32),
             "planner returns no plan": "a plan",
@@ -262,11 +264,12 @@ def broken(robot: Robot, planner: Planner, what: str, begin: int, end: int) -> N
 
 FAULTS = {
     "source raises": "read_observation raised ConnectionError: the cable is out",
-    "source returns NaN": "the observation holds NaN or infinity: [nan]",
+    "source returns NaN": "the observation holds NaN or infinity: nan at [0]",
     "source returns another shape": "the observation is float64 (2,), in the first observation it was float64 (1,)",
     "source returns no array": "the observation is no array: ",
     "planner raises": "the planner raised ConnectionError: the cable is out",
-    "planner returns NaN": "the plan holds NaN or infinity, first in action 0",
+    "planner returns NaN": "the plan holds NaN or infinity: nan at [0, 0]",
+    "planner returns too much for 32 bits": "the plan holds NaN or infinity in 32 bits: 1e+300 at [1, 0]",
     "planner returns another shape": "the plan has shape (8, 2), not (n, 1)",
     "planner returns nothing": "the plan has shape (0, 1), not (n, 1)",
     "planner returns no plan": "the planner returned a str, not a Planned",
@@ -374,6 +377,34 @@ def test_what_is_done_to_an_action_is_not_done_to_the_plan(
     assert robot.actions[:18] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 10, 11, 11, 11, 11, 11, 16, 17]
 
 
+def test_what_is_done_to_a_rest_or_a_safe_action_is_not_written(robot: Robot, planner: Planner) -> None:
+    """Neither by a planner to what it is told of the last plan, nor by whoever made the options."""
+    safe = np.array([SAFE])
+    loop = make_loop(robot, planner, 2, safe_action=safe, continuity="inpaint", ticks=20)
+
+    def spoil(call: int) -> None:
+        told = planner.committed[-1]
+        if told is not None:
+            told.actions[:] = 99
+
+    planner.fault = spoil
+    safe[:] = 99
+    loop.run()
+    assert robot.actions == [SAFE, SAFE, 0, 1, 2, 3, *range(6, 20), SAFE]
+
+
+def test_a_fault_is_one_line_of_bounded_length(robot: Robot, planner: Planner) -> None:
+    def shout(call: int) -> None:
+        if call == 5:
+            raise RuntimeError("\n\x1b[31m" + "no bus\n" * 100_000)
+
+    planner.fault = shout
+    with pytest.raises(LoopError, match=r"^the planner raised RuntimeError: \\x1b\[31mno bus no bus") as caught:
+        make_loop(robot, planner).run()
+    assert len(str(caught.value)) == MAX_MESSAGE
+    assert str(caught.value).isprintable()
+
+
 def test_what_was_read_before_an_episode_began_is_not_of_it(planner: Planner) -> None:
     """Even where it comes only then; and an old frame does not end a fault."""
     slow, written, frames = threading.Event(), [0], [0]
@@ -411,7 +442,9 @@ def test_the_safe_action_of_the_last_observation(robot: Robot, planner: Planner)
     ("safe_action", "message"),
     [
         (lambda seen: 1 / 0, "the safe action raised ZeroDivisionError: division by zero"),
-        (lambda seen: [np.nan], r"the safe action holds NaN or infinity: \[nan\]"),
+        (lambda seen: [np.nan], r"the safe action holds NaN or infinity: nan at \[0\]"),
+        (lambda seen: [1e300], r"the safe action holds NaN or infinity in 32 bits: 1e\+300 at \[0\]"),
+        (lambda seen: None, r"the safe action is an array of object, not of real numbers"),
         (lambda seen: [0.0, 0.0], r"the safe action has shape \(2,\), the policy's actions have \(1,\)"),
     ],
 )
@@ -743,6 +776,56 @@ def test_an_environment_is_stepped_through_its_episodes(planner: Planner) -> Non
     assert first == [([0.0], 0), ([100.0], 10), ([200.0], 20)]
 
 
+class Bounded(Line):
+    """Has a narrow action space, and insists on it, as gymnasium's classic environments do."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-0.5, 2.5, (1,), np.float64)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Go on."""
+        assert self.action_space.contains(action)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("seed", [0, np.int64(0), np.uint8(0)])
+def test_an_environment_is_given_actions_of_its_space(planner: Planner, seed: Any) -> None:
+    env = Bounded()
+    options = LoopOptions(patience=LONG, ticks=12, safe_action=[-3.0])
+    ControlLoop.for_env(planner, env, HZ, options, VirtualTime(1.5 / HZ), seed=seed).run()
+    assert set(env.actions) == {-0.5, 0, 1, 2, 2.5}
+
+
+def test_a_seed_that_is_none(planner: Planner) -> None:
+    with pytest.raises(asd_policy.SpecError, match=r"seed 1\.5 is not a whole number in 0 … 18446744073709551615"):
+        ControlLoop.for_env(planner, Line(), HZ, seed=1.5)  # pyright: ignore[reportArgumentType]  # as users may
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        lambda step: {"depth": np.full((480, 640), np.inf)},
+        lambda step: {"task": "pick" if step < 5 else "put down"},
+        lambda step: {"contacts": np.zeros(step % 3)},
+        lambda step: {"agent_pos": [0, 0, 0, 0] if step < 5 else [0.1, 0, 0, 0]},
+        lambda step: {"masked": np.ma.masked_all(3), "object": np.array([None])} if step % 2 else {},
+    ],
+)
+def test_what_a_policy_does_not_read_stops_no_loop(unread: Callable[[int], Any], small_checkpoint: Path) -> None:
+    policy = asd_policy.load_policy(small_checkpoint, "ddim:2")
+    seen: list[Any] = []
+
+    def read() -> Any:
+        seen.append({"agent_pos": np.zeros(4), "environment_state": np.zeros(3), **unread(len(seen))})
+        return seen[-1]
+
+    options = LoopOptions(patience=LONG, ticks=20)
+    told = ControlLoop(policy, read, lambda action: None, HZ, options, VirtualTime(0.5 / HZ)).run()
+    assert (told.faults, told.ticks, len(seen)) == (0, 20, 21)
+
+
 def test_a_policy_in_an_environment(small_checkpoint: Path) -> None:
     policy = asd_policy.load_policy(small_checkpoint, "asd:window=4")
     env = make_env("asd/Avoid-v0")
@@ -825,6 +908,9 @@ def test_a_rate_that_is_none(robot: Robot, planner: Planner, hz: float) -> None:
     [
         ({"safe_action": [0.0, 0.0]}, r"the safe action has shape \(2,\), the policy's actions have \(1,\)"),
         ({"safe_action": [np.nan]}, "the safe action holds NaN or infinity"),
+        ({"safe_action": [1e300]}, r"the safe action holds NaN or infinity in 32 bits: 1e\+300 at \[0\]"),
+        ({"safe_action": ["home"]}, "the safe action is an array of <U4, not of real numbers"),
+        ({"safe_action": [[1.0], [1.0, 2.0]]}, "the safe action is no array: ValueError: "),
         ({"late_limit": 0}, "late_limit=0 is not 1 or more"),
         ({"ticks": 0}, "ticks=0 is not 1 or more"),
         ({"patience": 0.0}, "patience=0.0 is not a time above 0 s"),
@@ -958,8 +1044,8 @@ def test_history() -> None:
     [
         ({"b": np.zeros(2)}, r"the observation has \[\"observation 'b'\"\], the first had \[\"observation 'a'\"\]"),
         ({"a": np.zeros(1)}, r"observation 'a' is float64 \(1,\), in the first observation it was float64 \(2,\)"),
-        ({"a": np.zeros(2, np.float32)}, r"observation 'a' is float32 \(2,\)"),
-        ({"a": np.array([0, np.inf])}, r"observation 'a' holds NaN or infinity: \[0.0, inf\]"),
+        ({"a": "text"}, r"the observation has \[\], the first had \[\"observation 'a'\"\]"),
+        ({"a": np.array([0, np.inf])}, r"observation 'a' holds NaN or infinity: inf at \[1\]"),
     ],
 )
 def test_observations_keep_their_form(observation: Any, message: str) -> None:
@@ -968,6 +1054,33 @@ def test_observations_keep_their_form(observation: Any, message: str) -> None:
     with pytest.raises(ObservationError, match=message):
         history.add(observation)
     assert history.latest["a"].tolist() == [1, 1]
+
+
+def test_observations_without_features_to_read() -> None:
+    """The numbers' precision is free, and texts are nobody's business but the planner's."""
+    history = History(3)
+    for values, task in (([0, 0], "pick"), ([0.5, 0.5], "put down"), (np.ones(2, np.float32)[::-1], None)):
+        history.add({"a": values, "task": task})
+    handed = history.hand_over()
+    assert [each["a"].tolist() for each in handed] == [[0, 0], [0.5, 0.5], [1, 1]]
+    assert [each["task"] for each in handed] == ["pick", "put down", None]
+
+
+def test_only_the_features_that_are_read_are_looked_at() -> None:
+    """As they are written down for the planner; the safe action is shown all."""
+    history = History(2, {"agent_pos": 2})
+    depth = np.full((480, 640), np.inf)
+    for step in range(4):
+        seen = {"agent_pos": np.array([step, step], [">f8", "<i4"][step % 2])[::-1], "contacts": np.zeros(step)}
+        history.add({**seen, "depth": depth, "task": "x" * step, "object": object(), 5: [[1], [1, 2]]})
+    assert [set(each) for each in history.hand_over()] == [{"agent_pos"}] * 2
+    assert [each["agent_pos"].tolist() for each in history.hand_over()] == [[2, 2], [3, 3]]
+    assert history.hand_over()[0]["agent_pos"].dtype == np.float32
+    assert (history.latest["task"], history.latest["contacts"].shape) == ("xxx", (3,))
+    depth[:] = 0
+    assert np.isinf(history.latest["depth"]).all()
+    history.hand_over()[0]["agent_pos"][:] = 9
+    assert history.hand_over()[0]["agent_pos"].tolist() == [2, 2]
 
 
 def test_percentiles_of_the_last() -> None:

@@ -113,6 +113,21 @@ def test_the_old_flag_predict_epsilon(flag: bool, prediction: str, folder: Path)
     assert asd_policy.load_fn(folder).chain.config["prediction_type"] == prediction
 
 
+def test_options_that_are_misspelt_are_refused_and_unknown_ones_listed(folder: Path) -> None:
+    """`freq_shift` moves no tensor, and without it the network would be another."""
+    config = json.loads((folder / CONFIG).read_text())
+    shift = config.pop("freq_shift")
+    (folder / CONFIG).write_text(json.dumps(config | {"freq_shifts": shift}))
+    with pytest.raises(CheckpointError, match=r"has 'freq_shifts', which is not known; did you mean 'freq_shift'\?"):
+        asd_policy.load_fn(folder)
+    (folder / CONFIG).write_text(json.dumps(config | {"freq_shift": shift, "tea": "green"}))
+    edit(folder / SCHEDULER, coffee="black")
+    with pytest.warns(UserWarning, match="not known here and are not looked at: (tea|coffee)"):
+        asd_policy.load_fn(folder)
+    notes = " ".join(inspection.inspect(str(folder))["notes"])
+    assert "not looked at: tea" in notes and "not looked at: coffee" in notes
+
+
 def test_wrong_calls_are_named(folder: Path) -> None:
     sample = asd_policy.load_fn(folder)
     with pytest.raises(SpecError, match=r"samples \(horizon, 5\), not \(8, 4\)"):

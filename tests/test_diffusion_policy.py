@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import training_files as files
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import asd_policy
+from asd_policy import inspection
 from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.archives import TorchArchive
 from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
@@ -158,6 +160,182 @@ def test_the_documented_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names["action"].shape == (files.ACTION_DIM,)
 
 
+DDIM = {
+    "_target_": "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+    **{name: value for name, value in files.SCHEDULER.items() if name not in ("_target_", "variance_type")},
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+
+
+def test_ddim_with_noise_is_the_chain_of_its_eta(tmp_path: Path) -> None:
+    """`policy.eta` is an argument of the scheduler's step."""
+    payload = files.workspace("unet")
+    payload["cfg"]["policy"] = {
+        **payload["cfg"]["policy"],
+        "noise_scheduler": DDIM,
+        "num_inference_steps": 5,
+        "eta": 0.7,
+    }
+    path = files.save_workspace(tmp_path / "latest.ckpt", payload)
+    policy = asd_policy.load_policy(path, "asd:window=4")
+    scheduler = DDIMScheduler(**{name: value for name, value in DDIM.items() if name != "_target_"})
+    expected = GaussianChain.from_scheduler(scheduler, 5, eta=0.7)
+    for name in ("timesteps", "a", "b", "sigma", "excess"):
+        assert getattr(policy.chain, name).tolist() == getattr(expected, name).tolist()
+    assert policy.select_action(np.zeros(files.OBS_DIM)).shape == (files.ACTION_DIM,)
+    assert inspection.inspect(str(path))["chain"]["steps"] == 5
+
+
+def renamed(payload: dict[str, Any], prefix: str, stem: str = "") -> None:
+    """Put a prefix before the names in the averaged policy, or before those of a part of it."""
+    state = payload["state_dicts"]["ema_model"]
+    payload["state_dicts"]["ema_model"] = {
+        stem + prefix + name.removeprefix(stem) if name.startswith(stem) else name: value
+        for name, value in state.items()
+    }
+    payload["state_dicts"]["model"] = payload["state_dicts"]["ema_model"]
+
+
+@pytest.mark.parametrize("stem", ["", "model."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_stripped_and_named(prefix: str, stem: str, tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    expected = load("unet", tmp_path).network
+    renamed(payload, prefix, stem)
+    path = files.save_workspace(tmp_path / "wrapped.ckpt", payload)
+    found = asd_policy.load_policy(path).network
+    assert isinstance(expected, nn.Module) and isinstance(found, nn.Module)
+    for mine, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert f"all its names have the prefix {stem + prefix.split('.')[0]}".replace("prefix ", "prefix '") in " ".join(
+        describe_diffusion_policy(path).notes
+    )
+
+
+def test_a_prefix_that_some_names_lack_is_not_stripped(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    renamed(payload, "module.", "model.")
+    payload["state_dicts"]["ema_model"]["model.x"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="does not fit its configuration"):
+        asd_policy.load_policy(files.save_workspace(tmp_path / "wrapped.ckpt", payload))
+
+
+def lightning(module: str, use_ema: bool) -> dict[str, Any]:
+    """Return what Lightning saves of a workspace's policy, but for the configuration."""
+    whole = files.workspace("unet")
+    whole["cfg"]["training"]["use_ema"] = use_ema
+    state = {module + name: value for name, value in whole["state_dicts"]["ema_model"].items()}
+    return {"cfg": whole["cfg"], "state_dict": state, "pytorch-lightning_version": "2.5.0", "hparams_name": "cfg"}
+
+
+@pytest.mark.parametrize("module", ["model.", "policy.", ""])
+def test_files_of_lightning(module: str, tmp_path: Path) -> None:
+    payload = lightning(module, use_ema=False)
+    expected = load("unet", tmp_path).network
+    path = tmp_path / "epoch=3.ckpt"
+    torch.save({"hyper_parameters": {"cfg": payload.pop("cfg")}, **payload}, path)
+    found = asd_policy.load_policy(path).network
+    assert isinstance(expected, nn.Module) and isinstance(found, nn.Module)
+    for mine, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert describe_diffusion_policy(path).network_parameters == sum(value.numel() for value in found.parameters())
+
+
+def test_files_of_lightning_that_say_too_little(tmp_path: Path) -> None:
+    path = files.save_workspace(tmp_path / "a.ckpt", lightning("model.", use_ema=True))
+    with pytest.raises(
+        CheckpointError, match="Lightning's state_dict does not say whether it has them; set use_ema to"
+    ):
+        asd_policy.load_policy(path)
+    torch.save({name: value for name, value in lightning("", use_ema=False).items() if name != "cfg"}, path)
+    with pytest.raises(
+        CheckpointError, match="is a file of Lightning without the workspace's configuration; keep it as"
+    ):
+        asd_policy.load_policy(path)
+
+
+def test_interpolations_are_resolved(tmp_path: Path) -> None:
+    """As DP3's files have them; a resolver's, which is not run, may stand where nothing is read."""
+    payload = files.workspace("unet")
+    payload["cfg"] |= {"horizon": "${task.horizon}", "task": {"horizon": 8}, "sched": DDIM, "pair": 2, "dims": [8, 16]}
+    policy = {**payload["cfg"]["policy"], "horizon": "${horizon}", "n_obs_steps": "${..pair}", "eta": 0.5}
+    policy |= {"noise_scheduler": "${sched}", "num_inference_steps": "${.n_obs_steps}"}
+    policy["model"] = {**policy["model"], "input_dim": "${eval:'1+1'}", "down_dims": ["${dims.0}", 16]}
+    payload["cfg"]["policy"] = policy
+    path = files.save_workspace(tmp_path / "x.ckpt", payload)
+    with pytest.raises(CheckpointError, match="down_dims is a list, not a list of 1"):
+        asd_policy.load_policy(path)  # a list has no names to lead to
+    policy["model"]["down_dims"] = "${dims}"
+    policy = asd_policy.load_policy(files.save_workspace(path, payload))
+    assert policy.horizons.n_obs_steps == len(policy.chain) == 2
+    assert policy.horizons.horizon == 8
+    assert policy.chain.config["_class_name"] == "DDIMScheduler"
+
+
+def test_an_interpolation_is_relative_to_where_it_stands() -> None:
+    """Also in a section that another interpolation has led to."""
+    config = {"a": {"b": "${c.d}", "x": 1}, "c": {"d": {"y": "${..x}", "z": "${.w}", "w": 4}, "x": 2}}
+    section = Settings(config, "cfg", "x").section("a").section("b")
+    assert section.plain() == {"y": 2, "z": 4, "w": 4}
+
+
+@pytest.mark.parametrize(
+    "value", ["${eval:'8'}", "${oc.env:HOME}", "${a${b}}", "${......x}", "${horizon.x}", "x${task}"]
+)
+def test_interpolations_that_lead_nowhere_are_text(value: str, tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    payload["cfg"] |= {"horizon": 8, "policy": {**payload["cfg"]["policy"], "horizon": value}}
+    with pytest.raises(CheckpointError) as error:
+        asd_policy.load_policy(files.save_workspace(tmp_path / "x.ckpt", payload))
+    assert f"cfg.policy.horizon is {value!r}, not an integer" in str(error.value)
+
+
+def test_interpolations_in_a_circle_are_refused(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    payload["cfg"] |= {"a": "${b}", "b": "${a}", "policy": {**payload["cfg"]["policy"], "horizon": "${a}"}}
+    path = files.save_workspace(tmp_path / "x.ckpt", payload)
+    with pytest.raises(CheckpointError, match=r"cfg.policy.horizon is '\$\{a\}', which leads from one interpolation"):
+        asd_policy.load_policy(path)
+
+
+def test_what_can_be_described_is(tmp_path: Path) -> None:
+    """Whatever else is missing."""
+    whole = files.workspace("unet")
+    for gone in (["training"], ["policy", "noise_scheduler"], ["policy", "model"], ["policy", "_target_"], ["policy"]):
+        payload = {**whole, "cfg": json.loads(json.dumps(whole["cfg"]))}
+        files.put(payload["cfg"], gone, ...)
+        said = inspection.inspect(str(files.save_workspace(tmp_path / "x.ckpt", payload)))
+        assert not said["runs_here"]
+        assert said["parameters"] > 1000
+    said = inspection.inspect(
+        str(files.save_workspace(tmp_path / "x.ckpt", {**whole, "state_dicts": {"ema_model": 3}}))
+    )
+    assert said["horizons"]["horizon"] == 8
+    assert "state_dicts.ema_model is 3, not a mapping" in said["missing"][0]
+
+
+def test_fewer_steps_are_another_chain_than_the_pinned_diffusers(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    path = files.save_workspace(tmp_path / "x.ckpt", payload)
+    assert describe_diffusion_policy(path).notes == ()
+    payload["cfg"]["policy"] = {**payload["cfg"]["policy"], "num_inference_steps": 5}
+    (note,) = describe_diffusion_policy(files.save_workspace(path, payload)).notes
+    assert "num_inference_steps 5 is below num_train_timesteps 10: DDPMScheduler of diffusers 0.11" in note
+
+
+def test_tied_tensors_are_counted_once_and_encoders_apart(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    state, encoder = dict(payload["state_dicts"]["model"]), torch.zeros(100)
+    whole = sum(value.numel() for value in state.values())
+    network = sum(value.numel() for name, value in state.items() if name.startswith("model."))
+    names = ("obs_encoder.nets.0.weight", "obs_encoder.nets.1.weight")
+    payload["state_dicts"]["model"] = state | dict.fromkeys(names, encoder)
+    path = files.save_workspace(tmp_path / "x.ckpt", payload)
+    described = describe_diffusion_policy(path)
+    assert (described.parameters, described.network_parameters) == (whole + 100, network)
+
+
 IMAGE = {
     "_target_": "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
     "shape_meta": {"action": {"shape": [2]}, "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}}},
@@ -172,6 +350,21 @@ def test_image_policies_are_described_and_need_their_library(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="holds a DiffusionUnetHybridImagePolicy.*asd_policy.accelerate"):
         asd_policy.load_policy(path)
     assert describe_diffusion_policy(path).observation == {"image": [3, 96, 96]}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "diffusion_policy.policy.diffusion_unet_timm_policy.DiffusionUnetTimmPolicy",
+        "diffusion_policy_3d.policy.dp3.DP3",
+    ],
+)
+def test_policies_that_nothing_here_accelerates_are_not_sent_to_accelerate(target: str, tmp_path: Path) -> None:
+    """Those of UMI and DP3."""
+    payload = files.workspace("unet")
+    payload["cfg"]["policy"] = {**IMAGE, "_target_": target}
+    with pytest.raises(CheckpointError, match="and asd_policy.accelerate does not know its class either"):
+        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -227,7 +420,8 @@ BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.action_dim", ...), "has no cfg.policy.action_dim"),
     (config("policy.obs_as_local_cond", True), "obs_as_local_cond, observations as a second input sequence"),
     (config("policy.obs_as_global_cond", False), "does not fit its configuration: model."),
-    (config("policy.eta", 0.5), "cfg.policy.eta is not known here; known are"),
+    (config("policy.use_clipped_model_output", True), "cfg.policy.use_clipped_model_output is not known here; known"),
+    (config("policy.eta", 0.5), "eta=0.5 is DDIMScheduler's; a DDPMScheduler's noise is set by its variance_type"),
     (config("policy.num_inference_steps", 11), "num_inference_steps 11 is not in 1 … 10"),
     (config("policy.noise_scheduler.prediction_type", "x"), "prediction_type 'x' is not one of"),
     (config("policy.noise_scheduler._target_", "diffusers.DDIMScheduler"), "DDIMScheduler with eta=0"),
@@ -239,8 +433,12 @@ BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model.cond_predict_scale", 1), "cfg.policy.model.cond_predict_scale is 1, not true or false"),
     (config("policy.model._target_", "x.Unet"), "cfg.policy.model._target_ is a Unet; only ConditionalUnet1D is known"),
     (config("policy.model.condition_type", "film"), "cfg.policy.model.condition_type is not known here; known are"),
-    (config("training.use_ema", ...), "has no cfg.training.use_ema"),
-    (lambda payload: payload["state_dicts"].pop("ema_model"), "has no state_dicts.ema_model"),
+    (config("training.use_ema", ...), "has no cfg.training.use_ema, which tells whether averaged weights were kept"),
+    (config("training", ...), "add it to the cfg, true for ema_model, false for model"),
+    (
+        lambda payload: payload["state_dicts"].pop("ema_model"),
+        "has no state_dicts.ema_model, asked for by training.use_",
+    ),
     (tensor(BIAS, None), f"1 tensors missing, 0 unknown, first {BIAS}"),
     (tensor(BIAS, torch.zeros(17)), f"{BIAS} has shape (17,), not (16,)"),
     (tensor(BIAS, torch.full((16,), math.nan)), f"{BIAS} holds NaN or infinity"),
@@ -250,8 +448,8 @@ BREAKAGES: list[tuple[Change, str]] = [
     (tensor("_dummy_variable", torch.zeros(1)), "_dummy_variable belongs to neither the network nor"),
     (tensor(SCALE, None), "the normaliser has no obs.scale"),
     (tensor(SCALE, torch.ones(4)), f"{SCALE} has shape (4,), not (5,)"),
-    (tensor(SCALE, torch.tensor([1.0, 1, 0, 1, 1])), f"{SCALE} holds NaN, infinity or a scale of 0"),
-    (tensor(SCALE, torch.full((5,), math.inf)), f"{SCALE} holds NaN, infinity or a scale of 0"),
+    (tensor(SCALE, torch.tensor([1.0, 1, 0, 1, 1])), f"{SCALE} holds a scale of 0, or one next to it"),
+    (tensor(SCALE, torch.full((5,), math.inf)), f"{SCALE} holds NaN or infinity"),
     (tensor("normalizer.params_dict.image.scale", torch.ones(1)), "the normaliser has 'image.scale'"),
 ]
 

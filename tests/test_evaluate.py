@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import asd_policy
-from asd_policy import evaluate, report
+from asd_policy import control, evaluate, report
 from asd_policy.environments import MAX_STEPS, make_env, step_limit
 from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
@@ -218,10 +218,26 @@ def test_limits_of_steps(env_id: str, wanted: int | None, limit: int | None) -> 
     env.close()
 
 
-def test_collected_states_are_the_moments_of_planning(checkpoint: Path) -> None:
+def test_an_episode_has_all_its_plans(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the robot remembers the latest only."""
+    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env("faulty_envs:faulty/None-v0")
+    whole = evaluate.run_episode(policy, env, 0, seed=3)
+    monkeypatch.setattr(control, "PLANS_KEPT", 1)
+    again = evaluate.run_episode(policy, env, 0, seed=3)
+    env.close()
+    assert [plan.at for plan in again.plans] == [plan.at for plan in whole.plans] == [0, 8, 16]
+    assert len(policy.plans) == 1
+
+
+@pytest.mark.parametrize(("kept", "env_id"), [(control.PLANS_KEPT, "asd/Avoid-v0"), (2, "faulty_envs:faulty/None-v0")])
+def test_collected_states_are_the_moments_of_planning(
+    kept: int, env_id: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each with the plan before, moved on to it; none at an episode's start."""
-    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env("asd/Avoid-v0")
-    states = evaluate.collect(policy, env, 5, seed=3)
+    policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env(env_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "PLANS_KEPT", kept)
+        states = evaluate.collect(policy, env, 5, seed=3)
     assert len(states) == 5
     met = {}
     for index in range(5):

@@ -11,12 +11,15 @@ from torch import Tensor
 import asd_policy
 from asd_policy.chain import GaussianChain
 from asd_policy.denoiser import Denoiser
+from asd_policy.draft import DRAFTS
 from asd_policy.errors import CheckpointError, DenoiserError
-from asd_policy.experience import Experience, Response
+from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response, sines
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Held
 from asd_policy.tuning import load_tuning, save_tuning
 
 CPU = torch.device("cpu")
@@ -27,7 +30,14 @@ DIM = 6
 
 @pytest.fixture(scope="module")
 def data() -> Tensor:
-    """The covariance of correlated data [D, D]."""
+    """The covariance of smooth data [D, D]: what is slow moves far."""
+    basis = sines(DIM, CPU, DTYPE)
+    return basis @ torch.diag(2.0 / 3.0 ** torch.arange(DIM, dtype=DTYPE)) @ basis.T
+
+
+@pytest.fixture(scope="module")
+def rough() -> Tensor:
+    """The covariance of data that know nothing of time [D, D]."""
     factor = torch.randn((DIM, DIM), generator=torch.Generator().manual_seed(0), dtype=DTYPE)
     return factor @ factor.T / DIM
 
@@ -57,12 +67,17 @@ def jacobians(response: Response | None) -> Tensor:
     return response.basis @ torch.diag_embed(response.gain) @ response.basis.T
 
 
-def test_the_response_of_gaussian_data_is_found(data: Tensor) -> None:
-    """It is linear there, with a Jacobian by Tweedie's formula that one basis diagonalises."""
+@pytest.mark.parametrize("covariance", ["data", "rough"])
+def test_the_response_of_gaussian_data_is_found(covariance: str, request: pytest.FixtureRequest) -> None:
+    """It is linear there, with a Jacobian by Tweedie's formula; of it what lies along the sines is found."""
     chain = GaussianChain.from_scheduler(
         {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, 100
     )
-    network, expected = denoise(chain, data)
+    network, jacobian = denoise(chain, request.getfixturevalue(covariance))
+    basis = sines(DIM, CPU, DTYPE)
+    expected = basis @ torch.diag_embed((basis.T @ jacobian @ basis).diagonal(dim1=1, dim2=2)) @ basis.T
+    if covariance == "data":
+        torch.testing.assert_close(expected, jacobian)
     found = jacobians(learn(network, chain, 12_000, window=32).response(CPU, DTYPE))
     # The smoothing over neighbouring steps is a bias, largest at the end, where J rises steeply.
     assert (found - expected)[50:95].abs().max() < 0.1
@@ -92,11 +107,75 @@ def test_noise_alone_teaches_nothing(chain: GaussianChain) -> None:
         noise = torch.randn((50, DIM), generator=generator, dtype=DTYPE)
         points[:, k + 1] = tables.a[k] * clean[:, k] + tables.b[k] * points[:, k] + tables.sigma[k] * noise
     nothing = torch.zeros((50, len(chain)), dtype=torch.bool)
-    experience.learn(points, clean, torch.full((50,), len(chain)), None, nothing, nothing, chain, PAIR)
+    experience.learn(points, clean, torch.full((50,), len(chain)), None, nothing, nothing, chain, PAIR, DIM)
     response = experience.response(CPU, DTYPE)
     assert response is not None
     unshrunk = 1 / tables.sigma[:-1].min()
     assert response.gain.mean() < 0.05 * unshrunk
+
+
+@pytest.mark.parametrize("spec", [f"asd:window=4,draft={draft}" for draft in DRAFTS] + ["asd", "ddpm"])
+def test_the_response_is_learned_where_it_may_be_read(spec: str, data: Tensor, chain: GaussianChain) -> None:
+    """Other plans teach how often their drafts are refused, no more."""
+    network, experience = denoise(chain, data)[0], Experience()
+    tape = NoiseTape.draw((3, DIM), len(chain), dtype=DTYPE)
+    make_sampler(spec).sample(network, chain, (3, DIM), tape=tape, past=Past(None, experience))
+    assert bool(experience.moments) is (spec in ("asd:window=4,draft=response", "asd"))
+    assert experience.responses == (3 if experience.moments else 0)
+    assert experience.plans == (0 if spec == "ddpm" else 3)
+    assert bool(experience.judgements) is (spec != "ddpm")
+
+
+@pytest.mark.parametrize("event", [(64, 14), (16, 200), (300,), (4, 3, 5)])
+def test_what_is_learned_grows_like_a_plan(event: tuple[int, ...], chain: GaussianChain, tmp_path: Path) -> None:
+    """And so does its file: one number of a plan for each step, not the square of it."""
+    experience, size = Experience(), math.prod(event)
+    shape = (2, *event)
+    for _ in range(2):
+        make_sampler("asd:window=4").sample(lambda x, t, c: 0.3 * x, chain, shape, past=Past(None, experience))
+    response = experience.response(CPU, torch.float32)
+    assert response is not None
+    assert response.basis.shape == (event[0], event[0])
+    assert response.gain.shape == (len(chain), size)
+    numbers = sum(sums.numel() for sums in experience.moments.values())
+    assert numbers == (len(chain) + 1) * size + 2 * len(chain)
+    save_tuning(tmp_path / "tuning", experience, CPU, "torch-eager")
+    assert (tmp_path / "tuning").stat().st_size < 4 * numbers + 2048
+    found, _ = load_tuning(tmp_path / "tuning", chain, event, CPU)
+    assert found.responses == experience.responses == 4
+
+
+def test_given_coordinates_are_no_part_of_it(data: Tensor, chain: GaussianChain) -> None:
+    """Plans beside which something is given teach, and cost, what they do alone."""
+    network, generator = denoise(chain, data)[0], torch.Generator().manual_seed(5)
+
+    def beside(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        return torch.stack([network(x[:, :, 0], timestep, cond), 9 * x[:, :, 1]], dim=2)
+
+    mask = torch.zeros((200, DIM, 2), dtype=torch.bool)
+    mask[:, :, 1] = True
+    held = Held(mask, torch.rand(mask.shape, generator=generator, dtype=DTYPE))
+    sampler, alone, given = make_sampler("asd:window=12"), Experience(), Experience()
+    for _ in range(2):
+        tape = NoiseTape.draw(mask.shape, len(chain), generator, dtype=DTYPE)
+        single = NoiseTape(tape.initial[:, :, 0], tape.normals[:, :, :, 0], tape.uniforms)
+        expected = sampler.sample(network, chain, (200, DIM), tape=single, past=Past(None, alone))
+        found = sampler.sample(beside, chain, mask.shape, tape=tape, held=held, past=Past(None, given))
+        torch.testing.assert_close(found.sample[:, :, 0], expected.sample)
+        assert found.stats.rounds == expected.stats.rounds
+    learned, own = (experience.response(CPU, DTYPE) for experience in (given, alone))
+    assert learned is not None and own is not None
+    gains = learned.gain.reshape(len(chain), DIM, 2)
+    torch.testing.assert_close(gains[:, :, 0], own.gain)
+    assert not gains[:, :, 1].any()
+
+
+def test_a_discarded_plan_is_not_counted(chain: GaussianChain) -> None:
+    points = torch.full((2, len(chain), DIM), math.nan)
+    points[1] = 0
+    nothing, experience = torch.zeros((2, len(chain)), dtype=torch.bool), Experience()
+    experience.learn(points, points, torch.full((2,), len(chain)), None, nothing, nothing, chain, PAIR, DIM)
+    assert (experience.plans, experience.responses) == (1, 1)
 
 
 def test_without_plans_there_is_no_response() -> None:
@@ -146,7 +225,7 @@ def saved(data: Tensor, chain: GaussianChain, tmp_path: Path) -> Path:
 
 
 def test_tuning_round_trips(saved: Path, data: Tensor, chain: GaussianChain) -> None:
-    experience, backend = load_tuning(saved, chain, DIM, CPU)
+    experience, backend = load_tuning(saved, chain, (DIM,), CPU)
     expected = learn(denoise(chain, data)[0], chain, 5)
     assert (experience.plans, experience.latency, backend) == (5, {1: 0.5, 4: 0.75}, "torch-eager")
     assert experience.overhead == {("warm", "block", 1): {2: 0.125}}
@@ -161,21 +240,21 @@ def test_latencies_of_another_machine_are_left_out(
     saved: Path, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asd_policy.tuning.hardware", lambda device: "another")
-    experience, backend = load_tuning(saved, chain, DIM, CPU)
+    experience, backend = load_tuning(saved, chain, (DIM,), CPU)
     assert (experience.latency, experience.overhead, backend) == ({}, {}, None)
     assert experience.plans == 5
 
 
 def test_tuning_of_another_policy_is_refused(saved: Path, chain: GaussianChain) -> None:
-    with pytest.raises(CheckpointError, match=r"is of another policy: cross has shape \(12, 6, 6\), not \(12, 7, 7\)"):
-        load_tuning(saved, chain, DIM + 1, CPU)
+    with pytest.raises(CheckpointError, match=r"is of another policy: cross has shape \(12, 6, 1\), not \(12, 7, 1\)"):
+        load_tuning(saved, chain, (DIM + 1,), CPU)
 
 
-@pytest.mark.parametrize("cut", [0, 5, 100, 2000])
+@pytest.mark.parametrize("cut", [0, 5, 100, -8])
 def test_damaged_tuning_is_refused(cut: int, saved: Path, chain: GaussianChain) -> None:
     saved.write_bytes(saved.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_tuning(saved, chain, DIM, CPU)
+        load_tuning(saved, chain, (DIM,), CPU)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +266,9 @@ def test_damaged_tuning_is_refused(cut: int, saved: Path, chain: GaussianChain) 
         ("overhead", "[[[1, 2], []]]"),
         ("latency", "{"),
         ("latency", "[1]"),
-        ("version", "1"),
+        ("version", "2"),
+        ("responses", "6"),
+        ("responses", "-1"),
     ],
 )
 def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: GaussianChain) -> None:
@@ -199,7 +280,7 @@ def test_odd_tuning_is_refused(key: str, value: str, saved: Path, chain: Gaussia
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     save_file(tensors, saved, metadata)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_tuning(saved, chain, DIM, CPU)
+        load_tuning(saved, chain, (DIM,), CPU)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e25, 1e3])
@@ -214,7 +295,8 @@ def test_what_has_no_sense_teaches_nothing(value: float, chain: GaussianChain) -
         points[2], clean[2, 3] = (value, value) if rows.stop == 3 else (0, 0)
         experience = Experience()
         flags = judged[rows], refused[rows]
-        experience.learn(points[rows], clean[rows], torch.full((3,), len(chain))[rows], free[rows], *flags, chain, PAIR)
+        done = torch.full((3,), len(chain))[rows]
+        experience.learn(points[rows], clean[rows], done, free[rows], *flags, chain, PAIR, DIM)
         learned.append((*experience.moments.values(), *experience.judgements[PAIR]))
     for whole, without in zip(*learned, strict=True):
         torch.testing.assert_close(whole, without)
@@ -245,7 +327,7 @@ def test_of_a_plan_that_was_stopped_only_committed_steps_are_learned(chain: Gaus
     for beyond in (0.0, 1e6):
         points[:, 4:], clean[:, 4:] = beyond, beyond
         experience = Experience()
-        experience.learn(points, clean, torch.full((3,), 4), None, nothing, nothing, chain, PAIR)
+        experience.learn(points, clean, torch.full((3,), 4), None, nothing, nothing, chain, PAIR, DIM)
         learned.append(experience.moments)
     assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
     assert (learned[0]["noise"][1:4] > 0).all()

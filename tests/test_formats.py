@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,41 @@ def test_formats_are_found_by_content(checkpoint: Path, tmp_path: Path) -> None:
     for path in (renamed / "config.json", renamed / "model.safetensors"):
         with pytest.raises(CheckpointError, match="not a checkpoint of a known format"):
             find_format(path)
+
+
+def save_legacy(path: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+
+
+def save_tar(path: Path) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+
+
+OTHERS: list[tuple[Callable[[Path], None], str]] = [
+    (
+        save_legacy,
+        "looks like a bare pickle of torch.save before 1.6: load it where it was made, and save it with today's",
+    ),
+    (save_tar, "looks like a tar file of torch.save before 1.6"),
+    (
+        lambda path: torch.save({"a": torch.zeros(1), "b": torch.zeros(1)}, path),
+        "bare state dict of 2 tensors (a, b, …)",
+    ),
+    (lambda path: torch.save(torch.nn.Linear(2, 2), path), "holds a torch.nn.modules.linear.Linear as a whole"),
+    (lambda path: torch.save({"epoch": 3}, path), "holds a mapping with epoch, of no training that is known here"),
+    (lambda path: torch.save({"x": Path}, path), "holds a mapping with x, of no training"),
+]
+
+
+@pytest.mark.parametrize(("save", "message"), OTHERS)
+def test_files_of_torch_that_are_no_checkpoint_are_explained(
+    save: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    save(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of a known format") as error:
+        asd_policy.load_policy(tmp_path / "model.pt")
+    assert message in str(error.value)
 
 
 def test_a_path_that_no_system_has_is_named() -> None:

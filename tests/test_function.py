@@ -25,24 +25,34 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_window_one_is_the_schedulers_own_loop(mixture: MixtureDenoiser) -> None:
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 2, 2), (3, 16, 3)])
+def test_window_one_is_the_schedulers_own_loop(shape: tuple[int, ...], mixture: MixtureDenoiser) -> None:
     """As people write it with diffusers, the object or its configuration given; the noise is drawn alike."""
-    scheduler = DDPMScheduler(**SCHEDULER)
+
+    def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        return mixture(x, timestep).float() if shape[1:] == (2, 2) else 0.9 * x
+
+    scheduler, generator = DDPMScheduler(**SCHEDULER), seeded(0)
     scheduler.set_timesteps(10)
-    noise = torch.randn((1, 11, 2, 2), generator=seeded(0))
-    x = noise[:, 0]
-    for index, t in enumerate(scheduler.timesteps):
-        output = mixture(x, t.expand(1)).float()
-        alpha, before = (float(scheduler.alphas_cumprod[s]) if s >= 0 else 1.0 for s in (t, t - 10))
-        mean = scheduler.step(output, int(t), x, generator=seeded(0), return_dict=False)[
-            0
-        ]  # its own noise is taken off again
-        drawn = torch.randn((1, 2, 2), generator=seeded(0))
-        sigma = ((1 - before) / (1 - alpha) * (1 - alpha / before)) ** 0.5 if t > 0 else 0.0
-        x = mean + sigma * (noise[:, index + 1] - drawn)
+    x = torch.randn(shape, generator=generator)
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoise(x, t.expand(len(x)), None), int(t), x, generator, return_dict=False)[0]
     for given in (scheduler, SCHEDULER):
-        sample = asd_policy.accelerate_fn(mixture, given, "asd:window=1", num_inference_steps=10)
-        torch.testing.assert_close(sample((1, 2, 2), generator=seeded(0)).sample, x, rtol=0, atol=1e-5)
+        sample = asd_policy.accelerate_fn(denoise, given, "asd:window=1", num_inference_steps=10)
+        torch.testing.assert_close(sample(shape, generator=seeded(0)).sample, x, rtol=0, atol=1e-5)
+
+
+def test_a_sample_is_the_callers(mixture: MixtureDenoiser) -> None:
+    """To write into, with nothing that comes of it in the next one."""
+    results = []
+    for value in (0.0, 5.0):
+        sample = asd_policy.accelerate_fn(mixture, SCHEDULER, "asd:window=3", 12)
+        first = sample((2, 2, 2), generator=seeded(0), executed=1).sample
+        first += value
+        second = sample((2, 2, 2), generator=seeded(1), executed=1)
+        results.append((second.sample, second.stats.rounds, second.stats.refused))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1:] == results[1][1:]
 
 
 def test_law_is_the_sequential_one_while_it_learns(mixture: MixtureDenoiser) -> None:
@@ -138,3 +148,19 @@ def test_schedulers_and_specs_are_checked_before_a_call(mixture: MixtureDenoiser
         asd_policy.accelerate_fn(mixture, SCHEDULER, "asd:window=13", 12)
     with pytest.raises(ChainError, match="is no noise scheduler"):
         asd_policy.accelerate_fn(mixture, "DDPM")
+
+
+def test_the_compiler_stays_out(mixture: MixtureDenoiser) -> None:
+    graphs: list[Any] = []
+
+    def compiled(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    own, other = (asd_policy.accelerate_fn(mixture, SCHEDULER, "asd:window=3", 12) for _ in range(2))
+    run: Any = torch.compile(own, backend=compiled)
+    for seed in range(3):
+        assert torch.equal(
+            run((2, 2, 2), generator=seeded(seed)).sample, other((2, 2, 2), generator=seeded(seed)).sample
+        )
+    assert not graphs

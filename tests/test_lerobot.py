@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import asd_policy
+from asd_policy import inspection
 from asd_policy.checkpoints.lerobot import DiffusionConfig
 from asd_policy.errors import AsdError, CheckpointError
 from asd_policy.models.unet import ConditionalUnet1d
@@ -118,6 +120,29 @@ def del_config(name: str) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", lambda c: c.pop(name))
 
 
+def misspell(name: str, wrong: str) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", lambda c: c.update({wrong: c.pop(name)}))
+
+
+def set_option(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].update(values))
+
+
+def set_feature(value: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / PROCESSOR, lambda c: c["steps"][3]["config"]["features"].update({STATE: value})
+    )
+
+
+def del_option(name: str) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / PROCESSOR, lambda c: c["steps"][3]["config"].pop(name))
+
+
+def twice(file: str, entry: str) -> Callable[[Path], Any]:
+    """Put an entry before all others of an object."""
+    return lambda folder: (folder / file).write_text((folder / file).read_text().replace("{", "{" + entry + ",", 1))
+
+
 def set_modes(**modes: str) -> Callable[[Path], None]:
     """In config.json and in both processors, as one mistake would be."""
 
@@ -167,9 +192,74 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (add_step(registry_name="delta_action_processor"), "has a step 'delta_action_processor', which is not known here"),
     (add_step(**{"class": "os.system"}), "has a step None, which is not known here"),
     (add_step(registry_name="device_processor", config={"rename_map": {"a": "b"}}), "renames observations"),
+    (add_step(registry_name="device_processor", config={"float_dtype": "float16"}), "float_dtype 'float16' of device_"),
+    (
+        add_step(registry_name="to_batch_processor", config={"axis": 1}),
+        "the option 'axis' of to_batch_processor is not",
+    ),
+    (
+        set_option(clip=True),
+        "the option 'clip' of normalizer_processor is not known here; known are eps, features, norm",
+    ),
+    (set_option(features={}), f"has no '{STATE}' among its features (none): LeRobot would not normalise it"),
+    (set_option(features=None), f"has no '{STATE}' among its features (none)"),
+    (
+        set_option(features={"observation.stat": {"type": "STATE", "shape": [4]}}),
+        "(observation.stat): LeRobot would not",
+    ),
+    (
+        set_feature({"type": "ENV", "shape": [4]}),
+        f"takes '{STATE}' for {{'type': 'ENV', 'shape': [4]}}, config.json for",
+    ),
+    (
+        set_feature({"type": "STATE", "shape": [5]}),
+        f"takes '{STATE}' for {{'type': 'STATE', 'shape': [5]}}, config.json",
+    ),
+    (set_feature(None), f"takes '{STATE}' for {{}}, config.json for {{'type': 'STATE', 'shape': [4]}}"),
+    (set_option(norm_map=None), "normalises 'observation.state' by 'IDENTITY', config.json by 'MIN_MAX'"),
+    (del_option("norm_map"), "has no norm_map, an object of normalisation modes"),
+    (
+        set_modes(STAT="MIN_MAX"),
+        "normalization_mapping of config.json has 'STAT', which is not known; did you mean 'STATE'",
+    ),
+    (set_modes(action="MIN_MAX"), "did you mean 'ACTION'?"),
+    (misspell("num_train_timesteps", "num_train_timestep"), "did you mean 'num_train_timesteps'?"),
+    (
+        misspell("beta_schedule", "beta_schedule2"),
+        "has 'beta_schedule2', which is not known; did you mean 'beta_schedule'",
+    ),
+    (set_config(clip_sample_range=1e-300), "clip_sample_range 1e-300 is not a finite number above 0, in 1e-6 … 1e6"),
+    (set_config(num_train_timesteps=100_000), "num_train_timesteps 100000 is not an integer in 1 … 20000"),
+    (
+        set_config(**{f"z{index}": 0 for index in range(300)}),
+        "config.json has 300 names that are not known, more than 200",
+    ),
+    (twice("config.json", '"horizon": 8'), "config.json is not JSON: the key 'horizon' is there twice"),
+    (twice(PROCESSOR, '"steps": []'), f"{PROCESSOR} is not JSON: the key 'steps' is there twice"),
+    (
+        set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(4, dtype=torch.int64)),
+        "holds torch.int64, not floating-point",
+    ),
+    (set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(4, dtype=torch.bool)), "holds torch.bool, not floating-point"),
+    (
+        set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(4, dtype=torch.complex64)),
+        "holds torch.complex64, not floating",
+    ),
+    (
+        set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), -1e300, dtype=torch.float64)),
+        "holds NaN or infinity, or numbers beyond",
+    ),
+    *(
+        (set_tensor("model.safetensors", BIAS, torch.zeros(16).to(kind)), f"{BIAS} holds {kind}, not floating-point")
+        for kind in (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.uint16)
+    ),
+    (
+        set_tensor("model.safetensors", BIAS, torch.full((16,), 1e300, dtype=torch.float64)),
+        f"{BIAS} holds NaN or infinity, or numbers",
+    ),
     (del_config("normalization_mapping"), "has no normalization_mapping"),
     (set_config(horizon=10**9), "horizon 1000000000 is not in 1 … 4096"),
-    (set_config(horizon=4096, num_train_timesteps=100_000), "819200000 random numbers; 134217728 are the most"),
+    (set_config(horizon=4096, num_train_timesteps=20_000), "163840000 random numbers; 134217728 are the most"),
     (set_config(down_dims=[8] * 10**5), "horizon 16 is not a multiple of"),
     (set_config(beta_end=10**400), "is not a finite number"),
     (set_config(input_features={STATE: {"type": "ENV", "shape": [4]}}), f"type 'ENV' of '{STATE}' is not 'STATE'"),
@@ -190,7 +280,10 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_tensor(STATISTICS, f"{STATE}.max", torch.full((4,), -9.0)), f"'max' of '{STATE}' is below 'min'"),
     (set_tensor(STATISTICS, f"{ENVIRONMENT_STATE}.std", torch.full((3,), -1.0)), "is negative"),
     (set_tensor(STATISTICS, f"{STATE}.min", torch.zeros(3)), "has shape (3,), not (4,)"),
-    (set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)), "is not finite"),
+    (
+        set_tensor(STATISTICS, f"{STATE}.min", torch.full((4,), math.inf)),
+        f"statistic 'min' of '{STATE}' holds NaN or infinity",
+    ),
 ]
 
 
@@ -200,6 +293,36 @@ def test_broken_checkpoints_are_named(breakage: Callable[[Path], Any], message: 
     with pytest.raises(AsdError) as error:
         asd_policy.load_policy(checkpoint)
     assert message in str(error.value)
+
+
+def test_names_that_a_newer_lerobot_may_add_are_listed_and_warned_about_once(checkpoint: Path) -> None:
+    set_config(tea="green", future_option=[1])(checkpoint)
+    note = "config.json has names that are not known here and are not looked at: tea, future_option"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            asd_policy.load_policy(checkpoint)
+    assert [str(each.message) for each in caught if "config.json" in str(each.message)] == [note]
+    said = inspection.inspect(str(checkpoint))
+    assert said["runs_here"] and note in said["notes"]
+
+
+def test_the_plugins_own_type_is_known(checkpoint: Path) -> None:
+    expected = asd_policy.load_policy(checkpoint).network
+    set_config(type="asd_diffusion", sampler="asd:window=8")(checkpoint)
+    found = asd_policy.load_policy(checkpoint).network
+    assert isinstance(expected, ConditionalUnet1d) and isinstance(found, ConditionalUnet1d)
+    assert all(torch.equal(mine, other) for mine, other in zip(found.parameters(), expected.parameters(), strict=True))
+    assert "plans with the sampler 'asd:window=8'" in inspection.inspect(str(checkpoint))["notes"][0]
+
+
+def test_parameters_of_encoders_are_not_the_networks(checkpoint: Path) -> None:
+    before = inspection.inspect(str(checkpoint))
+    set_tensor("model.safetensors", "diffusion.rgb_encoder.backbone.0.weight", torch.zeros(100))(checkpoint)
+    said = inspection.inspect(str(checkpoint))
+    assert said["network_parameters"] == before["network_parameters"] == before["parameters"]
+    assert said["parameters"] == before["parameters"] + 100
+    assert said["runs_here"]  # as before: what is no part of the network is not looked at
 
 
 def test_unknown_paths_and_formats(tmp_path: Path, checkpoint: Path) -> None:

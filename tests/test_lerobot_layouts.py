@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,73 @@ def test_statistics_that_training_never_filled_are_refused(checkpoint: Path) -> 
     tensors = load_file(checkpoint / WEIGHTS)
     tensors["unnormalize_outputs.buffer_action.max"].fill_(float("inf"))
     save_file(tensors, checkpoint / WEIGHTS)
-    with pytest.raises(CheckpointError, match="statistic 'max' of 'action' is not finite"):
+    with pytest.raises(CheckpointError, match="statistic 'max' of 'action' holds NaN or infinity"):
+        asd_policy.load_policy(checkpoint)
+
+
+LATER = {
+    "use_amp": False, "use_peft": False, "push_to_hub": True, "repo_id": None, "private": None, "tags": None,
+    "license": None, "pretrained_path": None, "pretrained_revision": None, "drop_n_last_frames": 7,
+    "vision_backbone": "resnet18", "resize_shape": None, "crop_ratio": 1.0, "crop_shape": None,
+    "crop_is_random": True, "pretrained_backbone_weights": None, "use_group_norm": False,
+    "spatial_softmax_num_keypoints": 32, "use_separate_rgb_encoder_per_camera": True,
+    "gradient_checkpointing": False, "compile_model": False, "compile_mode": "reduce-overhead",
+    "do_mask_loss_for_padding": False, "optimizer_lr": 1e-4, "optimizer_betas": [0.95, 0.999],
+    "optimizer_eps": 1e-8, "optimizer_weight_decay": 1e-6,
+    "scheduler_name": "cosine", "scheduler_warmup_steps": 500,
+}  # fmt: skip
+"""What `DiffusionConfig` of lerobot 0.6.1 writes beside the fields that are read."""
+
+
+def test_later_versions_load_without_a_word(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / CONFIG).read_text())
+    (checkpoint / CONFIG).write_text(json.dumps(config | LATER))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asd_policy.load_policy(checkpoint)
+    assert inspection.inspect(str(checkpoint))["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["input_normalization_modes"].pop(STATE),
+            f"input_normalization_modes of '{STATE}' is None, not one",
+        ),
+        (
+            lambda c: c.pop("output_normalization_modes"),
+            "output_normalization_modes of 'action' is None, not one of min",
+        ),
+        (
+            lambda c: c["input_normalization_modes"].update({STATE: "minmax"}),
+            f"of '{STATE}' is 'minmax', not one of min_",
+        ),
+        (
+            lambda c: c["input_normalization_modes"].update({"observation.stat": "min_max"}),
+            f"input_normalization_modes has 'observation.stat', input_shapes only {STATE}, {ENVIRONMENT_STATE}",
+        ),
+    ],
+)
+def test_modes_of_the_first_layout_that_are_missing_or_misspelt(
+    change: Callable[[dict[str, Any]], Any], message: str, checkpoint: Path
+) -> None:
+    """Each would be another policy, one that does not normalise."""
+    to_first(checkpoint)
+    config = json.loads((checkpoint / CONFIG).read_text())
+    change(config)
+    (checkpoint / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        asd_policy.load_policy(checkpoint)
+    assert message in str(error.value)
+
+
+def test_statistics_of_a_feature_without_a_mode(checkpoint: Path) -> None:
+    to_buffers(checkpoint)
+    config = json.loads((checkpoint / CONFIG).read_text())
+    del config["normalization_mapping"]["STATE"]
+    (checkpoint / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"has statistics of '{STATE}', which config.json does not normalise"):
         asd_policy.load_policy(checkpoint)
 
 

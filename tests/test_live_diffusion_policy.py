@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,11 @@ from asd_policy.chain import GaussianChain
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
-from asd_policy.noise import NoiseTape
+from asd_policy.samplers import choice
+from asd_policy.tuning import load_tuning
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
+CPU = torch.device("cpu")
 
 
 def scheduler(**options: Any) -> DDPMScheduler:
@@ -179,29 +182,22 @@ def observation(rows: int = 3) -> Tensor:
     return torch.randn((rows, N_OBS_STEPS, OBS_DIM), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("name", "told"), KINDS)
-def test_window_one_is_its_own_loop(name: str, told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the same noise, inpainting or told the observations."""
+def test_window_one_is_its_own_loop(name: str, told: str | None, rows: int) -> None:
+    """After the same seed, inpainting or told the observations, whatever the number of robots."""
     policy = make(name, told)
     fast = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
-    observed = observation()
-    fast.predict_action(observed)  # the first looks at the network, with noise of its own
-    tape = NoiseTape.draw((3, HORIZON, policy.width), 20, torch.Generator().manual_seed(0))
-
-    def draws() -> Iterator[Tensor]:
-        yield tape.initial.clone()
-        yield from tape.normals.transpose(0, 1)
-
-    noise = draws()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn", lambda *_, **__: next(noise))
-        own = policy.predict_action(observed)
-    with monkeypatch.context() as patch:
-        patch.setattr(NoiseTape, "draw", lambda *_, **__: tape)
-        planned = fast.predict_action(observed)
+    observed = observation(rows)
+    plans: list[Tensor] = []
+    for each in (policy, fast):
+        torch.manual_seed(0)
+        plans.append(each.predict_action(observed))
+    own, planned = plans
     torch.testing.assert_close(planned, own, rtol=0, atol=1e-5)
+    assert not planned.is_inference()
     assert fast.asd_stats.last is not None
-    assert fast.asd_stats.last.rounds == (20, 20, 20)
+    assert fast.asd_stats.last.rounds == (20,) * rows
     if told is None:
         assert torch.equal(planned[:, :N_OBS_STEPS, ACTION_DIM:], observed)
 
@@ -347,6 +343,10 @@ def test_schedulers_that_step_otherwise_are_refused() -> None:
         asd_policy.accelerate(make(noise_scheduler=old, steps=10), "asd:window=4")
 
 
+def _halve(_: Any, __: Any, output: Tensor) -> Tensor:
+    return 0.5 * output
+
+
 def _drop_out(_: Any, __: Any, output: Tensor) -> Tensor:
     return nn.functional.dropout(output, 0.5)
 
@@ -357,3 +357,190 @@ def test_random_networks_are_refused() -> None:
     asd_policy.accelerate(policy, "asd:window=4")
     with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
         policy.predict_action(observation())
+
+
+def clamped(self: StandIn, *arguments: Any, **options: Any) -> Tensor:
+    return type(self).__mro__[1].conditional_sample(self, *arguments, **options).clamp(-0.1, 0.1)
+
+
+def test_a_sampling_method_of_somebody_elses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clamp for safety, say: the sampler would take its place, and nobody would know."""
+    policy = make()
+    known = type(policy)
+    policy.__class__ = type("Safe", (known,), {"conditional_sample": clamped, "__module__": "mine"})
+    message = (
+        "conditional_sample of this Safe is not diffusion_policy.policy.diffusion_unet_lowdim_policy."
+        "DiffusionUnetLowdimPolicy's own: mine.Safe overrides it"
+    )
+    with pytest.raises(asd_policy.SpecError, match=re.escape(message)):
+        asd_policy.accelerate(policy)
+    assert policy.predict_action(observation()).abs().max() <= 0.1
+    policy.__class__ = type("Safe", (type("Mixin", (), {"conditional_sample": clamped}), known), {})
+    with pytest.raises(asd_policy.SpecError, match="test_live_diffusion_policy.Mixin overrides it"):
+        asd_policy.accelerate(policy)
+    policy.__class__ = known
+    policy.conditional_sample = policy.conditional_sample
+    with pytest.raises(asd_policy.SpecError, match="own: the object has an attribute of that name"):
+        asd_policy.accelerate(policy)
+    del policy.conditional_sample
+    monkeypatch.setattr(known, "conditional_sample", types.FunctionType(clamped.__code__, {"__name__": "mine"}), False)
+    with pytest.raises(asd_policy.SpecError, match="it was replaced in the class, by mine.clamped"):
+        asd_policy.accelerate(policy)
+
+
+def test_a_step_of_somebody_elses_is_refused() -> None:
+    policy = make()
+    step = policy.noise_scheduler.step
+    policy.noise_scheduler.step = lambda *given, **options: step(*given, **options)
+    with pytest.raises(asd_policy.SpecError, match="step of this DDPMScheduler .*attribute of that name"):
+        asd_policy.accelerate(policy)
+    del policy.noise_scheduler.step
+
+    class Guided(DDPMScheduler):
+        def previous_timestep(self, timestep: Any) -> Any:
+            return 0
+
+    Guided.__name__ = "DDPMScheduler"
+    policy.noise_scheduler = Guided(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
+    with pytest.raises(asd_policy.ChainError, match="does not step as its configuration says"):
+        asd_policy.accelerate(policy)
+
+
+def test_what_replaced_the_sampler_is_not_lost() -> None:
+    policy = asd_policy.accelerate(make(), "asd:window=4")
+    ours = policy.conditional_sample
+    policy.conditional_sample = lambda *given, **options: ours(*given, **options).clamp(-0.1, 0.1)
+    for again in (asd_policy.restore, asd_policy.accelerate):
+        with pytest.raises(asd_policy.SpecError, match="conditional_sample of this .* was changed after accelerate"):
+            again(policy)
+    assert policy.predict_action(observation()).abs().max() <= 0.1
+    policy.conditional_sample = ours
+    asd_policy.restore(policy)
+    assert "conditional_sample" not in vars(policy)
+
+
+def test_hooks_and_other_networks_are_the_policys_own() -> None:
+    """They are called, whoever samples."""
+    policy = make()
+    policy.model.register_forward_hook(_halve)
+    plans = []
+    for each in (policy, asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")):
+        torch.manual_seed(0)
+        plans.append(each.predict_action(observation()))
+    torch.testing.assert_close(*plans, rtol=0, atol=1e-5)
+
+
+def test_the_compiler_stays_out_of_the_sampler() -> None:
+    """`torch.compile` around what calls it: the plans are the same, and what is compiled is the policy's own."""
+    graphs: list[Any] = []
+
+    def compiled(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    policy, plans = asd_policy.accelerate(make(), "asd:window=5"), []
+    other = asd_policy.accelerate(make(), "asd:window=5")
+    own: Any = policy.predict_action
+    policy.predict_action = torch.compile(own, backend=compiled)
+    for seed in range(3):
+        for each in (policy, other):
+            torch.manual_seed(seed)
+            plans.append(each.predict_action(observation()))
+        assert torch.equal(*plans[-2:])
+    assert policy.asd_stats.last is not None
+    assert policy.asd_stats.last.rounds == other.asd_stats.last.rounds  # pyright: ignore[reportOptionalMemberAccess]
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert graphs and not any("conv" in name or "linear" in name for name in called)
+
+
+@pytest.mark.parametrize(("name", "told"), KINDS)
+def test_a_warm_up_leaves_nothing_for_the_first_plan(name: str, told: str | None) -> None:
+    """And changes nothing else: neither random numbers, nor what is learned, nor which plans are counted."""
+    policy, calls = asd_policy.accelerate(make(name, told), "asd"), []
+    policy.model.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    state = torch.get_rng_state()
+    warm = asd_policy.warm_up(policy, observation=observation(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    stats = policy.asd_stats
+    assert (stats.plans, stats.last) == (0, None)
+    assert (warm.calls, warm.points) == (stats.trial_calls, stats.trial_points) == (len(calls), sum(calls))
+    calls.clear()
+    policy.predict_action(observation(2))
+    assert stats.last is not None
+    assert (stats.plans, stats.trial_calls) == (2, warm.calls)
+    assert (max(stats.last.rounds), sum(stats.last.nfe)) == (len(calls), sum(calls))
+
+
+def test_calls_of_a_cold_first_plan_are_counted() -> None:
+    policy, calls = asd_policy.accelerate(make(), "asd"), []
+    policy.model.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    policy.predict_action(observation(1))
+    stats = policy.asd_stats.last
+    assert stats is not None
+    assert (stats.all_calls, stats.all_points) == (len(calls), sum(calls))
+    assert policy.asd_stats.trial_calls == stats.trial_calls > 20
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandIn], int]:
+    """Returns how often a policy's network is timed until its first plan is there."""
+    windows: list[int] = []
+    time_call = choice._time_call
+
+    def spy(target: Any, initial: Tensor, window: int) -> float:
+        windows.append(window)
+        return time_call(target, initial, window)
+
+    def timed(policy: StandIn) -> int:
+        windows.clear()
+        asd_policy.warm_up(asd_policy.accelerate(policy, "asd"), observation=observation(1))
+        count = len(windows)
+        policy.predict_action(observation(1))
+        assert len(windows) == count
+        return count
+
+    monkeypatch.setattr(choice, "_time_call", spy)
+    return timed
+
+
+def test_times_are_kept_by_the_weights(own_cache: Path, timed: Callable[[StandIn], int]) -> None:
+    """In the user's cache, as `tune` keeps those of checkpoints; what plans have taught is not kept."""
+    assert timed(make()) == 8
+    policy = make()
+    assert timed(policy) == 0
+    for _ in range(4):
+        policy.predict_action(observation(1))
+        policy.reset()
+    (file,) = own_cache.rglob("*.safetensors")
+    known, backend = load_tuning(file, GaussianChain.from_scheduler(scheduler()), (HORIZON, ACTION_DIM), CPU)
+    assert backend == "live" and known.latency and known.plans == 0 and not known.moments and not known.judgements
+    changed = make()
+    nn.init.zeros_(next(changed.model.parameters()))
+    assert timed(changed) == 8
+    assert timed(make(steps=10)) == 6
+    file.write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="times are measured anew: .* cannot be read"):
+        assert timed(make()) == 8
+    assert timed(make()) == 0
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    timed: Callable[[StandIn], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="measured times are not kept: .*"):
+        assert timed(make()) == 8
+
+
+def test_warm_ups_that_cannot_be() -> None:
+    policy = make()
+    with pytest.raises(
+        asd_policy.SpecError, match="DiffusionUnetLowdimPolicy is not accelerated: it has nothing to warm"
+    ):
+        asd_policy.warm_up(policy, observation=observation())
+    asd_policy.accelerate(policy)
+    with pytest.raises(asd_policy.SpecError, match="the warm-up of a .* takes observation, not robots"):
+        asd_policy.warm_up(policy, 2)
+    with pytest.raises(asd_policy.SpecError, match="is in training mode: call .eval"):
+        asd_policy.warm_up(policy.train(), observation=observation())

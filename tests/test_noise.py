@@ -33,7 +33,25 @@ def test_a_generator_per_row() -> None:
         return torch.Generator().manual_seed(seed)
 
     batch = NoiseTape.draw((2, 4), 5, [generator(1), generator(2)])
-    row = NoiseTape.draw((1, 4), 5, generator(2))
+    row = NoiseTape.draw((1, 4), 5, [generator(2)])
     assert torch.equal(batch.normals[1], row.normals[0])
     assert torch.equal(batch.initial[1], row.initial[0])
     assert torch.equal(batch.uniforms[1], row.uniforms[0])
+
+
+@pytest.mark.parametrize("event", [(4,), (3, 7), (16, 2)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_one_generator_draws_as_the_libraries_do(batch: int, event: tuple[int, ...], given: bool) -> None:
+    """The start, if it is not given, then the noise of one step after the other; also from the global generator."""
+    shape = (batch, *event)
+    torch.manual_seed(0)
+    start = torch.ones(shape) if given else torch.randn(shape)
+    normals = [torch.randn(shape) for _ in range(5)]
+    for generator in (torch.Generator().manual_seed(0), None):
+        torch.manual_seed(0)
+        tape = NoiseTape.draw(shape, 5, generator, initial=start if given else None)
+        assert torch.equal(tape.initial, start)
+        assert torch.equal(tape.normals, torch.stack(normals, dim=1))
+    rows = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+    assert torch.equal(NoiseTape.draw(shape, 5, rows, initial=start).initial, start)

@@ -7,7 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ import onnx
 import pytest
 import torch
 from conftest import save_random
-from onnx import TensorProto, helper
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.unknown_fields import UnknownFieldSet
+from onnx import TensorProto, helper, numpy_helper
 from test_fuzz import count_refusals, damage_bytes, damage_json
 from torch import Tensor, nn
 
@@ -25,11 +27,14 @@ from asd_policy import cli
 from asd_policy.backends import Job, make_backend
 from asd_policy.backends.onnx import MAX_GRAPHS, Onnx, OnnxModel
 from asd_policy.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
-from asd_policy.backends.onnx_session import default_threads, open_session, provider_options
+from asd_policy.backends.onnx_session import INPUTS, default_threads, open_session, provider_options
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import load_policy
+from asd_policy.checkpoints import load_policy, onnx_graph
 from asd_policy.checkpoints.lerobot import DiffusionConfig
+from asd_policy.checkpoints.onnx_chain import contradiction
 from asd_policy.checkpoints.onnx_record import KEY
+from asd_policy.checkpoints.onnx_sizes import follow, sizes
+from asd_policy.checkpoints.protobuf import fields as wire_fields
 from asd_policy.errors import AsdError, BackendError, DenoiserError, SpecError
 from asd_policy.exporting import network as exporting
 from asd_policy.exporting.network import example
@@ -131,6 +136,26 @@ def test_a_file_controls(exported: Exported) -> None:
         policy.reset(seed=0)
         actions.append([policy.select_action([0.1 * step] * 7) for step in range(20)])
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_observations_in_arrays_of_numpy(exported: Exported) -> None:
+    """Without PyTorch's tensors, as where it is not installed: any form, in memory that is used again."""
+    policy, actions = load_policy(exported.file, "ddpm", device="numpy"), []
+    buffer = np.zeros(7, ">f8")[::-1]
+    for own in (True, False):
+        policy.reset(seed=np.int64(3))
+        actions.append([])
+        for step in range(20):
+            buffer[:] = 0.1 * step
+            action = policy.select_action(buffer.astype(np.float32) if own else buffer)
+            actions[-1].append(action.tolist())
+            action *= 100
+    assert actions[0] == actions[1]
+    with pytest.raises(asd_policy.ObservationError, match="the observation is an array of object, not of real numbers"):
+        policy.select_action(np.full(7, None))
+    with pytest.raises(asd_policy.ObservationError, match=r"NaN or infinity in 32 bits: 1e\+300 at \[0\]"):
+        policy.select_action(np.full(7, 1e300))
 
 
 def test_arrays_and_tensors_are_equal(exported: Exported) -> None:
@@ -434,6 +459,129 @@ def test_what_could_reach_out_of_a_file_is_refused(tmp_path: Path) -> None:
     assert "weights in another file" in refusal(tmp_path / "x.onnx")
 
 
+def long_tag(number: int, kind: int, value: bytes) -> bytes:
+    """Encode a field whose number has bits beyond the 32 of a tag, which a parser may drop."""
+    tag, encoded = (number << 3 | kind) + 2**35, b""
+    while tag:
+        encoded += bytes([tag & 0x7F | (0x80 if tag > 0x7F else 0)])
+        tag >>= 7
+    return encoded + value
+
+
+def test_a_tag_is_the_field_that_every_parser_reads(tmp_path: Path) -> None:
+    """Weights in another file, behind a number that only 64 bits hold."""
+    hidden = long_tag(14, 0, b"\x01") + long_tag(13, 2, b"\x00")
+    graph = little_model().graph.SerializeToString()
+    tensor = TensorProto(name="w", dims=[1], data_type=1).SerializeToString() + hidden
+    graph += b"\x2a" + bytes([len(tensor)]) + tensor
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x00\x3a" + bytes([len(graph)]) + graph)
+    assert "a field's tag has more than 32 bits" in refusal(tmp_path / "x.onnx")
+    padded = b"\xba\x80\x80\x80\x80\x00"  # 7, as a message, in six bytes
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x00" + padded + bytes([len(graph)]) + graph)
+    assert "a field's tag has more than 32 bits" in refusal(tmp_path / "x.onnx")
+
+
+def mutate_wire(message: bytes, rng: random.Random) -> bytes:
+    """Change, insert or delete a few bytes, often ones that mean something in a tag or a size."""
+    bytes_ = bytearray(message)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(bytes_) + 1)
+        piece = bytes(rng.choice((0x00, 0x01, 0x80, 0xFF, 0x08, 0x12, 0x3A, rng.randrange(256))) for _ in range(3))
+        bytes_[at : at + rng.randint(0, 2)] = piece[: rng.randint(0, 3)]
+    return bytes(bytes_)
+
+
+def test_our_reader_sees_the_fields_that_the_real_one_sees() -> None:
+    """What we accept, field by field, is what protobuf's parser reads of the same bytes; fixed seeds."""
+    rng, compared = random.Random(0), 0
+    seeds = [little_model().SerializeToString(), little_model(domain="x", value=1.5).SerializeToString()]
+    kinds = {0: int, 1: int, 2: bytes, 5: int}
+    for round_ in range(4000):
+        message = mutate_wire(seeds[round_ % 2], rng)
+        try:
+            ours = [(number, value) for number, value in wire_fields(memoryview(message))]
+        except ValueError:
+            continue
+        empty = Empty()
+        empty.ParseFromString(message)  # what we accept, it does too
+        theirs = [(each.field_number, each.wire_type, each.data) for each in UnknownFieldSet(empty)]
+        assert len(ours) == len(theirs)
+        for (number, value), (their_number, kind, data) in zip(ours, theirs, strict=True):
+            assert number == their_number
+            if isinstance(value, int):
+                assert kind == 0 and value % 2**64 == data
+            else:
+                expected = data if kinds[kind] is bytes else int(data).to_bytes(8 if kind == 1 else 4, "little")
+                assert bytes(value) == expected
+        compared += 1
+    assert compared > 400
+
+
+def big_model(nodes: list[Any], weights: dict[str, Any] | None = None) -> onnx.ModelProto:
+    """A model of x [points, 4] to y."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["points", None]) for name in "xy")
+    x.type.tensor_type.shape.dim[1].dim_value = 4
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()]
+    return helper.make_model(helper.make_graph(nodes, "big", [x], [y], constants))
+
+
+def test_what_would_take_for_ever_or_all_memory_is_refused_before_it_is_run(tmp_path: Path) -> None:
+    node = helper.make_node
+    many = [node("Identity", [f"v{i}" if i else "x"], [f"v{i + 1}"]) for i in range(20_001)]
+    doubled = [node("Concat", [f"v{i}" if i else "x"] * 2, [f"v{i + 1}"], axis=1) for i in range(30)]
+    spread = [
+        node("Unsqueeze", ["x", "axis"], ["v"]),
+        node("Mul", ["v", "row"], ["w"]),
+        node("Mul", ["w", "column"], ["y"]),
+    ]
+    ones = np.ones((3000, 3000), np.float32)
+    folded = [node("MatMul", ["w", "w"], ["v"])]
+    axis = np.array([1], np.int64)
+    cases = {
+        "more than 20000 nodes or weights": big_model(many),
+        "numbers for 64 points; 536870912 are the most": big_model(doubled),
+        "numbers for 64 points": big_model(
+            spread,
+            {"axis": axis, "row": np.ones((3000, 1), np.float32), "column": np.ones((5000, 1, 1, 1), np.float32)},
+        ),
+        "operations on constants, to be done at load": big_model(folded, {"w": ones}),
+        "the operator Loop, which no exported policy has": big_model([node("Loop", ["x"], ["y"])]),
+        "the tensor z, which is used before it is there": big_model([node("Add", ["x", "z"], ["y"])]),
+        "an operator Reshape that does not fit its inputs": big_model([node("Reshape", ["x", "x"], ["y"])]),
+    }
+    for told, model in cases.items():
+        (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+        said = refusal(tmp_path / "x.onnx")
+        assert "x.onnx is not loaded: it has " in said and told in said
+
+
+@pytest.mark.parametrize("points", [1, 3, 64])
+@pytest.mark.parametrize("network", ["unet", "transformer"])
+def test_shapes_are_those_of_onnx_runtime(
+    network: str, points: int, exported: Exported, chain: GaussianChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every tensor of an exported graph, each made an output."""
+    if network == "unet":
+        model, job = onnx.load(exported.file), load_policy(exported.source).job
+    else:
+        job = job_of(chain, (8, 3), 10)
+        config = TransformerConfig(3, 3, 8, 2, cond_dim=5, n_layer=1, n_head=2, n_emb=16, causal_attn=True)
+        model = exporting.export_network(DiffusionTransformer(config).eval(), job, lowered=True)
+    del model.graph.output[:]
+    names = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    onnx.save(model, tmp_path / "x.onnx")
+    graphs: list[Any] = []
+    monkeypatch.setattr(onnx_graph, "POINTS", points)
+    monkeypatch.setattr(onnx_graph, "sizes", lambda *graph: graphs.append(graph) or sizes(*graph))
+    onnx_graph.read_onnx(tmp_path / "x.onnx")
+    values = [value for _, _, outputs in follow(*graphs[0]) for value in outputs]
+    session = open_session(str(tmp_path / "x.onnx"), "x", [("CPUExecutionProvider", {})], 1)
+    inputs = example(job, points, torch.Generator().manual_seed(0))
+    found: Any = session.run(names, dict(zip(INPUTS, (each.numpy() for each in inputs), strict=True)))
+    assert [value.shape for value in values] == [np.shape(each) for each in found]
+
+
 def test_a_file_cut_anywhere_is_refused(exported: Exported, tmp_path: Path) -> None:
     whole, path = exported.file.read_bytes(), tmp_path / "cut.onnx"
     for size in (0, 2, 3, 10, 100, len(whole) // 2, len(whole) - 1):
@@ -456,7 +604,11 @@ def test_changed_weights_are_noticed(exported: Exported, tmp_path: Path) -> None
     [
         (("version",), 2, "the record is of version 2, and this asd_policy .* reads 1"),
         (("chain", "a"), [1.0], "the record's chain's a is .*, not a list of 10 numbers"),
-        (("chain", "sigma", 0), -1.0, "negative sigma"),
+        (("chain", "sigma", 0), -1.0, "sigma is -1 at step 0, not "),
+        (("chain", "sigma", 3), 0.0, "sigma is 0 at step 3, not "),
+        (("chain", "b", 2), -0.5, "b is -0.5 at step 2, not "),
+        (("chain", "timesteps"), list(range(10)), "timesteps is 0 at step 0, not 9"),
+        (("chain", "excess"), [0.0] * 10, "excess is there"),
         (("chain", "timesteps", 0), 10, "no integers in 0 … 9"),
         (("chain", "config", "beta_schedule"), "x", "beta_schedule 'x' is not one of"),
         (("chain", "excess"), "none", "not a list of"),
@@ -485,6 +637,24 @@ def test_records_that_do_not_fit(
         load_policy(path)
     assert str(path) in str(error.value) or "beta_schedule" in told
     assert "\n" not in str(error.value)
+
+
+def test_without_pytorch_a_chain_is_held_to_theory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asd_policy.checkpoints.onnx_chain.find_spec", lambda name: None)
+    for prediction in ("epsilon", "sample", "v_prediction"):
+        config = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": prediction}
+        for scheduler, eta in (("DDPMScheduler", None), ("DDIMScheduler", 0.5)):
+            chain = GaussianChain.from_scheduler({**config, "_class_name": scheduler}, 25, eta)
+            assert contradiction(chain) is None
+            wrong = {
+                "timesteps": chain.timesteps[::-1],
+                "sigma": chain.sigma * (np.arange(25) != 3),
+                "b": -chain.b,
+                "output_scale": -chain.output_scale,
+                "input_scale": chain.input_scale + 0.5,
+            }
+            for name, values in wrong.items():
+                assert contradiction(replace(chain, **{name: values})) is not None, (prediction, scheduler, name)
 
 
 def test_an_entry_that_is_missing_is_named(exported: Exported, tmp_path: Path) -> None:

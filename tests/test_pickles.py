@@ -6,19 +6,25 @@ import json
 import os
 import pickle
 import random
+import resource
+import tracemalloc
 import zipfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import training_files as files
 
 import asd_policy
 from asd_policy.checkpoints.archives import TorchArchive
+from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
 from asd_policy.checkpoints.pickles import Record, StoredTensor, read_pickle
 from asd_policy.errors import AsdError, CheckpointError
 
@@ -50,7 +56,7 @@ def harm(path: Path) -> list[tuple[str, Any]]:
         ("torch.serialization.load", Calls(torch.load, str(path))),
         ("torch.hub.load", Calls(torch.hub.load, str(path), "x")),
         ("pickle.loads", Calls(pickle.loads, pickle.dumps(Calls(eval, command)))),
-        ("io.open", Calls(io.open, str(path), "w")),
+        (f"{io.open.__module__}.open", Calls(io.open, str(path), "w")),  # of io until Python 3.11, of _io since
         ("functools.partial", Calls(__import__("functools").partial, eval, command)),
         ("commands.Popen", Calls(__import__("subprocess").Popen, ["touch", str(path)])),
     ]
@@ -95,7 +101,6 @@ INSTRUCTIONS = {
     "NEWOBJ_EX": b"\x80\x04cbuiltins\nint\n)}\x92.",
     "DUP": b"N2.",
     "STRING": b"S'x'\n.",
-    "EMPTY_SET": b"\x8f.",
 }
 
 
@@ -103,6 +108,14 @@ INSTRUCTIONS = {
 def test_instructions_that_no_checkpoint_needs(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"uses the instruction {name}|is damaged"):
         read_pickle(INSTRUCTIONS[name], "x")
+
+
+class Tags(list[str]):
+    """A class of lists."""
+
+
+class Table(dict[str, int]):
+    """A class of mappings."""
 
 
 class Own:
@@ -122,6 +135,116 @@ def test_objects_of_any_class_are_records(tmp_path: Path) -> None:
     payload = files.workspace("unet")
     payload["pickles"] = {"own": Own(), "schedule": Counter([3, 5]), "out": Path("runs"), "when": date(2023, 1, 2)}
     asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
+
+
+UNUSED: dict[str, Any] = {
+    "set": {1, 2},
+    "frozen set": frozenset([1]),
+    "slice": slice(1, 2),
+    "range": range(3),
+    "complex": 1j,
+    "bytes": b"ab",
+    "bytearray": bytearray(b"ab"),
+    "deque": deque([1], 3),
+    "large integer": 10**700,
+    "type": type(None),
+    "list of a class": Tags("ab"),
+    "mapping of a class": Table(a=1),
+    "decimal": Decimal("1.5"),
+    "zone": UTC,
+    "namespace": SimpleNamespace(a=1),
+    "path of Python 3.13": Path("runs"),
+    "module": torch.nn.Linear(2, 2),
+    "array": np.arange(3, dtype=np.uint16),
+    "array of objects": np.array([{}, None], dtype=object),
+    "masked array": np.ma.array([1, 2], mask=[False, True]),
+    "generator": np.random.default_rng(0),
+    "old generator": np.random.RandomState(0),
+    "torch's generator": torch.Generator(),
+    "sparse tensor": torch.eye(2).to_sparse(),
+    **{str(kind): torch.arange(3).to(kind) for kind in (torch.uint16, torch.uint32, torch.uint64, torch.complex64)},
+    "float8": torch.zeros(2).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_training_code_leaves_behind_keeps_no_file_from_being_read(name: str, tmp_path: Path) -> None:
+    for protocol in (2, 4, 5):
+        torch.save({"epoch": 3, "unused": UNUSED[name]}, tmp_path / "x", pickle_protocol=protocol)
+        with TorchArchive(tmp_path / "x") as archive:
+            assert archive.payload()["epoch"] == 3
+
+
+DILL = {
+    "set": b"cdill._dill\n_load_type\n(X\x07\x00\x00\x00SetTypetR(]K\x01atR.",
+    "array": b"cdill._dill\n_create_array\n(cnumpy.core.multiarray\n_reconstruct\nNNNtR.",
+    "lambda": b"cdill._dill\n_create_function\n(cdill._dill\n_create_code\n(K\x01tRc__builtin__\n__main__\ntR.",
+    "named tuple": b"cdill._dill\n_create_namedtuple\n(X\x01\x00\x00\x00N]X\x01\x00\x00\x00mtRK\x01K\x02\x86R.",
+    "path of Python 3.13": b"cpathlib._local\nPosixPath\n(X\x04\x00\x00\x00runstR.",
+}
+
+
+@pytest.mark.parametrize("name", DILL)
+def test_what_dill_writes_is_inert(name: str) -> None:
+    """As dill 0.4 spells it at protocol 2."""
+    assert isinstance(read_pickle(PROTOCOL + DILL[name], "x"), Record)
+
+
+def test_what_is_called_is_dills_type_and_nothing_else_that_was_made() -> None:
+    """A function that dill describes could be anything, and so could an object of a class."""
+    function = b"cdill._dill\n_create_function\n(NtR)R."
+    partial = b"cfunctools\npartial\n(cbuiltins\neval\nt\x81(X\x01\x00\x00\x001tR."
+    for data in (function, partial):
+        with pytest.raises(CheckpointError, match="^x is damaged: TypeError: a Record where"):
+            read_pickle(PROTOCOL + data, "x")
+
+
+def test_tensors_of_other_dtypes_are_no_weights(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    name = "model.mid_modules.0.blocks.1.block.0.bias"
+    payload["state_dicts"]["ema_model"][name] = torch.zeros(16).to(torch.float8_e5m2)
+    with pytest.raises(
+        CheckpointError, match=f"state_dicts.ema_model.{name} is a torch._utils._rebuild_tensor_v3, not"
+    ):
+        asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
+
+
+BOMBS = {
+    "a long name, again and again": b"\x80\x04" + b"X" + (2**20).to_bytes(4, "little") + b"a" * 2**20
+    + b"q\x00" + b"h\x00h\x00\x93" * 100_000 + b".",
+    "lists": PROTOCOL + b"]" * (2**22 - 3) + b".",
+    "mappings": PROTOCOL + b"}" * (2**22 - 3) + b".",
+    "marks": PROTOCOL + b"(" * (2**22 - 3) + b".",
+    "records": PROTOCOL + b"cnumpy\ndtype\nq\x01" + b"h\x01)R" * 2**20 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_pickles_of_many_objects_take_little_memory(name: str) -> None:
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="has 2097152 characters|more than 1000000 instructions"):
+        read_pickle(BOMBS[name], "x")
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) < 150 * 2**20
+
+
+def test_a_list_that_many_settings_share_is_not_copied_for_each(tmp_path: Path) -> None:
+    payload = files.workspace("unet")
+    shared: list[Any] = [None] * 50_000
+    scheduler = {**files.SCHEDULER, **{f"x{number}": shared for number in range(10_000)}}
+    payload["cfg"]["policy"] = {**payload["cfg"]["policy"], "noise_scheduler": scheduler}
+    path = tmp_path / "latest.ckpt"
+    torch.save(payload, path)
+    tracemalloc.start()
+    try:
+        describe_diffusion_policy(path)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_key_twice_in_a_mapping() -> None:
+    with pytest.raises(CheckpointError, match="the key 'a' twice in a mapping"):
+        read_pickle(PROTOCOL + b"}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02u.", "x")
 
 
 def test_a_call_is_refused_however_it_is_named() -> None:
@@ -201,6 +324,9 @@ def _push(value: Any) -> bytes:
         ([2], (1,), 0, 4),
         ((True,), (1,), 0, 4),
         ("ab", (1, 1), 0, 4),
+        ((0, 2**62, 2**62), (1, 1, 1), 0, 0),
+        ((0,), (2**61,), 0, 4),
+        ((0,), (1,), 2**61, 4),
     ],
 )
 def test_tensors_that_no_storage_holds(size: Any, stride: Any, offset: Any, numel: Any) -> None:
@@ -240,6 +366,7 @@ def test_tensors_are_those_of_torch(tmp_path: Path) -> None:
         "shared": base[3:5],
         "scalar": torch.tensor(2.5),
         "empty": torch.empty(0, 3),
+        "empty view": base.view(4, 6)[:, 2:2],
         **{str(kind): torch.arange(3).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float64, torch.bool)},
     }
     torch.save(saved, tmp_path / "x")

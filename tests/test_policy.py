@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import asd_policy
+from asd_policy import arrays, control
+from asd_policy.errors import MAX_MESSAGE
 from asd_policy.policy import ENVIRONMENT_STATE, STATE, Policy
 from asd_policy.samplers.asd import Asd
 from asd_policy.samplers.base import Past
@@ -127,13 +129,136 @@ def test_accelerate_refuses(policy: Policy) -> None:
         (OBSERVATION | {"environment_state": np.array([0, np.nan, 0])}, "'environment_state' holds NaN or infinity"),
         (OBSERVATION | {"environment_state": np.array([0, np.inf, 0])}, "'environment_state' holds NaN or infinity"),
         (np.zeros(6), "has shape (6,); the policy reads (7,)"),
+        (None, "the observation is an array of object, not of real numbers"),
+        ([[0.0], [1.0, 2.0]], "the observation is no array: ValueError: "),
+        ({None: 1, 5: 2}, "it has None, 5, the policy reads 'observation.state' (4,)"),
+        (OBSERVATION | {"agent_pos": np.array([0, 0, 0, None])}, "'agent_pos' is an array of object, not of real"),
+        (OBSERVATION | {"agent_pos": ["0", "0", "0", "0"]}, "'agent_pos' is an array of <U1, not of real numbers"),
+        (OBSERVATION | {"agent_pos": np.zeros(4, complex)}, "'agent_pos' is an array of complex128, not of real"),
+        (OBSERVATION | {"agent_pos": torch.zeros(4).to_sparse()}, "'agent_pos' is no array: TypeError: "),
+        (OBSERVATION | {"agent_pos": np.ma.masked_equal(np.arange(4), 2)}, "'agent_pos' has masked entries"),
+        (OBSERVATION | {"agent_pos": np.array([0, 1e300, 0, 0])}, "NaN or infinity in 32 bits: 1e+300 at [1]"),
+        (OBSERVATION | {"agent_pos": np.zeros((1000, 1000))}, "'agent_pos' has shape (1000, 1000), not (4,)"),
     ],
 )
 def test_bad_observations_are_named(bad: Any, message: str, policy: Policy) -> None:
     with pytest.raises(asd_policy.ObservationError) as error:
         policy.select_action(bad)
     assert message in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) <= MAX_MESSAGE
     assert not policy.plans
+
+
+def test_errors_are_one_line_of_bounded_length(policy: Policy) -> None:
+    """However much was wrong; its beginning says what, its end what would be right."""
+    with pytest.raises(asd_policy.ObservationError) as error:
+        policy.select_action({f"topic\n{number}": 0 for number in range(100_000)})
+    said = str(error.value)
+    assert len(said) == MAX_MESSAGE and said.isprintable()
+    assert said.startswith("the observation has no 'observation.state' or 'agent_pos'; it has 'topic\\n0', ")
+    assert said.endswith("the policy reads 'observation.state' (4,), 'observation.environment_state' (3,)")
+    assert str(asd_policy.SpecError(" a\n\x1b[2J\u2028 b\t")) == "a \\x1b[2J b"
+
+
+NUMBERS = np.array([0.25, -0.5, 1.0, 0.0])
+"""The same in every precision below."""
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        NUMBERS[::-1].copy()[::-1],
+        np.stack([NUMBERS, NUMBERS], 1)[:, 0],
+        NUMBERS.astype(">f4"),
+        NUMBERS.astype(np.longdouble),
+        NUMBERS.astype(np.float16),
+        np.ma.masked_array(NUMBERS),
+        NUMBERS.tolist(),
+        [np.float32(value) for value in NUMBERS],
+        [torch.tensor(value) for value in NUMBERS],
+        torch.tensor(NUMBERS, dtype=torch.bfloat16),
+        torch.tensor(NUMBERS, requires_grad=True),
+        torch.tensor(NUMBERS)[None].expand(3, 4)[1],
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_observations_in_any_form(form: Any, policy: Policy) -> None:
+    frozen = NUMBERS.astype(np.float32)
+    frozen.flags.writeable = False
+    actions = []
+    for values in (frozen, form):
+        policy.reset(seed=2)
+        actions.append(policy.select_action(OBSERVATION | {"agent_pos": values}).tolist())
+    assert actions[0] == actions[1]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_observations_in_memory_that_is_used_again(flat: bool, policy: Policy) -> None:
+    """A driver fills the same array at every step."""
+    seen = np.random.default_rng(0).uniform(-0.3, 0.3, (20, 7)).astype(np.float32)
+    buffer, actions = np.zeros(7, np.float32), []
+    for form in (buffer, torch.from_numpy(buffer), None):
+        policy.reset(seed=1)
+        actions.append([])
+        for now in seen:
+            buffer[:] = now
+            values: Any = now.copy() if form is None else form
+            whole = values if flat else {"agent_pos": values[:4], "environment_state": values[4:]}
+            actions[-1].append(policy.select_action(whole).tolist())
+    assert actions[0] == actions[1] == actions[2]
+
+
+def test_what_is_done_to_an_action_is_not_done_to_a_plan(policy: Policy) -> None:
+    action = policy.select_action(OBSERVATION)
+    planned = policy.plans[0].chunk.clone()
+    action *= 100
+    assert torch.equal(policy.plans[0].chunk, planned)
+    policy.plans[0].chunk[:] = 100
+    assert policy.select_action(OBSERVATION).tolist() == planned[0, 2].tolist()
+
+
+def test_an_infinite_action_is_no_action(policy: Policy) -> None:
+    """The network's numbers are finite, and in the environment's units they are not."""
+    action = policy.normalization["action"]
+    policy._action = replace(action, gain=torch.full((2,), 1e-45))
+    with pytest.raises(asd_policy.DenoiserError, match=r"the plan, in the environment's units, holds NaN or infinity"):
+        policy.select_action(OBSERVATION)
+    assert not policy.plans
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, torch.as_tensor, lambda x: np.asarray(x)[::-1].copy()[::-1]])
+def test_a_history_in_any_form(as_array: Any, policy: Policy) -> None:
+    rng = np.random.default_rng(0)
+    history: dict[str, Any] = {STATE: rng.normal(size=(3, 2, 4)), ENVIRONMENT_STATE: rng.normal(size=(3, 2, 3))}
+    plain = {name: torch.tensor(values, dtype=torch.float32) for name, values in history.items()}
+    chunks = [
+        policy.plan(told, torch.Generator().manual_seed(0)).chunk
+        for told in (plain, {name: as_array(values) for name, values in history.items()})
+    ]
+    assert torch.equal(chunks[0], chunks[1])
+    with pytest.raises(asd_policy.ObservationError, match=r"the history has no 'observation.state'; it has nothing"):
+        policy.plan({})
+    with pytest.raises(asd_policy.ObservationError, match=r"has shape \(3, 2, 3\), not \(B, 2, 4\)"):
+        policy.plan({name: history[ENVIRONMENT_STATE] for name in history})
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), np.uint8(5), torch.tensor(5), np.array(5)])
+def test_seeds_of_any_integer_type(seed: Any, policy: Policy) -> None:
+    actions = []
+    for each in (5, seed):
+        policy.reset(each)
+        actions.append(policy.select_action(OBSERVATION).tolist())
+        policy.reset_batch([each])
+        policy.observe(0, OBSERVATION)
+        actions.append(policy.act([0])[0].tolist())
+    assert actions[0] == actions[1] == actions[2] == actions[3]
+
+
+@pytest.mark.parametrize("device", ["cpu", "numpy"])
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, np.float32(2), "5", np.array([1, 2]), object()])
+def test_seeds_that_are_none(seed: Any, device: str) -> None:
+    with pytest.raises(asd_policy.SpecError, match="^seed .* is not a whole number in 0 … 18446744073709551615$"):
+        arrays.make_generator(arrays.find_device(device), seed)
 
 
 def test_the_last_plan_begins_the_next(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +294,19 @@ def test_accelerate_refuses_a_random_network(policy: Policy) -> None:
         asd_policy.accelerate(policy, "asd")
 
 
+def test_only_the_latest_plans_are_kept(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between resets too; what is planned does not depend on it."""
+    fast = asd_policy.accelerate(policy, "asd:window=4,draft=warm,verify=block")
+    found = []
+    for kept in (control.PLANS_KEPT, 2):
+        monkeypatch.setattr(control, "PLANS_KEPT", kept)
+        fast.reset(seed=1)
+        found.append([fast.select_action(observation(0.01 * step)).tolist() for step in range(41)])
+    assert found[0] == found[1]
+    assert [record.at for record in fast.robots[0].records] == [32, 40]
+    assert [plan.actions[0, 0].tolist() for plan in fast.plans] == [found[1][32], found[1][40]]
+
+
 def test_robots_are_planned_for_together(policy: Policy) -> None:
     """Each acts as if it were alone; a batch has those whose queue is empty."""
     fast = asd_policy.accelerate(policy, "asd:window=4")
@@ -197,3 +335,74 @@ def test_robots_are_planned_for_together(policy: Policy) -> None:
         for plan, record in zip(robot.plans, robot.records, strict=True):
             assert plan.chunk.shape == (1, 16, 2)
             assert plan.record(0, record.at) == replace(record, batch=1)
+
+
+class CountedDenoiser:
+    """A prepared network that counts its calls and their points."""
+
+    def __init__(self, denoiser: Any) -> None:
+        """Begin at none."""
+        self._denoiser, self.calls, self.points = denoiser, 0, 0
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode."""
+        return self._denoiser.encode(cond)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict."""
+        self.calls, self.points = self.calls + 1, self.points + len(x)
+        return self._denoiser(x, timestep, cond)
+
+
+@pytest.mark.parametrize("robots", [1, 3])
+@pytest.mark.parametrize("spec", ["asd", "asd:window=4", "ddpm", "ddim:5"])
+def test_after_a_warm_up_no_plan_is_held_up(small_checkpoint: Path, spec: str, robots: int) -> None:
+    """By what is tried or timed; and all that was called is said."""
+    policy = asd_policy.load_policy(small_checkpoint, spec)
+    counted = policy.denoiser = CountedDenoiser(policy.denoiser)
+    before = torch.get_rng_state(), policy.generator.get_state(), policy.robots
+    warm = asd_policy.warm_up(policy, robots)
+    assert (warm.calls, warm.points) == (counted.calls, counted.points)
+    assert warm.seconds > warm.plan_seconds > 0
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(policy.generator.get_state(), before[1])
+    assert policy.robots is before[2] and not policy.plans
+    assert policy.experience.plans == 0 and policy.experience.learning
+    counted.calls = 0
+    policy.reset_batch(range(robots))
+    for row in range(robots):
+        policy.observe(row, OBSERVATION)
+    policy.act(range(robots))
+    stats = policy.plans[0].stats
+    assert stats.trial_calls == stats.trial_points == 0
+    assert counted.calls == max(robot.plans[0].stats.rounds[0] for robot in policy.robots)
+    assert stats.spec == warm.spec
+    assert counted.calls < 15  # a warm-up for so many; for more, what is left to the sampler is timed anew
+
+
+@pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
+def test_a_warm_up_is_of_no_consequence(policy: Policy, continuity: str) -> None:
+    """For the plans of a sampler to which nothing is left."""
+    policies = [policy.with_sampler(Asd(4)) for _ in range(2)]
+    policies[0].warm_up(2, continuity)
+    actions = []
+    for each in policies:
+        each.reset(seed=3)
+        actions.append(np.stack([each.select_action(OBSERVATION) for _ in range(20)]))
+    assert np.array_equal(*actions)
+
+
+def test_a_warm_up_sees_a_network_that_cannot_be_sampled_from(policy: Policy) -> None:
+    other = policy.with_sampler(Asd(4))
+    other.denoiser = lambda x, timestep, cond: torch.randn_like(x)
+    with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
+        other.warm_up()
+
+
+def test_plans_are_ordinary_tensors(policy: Policy) -> None:
+    policy.select_action(OBSERVATION)
+    plan = policy.plans[0]
+    for part in (plan.sample, plan.chunk, plan.actions, plan.cond):
+        assert not part.is_inference()
+        part += 1
+    torch.nn.Linear(2, 1)(plan.actions).sum().backward()

@@ -1,5 +1,6 @@
 """robomimic's checkpoints: its network, its normalisation, and every way in which one can be broken."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (config("observation.modalities.obs.rgb", ["image"]), "observes obs.rgb: only obs.low_dim can be read here"),
     (config("observation.modalities.goal.low_dim", ["object"]), "observes goal.low_dim: only obs.low_dim"),
     (config("observation.encoder.low_dim.core_class", "MLP"), "observation.encoder.low_dim encodes or randomises"),
+    (config("algo.unet.n_group", 4), "algo.unet has 'n_group', which is not known; did you mean 'n_groups'?"),
+    (
+        config("algo.ddpm.beta_schedul", "linear"),
+        "has 'beta_schedul', which is not known; did you mean 'beta_schedule'?",
+    ),
     (config("algo.unet.enabled", False), "algo.unet is not enabled"),
     (config("algo.unet.n_groups", 4), "n_groups other than 8"),
     (config("algo.horizon.prediction_horizon", 4), "action_horizon 4 after observation_horizon 2 is more than"),
@@ -146,3 +152,28 @@ def test_broken_checkpoints_are_named(breakage: Callable[[dict[str, Any]], Any],
     with pytest.raises(AsdError) as error:
         asd_policy.load_policy(path)
     assert message in str(error.value)
+
+
+def test_a_key_twice_in_the_configuration(tmp_path: Path) -> None:
+    payload = files.robomimic()
+    text = json.dumps(payload["config"]).replace("{", '{"algo_name": "bc", ', 1)
+    torch.save({**payload, "config": text}, tmp_path / "model.pth")
+    with pytest.raises(AsdError, match="its configuration is not JSON: the key 'algo_name' is there twice"):
+        asd_policy.load_policy(tmp_path / "model.pth")
+
+
+def test_prefixes_of_wrappers_are_stripped_and_named(tmp_path: Path) -> None:
+    expected = load(tmp_path).network
+    payload = files.robomimic()
+    for name in ("ema", "nets"):
+        payload["model"][name] = {
+            key.replace(PREFIX, f"{PREFIX}module."): v for key, v in payload["model"][name].items()
+        }
+    path = files.save_robomimic(tmp_path / "wrapped.pth", payload)
+    found = asd_policy.load_policy(path).network
+    assert isinstance(expected, nn.Module) and isinstance(found, nn.Module)
+    for mine, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert describe_robomimic(path).notes == (
+        f"all its names have the prefix '{PREFIX}module.', which is left out here",
+    )

@@ -16,10 +16,10 @@ from grpc_health.v1 import health_pb2
 from policy_servers import FIXED, OBSERVATION, health, serving
 
 from asd_policy import cli
-from asd_policy.commands.serve import is_loopback
 from asd_policy.errors import ServingError
 from asd_policy.serving import RemotePolicy
 from asd_policy.serving.server import Limits
+from asd_policy.serving.wire import is_loopback
 
 START = 300  # [s] on a machine that is busy
 

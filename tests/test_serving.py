@@ -26,7 +26,7 @@ from asd_policy.serving.client import RemotePlan
 from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.serving.metrics import Metrics
 from asd_policy.serving.server import Limits, PolicyServer
-from asd_policy.serving.sessions import Sessions
+from asd_policy.serving.sessions import Sessions, Shares
 
 ROOT = Path(__file__).parents[1]
 WARM = "asd:window=4,draft=warm,verify=block"
@@ -252,7 +252,7 @@ def test_the_oldest_requests_come_first(small_checkpoint: Path) -> None:
 
 def test_robots_that_share_a_connection(small_checkpoint: Path) -> None:
     """As those behind a gateway do: each has a plan, though all ask at once."""
-    with serving(small_checkpoint, limits=Limits(4, max_clients=40, max_queue=40)) as served:
+    with serving(small_checkpoint, limits=Limits(4, max_clients=40, max_queue=40, max_per_peer=40)) as served:
         raw = Raw(served.address)
         requests = [good_request(raw.open()) for _ in range(40)]
         with ThreadPoolExecutor(40) as pool:
@@ -310,10 +310,8 @@ def test_a_late_request_is_dropped_even_if_nobody_says_so(small_checkpoint: Path
     """The dispatcher looks at the deadline itself: the event loop may be late."""
     policy = asd_policy.load_policy(small_checkpoint, FIXED)
     dispatcher = Dispatcher(policy, 2, 4, Metrics())
-    session = Sessions(1, 60.0)
-    name = session.open(policy.new_robot())
-    assert name is not None
-    opened = session.renew(name)
+    session = Sessions(Shares(1), 60.0)
+    opened = session.renew(session.open(policy.new_robot()))
     assert opened is not None
     late = Request(opened, [], 0, True, deadline=time.monotonic() - 1)
     dispatcher.submit(late)
@@ -517,11 +515,12 @@ def test_bad_input_of_the_client(served: Served) -> None:
         batches = len(served.batches)
         with pytest.raises(ObservationError, match=r"'agent_pos' has shape \(5,\), not \(4,\)"):
             robot.select_action(OBSERVATION | {"agent_pos": np.zeros(5)})
-        with pytest.raises(SpecError, match="seed -1 is not in 0 … 18446744073709551615"):
+        with pytest.raises(SpecError, match="seed -1 is not a whole number in 0 … 18446744073709551615"):
             robot.reset(seed=-1)
         assert len(served.batches) == batches
-    with pytest.raises(SpecError, match="timeout 0 is not above 0 s"):
-        served.connect(timeout=0)
+    for timeout in (0, -1, float("nan"), float("inf"), 1e10):  # the last two would be over at once
+        with pytest.raises(SpecError, match=f"timeout {timeout} is not above 0 s and at most 86400 s"):
+            served.connect(timeout=timeout)
     with pytest.raises(SpecError, match=r"^token does not hold one word of printable ASCII characters$"):
         served.connect(token="two words")
     with pytest.raises(ServingError, match=r"^the server at 127\.0\.0\.1:1 cannot be reached: ") as nobody:
@@ -530,6 +529,51 @@ def test_bad_input_of_the_client(served: Served) -> None:
     assert "\n" not in str(nobody.value)
     with pytest.raises(ServingError):
         RemotePolicy("not an address")
+
+
+def test_what_a_robot_does_with_its_memory(served: Served) -> None:
+    """Neither observations in buffers that are used again, nor actions that are changed, change a plan."""
+    buffer, actions = {key: np.zeros(len(zeros), np.float32) for key, zeros in OBSERVATION.items()}, []
+    with served.connect() as robot:
+        for own in (True, False):
+            robot.reset(seed=np.int64(3))
+            actions.append([])
+            for step in range(20):
+                for values in buffer.values():
+                    values[:] = 0.01 * step
+                action = robot.select_action(observation(0.01 * step) if own else buffer)
+                actions[-1].append(action.tolist())
+                action *= 100
+                assert robot.last_plan is not None
+                if own:
+                    assert robot.last_plan.actions[step % 8].tolist() == actions[-1][-1]
+                else:
+                    robot.last_plan.actions[:] = 100
+    assert actions[0] == actions[1]
+
+
+def test_a_proxy_is_not_asked_for_this_machine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for host in ("127.0.0.1", "localhost", "ipv4:127.0.0.1", "dns:///localhost"):
+        with RemotePolicy(f"{host}:{served.port}", timeout=60) as robot:
+            assert robot.select_action(OBSERVATION).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("gpu.lab:8470", "gpu.lab"),
+        ("gpu.lab", "gpu.lab"),
+        ("[::1]:8470", "::1"),
+        ("ipv6:%5B::1%5D:8470", "::1"),
+        ("ipv4:10.0.0.7:51234", "10.0.0.7"),
+        ("dns:///localhost:8470", "localhost"),
+        ("dns:localhost", "localhost"),
+    ],
+)
+def test_hosts_of_addresses(address: str, host: str) -> None:
+    assert wire.host_of(address) == host
 
 
 def test_a_server_that_has_another_policy_now(small_checkpoint: Path) -> None:

@@ -22,6 +22,7 @@ from asd_policy.policy import ENVIRONMENT_STATE, STATE
 from asd_policy.serving import planner_pb2 as pb
 from asd_policy.serving import server, wire
 from asd_policy.serving.server import Limits
+from asd_policy.serving.sessions import NoPlace, Shares
 
 TOKEN = "correct-horse-battery-staple"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -290,6 +291,100 @@ def test_who_watches_the_health_and_reads_nothing(small_checkpoint: Path) -> Non
         stop.start()
         stop.join(20)
         assert not stop.is_alive()
+
+
+def watch(raw: Raw, service: str = "") -> Any:
+    """Return a call that is told of a server's health, and what it is told first."""
+    path = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/Watch"
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    call = raw.channel.unary_stream(path)(request, timeout=60)
+    return call, health_pb2.HealthCheckResponse.FromString(next(call)).status
+
+
+def own_connection(address: str) -> Raw:
+    return Raw(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def test_one_connection_does_not_take_all_places(small_checkpoint: Path) -> None:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=8)) as served:
+        greedy = own_connection(served.address)
+        for _ in range(2):
+            greedy.open()
+        with pytest.raises(grpc.RpcError) as error:
+            greedy.open()
+        assert error.value.code().name == "RESOURCE_EXHAUSTED"
+        assert str(error.value.details()).startswith(
+            "this connection has 2 places, and one may have 2; one is free when"
+        )
+        with contextlib.ExitStack() as stack:
+            for _ in range(6):  # who comes from this machine may have come through a tunnel
+                robot = stack.enter_context(served.connect())
+                robot.select_action(OBSERVATION)
+            with pytest.raises(ServingError, match="refuses: all 8 places are taken; one is free when"):
+                served.connect()
+        greedy.channel.close()
+
+
+def test_one_connection_does_not_watch_from_all_places(small_checkpoint: Path) -> None:
+    with serving(small_checkpoint, limits=Limits(1, max_clients=8)) as served:
+        greedy, others = own_connection(served.address), [own_connection(served.address) for _ in range(4)]
+        watching = [watch(greedy, service) for service in ("", "no such service")]
+        assert [status for _, status in watching] == [1, 3]  # SERVING, SERVICE_UNKNOWN
+        with pytest.raises(grpc.RpcError) as error:
+            watch(greedy)
+        assert error.value.code().name == "RESOURCE_EXHAUSTED"
+        assert error.value.details() == "this connection has 2 places to watch from, and one may have 2"
+        calls = [watch(other)[0] for other in others[:3] for _ in range(2)]
+        with pytest.raises(grpc.RpcError) as error:
+            watch(others[3])
+        assert error.value.details() == "all 8 places to watch from are taken"
+        assert health(served.address) == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:  # who goes away frees a place
+            call.cancel()
+        until = time.monotonic() + 30
+        while len(served.server._health._watchers) > 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert watch(others[3])[1] == health_pb2.HealthCheckResponse.SERVING
+        for raw in (greedy, *others):
+            raw.channel.close()
+
+
+@pytest.mark.parametrize(
+    ("shares", "peers", "peer", "says"),
+    [
+        (Shares(8), ["ipv4:10.0.0.7:1", "ipv4:10.0.0.7:1"], "ipv4:10.0.0.7:1", "this connection has 2 places, and one"),
+        (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(3)], "ipv4:10.0.0.7:9", None),
+        (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(4)], "ipv4:10.0.0.7:9", "this host has 4 places, and one may"),
+        (Shares(8), [f"ipv4:10.0.0.7:{n}" for n in range(4)], "ipv4:10.0.0.8:9", None),
+        (Shares(8), [f"ipv6:%5Bfd::7%5D:{n}" for n in range(4)], "ipv6:%5Bfd::7%5D:9", "this host has 4 places"),
+        (Shares(8), [f"ipv6:%5B::1%5D:{n}" for n in range(7)], "ipv6:%5B::1%5D:9", None),
+        (Shares(8), [f"ipv4:127.0.0.1:{n}" for n in range(8)], "ipv4:127.0.0.1:9", "all 8 places are taken"),
+        (Shares(8, 5), ["ipv4:10.0.0.7:1"] * 4, "ipv4:10.0.0.7:1", None),
+        (Shares(8, 5), ["ipv4:10.0.0.7:1"] * 5, "ipv4:10.0.0.7:2", "this host has 5 places, and one may have 5"),
+        (Shares(1), [], "ipv4:10.0.0.7:1", None),
+    ],
+)
+def test_shares(shares: Shares, peers: list[str], peer: str, says: str | None) -> None:
+    with pytest.raises(NoPlace, match=f"^{says}") if says else contextlib.nullcontext():
+        shares.check(peer, peers, "places")
+
+
+def test_who_watches_and_reads_nothing_does_not_keep_others_from_being_told(raw: Raw, served: Served) -> None:
+    """It is let go in time."""
+    told = served.server._health
+    with watch_health(served.port, wire.SERVICE):
+        until = time.monotonic() + 30
+        while not told._watchers:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        call, status = watch(raw, wire.SERVICE)
+        assert status == health_pb2.HealthCheckResponse.SERVING
+        for kind in (health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING):
+            served.server._wait(told.set(wire.SERVICE, kind))
+            assert health_pb2.HealthCheckResponse.FromString(next(call)).status == kind
+        assert len(told._watchers) == 1
+        call.cancel()
 
 
 @pytest.mark.parametrize(

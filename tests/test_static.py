@@ -1,6 +1,8 @@
 """Recorded sampling, driven on a CPU: what is recorded runs again on the same memory, as a CUDA graph does."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
@@ -18,9 +23,11 @@ from asd_policy.experience import Experience
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.base import Past
+from asd_policy.samplers.ddpm import walk
 from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
-from asd_policy.samplers.target import Held
-from asd_policy.testing import DTYPE, EVENT, make_tape
+from asd_policy.samplers.static import StaticRounds, StaticWalk, shapes
+from asd_policy.samplers.target import Held, Target
+from asd_policy.testing import DTYPE, EVENT, make_tape, short_chain
 from asd_policy.verify import VERIFIERS
 
 ROWS = 9
@@ -164,6 +171,76 @@ def test_recordings_are_made_for_each_shape_and_bounded(
         make_sampler("ddpm").sample(launched, chain, (rows, *EVENT), tape=make_tape(rows, chain, 0))
         recorded.append(launched.launcher.recorded)
     assert recorded == [1, 2, 3, 3, 4]  # that of one row was forgotten
+
+
+def test_a_recording_keeps_its_chain(mixture: MixtureDenoiser) -> None:
+    """By its key: a new chain cannot come to lie where that of a recording was, and be taken for it."""
+    chain, other = short_chain(), short_chain()
+    keys = [shapes(Target(mixture, each, (2, *EVENT)), make_tape(2, chain, 0)) for each in (chain, chain, other)]
+    assert keys[0] == keys[1] != keys[2]
+    known, alive = {keys[0]: "recording"}, weakref.ref(chain)
+    del chain, keys
+    gc.collect()
+    assert alive() is not None
+    known.clear()
+    gc.collect()
+    assert alive() is None
+
+
+class Reads(TorchDispatchMode):
+    """Notes the memory that operations read and that was there before them, without keeping it."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        super().__init__()
+        self.found: dict[int, StorageWeakRef] = {}
+        self._made: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        made = {each.untyped_storage()._cdata for each in self._made}
+        numbers = func is torch.ops.aten.lift_fresh.default  # of the program's text
+        for each in () if numbers else tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in made:
+                self.found[each.untyped_storage()._cdata] = StorageWeakRef(each.untyped_storage())
+        results = func(*args, **(kwargs or {}))
+        self._made += [each for each in tree_leaves(results) if isinstance(each, Tensor)]
+        return results
+
+
+class Addresses(Replays):
+    """Knows of what it records no more than where the memory is, as a CUDA graph does."""
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Look what the work reads; nothing is replayed."""
+        work()
+        with (reads := Reads()):
+            work()
+        self.memory = {**getattr(self, "memory", {}), **reads.found}
+        return lambda: None
+
+
+@pytest.mark.parametrize("kind", ["walk", "rounds"])
+def test_what_a_recording_reads_is_kept(kind: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """By what replays it: a graph holds nothing but addresses."""
+    launcher, tape, held = Addresses(), make_tape(3, chain, 0), torch.zeros((3, *EVENT), dtype=DTYPE)
+    draft, verifier = DRAFTS["response"], VERIFIERS["block"]
+    target = Target(mixture, chain, (3, *EVENT), None, Held(held > 0, held), launcher)
+    kept: Any = (
+        StaticWalk(launcher, target, tape, lambda *own: walk(*own)[0])
+        if kind == "walk"
+        else StaticRounds(launcher, target, tape, draft, verifier, None, 4)
+    )
+    if kind == "rounds":
+        kept._clean = torch.zeros_like(kept.path.x)
+        launcher.record(kept._predict)
+    del target, tape, held
+    gc.collect()
+    assert len(launcher.memory) > 5
+    assert not [each for each in launcher.memory.values() if each.expired()]
+    del kept
+    gc.collect()
+    assert [each for each in launcher.memory.values() if each.expired()]  # and by nothing else
 
 
 def test_without_memory_the_window_shrinks_and_says_so(launched: Launched, chain: GaussianChain) -> None:

@@ -53,14 +53,14 @@ def test_every_part_writes_its_section_and_resumes(
     docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
     words = "--checkpoints small --network small --row-by-row small --backends torch-eager --windows 4 100".split()
     words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
-    words += "--steps 20 40 --network-steps 5 10".split()
+    words += "--steps 20 40 --network-steps 5 10 --sized-plans 2".split()
     words += ["--threads", str(torch.get_num_threads()), "--out", str(tmp_path / "out"), "--docs", str(docs)]
     monkeypatch.setattr(sys, "argv", ["study.py", "all", *words])
     study.main()
 
     text = docs.read_text()
     assert text.startswith("# Kept") and "Kept too." in text and "old" not in text
-    for part in ("grid", "scaling", "wallclock", "ceiling"):
+    for part in ("grid", "scaling", "wallclock", "ceiling", "response", "sizes"):
         assert text.count(f"<!-- study:{part} -->") == text.count(f"<!-- /study:{part} -->") == 1
     assert all(f"`{draft}` + `{verifier}`" in text for draft in DRAFTS for verifier in VERIFIERS)
     assert (docs.parent / "scaling.svg").stat().st_size < 100_000
@@ -70,6 +70,8 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(importlib.import_module("study_scaling"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_wallclock"), "rounds", None)
     monkeypatch.setattr(importlib.import_module("study_ceiling"), "measure_ceiling", None)
+    monkeypatch.setattr(importlib.import_module("study_response"), "count", None)
+    monkeypatch.setattr(importlib.import_module("study_sizes"), "ProcessPoolExecutor", None)
     study.main()
     assert docs.read_text() == text
 

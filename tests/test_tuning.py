@@ -1,6 +1,7 @@
 """A tuning in the cache of another version, or that cannot be read, is no tuning: one warning, and all goes on."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 
 import asd_policy
 from asd_policy import cli
+from asd_policy.errors import CheckpointError
 from asd_policy.tuning import tuning_file
 
 Break = Callable[[Path, pytest.MonkeyPatch], None]
@@ -92,3 +94,29 @@ def test_it_is_said_once_and_in_one_line(checkpoint: Path, monkeypatch: pytest.M
     assert done.returncode == 0
     (line,) = [line for line in done.stderr.splitlines() if "tuning" in line and "│" not in line]
     assert line.startswith("asd-policy: warning: no tuning is used: ")
+
+
+def test_other_files_are_not_opened(checkpoint: Path, tmp_path: Path) -> None:
+    """Neither a pipe nor a link to memory, nor what may not be read or has a name that is no UTF-8."""
+    found = tuning_file(checkpoint)
+    (checkpoint / "notes.txt").write_text("x")
+    (checkpoint / "memory").symlink_to("/proc/self/mem")
+    os.mkfifo(checkpoint / "pipe")
+    Path(os.fsdecode(os.fsencode(checkpoint) + b"/\xff\xfe")).write_text("x")
+    (checkpoint / "locked").write_text("x")
+    (checkpoint / "locked").chmod(0)
+    assert tuning_file(checkpoint) == found
+
+
+def test_another_checkpoint_is_another_tuning(checkpoint: Path) -> None:
+    before = tuning_file(checkpoint)
+    config = checkpoint / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert tuning_file(checkpoint) != before
+
+
+def test_a_link_out_of_the_folder_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+        tuning_file(checkpoint)

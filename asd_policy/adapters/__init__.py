@@ -1,12 +1,14 @@
 """Policies that are accelerated: this package's own, and live objects of other libraries, in place."""
 
+import inspect
 from typing import Any, TypeVar, overload
 
 from asd_policy.adapters import diffusion_policy, lerobot
-from asd_policy.adapters.base import Adapter, Patch
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch
 from asd_policy.errors import SpecError
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from asd_policy.types import WarmUp
 
 P = TypeVar("P")
 
@@ -17,7 +19,7 @@ ADAPTERS: dict[str, Adapter] = {
 }
 """Every adapter by the name of its policies in messages."""
 
-_UNDO = "_asd_undo"  # on an accelerated object: patches that bring back what was there before
+_UNDO = "_asd_undo"  # on an accelerated object: its patches, each with the one that brings back what was there before
 _ABSENT = ...  # the value of an attribute to remove; the same object after a copy or a pickle
 
 
@@ -34,13 +36,15 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
 
     Returns:
         Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
-        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew.
+        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew. `warm_up` does
+        what its first plan would wait for.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
             has to see an observation, raises it when it makes its first plan.
         ChainError: The policy's noise scheduler has no exact acceleration.
-        SpecError: The spec does not exist or does not fit the policy's chain, or the object is no policy known here.
+        SpecError: The spec does not exist or does not fit the policy's chain, the object is no policy known here, or
+            the method that samples is not its library's own.
     """
     sampler = make_sampler(spec)
     if isinstance(policy, Policy):
@@ -50,8 +54,7 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
     adapter = _find(policy)
     if _is_accelerated(policy):
         restore(policy)
-    undo = [_apply(patch) for patch in adapter.patches(policy, sampler)]
-    setattr(policy, _UNDO, undo)
+    setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in adapter.patches(policy, sampler)])
     return policy
 
 
@@ -59,17 +62,55 @@ def restore(policy: P) -> P:
     """Give an accelerated live object its own sampling back, and return it.
 
     Raises:
-        SpecError: It is not accelerated.
+        SpecError: It is not accelerated, or somebody has put another method in the place of the sampler's since.
     """
     if not _is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
         )
-    for patch in getattr(policy, _UNDO):
-        _apply(patch)
+    patches: list[tuple[Patch, Patch]] = getattr(policy, _UNDO)
+    for patch, _ in patches:
+        if callable(patch.value) and vars(patch.owner).get(patch.name) != patch.value:
+            raise SpecError(
+                f"{patch.name} of this {type(patch.owner).__name__} was changed after accelerate, and what it is now "
+                "would be lost: take that back first"
+            )
+    for _, before in patches:
+        _apply(before)
     delattr(policy, _UNDO)
     return policy
+
+
+def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> WarmUp:
+    """Do before the first observation what the first plan would wait for: look at the network, time it, compile.
+
+    Nothing is learned, and no plan that follows is another one for it, but for the setting that measured times choose.
+    Those of a live object are kept in the user's cache, and found there by its weights.
+
+    Args:
+        policy: A `Policy`, or a live object that is accelerated.
+        robots: How many it will plan for together; None for one.
+        observation: For policies of diffusion_policy, in the place of a number of robots: what their `predict_action`
+            takes, zeros for example. The others know what they observe.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from.
+        SpecError: The object is not accelerated, or is in training mode; or an observation is given to one that needs
+            none, or none to one that does.
+    """
+    if not isinstance(policy, Policy) and not _is_accelerated(policy):
+        raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
+    method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
+    given = {"robots": robots, "observation": observation}
+    named = {name: value for name, value in given.items() if value is not None}
+    wanted = inspect.signature(method)
+    try:
+        wanted.bind(**named)
+    except TypeError:
+        takes, not_ = ", ".join(wanted.parameters), ", ".join(named) or "nothing"
+        raise SpecError(f"the warm-up of a {type(policy).__name__} takes {takes}, not {not_}") from None
+    return method(**named)
 
 
 def _is_accelerated(policy: Any) -> bool:

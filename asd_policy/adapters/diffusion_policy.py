@@ -5,17 +5,17 @@ coordinates written into it, then `noise_scheduler.step`. Normalisers and image 
 they are; encoders run once per plan.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
 from asd_policy.arrays import Array, Generator
-from asd_policy.chain import GaussianChain, transition
+from asd_policy.chain import GaussianChain
 from asd_policy.errors import ChainError, ObservationError
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.target import Held
+from asd_policy.types import WarmUp
 
 _UNETS = {
     "unet_lowdim": "UnetLowdim",
@@ -24,7 +24,6 @@ _UNETS = {
     "unet_video": "UnetVideo",
 }
 _TRANSFORMERS = {"transformer_lowdim": "TransformerLowdim", "transformer_hybrid_image": "TransformerHybridImage"}
-_TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,8 @@ class _Sampling:
     """The noise scheduler that the planner's chain was read from."""
     options: Mapping[str, Any]
     """Those of its step."""
+    own_reset: Callable[[], None]
+    """The policy's own method."""
 
     def sample(
         self,
@@ -108,51 +109,35 @@ class _Sampling:
         """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
         return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
 
+    def warm_up(self, observation: Any) -> WarmUp:
+        """Plan for an observation as `predict_action` takes it; see `adapters.warm_up`.
+
+        Raises:
+            DenoiserError: See `Planner.sample`.
+            SpecError: The policy is in training mode.
+        """
+        with alone(self.policy, next(self.policy.parameters()).device):
+            return self.planner.warm_up(lambda: self.policy.predict_action(observation))
+
     def reset(self) -> None:
         """Begin an episode."""
-        type(self.policy).reset(self.policy)
+        self.own_reset()
         self.planner.begin_episode()
 
 
 def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
+    check_own(policy, (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes), ("conditional_sample",))
     scheduler = policy.noise_scheduler
     chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
-    _check_step(scheduler, chain, policy.kwargs)
-    planner = Planner(sampler, chain)
-    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs))
+    check_step(scheduler, chain, policy.kwargs)
+    planner = Planner(sampler, chain, policy)
+    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, WARM_UP, sampling.warm_up),
     ]
-
-
-def _check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
-    """Refuse a scheduler whose own steps are not those of the chain that its configuration describes.
-
-    diffusion_policy pins diffusers 0.11, whose DDPMScheduler steps to timestep t − 1 even where it leaves some out.
-
-    Raises:
-        ChainError: A step is another one.
-    """
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(len(chain))
-    import torch  # whose policy this is
-
-    x, output = torch.randn((2, 1, 4, 2), generator=torch.Generator().manual_seed(0))
-    tables = chain.tables(x.device, x.dtype)
-    same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()
-    for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
-        expected = own.step(output, timestep, x, generator=torch.Generator().manual_seed(k), **options).prev_sample
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
-        step = transition(tables.a[k], chain.predict(x, output, k), tables.sigma[k], noise, tables.b[k], x)
-        same = same and bool(torch.allclose(step, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
-    if not same:
-        raise ChainError(
-            f"this {type(scheduler).__name__} does not step as its configuration says in {len(chain)} of "
-            f"{chain.config['num_train_timesteps']} timesteps; use a newer diffusers, or as many inference steps as "
-            "training timesteps"
-        )
 
 
 def _classes(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
 from asd_policy.arrays import Array, Generator
 from asd_policy.chain import GaussianChain
 from asd_policy.errors import ChainError
 from asd_policy.samplers import Sampler
+from asd_policy.types import WarmUp
+
+_MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,25 @@ class _Sampling:
         device = next(model.parameters()).device
         return self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
 
+    def warm_up(self, robots: int = 1) -> WarmUp:
+        """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
+
+        Raises:
+            DenoiserError: See `Planner.sample`.
+            SpecError: The policy is in training mode.
+        """
+        model, config = self.policy.diffusion, self.policy.config
+        shapes = {"observation.state": config.robot_state_feature.shape}
+        if config.env_state_feature:
+            shapes["observation.environment_state"] = config.env_state_feature.shape
+        if config.image_features:
+            images = list(config.image_features.values())
+            shapes["observation.images"] = (len(images), *images[0].shape)
+        like = next(model.parameters())
+        batch = {name: like.new_zeros((robots, config.n_obs_steps, *shape)) for name, shape in shapes.items()}
+        with alone(self.policy, like.device):
+            return self.planner.warm_up(lambda: model.generate_actions(batch))
+
     def reset(self) -> None:
         """Begin an episode."""
         self.own_reset()
@@ -62,14 +84,17 @@ class _Sampling:
 
 def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     model = policy.diffusion
+    check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
     chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
-    planner = Planner(sampler, chain)
+    check_step(model.noise_scheduler, chain, {})
+    planner = Planner(sampler, chain, model)
     sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
     return [
         Patch(model, "conditional_sample", sampling.conditional_sample),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, WARM_UP, sampling.warm_up),
     ]
 
 
-ADAPTER = Adapter(("lerobot.policies.diffusion.modeling_diffusion.DiffusionPolicy",), _patches)
+ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asd_policy.backends.onnx_session import one_line
+from asd_policy.backends.onnx_session import reason
 from asd_policy.errors import DenoiserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its exceptions have no common class but this
-        raise DenoiserError(f"ONNX Runtime: {one_line(error)}") from None
+        raise DenoiserError(f"ONNX Runtime: {reason(error)}") from None
 
 
 class OnnxNetwork:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asd_policy.backends.base import Job
-from asd_policy.errors import BackendError
+from asd_policy.errors import BackendError, one_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -138,7 +138,7 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
     except Exception as error:  # its exceptions have no common class but this
-        raise BackendError(f"ONNX Runtime cannot run {name}: {one_line(error)}") from None
+        raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
     # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one and says nothing.
     wanted, got = providers[0][0], session.get_providers()
     if not got or got[0] != wanted:
@@ -149,9 +149,9 @@ def open_session(
     return session
 
 
-def one_line(error: Exception) -> str:
-    """Return the first lines of an error's message as one, not too long."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def reason(error: Exception) -> str:
+    """Return what an error says in one line, not too long."""
+    return one_line(str(error), 300) or type(error).__name__
 
 
 def check_signature(session: "InferenceSession", name: str, job: Job) -> None:

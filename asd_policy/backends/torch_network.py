@@ -65,8 +65,8 @@ class TorchDenoiser:
 
 def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
     """Call a denoiser on some points, all zero."""
-    x = torch.zeros((points, *job.event), device=job.device)
-    cond = denoiser.encode(torch.zeros((points, job.cond_dim), device=job.device))
+    x = torch.zeros((points, *job.event), dtype=torch.float32, device=job.device)
+    cond = denoiser.encode(x.new_zeros((points, job.cond_dim)))
     timestep = torch.full((points,), int(job.chain.timesteps[0]), device=job.device)
     denoiser(x, timestep, cond)
 

@@ -4,7 +4,7 @@ import math
 from importlib.util import find_spec
 from pathlib import Path
 
-from asd_policy.arrays import find_device
+from asd_policy.arrays import find_device, on_cpu
 from asd_policy.backends import make_backend
 from asd_policy.checkpoints import onnx_policy
 from asd_policy.checkpoints.base import Description, Format
@@ -70,8 +70,19 @@ def find_format(path: Path) -> tuple[str, Format]:
     found = find_plugin(path, plugins, failures)
     if found is None:
         known = ", ".join([*FORMATS, *plugins])
-        raise CheckpointError("; ".join([f"{path} is not a checkpoint of a known format: {known}", *failures]))
+        what = f"{path} is not a checkpoint of a known format: {known}"
+        raise CheckpointError("; ".join([what, *failures, *_explain(path)]))
     return found
+
+
+def _explain(path: Path) -> list[str]:
+    """Say what a file of no known format is, where that can be told."""
+    if not find_spec("torch"):
+        return []
+    from asd_policy.checkpoints.archives import explain
+
+    what = explain(path)
+    return [] if what is None else [what]
 
 
 def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:
@@ -128,7 +139,8 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
     wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
-    loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
+    with on_cpu():
+        loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.checkpoints.pickles import StoredTensor, read_pickle
+from asd_policy.checkpoints.pickles import Record, StoredTensor, read_pickle
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.errors import CheckpointError
 
+_ZIP, _TAR = b"PK\x03\x04", b"ustar"
+_TAR_AT = 257
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the magic number of torch 0.1.10 to 1.5
 MAX_PICKLE = 4 * 2**20  # [bytes] of data.pkl; a policy of a thousand tensors with its optimiser takes one tenth
 
 
@@ -89,6 +93,8 @@ class TorchArchive:
         if name not in self._storages:
             self._storages[name] = bytearray(self._read(name))
         numbers = torch.frombuffer(self._storages[name], dtype=storage.dtype)
+        if 0 in stored.shape:  # torch would have an opinion on strides and offset that lead nowhere
+            return numbers.new_empty(stored.shape)
         return numbers.as_strided(stored.shape, stored.stride, stored.offset)
 
     def state_dict(self, state: Settings) -> dict[str, Tensor]:
@@ -115,21 +121,59 @@ class TorchArchive:
             raise CheckpointError(f"{self.path} is damaged: {error}") from None
 
 
-def mentions(path: Path, name: str) -> bool:
-    """Return whether a file of `torch.save` has an entry of this name; of one that is damaged, True: it might have.
+def count_stored(tensors: Iterable[StoredTensor]) -> int:
+    """Return how many numbers tensors have together; of one that is there several times, once."""
+    return sum(math.prod(tensor.shape) for tensor in set(tensors))
+
+
+def mentions(path: Path, *names: str) -> bool:
+    """Return whether a file of `torch.save` has an entry of one of the names; of a damaged one, True: it might have.
 
     A pickle holds every string as it is, so nothing need be interpreted.
     """
-    if not path.is_file():  # a pipe would wait
-        return False
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                return False
-    except OSError:
+    if not _head(path).startswith(_ZIP):
         return False
     try:
         with TorchArchive(path) as archive:
-            return name.encode() in archive.pickle()
+            pickle = archive.pickle()
+            return any(name.encode() in pickle for name in names)
     except CheckpointError:
         return True
+
+
+def explain(path: Path) -> str | None:
+    """Say what a file of `torch.save` is that no format knows, and what to do; None for any other file."""
+    head = _head(path)
+    if head[_TAR_AT:].startswith(_TAR) or head.startswith(_LEGACY):
+        form = "tar file" if head[_TAR_AT:].startswith(_TAR) else "bare pickle"
+        return f"it looks like a {form} of torch.save before 1.6: load it where it was made, and save it with today's"
+    if not head.startswith(_ZIP):
+        return None
+    try:
+        with TorchArchive(path) as archive:
+            payload = archive.payload()
+    except CheckpointError as error:
+        return str(error)
+    if not isinstance(payload, dict):
+        what = payload.kind if isinstance(payload, Record) else type(payload).__name__
+        return (
+            f"it holds a {what} as a whole: save the policy's state dict, with its configuration, as its training does"
+        )
+    names = ", ".join(str(name) for name in list(payload)[:3])
+    if payload and all(isinstance(value, StoredTensor) for value in payload.values()):
+        return (
+            f"it is a bare state dict of {len(payload)} tensors ({names}, …), which says neither what they are nor how "
+            "observations are normalised: take the file that the training saved, with its configuration"
+        )
+    return f"it holds a mapping with {names or 'nothing in it'}, of no training that is known here"
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a file; none of what is no file, or cannot be read."""
+    if not path.is_file():  # a pipe would wait
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(_TAR_AT + len(_TAR))
+    except OSError:
+        return b""

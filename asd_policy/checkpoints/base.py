@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.arrays import Device
+from asd_policy.checkpoints.reading import file_in
 from asd_policy.function import AcceleratedFn
 from asd_policy.policy import Policy
 from asd_policy.samplers import Sampler
@@ -18,7 +19,7 @@ class Description:
     network: str
     """What predicts, by its class name in its own library."""
     parameters: int
-    """Numbers in the weights of the whole checkpoint, encoders included."""
+    """Numbers in the weights of the whole checkpoint, encoders included; of tied ones, once."""
     observation: Mapping[str, Any] = field(default_factory=dict)
     """Shape of each observation feature."""
     action: Mapping[str, Any] = field(default_factory=dict)
@@ -33,6 +34,22 @@ class Description:
     """How each feature is normalised."""
     notes: tuple[str, ...] = ()
     """What else a user has to know of it, a sentence each."""
+    network_parameters: int | None = None
+    """Numbers in the weights of the network alone; None where there is nothing beside it."""
+    eta: Any = None
+    """DDIM's share of noise; None where the file says none."""
+
+
+def pinned_steps(scheduler: Mapping[str, Any], steps: Any) -> tuple[str, ...]:
+    """Return a note where diffusers 0.11, which training code pins, takes another chain than later versions."""
+    train = scheduler.get("num_train_timesteps")
+    if scheduler.get("_class_name") != "DDPMScheduler" or not (type(steps) is type(train) is int and steps < train):
+        return ()
+    return (
+        f"num_inference_steps {steps} is below num_train_timesteps {train}: DDPMScheduler of diffusers 0.11, which its "
+        "training code pins, then steps from t to t − 1 although it leaves timesteps out; here, as in later diffusers, "
+        "a step leads to the next timestep of the chain, so plans differ from those of the pinned version",
+    )
 
 
 @dataclass(frozen=True)
@@ -47,3 +64,20 @@ class Format:
     """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""
     hub_files: tuple[str, ...] = ()
     """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""
+
+    def files(self, path: Path) -> dict[str, Path]:
+        """Return the files that tell a checkpoint from others, by their names in it: those that `load` reads.
+
+        Of a folder whose format does not say which these are, all regular files that lie in it.
+
+        Raises:
+            CheckpointError: One of them leads out of the folder, or is no regular file.
+        """
+        if path.is_file():
+            return {path.name: path}
+        if self.hub_files:
+            found = {each for pattern in self.hub_files for each in path.glob(pattern)}
+        else:
+            found = {each for each in path.iterdir() if each.is_file() and not each.is_symlink()}
+        names = sorted(str(each.relative_to(path)) for each in found)
+        return {name: file_in(path, name) for name in names}

@@ -19,6 +19,7 @@ from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, 
 from asd_policy.checkpoints.weights import load_weights
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.function import AcceleratedFn
+from asd_policy.names import unknown_names, unknown_note, warn_of_unknown
 from asd_policy.samplers import Sampler
 
 INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"
@@ -77,6 +78,8 @@ def describe_unet1d(folder: Path) -> Description:
     at, config = _read_config(folder)
     shape = f"(horizon, {config.get('in_channels')!r})"
     notes = [f"it samples arrays {shape}; which channels are what, and their units, is not in the checkpoint"]
+    unknown = [name for name in _options(config) if name not in _defaults()]
+    notes += unknown_note(unknown, f"{at}{CONFIG}")
     pipeline = find_json(folder, INDEX).get("_class_name")
     if pipeline == "ValueGuidedRLPipeline":
         notes.append(f"its {pipeline} pushes samples towards value; what is sampled here is the law without that")
@@ -105,9 +108,8 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
 
     at, config = _read_config(folder)
     chain = GaussianChain.from_scheduler(_read_scheduler(folder, at))
-    defaults = {
-        name: each.default for name, each in signature(UNet1DModel.__init__).parameters.items() if name != "self"
-    }
+    defaults = _defaults()
+    warn_of_unknown(unknown_names(_options(config), defaults, f"{at}{CONFIG}", CheckpointError), f"{at}{CONFIG}")
     _check(config, defaults, f"{at}{CONFIG}")
     known = {name: config[name] for name in defaults if name in config}
     weights_file = _weights(folder, at)
@@ -123,6 +125,19 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     return AcceleratedFn(denoiser, chain, sampler, device)
 
 
+def _defaults() -> dict[str, Any]:
+    """Return the options of a `UNet1DModel` and their defaults."""
+    from diffusers.models.unets.unet_1d import UNet1DModel
+
+    parameters = signature(UNet1DModel.__init__).parameters
+    return {name: each.default for name, each in parameters.items() if name != "self"}
+
+
+def _options(config: dict[str, Any]) -> list[str]:
+    """Return the names of a configuration's options; diffusers' own notes begin with an underscore."""
+    return [name for name in config if not name.startswith("_")]
+
+
 def _place(folder: Path) -> str | None:
     """Return where in a folder the model is: "unet/", or "" for the folder itself."""
     places = (at for at in ("unet/", "") if find_json(folder, at + CONFIG).get("_class_name") == "UNet1DModel")
@@ -136,18 +151,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read_scheduler(folder: Path, at: str) -> dict[str, Any]:
-    """Return the scheduler's configuration, in the words of diffusers today.
-
-    Before 0.13 a flag `predict_epsilon` could say what is `prediction_type` now, "epsilon" or "sample".
-    """
-    name = f"scheduler/{SCHEDULER}" if at else SCHEDULER
-    config = read_json(folder, name)
-    flag = config.pop("predict_epsilon", None)
-    if flag is not None and "prediction_type" not in config:
-        if not isinstance(flag, bool):
-            raise CheckpointError(f"{name}: predict_epsilon {flag!r} is not true or false")
-        config["prediction_type"] = "epsilon" if flag else "sample"
-    return config
+    """Return the scheduler's configuration."""
+    return read_json(folder, f"scheduler/{SCHEDULER}" if at else SCHEDULER)
 
 
 def _weights(folder: Path, at: str) -> str:

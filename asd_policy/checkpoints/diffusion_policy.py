@@ -1,8 +1,9 @@
 """Checkpoints of real-stanford/diffusion_policy, low-dimensional policies: one `.ckpt` file of a training workspace.
 
 The format is that of `BaseWorkspace.save_checkpoint`: `torch.save` of `{"cfg", "state_dicts", "pickles"}` with dill,
-where `cfg` is the resolved omegaconf configuration and `state_dicts` has the policies `model` and `ema_model`, their
-normaliser inside. Nothing of diffusion_policy, hydra, omegaconf or dill is imported, and nothing in the file is run.
+where `cfg` is the omegaconf configuration and `state_dicts` has the policies `model` and `ema_model`, their normaliser
+inside. Lightning's files are read too, where `cfg` is among the hyper-parameters: they have one `state_dict`. Nothing
+of diffusion_policy, hydra, omegaconf or dill is imported, and nothing in the file is run.
 """
 
 from collections.abc import Mapping
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asd_policy.adapters.diffusion_policy import TRANSFORMER_ADAPTER, UNET_ADAPTER
+from asd_policy.arrays import checked_float32
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import TorchArchive, mentions
-from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.archives import TorchArchive, count_stored, mentions
+from asd_policy.checkpoints.base import Description, Format, pinned_steps
 from asd_policy.checkpoints.settings import Settings
-from asd_policy.checkpoints.weights import load_weights
+from asd_policy.checkpoints.weights import Value, load_weights, stripped_notes, unwrap_names
 from asd_policy.errors import CheckpointError
 from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
@@ -26,15 +29,18 @@ from asd_policy.policy import OBS, Horizons, Policy
 from asd_policy.samplers import Sampler
 
 ACTION = "action"
+CONFIG, STATES, LIGHTNING = "cfg", "state_dicts", "pytorch-lightning_version"
+MODULES = ("model.", "policy.")  # what a LightningModule may call its policy
 MODEL_PREFIX = "model."
 NORMALIZER_PREFIX = "normalizer.params_dict."
+EMA = "ema_model"
 STATISTICS = ("min", "max", "mean", "std")  # of the data that a normaliser was fitted to; it does not compute with them
 
 _DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty; they tell a device
 _FIELDS = {
     *("_target_", "model", "noise_scheduler", "horizon", "obs_dim", "action_dim", "n_action_steps", "n_obs_steps"),
-    *("num_inference_steps", "pred_action_steps_only"),
-}  # of every policy; any other argument goes to the scheduler's step
+    *("num_inference_steps", "pred_action_steps_only", "eta"),
+}  # of every policy; any other argument goes to the scheduler's step, as eta does
 
 _OPTIONS = {
     "ConditionalUnet1D": {
@@ -66,7 +72,7 @@ class _Layout:
 
 def is_diffusion_policy(path: Path) -> bool:
     """Return whether a file looks like a workspace's checkpoint, or is a damaged zip file that might be one."""
-    return mentions(path, "state_dicts")
+    return mentions(path, STATES, LIGHTNING)
 
 
 def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) -> Policy:
@@ -85,22 +91,25 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
     source = str(path)
     with TorchArchive(path) as archive:
         payload = Settings(archive.payload(), "", source)
-        config = payload.section("cfg")
+        config = _configuration(payload, source)
         policy = config.section("policy")
-        kind = policy.text("_target_").rpartition(".")[2]
+        target = policy.text("_target_")
+        kind = target.rpartition(".")[2]
         if kind not in _NETWORKS:
             raise CheckpointError(
-                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here: load it "
-                "with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+                f"{source} holds a {kind}; only {' and '.join(_NETWORKS)} can be loaded here{_live(target)}"
             )
-        name = "ema_model" if config.section("training").flag("use_ema") else "model"
-        tensors = archive.state_dict(payload.section("state_dicts").section(name))
-    weights, normalizer = _split(tensors, source)
+        tensors = archive.state_dict(_state(payload, config, source))
+    weights, normalizer = _split(_plain_names(tensors, LIGHTNING in payload)[0], source)
     layout = _LAYOUTS[kind](policy, source)
     network = _NETWORKS[kind](policy.section("model"), layout, weights, source)
     return Policy(
         denoiser=network.to(device),
-        chain=GaussianChain.from_scheduler(_scheduler(policy), policy.count("num_inference_steps", None)),
+        chain=GaussianChain.from_scheduler(
+            _scheduler(policy.section("noise_scheduler")),
+            policy.count("num_inference_steps", None),
+            policy.plain().get("eta"),
+        ),
         sampler=sampler,
         horizons=layout.horizons,
         observation={OBS: _affine(normalizer, OBS, layout.obs_dim, source)},
@@ -118,26 +127,30 @@ def describe_diffusion_policy(path: Path) -> Description:
     """
     with TorchArchive(path) as archive:
         payload = Settings(archive.payload(), "", str(path))
-    config = payload.section("cfg")
-    policy = config.section("policy")
+    policy = _configuration(payload, str(path)).find("policy")
     values = policy.plain()
-    kind = policy.text("_target_").rpartition(".")[2]
     if "shape_meta" in values:  # of an image policy
-        meta = policy.section("shape_meta")
-        observed = {name: _shape(meta.section("obs"), name) for name in meta.section("obs")}
+        meta = policy.find("shape_meta")
+        observed = {name: _shape(meta.find("obs"), name) for name in meta.find("obs")}
         action = {ACTION: _shape(meta, ACTION)}
     else:
         observed, action = {OBS: [values.get("obs_dim")]}, {ACTION: [values.get("action_dim")]}
-    names = payload.section("state_dicts").section("model")
+    states = payload.find(STATES)
+    state = payload.find("state_dict") if LIGHTNING in payload else states.find("model" if "model" in states else EMA)
+    tensors, stripped = _plain_names(state.stored_tensors(), LIGHTNING in payload)
+    scheduler, steps = _scheduler(policy.find("noise_scheduler")), values.get("num_inference_steps")
     return Description(
-        network=policy.section("model").text("_target_").rpartition(".")[2] if "model" in values else kind,
-        parameters=names.numbers(),
+        network=_class_name(policy.find("model")) or _class_name(policy) or "not said",
+        parameters=count_stored(tensors.values()),
+        network_parameters=count_stored(value for name, value in tensors.items() if name.startswith(MODEL_PREFIX)),
         observation=observed,
         action=action,
         horizons={name: values.get(name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
-        scheduler=_scheduler(policy),
-        num_inference_steps=values.get("num_inference_steps"),
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        eta=values.get("eta"),
         normalization={name: "x · scale + offset" for name in (*observed, ACTION)},
+        notes=(*pinned_steps(scheduler, steps), *stripped_notes(stripped)),
     )
 
 
@@ -145,7 +158,67 @@ FORMAT = Format(is_diffusion_policy, load_diffusion_policy, describe_diffusion_p
 
 
 def _shape(features: Settings, name: str) -> Any:
-    return features.section(name).plain().get("shape")
+    return features.find(name).plain().get("shape")
+
+
+def _class_name(section: Settings) -> str:
+    """Return the last part of a section's `_target_`; nothing where it has none."""
+    return section.text("_target_", "").rpartition(".")[2]
+
+
+def _configuration(payload: Settings, source: str) -> Settings:
+    """Return the workspace's configuration; of a file of Lightning, that among the hyper-parameters."""
+    if LIGHTNING not in payload or CONFIG in payload:
+        return payload.whole(CONFIG)
+    given = payload.find("hyper_parameters")
+    if CONFIG not in given:
+        raise CheckpointError(
+            f"{source} is a file of Lightning without the workspace's configuration; keep it as {CONFIG!r} among the "
+            "hyper-parameters: self.save_hyperparameters({'cfg': cfg})"
+        )
+    return given.whole(CONFIG)
+
+
+def _state(payload: Settings, config: Settings, source: str) -> Settings:
+    """Return the state dict that is to be run: the averaged one, where the training kept one."""
+    training = config.find("training")
+    if LIGHTNING in payload:
+        if training.flag("use_ema", False):
+            raise CheckpointError(
+                f"{source}: cfg.training.use_ema says that averaged weights were kept, and Lightning's state_dict does "
+                "not say whether it has them; set use_ema to false in the file to run the weights that it has"
+            )
+        return payload.section("state_dict")
+    states = payload.section(STATES)
+    if "use_ema" not in training:
+        raise CheckpointError(
+            f"{source} has no cfg.training.use_ema, which tells whether averaged weights were kept, beside the "
+            f"state_dicts {_some(states)}; add it to the cfg, true for {EMA}, false for model"
+        )
+    name = EMA if training.flag("use_ema") else "model"
+    if name not in states:
+        raise CheckpointError(
+            f"{source} has no state_dicts.{name}, asked for by training.use_ema {name == EMA}; it has {_some(states)}"
+        )
+    return states.section(name)
+
+
+def _some(names: Settings) -> str:
+    return ", ".join(list(names)[:3]) or "none"
+
+
+def _plain_names(tensors: Mapping[str, Value], lightning: bool) -> tuple[dict[str, Value], list[str]]:
+    """Return tensors by the names that a policy gives them, and what wrappers had put before these."""
+    plain, outer = unwrap_names(tensors, ("",), MODULES if lightning else ())
+    plain, inner = unwrap_names(plain, ("", MODEL_PREFIX))
+    return plain, outer + inner
+
+
+def _live(target: str) -> str:
+    """Return how a policy that cannot be loaded is accelerated all the same, if it can."""
+    if any(target in adapter.classes for adapter in (UNET_ADAPTER, TRANSFORMER_ADAPTER)):
+        return ": load it with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+    return ", and asd_policy.accelerate does not know its class either"
 
 
 def _unet_layout(policy: Settings, source: str) -> _Layout:
@@ -249,11 +322,10 @@ _LAYOUTS = {"DiffusionUnetLowdimPolicy": _unet_layout, "DiffusionTransformerLowd
 _NETWORKS = {"DiffusionUnetLowdimPolicy": _unet, "DiffusionTransformerLowdimPolicy": _transformer}
 
 
-def _scheduler(policy: Settings) -> dict[str, Any]:
+def _scheduler(scheduler: Settings) -> dict[str, Any]:
     """Return the noise scheduler's configuration in diffusers' words."""
-    scheduler = policy.section("noise_scheduler")
-    name = scheduler.text("_target_").rpartition(".")[2]
-    return {"_class_name": name} | {key: value for key, value in scheduler.plain().items() if key != "_target_"}
+    options = {key: value for key, value in scheduler.plain().items() if key != "_target_"}
+    return {"_class_name": _class_name(scheduler)} | options
 
 
 def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -282,10 +354,10 @@ def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str)
         key = f"{field}.{name}"
         if key not in normalizer:
             raise CheckpointError(f"{source}: the normaliser has no {key}; was the policy saved before its training?")
-        value = normalizer[key].float()
+        value = checked_float32(normalizer[key], f"{source}: {NORMALIZER_PREFIX}{key}")
         if tuple(value.shape) not in ((dim,), (1,)):
             raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} has shape {tuple(value.shape)}, not ({dim},)")
-        if not bool(torch.isfinite(value).all()) or (name == "scale" and not bool(torch.isfinite(1 / value).all())):
-            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds NaN, infinity or a scale of 0")
+        if name == "scale" and not bool(torch.isfinite(1 / value).all()):
+            raise CheckpointError(f"{source}: {NORMALIZER_PREFIX}{key} holds a scale of 0, or one next to it")
         parts[name] = value.expand(dim).clone()
-    return Affine(torch.zeros(dim), parts["scale"], parts["offset"])
+    return Affine(torch.zeros_like(parts["offset"]), parts["scale"], parts["offset"])

@@ -16,16 +16,19 @@ from asd_policy.chain import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.lerobot_config import (
     ACTION,
+    IDENTITY,
     PLAIN_FIELDS,
+    PLUGIN,
     DiffusionConfig,
     as_object,
     is_diffusion,
     modernize,
     parse_config,
+    unknown_fields,
 )
-from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, Statistics, read_normalization
+from asd_policy.checkpoints.lerobot_statistics import NORMALIZER, UNNORMALIZER, WEIGHTS, Statistics, read_normalization
 from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
-from asd_policy.checkpoints.weights import load_weights
+from asd_policy.checkpoints.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.files import atomic_folder, write_json
 from asd_policy.models.unet import ConditionalUnet1d
 from asd_policy.policy import Horizons, Policy
@@ -33,8 +36,9 @@ from asd_policy.samplers import Sampler
 
 __all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 UNET_PREFIX = "diffusion.unet."
+STEMS = ("", "diffusion.", UNET_PREFIX)
 HUB_FILES = (CONFIG, WEIGHTS, "policy_*processor*.json", "policy_*processor*.safetensors")
 
 
@@ -50,21 +54,33 @@ def describe_lerobot(folder: Path) -> Description:
         CheckpointError: config.json or model.safetensors cannot be read.
     """
     raw = modernize(read_json(folder, CONFIG))
+    shapes, stripped = unwrap_names(read_shapes(folder, WEIGHTS), STEMS)
     inputs, outputs = as_object(raw.get("input_features")), as_object(raw.get("output_features"))
     modes = as_object(raw.get("normalization_mapping"))
     stored: dict[str, Any] = {spec.name: raw[spec.name] for spec in PLAIN_FIELDS if spec.name in raw}
     config = DiffusionConfig(**{"input_dims": {}, "action_dim": 0, "normalization_mapping": {}} | stored)
     return Description(
         network="DiffusionConditionalUnet1d",
-        parameters=count_numbers(read_shapes(folder, WEIGHTS)),
+        parameters=count_numbers(shapes),
+        network_parameters=count_numbers({key: shape for key, shape in shapes.items() if key.startswith(UNET_PREFIX)}),
         observation={name: as_object(entry).get("shape") for name, entry in inputs.items()},
         action={name: as_object(entry).get("shape") for name, entry in outputs.items()},
         horizons={name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
         scheduler=config.scheduler,
         num_inference_steps=config.num_inference_steps,
         normalization={
-            name: modes.get(str(as_object(entry).get("type")), "IDENTITY") for name, entry in (inputs | outputs).items()
+            name: modes.get(str(as_object(entry).get("type")), IDENTITY) for name, entry in (inputs | outputs).items()
         },
+        notes=(*_plugin_note(raw), *unknown_fields(raw), *stripped_notes(stripped)),
+    )
+
+
+def _plugin_note(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the plugin's policy type says beyond LeRobot's."""
+    if raw.get("type") != PLUGIN:
+        return ()
+    return (
+        f"in LeRobot its plugin plans with the sampler {raw.get('sampler', 'asd')!r}; here the one that is asked for",
     )
 
 
@@ -83,13 +99,8 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
     """
     config = parse_config(modernize(read_json(folder, CONFIG)))
     chain = GaussianChain.from_scheduler(config.scheduler, config.num_inference_steps)
-    tensors = read_tensors(folder, WEIGHTS)
-    # A policy that was trained compiled has `_orig_mod.` in the names, torch.compile's name for what it wraps.
-    weights = {
-        UNET_PREFIX + key.removeprefix(UNET_PREFIX).removeprefix("_orig_mod."): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(UNET_PREFIX)
-    }
+    tensors, _ = unwrap_names(read_tensors(folder, WEIGHTS), STEMS)
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(UNET_PREFIX)}
     network = load_weights(
         lambda: ConditionalUnet1d(config.unet), weights, lambda key: UNET_PREFIX + key, WEIGHTS, CONFIG
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 from asd_policy.errors import CheckpointError
 from asd_policy.models.unet import UnetConfig
+from asd_policy.names import unknown_names, unknown_note, warn_of_unknown
 from asd_policy.policy import ENVIRONMENT_STATE, STATE
 
-ACTION = "action"
+ACTION, IDENTITY = "action", "IDENTITY"
 MAX_HORIZON = 4096  # [control steps]; nothing in the weights bounds it, and a plan needs memory for all of it
 
 _FEATURE_TYPES = {STATE: "STATE", ENVIRONMENT_STATE: "ENV", ACTION: "ACTION"}
@@ -72,16 +73,35 @@ class DiffusionConfig:
 
     def mode_of(self, feature: str, mapping: dict[str, str] | None = None) -> str:
         """Return how a feature is normalised, by the mapping of the configuration or another."""
-        return (self.normalization_mapping if mapping is None else mapping).get(_FEATURE_TYPES[feature], "IDENTITY")
+        return (self.normalization_mapping if mapping is None else mapping).get(_FEATURE_TYPES[feature], IDENTITY)
 
 
 PLAIN_FIELDS = [f for f in fields(DiffusionConfig) if f.name not in ("input_dims", "action_dim")]
 """The fields that are in config.json under their own names."""
 
 
+_OTHER_FIELDS = (
+    *("type", "input_features", "output_features", "sampler"),  # the last is the plugin's
+    *("device", "use_amp", "use_peft", "push_to_hub", "repo_id", "private", "tags", "license"),
+    *("pretrained_path", "pretrained_revision", "drop_n_last_frames", "do_mask_loss_for_padding"),
+    *("vision_backbone", "resize_shape", "crop_ratio", "crop_shape", "crop_is_random", "pretrained_backbone_weights"),
+    *("use_group_norm", "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera"),
+    *("gradient_checkpointing", "compile_model", "compile_mode"),
+    *("optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_weight_decay"),
+    *("scheduler_name", "scheduler_warmup_steps"),
+    *("input_shapes", "output_shapes", "input_normalization_modes", "output_normalization_modes"),  # until 2025
+)
+"""What else LeRobot 0.1 … 0.6 keeps in config.json, and no state-based policy depends on."""
+_KNOWN = {spec.name for spec in PLAIN_FIELDS}.union(_OTHER_FIELDS)
+FEATURE_TYPES = ("VISUAL", "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
+_FIRST_MODES = ("min_max", "mean_std")
+PLUGIN = "asd_diffusion"
+"""The policy type of the plugin `lerobot_policy_asd`, which has the network and the chain of LeRobot's."""
+
+
 def is_diffusion(raw: dict[str, Any]) -> bool:
     """Return whether a config.json is one of a LeRobot diffusion policy, of any version since 0.1."""
-    return raw.get("type") == "diffusion" or ("type" not in raw and raw.keys() >= _FIRST_LAYOUT)
+    return raw.get("type") in ("diffusion", PLUGIN) or ("type" not in raw and raw.keys() >= _FIRST_LAYOUT)
 
 
 def modernize(raw: dict[str, Any]) -> dict[str, Any]:
@@ -109,8 +129,10 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
         raw: config.json, modern.
 
     Raises:
-        CheckpointError: A field is missing, of the wrong kind, out of range or contradicts another.
+        CheckpointError: A field is missing, misspelt, of the wrong kind, out of range or contradicts another.
     """
+    warn_of_unknown(unknown_names(raw, _KNOWN, "config.json", CheckpointError), "config.json")
+    _check_first_modes(raw)
     inputs, outputs = raw.get("input_features"), raw.get("output_features")
     if not isinstance(inputs, dict) or not isinstance(outputs, dict):
         raise CheckpointError("config.json has no input_features and output_features")
@@ -127,6 +149,7 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
         )
     if "normalization_mapping" not in raw:
         raise CheckpointError("config.json has no normalization_mapping")
+    check_types(raw["normalization_mapping"], "normalization_mapping of config.json")
     values: dict[str, Any] = {}
     for spec in PLAIN_FIELDS:
         if spec.name in raw:
@@ -140,6 +163,35 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
     if problem:
         raise CheckpointError(f"config.json: {problem}")
     return config
+
+
+def unknown_fields(raw: dict[str, Any]) -> tuple[str, ...]:
+    """Return a note on fields that nobody here knows, as newer versions of LeRobot may add them."""
+    return unknown_note([name for name in raw if name not in _KNOWN], "config.json")
+
+
+def check_types(mapping: Any, where: str) -> None:
+    """Refuse a normalisation mapping in which the type of a feature is misspelt: it would not be normalised."""
+    unknown_names(map(str, as_object(mapping)), FEATURE_TYPES, where, CheckpointError)
+
+
+def _check_first_modes(raw: dict[str, Any]) -> None:
+    """Refuse a configuration of the first layout in which a feature has no mode, or a mode no feature."""
+    for kind in ("input", "output"):
+        if f"{kind}_shapes" not in raw:
+            continue
+        modes, shapes = (as_object(raw.get(f"{kind}_{name}")) for name in ("normalization_modes", "shapes"))
+        for feature in shapes:
+            if modes.get(feature) not in _FIRST_MODES:
+                raise CheckpointError(
+                    f"config.json: {kind}_normalization_modes of {feature!r} is {modes.get(feature)!r}, not one of "
+                    f"{', '.join(_FIRST_MODES)}"
+                )
+        for feature in modes:
+            if feature not in shapes:
+                raise CheckpointError(
+                    f"config.json: {kind}_normalization_modes has {feature!r}, {kind}_shapes only {', '.join(shapes)}"
+                )
 
 
 def as_object(value: Any) -> dict[str, Any]:

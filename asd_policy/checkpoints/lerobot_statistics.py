@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from asd_policy.checkpoints.lerobot_config import ACTION, DiffusionConfig, as_object
+from asd_policy.checkpoints.lerobot_config import ACTION, IDENTITY, DiffusionConfig, as_object, check_types
 from asd_policy.checkpoints.reading import read_json, read_tensors
 from asd_policy.errors import CheckpointError
 from asd_policy.normalize import EPSILON, Affine, make_affine
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+WEIGHTS = "model.safetensors"
 NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 
 Statistics = dict[str, dict[str, Tensor]]
@@ -19,6 +20,15 @@ Statistics = dict[str, dict[str, Tensor]]
 
 # Steps that move and reshape; any other may compute something, and without it the policy would be another one.
 _NEUTRAL_STEPS = ("rename_observations_processor", "to_batch_processor", "device_processor")
+_NORMALIZER_OPTIONS = ("eps", "features", "norm_map", "normalize_observation_keys")
+_OPTIONS = {
+    "rename_observations_processor": ("rename_map",),
+    "to_batch_processor": (),
+    "device_processor": ("device", "float_dtype"),
+    NORMALIZER: _NORMALIZER_OPTIONS,
+    UNNORMALIZER: _NORMALIZER_OPTIONS,
+}
+"""Options of each step, LeRobot 0.4 … 0.6; another may make it compute something else."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,12 @@ def read_normalization(folder: Path, config: DiffusionConfig, tensors: dict[str,
     else:
         before = _from_buffers(tensors, "normalize_inputs", list(config.input_dims))
         after = _from_buffers(tensors, "unnormalize_outputs", [ACTION])
+        for feature in (before | after).keys():
+            if config.mode_of(feature) == IDENTITY:  # for which LeRobot makes no buffers
+                raise CheckpointError(
+                    f"{WEIGHTS} has statistics of {feature!r}, which config.json does not normalise: its mode is "
+                    "missing in normalization_mapping"
+                )
         if not before and not after:
             raise CheckpointError(
                 f"{folder / PREPROCESSOR} is missing: normalisation statistics are read from the processor files of "
@@ -92,10 +108,8 @@ def _from_processor(folder: Path, name: str, step: str, config: DiffusionConfig,
         raise CheckpointError(
             f"{path} has a step {unknown[0]!r}, which is not known here; known are {', '.join((step, *_NEUTRAL_STEPS))}"
         )
-    for entry in entries:
-        renames = as_object(entry.get("config")).get("rename_map")
-        if renames:
-            raise CheckpointError(f"{path} renames observations, which is not done here: {renames}")
+    for registered, entry in zip(names, entries, strict=True):
+        _check_options(path, str(registered), as_object(entry.get("config")))
     entry = entries[names.index(step)]
     _check_agreement(path, as_object(entry.get("config")), config, features)
     state_file = entry.get("state_file")
@@ -110,6 +124,18 @@ def _from_processor(folder: Path, name: str, step: str, config: DiffusionConfig,
     return statistics
 
 
+def _check_options(path: Path, step: str, options: dict[str, Any]) -> None:
+    """Refuse options of a step that change what a policy computes, and those that are not known."""
+    if options.get("rename_map"):
+        raise CheckpointError(f"{path} renames observations, which is not done here: {options['rename_map']}")
+    if options.get("float_dtype") not in (None, "float32"):
+        raise CheckpointError(f"{path}: float_dtype {options['float_dtype']!r} of {step} is not null or 'float32'")
+    for name in options:
+        if name not in _OPTIONS[step]:
+            known = ", ".join(_OPTIONS[step]) or "none"
+            raise CheckpointError(f"{path}: the option {name!r} of {step} is not known here; known are {known}")
+
+
 def _check_agreement(path: Path, options: dict[str, Any], config: DiffusionConfig, features: list[str]) -> None:
     """Refuse a normaliser that normalises otherwise than config.json says."""
     mapping = as_object(options.get("norm_map", config.normalization_mapping))
@@ -122,3 +148,16 @@ def _check_agreement(path: Path, options: dict[str, Any], config: DiffusionConfi
             raise CheckpointError(f"{path} normalises {feature!r} by {mode!r}, config.json by {said!r}")
     if options.get("eps", EPSILON) != EPSILON:
         raise CheckpointError(f"{path}: eps {options['eps']!r} is not {EPSILON}, LeRobot's own")
+    if not isinstance(options.get("norm_map"), dict):
+        raise CheckpointError(f"{path} has no norm_map, an object of normalisation modes by type of feature")
+    check_types(mapping, f"norm_map of {path}")
+    described = as_object(options.get("features"))
+    for feature in features:
+        if config.mode_of(feature) != IDENTITY and feature not in described:
+            raise CheckpointError(
+                f"{path} has no {feature!r} among its features ({', '.join(described) or 'none'}): LeRobot would not "
+                f"normalise it, and config.json says {config.mode_of(feature)!r}"
+            )
+        said, wanted = as_object(described.get(feature)), {**config.features[0], **config.features[1]}[feature]
+        if feature in described and any(said.get(key) != value for key, value in wanted.items()):
+            raise CheckpointError(f"{path} takes {feature!r} for {said}, config.json for {wanted}")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy.chain import GaussianChain
+from asd_policy.checkpoints.onnx_chain import contradiction
 from asd_policy.errors import CheckpointError
 from asd_policy.policy import Horizons
 from asd_policy.scheduler_config import check, configuration
@@ -244,12 +245,14 @@ def _read_chain(entry: _Entry) -> GaussianChain:
     if any(step != math.floor(step) or not 0 <= step <= last for step in timesteps):
         raise CheckpointError(f"{entry.name} has timesteps that are no integers in 0 … {last}")
     schedule = {name: entry.get(name).numbers(steps) for name in _SCHEDULE}
-    if min(schedule["sigma"]) < 0:
-        raise CheckpointError(f"{entry.name} has a negative sigma, {min(schedule['sigma'])}")
     excess = entry.get("excess")
-    return GaussianChain(
+    chain = GaussianChain(
         timesteps=timesteps.astype(np.int64),
         **schedule,
         excess=None if excess.value is None else excess.numbers(steps),
         config=config,
     )
+    differs = contradiction(chain)
+    if differs is not None:
+        raise CheckpointError(f"{entry.name} contradicts the scheduler's configuration beside it: {differs}")
+    return chain

@@ -8,7 +8,6 @@ what it names, REDUCE calls it, BUILD sets its attributes. This machine runs the
 
 import math
 import pickletools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,26 +35,45 @@ DTYPES = {
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict")
 TENSOR = "torch._utils._rebuild_tensor_v2"
 
-# What training code leaves in checkpoints: numpy's numbers, what schedulers of the learning rate count, dates, paths,
-# and how dill names types.
+
+def _inside(module: str, *names: str) -> list[str]:
+    return [f"{module}.{name}" for name in names]
+
+
+DILL_TYPES = tuple(_inside("dill._dill", "_load_type", "_create_namedtuple", "_create_type"))
+"""How dill names a type, and writes down a class of the script that was run; a pickle may call what they give."""
+# What training code leaves in checkpoints: tensors of other kinds, numpy's numbers and generators, what schedulers of
+# the learning rate count, plain containers and numbers, dates, paths, and how dill writes types, arrays and functions.
 CALLABLE = {
     *MAPPINGS,
     TENSOR,
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "torch.device",
-    "collections.Counter",
-    *(f"datetime.{name}" for name in ("date", "datetime", "timedelta")),
-    *(f"pathlib.{name}" for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
-    "dill._dill._load_type",
-    "_codecs.encode",
-    "numpy.dtype",
+    *DILL_TYPES,
+    *_inside("torch._utils", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_parameter_with_state"),
+    *_inside("torch._utils", "_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_meta_tensor_no_storage"),
+    *_inside("torch", "Size", "device", "_tensor._rebuild_from_type_v2", "serialization._get_layout", "_C.Generator"),
+    *_inside("collections", "Counter", "deque"),
+    *_inside("datetime", "date", "datetime", "time", "timedelta", "timezone"),
+    *("decimal.Decimal", "fractions.Fraction", "types.SimpleNamespace", "copyreg._reconstructor", "_codecs.encode"),
+    *(
+        f"{module}.{kind}Path"
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for kind in ("Posix", "PurePosix", "PureWindows", "Windows")
+    ),
+    *_inside("dill._dill", "_import_module", "_create_array", "_create_cell", "_create_code", "_create_dtypemeta"),
+    *("dill._dill._create_function", "numpy.random.bit_generator.__pyx_unpickle_SeedSequence"),
+    *("numpy.dtype", "numpy.ma.core._mareconstruct"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+    *_inside("numpy.random._pickle", "__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"),
+    *_inside(
+        "builtins", "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object"
+    ),
+    *_inside("builtins", "range", "set", "slice", "str", "tuple", "type"),
 }
 """Names that a pickle may call, by REDUCE. None of them is imported; a call of any other means that the file is not
 what it says, or an attack. What is only made, by NEWOBJ, is a record whatever its class."""
-MAX_NAME = 500  # [characters] of a key or a storage's name; the longest of a real policy have a hundred
+MAX_INSTRUCTIONS = 10**6  # each makes a value of some hundred bytes at most; a policy of a thousand tensors has 60,000
+MAX_NAME = 500  # [characters] of a key, a class or a storage; the longest of a real policy have a hundred
 MAX_DIMENSIONS = 16  # of a tensor; those of a network have 4 at most
 MAX_PARTS = 16  # of a key that is a tuple
 
@@ -63,13 +81,16 @@ _MEMO = {"BINPUT", "LONG_BINPUT"}
 _RECALL = {"BINGET", "LONG_BINGET"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
-    *("BINBYTES", "SHORT_BINBYTES"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8"),
 }
+_SETS = {"EMPTY_SET": "builtins.set", "FROZENSET": "builtins.frozenset"}
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""What protocol 2 calls modules, as Python 2 did."""
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """The name of a class or function."""
 
@@ -77,7 +98,7 @@ class Global:
     """Module and name, joined by a dot."""
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Record:
     """An object that was not made: what the pickle says of it. It may hold itself, hence no comparison and no repr."""
 
@@ -87,7 +108,7 @@ class Record:
     state: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A run of numbers in an archive."""
 
@@ -97,7 +118,7 @@ class Storage:
     numel: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor in an archive, a view of a storage that has room for it."""
 
@@ -139,8 +160,10 @@ def _run(data: bytes) -> Any:
         return items
 
     argument: Any  # of a kind that the instruction's name tells
-    for opcode, argument, _ in pickletools.genops(data):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
+        if count >= MAX_INSTRUCTIONS:
+            raise CheckpointError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions, far more than policies")
         if name in _VALUES:
             stack.append(argument)
         elif name in _CONSTANTS:
@@ -165,25 +188,27 @@ def _run(data: bytes) -> Any:
         elif name == "TUPLE":
             items = to_mark()
             stack.append(tuple(items))
-        elif name in ("APPEND", "APPENDS"):
-            items = to_mark() if name == "APPENDS" else [stack.pop()]
-            _expect(stack[-1], list).extend(items)
+        elif name == "EMPTY_SET":
+            stack.append(Record(_SETS[name], ()))
+        elif name == "FROZENSET":
+            items = to_mark()
+            stack.append(Record(_SETS[name], tuple(items)))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = [stack.pop()] if name == "APPEND" else to_mark()
+            if not isinstance(stack[-1], Record):  # what a set, or a class of lists, holds is nobody's business here
+                _expect(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = to_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
-            keys = items[::2]
-            for key in keys:
-                _check_key(key)
-            _expect(stack[-1], dict).update(zip(keys, items[1::2], strict=True))
+            if not isinstance(stack[-1], Record):  # as above, of a class of mappings
+                _set_items(_expect(stack[-1], dict), items)
         elif name == "GLOBAL":
-            stack.append(_global(argument.replace(" ", ".", 1)))
+            stack.append(_global(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             last, module = stack.pop(), stack.pop()
-            stack.append(_global(f"{_expect(module, str)}.{_expect(last, str)}"))
+            stack.append(_global(_expect(module, str), _expect(last, str)))
         elif name in ("REDUCE", "NEWOBJ"):
-            arguments, maker = stack.pop(), _expect(stack.pop(), Global)
-            if name == "REDUCE":
-                _check_call(maker)
-            stack.append(_make(maker.name, _expect(arguments, tuple)))
+            arguments, maker = stack.pop(), stack.pop()
+            stack.append(_make(_maker(maker, called=name == "REDUCE"), _expect(arguments, tuple)))
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], dict):  # a mapping's attributes, such as a state dict's versions, say nothing
@@ -195,6 +220,15 @@ def _run(data: bytes) -> Any:
         elif name not in ("PROTO", "FRAME"):
             raise CheckpointError(f"the pickle uses the instruction {name}, which no checkpoint needs")
     raise ValueError("it has no end")  # genops has raised the same before
+
+
+def _set_items(mapping: dict[Any, Any], items: list[Any]) -> None:
+    """Add keys and values, in turn, to a mapping that has none of these keys yet."""
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        _check_key(key)
+        if key in mapping:
+            raise ValueError(f"the key {key!r} twice in a mapping")
+        mapping[key] = value
 
 
 def _check_key(key: Any) -> None:
@@ -215,23 +249,31 @@ def _expect(value: Any, kind: Any) -> Any:
     return value
 
 
-def _global(name: str) -> Global:
-    return Global(re.sub(r"^__builtin__\.", "builtins.", name))  # what protocol 2 calls that module
+def _global(module: str, name: str) -> Global:
+    if len(module) + len(name) > MAX_NAME:  # named again and again, it would fill the memory
+        raise ValueError(f"a class or function whose name has {len(module) + len(name)} characters")
+    name = "range" if (module, name) == ("__builtin__", "xrange") else name
+    return Global(f"{_RENAMED.get(module, module)}.{name}")
 
 
-def _check_call(function: Global) -> None:
-    if function.name not in CALLABLE:
+def _maker(maker: Any, called: bool) -> str:
+    """Return the name of what makes an object; refuse one that a pickle has no reason to call."""
+    if isinstance(maker, Record) and maker.kind in DILL_TYPES:
+        return maker.kind
+    name = _expect(maker, Global).name
+    if called and name not in CALLABLE:
         raise CheckpointError(
-            f"the pickle asks to call {function.name[:MAX_NAME]!r}, which no checkpoint of this kind needs; nothing "
-            "was run, and the file should not be opened with torch.load or dill"
+            f"the pickle asks to call {name!r}, which no checkpoint of this kind needs; nothing was run, and the file "
+            "should not be opened with torch.load or dill"
         )
+    return name
 
 
 def _make(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return what stands for a call or a new object."""
     if name in MAPPINGS:
         return {}
-    if name != TENSOR:
+    if name != TENSOR or (arguments and isinstance(arguments[0], Record)):  # such a storage is of another dtype
         return Record(name, arguments)
     # torch._utils._rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks)
     storage, offset, shape, stride = arguments[:4]
@@ -239,18 +281,20 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
         raise ValueError("a tensor whose storage, offset, size or stride is none")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     numel = math.prod(shape)
+    if math.prod(max(size, 1) for size in shape) >= 2**60 or max(offset, *stride, 0) >= 2**60:
+        raise ValueError(f"a tensor of size {shape}, stride {stride} and offset {offset}")
     if numel > storage.numel or (numel and last >= storage.numel):
         raise ValueError(f"a tensor of size {shape} and stride {stride} in a storage of {storage.numel} numbers")
     return StoredTensor(storage, offset, shape, stride)
 
 
-def _storage(identifier: Any) -> Storage:
-    """Return the storage that `torch.save` calls ("storage", class, key, device, numel)."""
+def _storage(identifier: Any) -> Storage | Record:
+    """Return the storage that `torch.save` calls ("storage", class, key, device, numel); of other dtypes a record."""
     _, kind, key, _, numel = _expect(identifier, tuple)
     named = isinstance(key, str) and len(key) <= MAX_NAME
-    if not (isinstance(kind, Global) and kind.name in DTYPES and named and _counts((numel,))):
+    if not (isinstance(kind, Global) and named and _counts((numel,))):
         raise ValueError("a storage whose class, key or length is none")
-    return Storage(DTYPES[kind.name], key, numel)
+    return Storage(DTYPES[kind.name], key, numel) if kind.name in DTYPES else Record(kind.name, (key, numel))
 
 
 def _counts(values: Sequence[Any]) -> bool:

@@ -9,21 +9,28 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types, https://protobuf.dev/programming-guides/encoding."""
 _FIXED = {FIXED64: 8, FIXED32: 4}
 _MOST_VARINT = 10  # [bytes]
+_MOST_TAG = 5  # [bytes]; a parser may drop what of a tag is beyond 32 bits, and so read another field than we
 
 
-def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview, most: int = 1000) -> Iterator[tuple[int, int | memoryview]]:
     """Yield the number and the value of each field: an integer for a varint, bytes for everything else.
 
     Args:
         message: Serialised. What is yielded of it is not copied.
+        most: Fields that it may have; a file of empty ones would take for ever.
 
     Raises:
-        ValueError: It ends within a field, or is no protocol buffer.
+        ValueError: It ends within a field, has too many, or is no protocol buffer.
     """
     at = 0
-    while at < len(message):
+    for _ in range(most):
+        if at == len(message):
+            return
+        start = at
         tag, at = _varint(message, at)
         number, kind = tag >> 3, tag & 7
+        if tag >= 2**32 or at - start > _MOST_TAG:
+            raise ValueError(f"a field's tag has more than 32 bits at byte {start}")
         if number == 0:
             raise ValueError(f"a field has the number 0 at byte {at}")
         if kind == VARINT:
@@ -40,6 +47,21 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"field {number} has {size} bytes, of which {len(message) - at} are there")
         yield number, message[at : at + size]
         at += size
+    if at < len(message):
+        raise ValueError(f"a message has more than {most} fields")
+
+
+def varints(packed: memoryview) -> list[int]:
+    """Return the integers of a packed field.
+
+    Raises:
+        ValueError: The last does not end.
+    """
+    values, at = [], 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        values.append(value)
+    return values
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Reading the files of an untrusted checkpoint: regular files inside its folder, JSON and safetensors only."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -50,12 +51,16 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, or is something else.
     """
+    return _read_json(folder, name, _once)
+
+
+def _read_json(folder: Path, name: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
     path = file_in(folder, name)
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
             raise CheckpointError(f"{path} has {size} bytes; a configuration has {MAX_JSON} at most")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except RecursionError:
@@ -69,10 +74,32 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def decode_json(text: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: It is none, or has a key twice in an object.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose keys are there once each: which of two values is meant, a library may see otherwise."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return value
+
+
 def find_json(folder: Path, name: str) -> dict[str, Any]:
-    """Return a JSON file of what may be a checkpoint; an empty object where there is none that can be read."""
+    """Return a JSON file of what may be a checkpoint; an empty object where there is none that can be read.
+
+    To find a format, it need not be sound: `read_json` is to say what is wrong.
+    """
     try:
-        return read_json(folder, name)
+        return _read_json(folder, name, dict)
     except CheckpointError:
         return {}
 

@@ -5,7 +5,6 @@ with the configuration as a JSON string and the state dicts `nets` and `ema` und
 imported, and nothing in the file is run.
 """
 
-import json
 from collections.abc import Mapping
 from itertools import count, takewhile
 from pathlib import Path
@@ -15,18 +14,22 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, mentions
-from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
+from asd_policy.checkpoints.base import Description, Format, pinned_steps
+from asd_policy.checkpoints.reading import decode_json
 from asd_policy.checkpoints.settings import Settings
-from asd_policy.checkpoints.weights import load_weights
+from asd_policy.checkpoints.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.errors import CheckpointError
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.names import unknown_names
 from asd_policy.normalize import Affine, make_affine
 from asd_policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
 ACTION = "action"
 PREFIX = "policy.noise_pred_net."
+STEMS = ("", "policy.", PREFIX)
+_UNET = ("enabled", "diffusion_step_embed_dim", "down_dims", "kernel_size", "n_groups")
 GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet says
 
 
@@ -53,8 +56,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
         payload = Settings(archive.payload(), "", source)
         config = _configuration(payload, source)
         algo = config.section("algo")
-        averaged = algo.section("ema").flag("enabled")
-        tensors = archive.state_dict(payload.section("model").section("ema" if averaged else "nets"))
+        tensors, _ = unwrap_names(archive.state_dict(_state(payload, algo, source)), STEMS)
     shapes = payload.section("shape_metadata")
     dims = _observations(config, shapes.section("all_shapes"), source)
     unet = _unet(algo.section("unet"), tensors, source)
@@ -100,12 +102,13 @@ def describe_robomimic(path: Path) -> Description:
     with TorchArchive(path) as archive:
         payload = Settings(archive.payload(), "", source)
     config = _configuration(payload, source)
-    algo = config.section("algo")
-    horizon = algo.section("horizon").plain()
-    shapes = payload.section("shape_metadata")
+    algo = config.find("algo")
+    horizon = algo.find("horizon").plain()
+    shapes = payload.find("shape_metadata")
     scheduler, steps = _scheduler(algo)
-    groups = config.section("observation").section("modalities").section("obs")
+    groups = config.find("observation").find("modalities").find("obs")
     observed = [name for modality in groups for name in groups.names(modality)]
+    tensors, stripped = unwrap_names(payload.find("model").find("nets").stored_tensors(), STEMS)
     maps = {
         feature: "none" if payload.plain().get(name) is None else "(x − offset) / scale"
         for name, features in (("obs_normalization_stats", observed), ("action_normalization_stats", [ACTION]))
@@ -113,8 +116,9 @@ def describe_robomimic(path: Path) -> Description:
     }
     return Description(
         network="ConditionalUnet1D",
-        parameters=payload.section("model").section("nets").numbers(),
-        observation={name: shape for name, shape in shapes.section("all_shapes").plain().items() if name in observed},
+        parameters=count_stored(tensors.values()),
+        network_parameters=count_stored(value for name, value in tensors.items() if name.startswith(PREFIX)),
+        observation={name: shape for name, shape in shapes.find("all_shapes").plain().items() if name in observed},
         action={ACTION: [shapes.plain().get("ac_dim")]},
         horizons={
             "n_obs_steps": horizon.get("observation_horizon"),
@@ -124,10 +128,24 @@ def describe_robomimic(path: Path) -> Description:
         scheduler=scheduler,
         num_inference_steps=steps,
         normalization=maps,
+        notes=(*pinned_steps(scheduler, steps), *stripped_notes(stripped)),
     )
 
 
 FORMAT = Format(is_robomimic, load_robomimic, describe_robomimic)
+
+
+def _state(payload: Settings, algo: Settings, source: str) -> Settings:
+    """Return the state dict that is to be run: the averaged one, where the training kept one."""
+    states = payload.section("model")
+    if not algo.section("ema").flag("enabled"):
+        return states.section("nets")
+    if not states.find("ema").stored_tensors():
+        raise CheckpointError(
+            f"{source}: model.ema is {states.plain().get('ema')}, not a mapping of tensors, although algo.ema.enabled "
+            "says that averaged weights were kept; set it to false in the file's config to run the last, model.nets"
+        )
+    return states.section("ema")
 
 
 def _configuration(payload: Settings, source: str) -> Settings:
@@ -136,7 +154,7 @@ def _configuration(payload: Settings, source: str) -> Settings:
     if algorithm != "diffusion_policy":
         raise CheckpointError(f"{source} holds a policy of algorithm {algorithm!r}; only 'diffusion_policy' is known")
     try:
-        raw = json.loads(payload.text("config", most=MAX_PICKLE))
+        raw = decode_json(payload.text("config", most=MAX_PICKLE))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its configuration is not JSON: {error}") from None
     return Settings(raw, "", source)
@@ -165,6 +183,7 @@ def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, 
 
 def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> UnetConfig:
     """Return the network's sizes, from its weights: robomimic ignores those in algo.unet."""
+    unknown_names(settings, _UNET, f"{source}: algo.unet", CheckpointError)
     if not settings.flag("enabled") or settings.count("n_groups", GROUPS) != GROUPS:
         raise CheckpointError(
             f"{source}: algo.unet is not enabled, or has n_groups other than {GROUPS}, which the weights do not show "
@@ -204,8 +223,8 @@ def _misfit(unet: UnetConfig, action_dim: int, cond_dim: int) -> str | None:
 
 def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
     """Return the noise scheduler's configuration in diffusers' words, and the number of steps."""
-    name = "ddpm" if algo.section("ddpm").flag("enabled") else "ddim"  # robomimic asks in this order
-    options = algo.section(name).plain()
+    name = "ddpm" if algo.find("ddpm").flag("enabled", False) else "ddim"  # robomimic asks in this order
+    options = algo.find(name).plain()
     steps = options.pop("num_inference_timesteps", None)
     options.pop("enabled", None)
     return {"_class_name": f"{name.upper()}Scheduler"} | options, steps

@@ -1,14 +1,51 @@
 """Weights from an untrusted file into a network: every tensor finds its place, or an error names it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from asd_policy.arrays import checked_float32
 from asd_policy.errors import CheckpointError
 
 Network = TypeVar("Network", bound=nn.Module)
+Value = TypeVar("Value")
+
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
+
+
+def unwrap_names(
+    tensors: Mapping[str, Value], stems: Sequence[str], wrappers: Sequence[str] = WRAPPERS
+) -> tuple[dict[str, Value], list[str]]:
+    """Strip what wrappers of a network have put before names, where all of its names have it.
+
+    Args:
+        tensors: By the file's names.
+        stems: Where a wrapper may stand: "" before the whole policy, "model." before its part of that name.
+        wrappers: Their prefixes.
+
+    Returns:
+        The tensors by their plain names, and what was stripped.
+    """
+    plain, stripped = dict(tensors), []
+    prefixes = [(stem, stem + wrapper) for stem in stems for wrapper in wrappers]
+    for stem, prefix in prefixes * len(wrappers):  # one may be inside another
+        names = [name for name in plain if name.startswith(stem)]
+        if names and all(name.startswith(prefix) for name in names):
+            plain = {
+                stem + name.removeprefix(prefix) if name.startswith(stem) else name: tensor
+                for name, tensor in plain.items()
+            }
+            stripped.append(prefix)
+    return plain, stripped
+
+
+def stripped_notes(stripped: Sequence[str]) -> tuple[str, ...]:
+    """Return a note of what `unwrap_names` has stripped."""
+    return tuple(f"all its names have the prefix {prefix!r}, which is left out here" for prefix in stripped)
 
 
 def load_weights(
@@ -53,16 +90,16 @@ def load_weights(
                 f"{source} does not fit {settings}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"not {tuple(expected[key].shape)}"
             )
-    network = build()
+    with torch.device("cpu"):
+        network = build().float()  # the user's default dtype may be another
     constants = dict(network.named_buffers())
+    weights: dict[str, Tensor] = {}
     for key, name in names.items():
-        if not tensors[name].is_floating_point():
-            raise CheckpointError(f"{source}: {name} holds {tensors[name].dtype}, not floating-point numbers")
-        if key in constants:
-            if not torch.equal(tensors[name].float(), constants[key]):
-                raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
-        elif not bool(torch.isfinite(tensors[name]).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
-    # Copies into float32, whatever the stored dtype.
-    network.load_state_dict({key: tensors[name] for key, name in names.items()})
+        if key not in constants:
+            weights[key] = checked_float32(tensors[name], f"{source}: {name}")
+        elif torch.equal(tensors[name].float(), constants[key]):
+            weights[key] = constants[key]
+        else:
+            raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False)

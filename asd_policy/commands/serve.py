@@ -1,6 +1,5 @@
 """`asd-policy serve`: plan for robots whose GPU is elsewhere, until told to stop."""
 
-import ipaddress
 import math
 import queue
 import signal
@@ -43,6 +42,9 @@ class ServeCommand:
     """Requests that wait, beside those that are planned; more are refused."""
     max_clients: int = 64
     """Robots with a place; more are refused."""
+    max_per_peer: int | None = None
+    """Robots with a place that share a connection, as behind a gateway, or a host other than this one; a quarter and
+    half of max-clients unless said."""
     lease: float = 60.0
     """How long a robot keeps its place without a plan [s]."""
     tls_cert: Path | None = None
@@ -58,8 +60,9 @@ class ServeCommand:
 
     def run(self, console: Console) -> int:
         """Serve; return the exit status: 0 after SIGTERM, 130 after Ctrl-C."""
-        for name in ("max_batch", "max_queue", "max_clients"):
-            check_at_least(name.replace("_", "-"), getattr(self, name), 1)
+        for name in ("max_batch", "max_queue", "max_clients", "max_per_peer"):
+            if getattr(self, name) is not None:
+                check_at_least(name.replace("_", "-"), getattr(self, name), 1)
         for name in ("port", "metrics_port"):
             check_port(name.replace("_", "-"), getattr(self, name))
         if not 0 < self.lease < math.inf:
@@ -75,7 +78,7 @@ class ServeCommand:
         credentials = self._credentials()
         policy = load_policy(self.policy, self.sampler, self.device, self.backend)
         policy.check()
-        limits = Limits(self.max_batch, self.max_queue, self.max_clients, self.lease)
+        limits = Limits(self.max_batch, self.max_queue, self.max_clients, self.lease, self.max_per_peer)
         server = PolicyServer(policy, limits, token, credentials)
         if self.metrics_port is not None:
             try:
@@ -109,6 +112,8 @@ class ServeCommand:
 
     def _warnings(self) -> list[str]:
         """Return what an operator should know."""
+        from asd_policy.serving.wire import is_loopback
+
         if is_loopback(self.host):
             return []
         if self.token_file is None:
@@ -124,11 +129,3 @@ def check_port(name: str, port: int | None) -> None:
     """
     if port is not None and not 0 <= port < 2**16:
         raise SpecError(f"--{name} {port} is not in 0 … {2**16 - 1}")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an interface can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -150,12 +150,18 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
 
 
 def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
-    """Plan as often as asked for, with each draft and verifier in turn; those that respond last, when they can."""
-    pairs = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))[::-1]
-    for index, setting in enumerate(pairs):
+    """Plan as often as asked for, with each draft and verifier in turn.
+
+    Refusals are those of drafts that know the response, which plans of the default teach first.
+    """
+    settings = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))
+    turns = [settings[0], *settings]
+    for index, setting in enumerate(turns):
+        if index == 1:
+            policy.experience.judgements.clear()
         policy.sampler = Asd(*setting)
-        goal = -(-plans * (index + 1) // len(pairs))
-        own = seed * len(pairs) + index  # the same noise twice would be known to drafts the second time
+        goal = -(-plans * (index + 1) // len(turns))
+        own = seed * len(turns) + index  # the same noise twice would be known to drafts the second time
         if env is None:
             _plan_at_random(policy, goal, own, advance)
         else:

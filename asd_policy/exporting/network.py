@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from asd_policy import arrays
 from asd_policy.backends.base import Job
-from asd_policy.backends.onnx_session import INPUTS, OUTPUT, one_line
+from asd_policy.backends.onnx_session import INPUTS, OUTPUT, reason
 from asd_policy.denoiser import Denoiser
 from asd_policy.errors import BackendError
 from asd_policy.exporting.lowering import lower
@@ -59,7 +60,7 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
                 verbose=False,
             )
     except Exception as error:  # the exporter fails in the ways of several libraries
-        raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {one_line(error)}") from None
+        raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
     assert program is not None
     model = program.model_proto
     if lowered:
@@ -76,9 +77,10 @@ def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, T
         count: Number of points N.
         generator: On the CPU.
     """
-    steps = torch.randint(len(job.chain), (count,), generator=generator)
-    x = torch.randn((count, *job.event), generator=generator)
-    cond = 2 * torch.rand((count, job.cond_dim), generator=generator) - 1
+    host = generator.device
+    steps = torch.randint(len(job.chain), (count,), generator=generator, device=host)
+    x = arrays.normals((count, *job.event), generator, host)
+    cond = 2 * arrays.uniforms((count, job.cond_dim), generator, host) - 1
     timestep = torch.from_numpy(job.chain.timesteps)[steps]
     return x.to(job.device), timestep.to(job.device), cond.to(job.device)
 

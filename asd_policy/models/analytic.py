@@ -23,7 +23,8 @@ class MixtureDenoiser:
         """
         # ᾱ by timestep, from the chain itself: x̂0 = (x − √(1−ᾱ) ε)/√ᾱ.
         self._alpha_bar = means.new_full((int(chain.timesteps.max()) + 1,), float("nan"))
-        self._alpha_bar[torch.as_tensor(chain.timesteps.copy())] = means.new_tensor(chain.input_scale**-2)
+        visited = torch.as_tensor(chain.timesteps.copy(), device=means.device)
+        self._alpha_bar[visited] = means.new_tensor(chain.input_scale**-2)
         self._means = means.flatten(1)  # [M, D]
         scales = scales.reshape(len(means), -1)
         self._variances = scales.square().expand_as(self._means)  # [M, D]

@@ -1,108 +1,108 @@
 """The last observations, in memory of their own."""
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.arrays import NUMPY
+from asd_policy.border import as_numbers, finite
 from asd_policy.errors import ObservationError
-
-Parts = dict[str | None, npt.NDArray[Any]]
-"""An observation's arrays by their keys; that of an observation which is one array by None."""
+from asd_policy.policy import read_observation
 
 
 class History:
-    """Keeps copies, for a robot's driver may use its buffers again.
+    """Keeps copies, for a robot's driver may use its buffers again."""
 
-    Memory is allocated for the first observations only; those that follow are copied into it, and must have their form.
-    """
-
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, dims: Mapping[str, int] | None = None) -> None:
         """Begin.
 
         Args:
             length: Observations to keep.
+            dims: Length of each feature that the planner reads: an observation is looked at no further. None for a
+                planner that does not say. Its observations are kept as they come; all numbers in them are to be
+                finite, and of the shape that they have in the first.
         """
-        self._ring: list[Parts] = []
-        self._handed: list[Parts] = []
-        self._length = length
-        self._added = 0
-        self.count = 0
-        """Observations since the last `clear`, at most `length`."""
+        self._dims = dims
+        self._kept: deque[Any] = deque(maxlen=length)
+        self._first: Any = None
+        self.latest: Any = None
+        """The last observation that was added, as it came but for its arrays, which are copies; also before a `clear`.
+        None before the first."""
 
     def add(self, observation: Any) -> None:
         """Copy an observation.
 
         Raises:
-            ObservationError: It is no array, has other keys, shapes or types than the first, or a value that is not
-                finite.
+            ObservationError: What the planner reads of it is missing, has a wrong shape, or is no finite real number.
         """
-        parts = _parts(observation)
-        for key, value in parts.items():
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise ObservationError(f"{_name(key)} holds NaN or infinity: {value.tolist()}")
-        if self._ring:
-            _check_form(parts, self._ring[0])
-        if len(self._ring) < self._length:
-            self._ring.append({key: value.copy() for key, value in parts.items()})
+        seen = _copied(observation)
+        if self._dims is not None:
+            kept = read_observation(seen, self._dims, NUMPY)
         else:
-            _copy(parts, self._ring[self._added % self._length])
-        self._added += 1
-        self.count = min(self.count + 1, self._length)
+            kept = seen
+            self._first = seen if self._first is None else self._first
+            _check_form(seen, self._first)
+        self._kept.append(kept)
+        self.latest = seen
+
+    @property
+    def count(self) -> int:
+        """Observations since the last `clear`, at most as many as are kept."""
+        return len(self._kept)
 
     def clear(self) -> None:
         """Begin anew: what was seen before is no part of a history any more."""
-        self.count = 0
-
-    @property
-    def latest(self) -> Any:
-        """The last observation that was added, also before a `clear`; None before the first."""
-        return _observation(self._ring[(self._added - 1) % self._length]) if self._added else None
+        self._kept.clear()
 
     def hand_over(self) -> list[Any]:
-        """Return the last `count` observations, oldest first; they stay as they are until the next call of this."""
-        while len(self._handed) < self.count:
-            self._handed.append({key: value.copy() for key, value in self._ring[0].items()})
-        for place in range(self.count):
-            _copy(self._ring[(self._added - self.count + place) % self._length], self._handed[place])
-        return [_observation(parts) for parts in self._handed[: self.count]]
+        """Return copies of the last observations, oldest first."""
+        return [_copied(each) for each in self._kept]
 
 
-def _parts(observation: Any) -> Parts:
-    values = observation if isinstance(observation, Mapping) else {None: observation}
-    parts: Parts = {}
-    for key, value in values.items():
+def _copied(observation: Any) -> Any:
+    """Return an observation whose numbers are arrays of its own; whatever else is in it stays as it is.
+
+    Raises:
+        ObservationError: It is neither a mapping nor numbers.
+    """
+    if not isinstance(observation, Mapping):
+        return as_numbers(observation, _name(None)).copy()
+    copies = dict(observation)
+    for key, value in observation.items():
         try:
-            parts[key] = np.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise ObservationError(f"{_name(key)} is no array: {error}") from None
-    return parts
+            copies[key] = as_numbers(value, _name(key)).copy()
+        except ObservationError:  # a text, say: who reads it looks at it
+            continue
+    return copies
 
 
-def _observation(parts: Parts) -> Any:
-    return parts[None] if None in parts else parts
-
-
-def _copy(source: Parts, target: Parts) -> None:
-    for key, value in source.items():
-        np.copyto(target[key], value)
-
-
-def _check_form(parts: Parts, first: Parts) -> None:
-    if parts.keys() != first.keys():
-        raise ObservationError(f"the observation has {sorted(map(_name, parts))}, the first had {_names(first)}")
+def _check_form(observation: Any, first: Any) -> None:
+    """Refuse numbers that are not finite, or not in the shape of the first observation's."""
+    parts, known = _numbers(observation), _numbers(first)
+    if parts.keys() != known.keys():
+        raise ObservationError(f"the observation has {_names(parts)}, the first had {_names(known)}")
     for key, value in parts.items():
-        if value.shape != first[key].shape or value.dtype != first[key].dtype:
+        if value.dtype.kind == "f":
+            finite(value, _name(key))
+        if value.shape != known[key].shape:
             raise ObservationError(
                 f"{_name(key)} is {value.dtype} {value.shape}, in the first observation it was "
-                f"{first[key].dtype} {first[key].shape}"
+                f"{known[key].dtype} {known[key].shape}"
             )
 
 
-def _name(key: str | None) -> str:
+def _numbers(observation: Any) -> dict[Any, npt.NDArray[Any]]:
+    """Return the arrays of an observation by their keys; that of one which is an array by None."""
+    parts = observation if isinstance(observation, Mapping) else {None: observation}
+    return {key: value for key, value in parts.items() if isinstance(value, np.ndarray)}
+
+
+def _name(key: Any) -> str:
     return "the observation" if key is None else f"observation {key!r}"
 
 
-def _names(parts: Parts) -> list[str]:
+def _names(parts: Mapping[Any, Any]) -> list[str]:
     return sorted(map(_name, parts))

@@ -1,11 +1,13 @@
 """How a control loop reaches its robot: two callables, or those of an environment."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.arrays import read_seed
+from asd_policy.border import clipped
 from asd_policy.errors import LoopError
 from asd_policy.realtime.worker import Worker
 
@@ -65,27 +67,30 @@ class Link:
 class EnvLink:
     """The two callables of an environment that is stepped in real time."""
 
-    def __init__(self, env: "gymnasium.Env[Any, Any]", seed: int | None = None) -> None:
+    def __init__(self, env: "gymnasium.Env[Any, Any]", seed: SupportsIndex | None = None) -> None:
         """Begin an episode.
 
         Args:
             env: The environment; whoever made it closes it.
             seed: Of the first episode; the others follow from it.
+
+        Raises:
+            SpecError: The seed is not one.
         """
         self._env = env
-        self._observation, _ = env.reset(seed=seed)
+        self._observation, _ = env.reset(seed=None if seed is None else read_seed(seed))
 
     def read_observation(self) -> Any:
         """Return what the last reset or step brought."""
         return self._observation
 
     def write_action(self, action: npt.NDArray[np.float32]) -> None:
-        """Step; begin the next episode where one ends.
+        """Step with an action of the action space; begin the next episode where one ends.
 
         Raises:
             EpisodeEnded: One did.
         """
-        self._observation, _, terminated, truncated, _ = self._env.step(action)
+        self._observation, _, terminated, truncated, _ = self._env.step(clipped(action, self._env.action_space))
         if terminated or truncated:
             self._observation, _ = self._env.reset()
             raise EpisodeEnded

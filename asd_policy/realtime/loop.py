@@ -5,9 +5,9 @@ import math
 import os
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from asd_policy.errors import LoopError
+from asd_policy.errors import LoopError, one_line
 from asd_policy.policy import Policy
 from asd_policy.realtime.link import EnvLink, Link, ReadObservation, WriteAction
 from asd_policy.realtime.metrics import MetricsServer
@@ -70,8 +70,7 @@ class ControlLoop:
         if not 0 < hz < math.inf:
             raise LoopError(f"hz={hz} is not a rate above 0 Hz")
         self._planner = PolicyPlanner(policy) if isinstance(policy, Policy) else policy
-        self._options = options or LoopOptions()
-        self._options.check(self._planner.action_dim)
+        self._options = (options or LoopOptions()).checked(self._planner.action_dim)
         self._read, self._write, self._hz = read_observation, write_action, hz
         self._time = time or RealTime()
         self._recorder = Recorder()
@@ -89,7 +88,7 @@ class ControlLoop:
         hz: float,
         options: LoopOptions | None = None,
         time: Timebase | None = None,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
     ) -> Self:
         """Make a loop that steps an environment in real time, one episode after the other.
 
@@ -99,11 +98,12 @@ class ControlLoop:
             hz: As for `ControlLoop`.
             options: As for `ControlLoop`.
             time: As for `ControlLoop`.
-            seed: Of the first episode.
+            seed: Of the first episode, 0 … 2⁶⁴ − 1.
 
         Raises:
             EnvError: The environment's actions are not the policy's.
             LoopError: As for `ControlLoop`.
+            SpecError: The seed is not one.
         """
         from asd_policy.environments import check_fit
 
@@ -112,10 +112,10 @@ class ControlLoop:
         return cls(policy, link.read_observation, link.write_action, hz, options, time)
 
     def start(self) -> None:
-        """Take a first observation, plan once, to see that all of it works, and begin to tick.
+        """Warm up, take a first observation, plan once, to see that all of it works, and begin to tick.
 
-        That plan is not executed: it may have taken seconds, or minutes where a backend compiles, as first plans do.
-        There is no limit to it; Ctrl-C ends the waiting.
+        That plan is not executed. There is no limit to the time that it and the warm-up take, minutes where a backend
+        compiles; Ctrl-C ends the waiting.
 
         Raises:
             LoopError: The loop was started before, the source gives no observation, the plan is none, the metrics' port
@@ -133,6 +133,8 @@ class ControlLoop:
         self._ticker = Ticker(self._link, self._planner, self._worker, options, patience, self._recorder, self._time)
         self._thread = threading.Thread(target=self._control, name="asd_policy control", daemon=True)
         try:
+            if isinstance(self._planner, PolicyPlanner):
+                self._planner.warm_up(options.continuity)
             self._try_out()
             if options.priority is not None:
                 _schedule(self._link.reader.thread, options.priority)
@@ -246,7 +248,7 @@ class ControlLoop:
             except BaseException as error:
                 self._error = self._error or error
         if self._error is not None:
-            self._recorder.fault = str(self._error)
+            self._recorder.fault = one_line(str(self._error))
         self._recorder.state = "ended"
         self._ended.set()
 

@@ -1,12 +1,13 @@
 """How a control loop is to behave where there is a choice."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.border import as_numbers, finite
 from asd_policy.continuity import CONTINUITIES
 from asd_policy.errors import LoopError
 
@@ -20,7 +21,8 @@ class LoopOptions:
 
     safe_action: SafeAction | None = None
     """What is written in the place of plans after a fault, before an episode's first plan, and once at the end. None
-    for nothing: a fault ends the loop."""
+    for nothing: a fault ends the loop. A function is given the observation as it came, with all its keys; arrays in it
+    are copies."""
     late_limit: int = 10
     """Ticks in a row, each without a planned action, without an observation in time, or after ticks that were missed,
     which are a fault."""
@@ -45,8 +47,8 @@ class LoopOptions:
     metrics_host: str = "127.0.0.1"
     """Address that it listens on."""
 
-    def check(self, action_dim: int) -> None:
-        """Refuse values that make no sense.
+    def checked(self, action_dim: int) -> Self:
+        """Return the options with a safe action of their own; refuse values that make no sense.
 
         Raises:
             LoopError: One does not.
@@ -63,19 +65,18 @@ class LoopOptions:
             raise LoopError(f"metrics_port={self.metrics_port} is not in 0 … 65535")
         if self.priority is not None and not 1 <= self.priority <= 99:
             raise LoopError(f"priority={self.priority} is not in 1 … 99")
-        if self.safe_action is not None and not callable(self.safe_action):
-            checked_action(self.safe_action, action_dim)
+        if self.safe_action is None or callable(self.safe_action):
+            return self
+        return replace(self, safe_action=checked_action(self.safe_action, action_dim))
 
 
 def checked_action(value: npt.ArrayLike, action_dim: int) -> npt.NDArray[np.float32]:
-    """Return a safe action [action_dim] as float32.
+    """Return a copy of a safe action [action_dim], float32.
 
     Raises:
-        LoopError: It has another shape, or is not finite.
+        LoopError: It is none of finite numbers, or has another shape.
     """
-    action = np.array(value, np.float32)
+    action = as_numbers(value, "the safe action", LoopError)
     if action.shape != (action_dim,):
         raise LoopError(f"the safe action has shape {action.shape}, the policy's actions have ({action_dim},)")
-    if not np.isfinite(action).all():
-        raise LoopError(f"the safe action holds NaN or infinity: {action.tolist()}")
-    return action
+    return finite(action, "the safe action", LoopError)

@@ -1,13 +1,14 @@
 """Who plans for a control loop: a policy, or anything that makes chunks of actions of observations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from asd_policy.continuity import Committed
+from asd_policy.border import finite
+from asd_policy.continuity import CONTINUITIES, Committed
 from asd_policy.errors import LoopError
 from asd_policy.policy import Horizons, Policy
 
@@ -25,7 +26,11 @@ class Planned:
 
 
 class Planner(Protocol):
-    """Plans in a thread of its own. Nobody but that thread calls `plan`, one call at a time."""
+    """Plans in a thread of its own. Nobody but that thread calls `plan`, one call at a time.
+
+    One that has `observation_dims`, as a `Policy` has, is given those features alone, float32, and whatever else an
+    observation holds is not looked at. One that has not is given observations as they come.
+    """
 
     @property
     def horizons(self) -> Horizons:
@@ -67,6 +72,16 @@ class PolicyPlanner:
         """The policy's."""
         return self._policy.action_dim
 
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """The policy's."""
+        return self._policy.observation_dims
+
+    def warm_up(self, continuity: str = CONTINUITIES[0]) -> None:
+        """Do what an episode's first plan and those after it would wait for; see `Policy.warm_up`."""
+        for each in dict.fromkeys((CONTINUITIES[0], continuity)):
+            self._policy.warm_up(continuity=each)
+
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan from the observations to the end of the policy's horizon.
 
@@ -88,7 +103,7 @@ class PolicyPlanner:
 
 
 def check_plan(planned: object, action_dim: int) -> Planned:
-    """Return what a planner returned, if its actions may reach a robot.
+    """Return what a planner returned, with actions of its own as a robot is given them, float32.
 
     Raises:
         LoopError: It is no plan, or its actions have the wrong shape or are not finite.
@@ -101,8 +116,4 @@ def check_plan(planned: object, action_dim: int) -> Planned:
     shape = planned.actions.shape
     if len(shape) != 2 or not shape[0] or shape[1] != action_dim:
         raise LoopError(f"the plan has shape {shape}, not (n, {action_dim})")
-    if not np.isfinite(planned.actions).all():
-        raise LoopError(
-            f"the plan holds NaN or infinity, first in action {np.isfinite(planned.actions).all(1).argmin()}"
-        )
-    return planned
+    return replace(planned, actions=finite(planned.actions, "the plan", LoopError))

@@ -49,6 +49,11 @@ class ProcessPlanner:
         """The policy's."""
         return self._action_dim
 
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """The policy's."""
+        return self._observation_dims
+
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan, as `PolicyPlanner` does.
 
@@ -84,7 +89,7 @@ class ProcessPlanner:
         )
         self._process.start()
         theirs.close()
-        self._horizons, self._action_dim = self._answer()
+        self._horizons, self._action_dim, self._observation_dims = self._answer()
 
     def _ask(self, question: Any) -> Any:
         try:
@@ -109,10 +114,11 @@ def _serve(load: Callable[[], Policy], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends this process
     try:
         planner = PolicyPlanner(load())
+        planner.warm_up()
     except Exception as error:
         connection.send(error)
         return
-    connection.send((planner.horizons, planner.action_dim))
+    connection.send((planner.horizons, planner.action_dim, planner.observation_dims))
     while True:
         try:
             question = connection.recv()

@@ -43,7 +43,7 @@ class Ticker:
         self._link, self._worker, self._options, self._patience = link, worker, options, patience
         self._recorder, self._time = recorder, time
         self._horizons, self._action_dim = planner.horizons, planner.action_dim
-        self.history = History(planner.horizons.n_obs_steps)
+        self.history = History(planner.horizons.n_obs_steps, getattr(planner, "observation_dims", None))
         """What the robot saw."""
         self.fault: LoopError | None = None
         """Why safe actions are written."""
@@ -136,7 +136,7 @@ class Ticker:
             self._asked_step, self._asked_at, self._asked_epoch = self._steps, self._time.now(), self._epoch
             self._asked_tick = self._ticks
             self._due = self._steps + self._horizons.n_action_steps
-            committed = commit(self._rest(), self._delays, self._options.continuity)
+            committed = commit(self._rest(), self._delays, self._options.continuity)  # a copy of the rest
             self._given = committed.delay if committed else 0
             self._worker.begin(self.history.hand_over(), self._steps, self._begins, committed)
             self._begins = False
@@ -144,7 +144,7 @@ class Ticker:
     def _take_over(self, actions: npt.NDArray[np.float32]) -> None:
         """Go on with the plan that has been asked for last."""
         before = self._ahead()
-        self._chunk = np.array(actions, np.float32)  # a copy: the planner may use its memory again
+        self._chunk = actions
         # A robot that was at rest, or held by safe actions, begins with the first action: a later one is a jump.
         self._chunk_step = self._asked_step if self._recorder.state == "running" else self._steps
         jump = seam(before, self._ahead(), max(0, self._given - (self._steps - self._asked_step)))

@@ -7,8 +7,8 @@ from asd_policy.arrays import Array
 from asd_policy.chain import GaussianChain
 from asd_policy.draft import DRAFTS
 from asd_policy.errors import SpecError
-from asd_policy.experience import Response
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
 from asd_policy.samplers.choice import DEFAULT, Setting, choose
 from asd_policy.samplers.ddpm import Ddpm
@@ -67,7 +67,12 @@ class Asd(Sampler):
     @property
     def learns(self) -> bool:
         """Whether the draft responds to the noise or something is to be chosen."""
-        return self.chooses or self.draft is None or DRAFTS[self.draft].responds
+        return self.chooses or self.responds
+
+    @property
+    def responds(self) -> bool:
+        """Whether the draft responds to the noise, or may be chosen to."""
+        return self.draft is None or DRAFTS[self.draft].responds
 
     @property
     def chooses(self) -> bool:
@@ -106,7 +111,7 @@ class Asd(Sampler):
             path.rounds[cut] += calls
             path.nfe[cut] += calls
         if past.experience is not None:
-            learn(past.experience, path, target, setting.pair)
+            learn(past.experience, path, target, setting.pair, self.responds)
         steps = len(target.chain)
         return Samples(
             path.x.reshape(target.shape),
@@ -143,7 +148,7 @@ class Asd(Sampler):
                 counted[cut] += arrays.asarray(calls, arrays.device_of(counted))
         if past.experience is not None and past.experience.learning:
             with launcher.queue():
-                learn(past.experience, recorded.path, target, setting.pair)
+                learn(past.experience, recorded.path, target, setting.pair, self.responds)
             launcher.settle()  # the sums are read, copied and saved outside of the queue
         ran = Asd(recorded.window, *setting.pair).spec
         return Samples(

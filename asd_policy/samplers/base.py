@@ -102,6 +102,7 @@ class Sampler(abc.ABC):
     def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
         """Sample along a tape; called by `sample`, which checks, draws and counts."""
 
+    @arrays.uncompiled
     def sample(
         self,
         denoiser: Denoiser,
@@ -188,11 +189,14 @@ class Sampler(abc.ABC):
             samples = self.run(target, tape, past)
             sample = target.hold(samples.sample)
         check_finite(sample)
+        sample = arrays.ordinary(sample)
         if deadline is not None:
             deadline.stop()
         seconds = time.perf_counter() - start
         cut = tuple(row in samples.cut for row in range(shape[0]))
         drawn = (False,) * shape[0] if held is None else held.drawn
+        # Replays are not seen by the meter; of what it has seen, the algorithm's own calls are known.
+        own = (0, 0) if samples.recorded else (max(samples.rounds), sum(samples.nfe))
         return SampleResult(
             sample,
             SpeculationStats(
@@ -207,6 +211,8 @@ class Sampler(abc.ABC):
                 unjudged=samples.unjudged,
                 cut=cut,
                 exact=tuple(self.exact and not (gone or soft) for gone, soft in zip(cut, drawn, strict=True)),
+                trial_calls=metered.calls - own[0],
+                trial_points=metered.points - own[1],
             ),
         )
 

@@ -188,6 +188,7 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
     if target.launcher is None:
         return min(_seconds(lambda: target.predict(points, steps, rows), device) for _ in range(1 + _TIMED_CALLS))
     recorded = target.recordable(target.cond, target.held)
+    target.count(1 + _TIMED_CALLS, (1 + _TIMED_CALLS) * len(points))  # of the replays
     return _replay_seconds(lambda: recorded.predict(points, steps, rows), target.launcher, device)
 
 

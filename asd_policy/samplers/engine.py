@@ -8,8 +8,9 @@ from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import transition
 from asd_policy.draft import Draft, Path, roll_out
-from asd_policy.experience import Experience, Response
+from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers.target import Target
 from asd_policy.verify import Verifier
 
@@ -19,6 +20,10 @@ def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
     batch, steps = tape.uniforms.shape
     normals = tape.normals.reshape(batch, steps, -1)
+    free = xp.ones_like(x)
+    if target.held is not None:
+        free = xp.where(target.held.mask.reshape(x.shape), 0, free)
+        normals = free[:, None] * normals
 
     def by_step(width: int) -> Array:
         return arrays.zeros((batch, steps + 1, width), x)
@@ -37,6 +42,7 @@ def begin(target: Target, tape: NoiseTape, last_plan: Array | None) -> Path:
     return Path(
         x=arrays.copied(x),
         cursor=count(),
+        free=free.sum(1)[:, None],
         normals=xp.concatenate([normals, normals[:, :1]], axis=1),
         uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
         points=by_step(size),
@@ -58,7 +64,7 @@ def respond(draft: Draft, tape: NoiseTape, experience: Experience | None) -> Res
     """Return how a draft's guesses follow the points of a chain; None where they do not."""
     if not draft.responds:
         return None
-    x = tape.initial.reshape(len(tape.initial), -1)
+    x = tape.initial
     learned = experience and experience.response(arrays.device_of(x), x.dtype)
     return learned or Response.none(x, tape.uniforms.shape[1])
 
@@ -68,13 +74,22 @@ def is_compact(path: Path) -> bool:
     return arrays.device_of(path.x) == NUMPY or path.x.device.type == "cpu"
 
 
-def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, str]) -> None:
-    """Add the committed paths of finished plans, drafted and verified by a pair, to the experience of their policy."""
+def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, str], responds: bool) -> None:
+    """Add the committed paths of finished plans to the experience of their policy.
+
+    Args:
+        experience: Of the policy.
+        path: Of the plans.
+        target: What was sampled.
+        pair: Names of the draft and of the verifier.
+        responds: Whether plans of this sampler may follow the response, so that there is a use for it.
+    """
     free = None if target.held is None else ~target.held.mask.reshape(len(path.x), -1)
     steps = len(target.chain)
     paths = (path.points[:, :steps], path.clean[:, :steps])
     judgements = (path.judged[:, :steps], path.refused[:, :steps])
-    experience.learn(*paths, path.cursor, free, *judgements, target.chain, pair)
+    horizon = target.shape[1] if responds else None
+    experience.learn(*paths, path.cursor, free, *judgements, target.chain, pair, horizon)
 
 
 def steps_of(mask: Array) -> tuple[tuple[int, ...], ...]:
@@ -146,9 +161,9 @@ class Round:
         path.judged[rows[:, None], xp.where(drafted, steps, end)] = True
         at = (rows[:, None], xp.where(live, steps, end))  # what has no place of its own goes behind the end
         if self.response is not None:
-            again = path.seen[at][:, :, None]
-            path.shift[at] = xp.where(again, point - path.points[at], 0)
-            path.change[at] = xp.where(again, clean - path.clean[at], 0)
+            again = arrays.cast(path.seen[at], point.dtype)[:, :, None]
+            path.shift[at] = again * (point - path.points[at])
+            path.change[at] = again * (clean - path.clean[at])
         path.points[at], path.clean[at], path.seen[at] = point, clean, live
         if self.verifier.renews_noise:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform

@@ -139,16 +139,18 @@ def _predictor(steps: int, chain: GaussianChain) -> Any:
     """Return a scheduler whose steps tell x̂0 and leave nothing behind; made once, because a deadline waits for it."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    scheduler = configured(DDIMScheduler, chain)
-    scheduler.set_timesteps(steps)
+    with arrays.on_cpu():
+        scheduler = configured(DDIMScheduler, chain)
+        scheduler.set_timesteps(steps)
     return scheduler
 
 
 @lru_cache(maxsize=16)
 def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
     """Return a sampler's scheduler for a chain, with its timesteps; made once, and not to be stepped."""
-    scheduler = sampler.scheduler(chain)
-    scheduler.set_timesteps(sampler.steps)
+    with arrays.on_cpu():
+        scheduler = sampler.scheduler(chain)
+        scheduler.set_timesteps(sampler.steps)
     timesteps = scheduler.timesteps.tolist()
     config, name = chain.config, f"{sampler.spec} through {type(scheduler).__name__}"
     falling = all(later < earlier for earlier, later in pairwise(timesteps))
@@ -160,7 +162,7 @@ def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
         )
     import torch
 
-    trial, x = copy.deepcopy(scheduler), torch.full((1, 1), 0.5)
+    trial, x = copy.deepcopy(scheduler), torch.full((1, 1), 0.5, dtype=torch.float32, device="cpu")
     for timestep in timesteps:
         x = sampler._step(trial, x, timestep, x, x)
         if not bool(x.isfinite().all()):

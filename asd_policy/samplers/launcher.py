@@ -36,7 +36,8 @@ class Launcher(abc.ABC):
 
         Args:
             work: Of fixed shapes; reads and writes tensors that stay where they are, and waits for nothing. It is
-                done a few times while it is recorded.
+                done a few times while it is recorded, and need not be kept after that: what it reads and was there
+                before has to be, by the caller.
 
         Raises:
             OutOfDeviceMemory: There is no room for it.

@@ -9,8 +9,8 @@ from asd_policy import arrays
 from asd_policy.arrays import Array
 from asd_policy.draft import Draft, Path
 from asd_policy.errors import BackendError
-from asd_policy.experience import Response
 from asd_policy.noise import NoiseTape
+from asd_policy.response import Response
 from asd_policy.samplers.deadline import Deadline
 from asd_policy.samplers.engine import Round, begin
 from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
@@ -58,10 +58,10 @@ class Inputs:
 
 
 def shapes(target: Target, tape: NoiseTape) -> tuple[Hashable, ...]:
-    """Return what of a plan a recording depends on, beyond its sampler."""
+    """Return what of a plan a recording depends on, beyond its sampler; the chain itself, which the key keeps alive."""
     cond = None if target.cond is None else (tuple(target.cond.shape), str(target.cond.dtype))
     given = target.held and tuple(getattr(target.held, field.name) is None for field in fields(target.held))
-    return id(target.chain), tuple(tape.initial.shape), str(tape.initial.dtype), cond, given
+    return target.chain, tuple(tape.initial.shape), str(tape.initial.dtype), cond, given
 
 
 class StaticWalk:
@@ -81,7 +81,8 @@ class StaticWalk:
         """
         self._launcher = launcher
         self._inputs = Inputs.like(target, tape)
-        own = target.recordable(self._inputs.cond, self._inputs.held)
+        # Kept with the recording, which knows no more than the addresses of what it reads.
+        self._own = own = target.recordable(self._inputs.cond, self._inputs.held)
         self._sample = arrays.copied(tape.initial)
         self._counts = arrays.zeros((1,), tape.initial, int)
 
@@ -153,7 +154,7 @@ class StaticRounds:
         """Of the plan that ran last."""
         # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
         self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
-        rows = arrays.arange(len(tape.initial), tape.initial)
+        self._rows = rows = arrays.arange(len(tape.initial), tape.initial)
 
         def tell() -> None:
             path, steps = self.path, self._steps
@@ -203,7 +204,7 @@ class StaticRounds:
             self._inputs.load(target, tape, response, last_plan)
             self._start()
             if target.deadline is not None:
-                return self._until(target.deadline)
+                return self._until(target, target.deadline)
             launched, before = 0, None
             while True:
                 self._advance()
@@ -216,9 +217,14 @@ class StaticRounds:
                 if launched * self.window >= self._steps:  # earlier no plan can be done
                     before = now
 
-    def _until(self, deadline: Deadline) -> tuple[Array, Counts]:
+    def _until(self, target: Target, deadline: Deadline) -> tuple[Array, Counts]:
         """Do rounds until all rows are done or the time is up."""
-        deadline.reserve(self.jump)
+
+        def timed() -> None:
+            target.count(1, len(self.path.x))
+            self.jump()
+
+        deadline.reserve(timed)
         sample, counts = self._launcher.fetch(self.path.x, self._counts)()
         while int(counts[0].min()) < self._steps and deadline.allows(("round", self.window)):
             self._advance()
@@ -239,8 +245,7 @@ class StaticRounds:
             return self._launcher.fetch(self._clean, self._counts)()[0]
 
     def _predict(self) -> None:
-        rows = arrays.arange(len(self.path.x), self.path.x)
-        self._clean[...] = self._own.predict(self.path.x, self.path.cursor.clip(max=self._steps - 1), rows)
+        self._clean[...] = self._own.predict(self.path.x, self.path.cursor.clip(max=self._steps - 1), self._rows)
 
 
 def _no_room(batch: int) -> BackendError:

@@ -95,6 +95,11 @@ class Target:
         """Return whether the deadline, if there is one, leaves time for a piece of work, see `Deadline.allows`."""
         return self.deadline is None or self.deadline.allows(work)
 
+    def count(self, calls: int, points: int) -> None:
+        """Count network calls that ran as a recording and are none of the algorithm's, where somebody counts."""
+        if isinstance(self.denoiser, MeteredDenoiser):
+            self.denoiser.count(calls, points)
+
     def recordable(self, cond: Array | None, held: Held | None) -> "Target":
         """Return this target with other conditioning and given values, and a network that is not metered."""
         denoiser = self.denoiser.unmetered if isinstance(self.denoiser, MeteredDenoiser) else self.denoiser
@@ -125,7 +130,7 @@ class Target:
         xp = arrays.namespace(point)
         owners = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
         flat, step = point.reshape(-1, point.shape[-1]), steps.reshape(-1)
-        if live is None:
+        if live is None or bool(live.all()):
             return self.predict(flat, step, owners).reshape(point.shape)
         which = arrays.where_true(live.reshape(-1))
         clean = xp.zeros_like(flat)

@@ -1,25 +1,26 @@
 """The client: a policy that plans on a server, with the methods of one that plans here."""
 
+import math
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 import asd_policy
-from asd_policy.arrays import NUMPY
+from asd_policy.arrays import NUMPY, read_seed
 from asd_policy.continuity import Committed
 from asd_policy.control import Robot
-from asd_policy.errors import ObservationError, ServingError, SpecError
+from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy import Horizons, read_observation
 from asd_policy.realtime.planner import Planned
 from asd_policy.serving import planner_pb2 as pb
@@ -28,7 +29,13 @@ from asd_policy.serving.tokens import check_token
 
 T = TypeVar("T", bound=Message)
 
-_SEEDS = 2**64
+MAX_TIMEOUT = 86_400.0
+"""Longest timeout [s]; gRPC takes times that it cannot count for ones that are over."""
+MAX_STEPS = 4096
+"""Most observations that a plan is made from, features of one, and actions of a plan, that a server is believed."""
+MAX_NUMBERS = 2**20
+"""Most numbers of the observations, or of a plan: 4 MiB, the largest message that gRPC takes."""
+_NAME_BYTES = 64  # of a session at most
 
 
 @dataclass(frozen=True)
@@ -77,21 +84,24 @@ class RemotePolicy:
             token: That the server asks for; None for none.
             root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
                 plain text.
-            timeout: How long a plan, or another call, may take [s], all told. A plan that is late is given up, on the
-                server too.
+            timeout: How long a plan, or another call, may take [s], all told, at most `MAX_TIMEOUT`. A plan that is
+                late is given up, on the server too.
 
         Raises:
             OSError: The certificates cannot be read.
-            ServingError: The server cannot be reached, refuses, or has another version of the protocol.
-            SpecError: The timeout is not positive, or the token not one word.
+            ServingError: The server cannot be reached, refuses, has another version of the protocol, or describes no
+                policy that there can be.
+            SpecError: The timeout is not positive, or too long, or the token not one word.
         """
-        if not timeout > 0:
-            raise SpecError(f"timeout {timeout} is not above 0 s")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise SpecError(f"timeout {timeout} is not above 0 s and at most {MAX_TIMEOUT:g} s")
         if token is not None:
             check_token(token, "token")
         self.address, self._timeout = address, timeout
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
         own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
+        if wire.is_loopback(wire.host_of(address)):
+            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look for the server on its own machine
         if root_certificates is None:
             self._channel = grpc.insecure_channel(address, own)
         else:
@@ -141,19 +151,18 @@ class RemotePolicy:
         """Whether plans have exactly the law of the sequential sampler."""
         return self._policy.exact
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: SupportsIndex | None = None) -> None:
         """Begin an episode: forget observations, queued actions and the last plan.
 
         Args:
             seed: Fixes the planning noise of the episode, 0 … 2⁶⁴ − 1; None goes on with the noise stream.
 
         Raises:
-            SpecError: The seed is out of range.
+            SpecError: The seed is not one.
         """
-        if seed is not None and not 0 <= seed < _SEEDS:
-            raise SpecError(f"seed {seed} is not in 0 … {_SEEDS - 1}")
+        self._seed = None if seed is None else read_seed(seed)
         self._robot = Robot(None, deque(maxlen=self.horizons.n_obs_steps))
-        self._begins, self._seed = True, seed
+        self._begins = True
         self._first = 0  # step of a control loop at which the episode began
         self.last_plan = None
 
@@ -167,7 +176,7 @@ class RemotePolicy:
             The action [action_dim], float32, in the environment's units.
 
         Raises:
-            ObservationError: A key is missing, a shape is wrong, or a value is not finite; nothing was sent.
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number; nothing was sent.
             ServingError: The server cannot be reached, is late, or refuses. The observation is noted: go on with the
                 next one.
         """
@@ -175,7 +184,8 @@ class RemotePolicy:
         robot.observe(read_observation(observation, self.observation_dims, NUMPY))
         if not robot.queue:
             self.last_plan = self._plan(None, self._end())
-            robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps])
+            # A copy: what is done to an action is not done to the plan.
+            robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps].copy())
         robot.steps += 1
         return robot.queue.popleft()
 
@@ -223,12 +233,15 @@ class RemotePolicy:
         """Begin a session.
 
         Raises:
-            ServingError: The server cannot be reached, refuses, or has another policy than before.
+            ServingError: The server cannot be reached, refuses, describes no policy, or another than before.
         """
         opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
-        if self._identity not in (None, opened.policy):
+        wrong = _wrong(opened)
+        if wrong is None and self._identity not in (None, opened.policy):
+            wrong = "has another policy or sampler than before"
+        if wrong is not None:
             self._give_back(opened.session, end)
-            raise ServingError(f"the server at {self.address} has another policy or sampler than before")
+            raise ServingError(f"the server at {self.address} {wrong}")
         self._session, self._identity = opened.session, opened.policy
 
     def _give_back(self, session: bytes, end: float) -> None:
@@ -250,6 +263,9 @@ class RemotePolicy:
         shape = horizons.horizon - horizons.executed.start, self.action_dim
         try:
             actions = wire.from_array(reply.actions, shape, "the plan")
+            for name, seconds in (("waited", reply.waited), ("planned", reply.planned)):
+                if not 0 <= seconds < math.inf:
+                    raise ObservationError(f"{name}={seconds} is no time [s]")
         except ObservationError as error:
             raise ServingError(f"the server at {self.address} sent no plan: {error}") from None
         self._begins, self._seed = False, None
@@ -282,15 +298,14 @@ class RemotePolicy:
 
     def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
         """Call a method of the server, which has until then to answer."""
-        call = self._channel.unary_unary(
-            wire.method(name),
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=reply.FromString,
-        )
+        call = self._channel.unary_unary(wire.method(name))
         try:
-            return call(request, timeout=max(end - time.monotonic(), 0.0), metadata=self._metadata)
+            left = max(end - time.monotonic(), 0.0)
+            return reply.FromString(call(request.SerializeToString(), timeout=left, metadata=self._metadata))
         except grpc.RpcError as error:
             raise self._error(error) from None
+        except DecodeError:
+            raise ServingError(f"the server at {self.address} sent no {reply.DESCRIPTOR.full_name}") from None
 
     def _error(self, error: grpc.RpcError) -> ServingError:
         """Return what a call's end means."""
@@ -305,7 +320,33 @@ class RemotePolicy:
             said = f"does not speak {wire.PACKAGE}"
         else:
             said = "refuses"
-        message = wire.one_line(f"the server at {self.address} {said}: {details}")
+        message = one_line(f"the server at {self.address} {said}: {details}", wire.MAX_DETAILS)
         # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
         hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
         return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)
+
+
+def _wrong(opened: pb.OpenReply) -> str | None:
+    """Return what cannot be in a server's description of its policy; memory and loops here follow its numbers."""
+    for name, value, least, most in _numbers(opened):
+        if not least <= value <= most:
+            return f"describes no policy: {name}={value} is not in {least} … {most}"
+    names = [feature.name for feature in opened.policy.observation]
+    return "describes no policy: two features have one name" if len(set(names)) < len(names) else None
+
+
+def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
+    """Yield each number of a server's description, the least and the most that it can be; those before it are right."""
+    told = opened.policy
+    yield "n_obs_steps", told.n_obs_steps, 1, MAX_STEPS
+    yield "horizon", told.horizon, 1, MAX_STEPS
+    yield "first_action", told.first_action, 0, told.horizon - 1
+    yield "n_action_steps", told.n_action_steps, 1, told.horizon - told.first_action
+    yield "action_dim", told.action_dim, 1, MAX_NUMBERS // told.horizon
+    yield "features", len(told.observation), 1, MAX_STEPS
+    for feature in told.observation:
+        yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
+    dims = sum(feature.dim for feature in told.observation)
+    yield "numbers of the observations", told.n_obs_steps * dims, 1, MAX_NUMBERS
+    yield "bytes of the session's name", len(opened.session), 1, _NAME_BYTES
+    yield "lease", opened.lease, 0, 2**63

@@ -164,7 +164,7 @@ class Dispatcher:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
+            self._seconds = [self._policy.warm_up(size) for size in self.sizes][-1].plan_seconds
         except BaseException as error:
             self._ready.set_exception(error)
             return
@@ -224,21 +224,3 @@ class Dispatcher:
             request.session.robot = robot
             answers.append(Answer(own, robot.records[-1], start - request.arrived, robot.plans[-1].stats.spec))
         return answers
-
-    def _warm_up(self) -> None:
-        """Plan at every size, for robots at rest in the middle of what the normalisation knows; learn nothing."""
-        policy = self._policy
-        host = NUMPY if policy.device == NUMPY else "cpu"
-        rest = {
-            name: arrays.asarray(arrays.to_numpy(affine.unnormalize(affine.origin * 0)), host)
-            for name, affine in policy.normalization.items()
-            if name in policy.observation_dims
-        }
-        learning, policy.experience.learning = policy.experience.learning, False
-        for size in self.sizes:
-            policy.reset_batch(range(size))
-            for robot in policy.robots:
-                robot.observe(rest)
-            policy.plan_for(range(size))
-        policy.experience.learning = learning
-        self._seconds = policy.plans[-1].seconds

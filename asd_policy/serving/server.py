@@ -22,13 +22,13 @@ import asd_policy
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
 from asd_policy.continuity import Committed
-from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError
+from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy import Policy
 from asd_policy.serving import planner_pb2 as pb
 from asd_policy.serving import wire
 from asd_policy.serving.dispatcher import Dispatcher, Request
 from asd_policy.serving.metrics import Metrics
-from asd_policy.serving.sessions import Session, Sessions
+from asd_policy.serving.sessions import NoPlace, Session, Sessions, Shares
 
 T = TypeVar("T")
 
@@ -60,6 +60,8 @@ class Limits:
     """Sessions at once."""
     lease: float = 60.0
     """How long a session lasts without a plan [s]."""
+    max_per_peer: int | None = None
+    """Sessions of one connection or host, and as many who watch the health; None as for `Shares`."""
 
 
 class Refusal(Exception):
@@ -74,7 +76,7 @@ class Refusal(Exception):
             retry_after: When to try again [s].
         """
         super().__init__(details)
-        self.code, self.details, self.retry_after = code, wire.one_line(details), retry_after
+        self.code, self.details, self.retry_after = code, one_line(details, wire.MAX_DETAILS), retry_after
 
 
 class PolicyServer:
@@ -99,9 +101,10 @@ class PolicyServer:
         self._credentials = credentials
         self.metrics = Metrics()
         self._dispatcher = Dispatcher(policy, self._limits.max_batch, self._limits.max_queue, self.metrics)
-        sessions = Sessions(self._limits.max_clients, self._limits.lease)
+        shares = Shares(self._limits.max_clients, self._limits.max_per_peer)
+        sessions = Sessions(shares, self._limits.lease)
         self.metrics.watch(self._dispatcher.__len__, sessions.__len__)
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+        self._health = _Health(shares)
         self._planner = _Planner(policy, sessions, self._dispatcher, _Fitness(self._health))
         self._calls = _Calls(self._planner.methods, token, self.metrics)
         self._loop = asyncio.new_event_loop()
@@ -277,6 +280,46 @@ class _Calls(grpc.GenericRpcHandler):
         await context.abort(refusal.code, refusal.details, trailing)
 
 
+class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
+    """Says how the server is, also to those who watch it: as many of them as there are places for robots."""
+
+    def __init__(self, shares: Shares) -> None:
+        super().__init__()
+        self._shares = shares
+        self._watchers: list[str] = []
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  # gRPC's name
+        """Tell a peer of every change. One that does not read it is let go: it would hold up what others are told."""
+        peer = context.peer()
+        try:
+            self._shares.check(peer, self._watchers, "places to watch from")
+        except NoPlace as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        self._watchers.append(peer)
+        try:
+            await super().Watch(request, _Prompt(context))
+        except TimeoutError:
+            why = f"what was told was not read within {HANDSHAKE:g} s"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, why)
+        finally:
+            self._watchers.remove(peer)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A call's context whose messages have to be taken in time."""
+
+    context: Any
+
+    async def write(self, message: Message) -> None:
+        """Write.
+
+        Raises:
+            TimeoutError: It is not taken.
+        """
+        await asyncio.wait_for(self.context.write(message), HANDSHAKE)
+
+
 class _Fitness:
     """Says by the server's health whether plans come to anything."""
 
@@ -324,10 +367,11 @@ class _Planner:
 
     async def _open(self, request: pb.OpenRequest, context: Any) -> pb.OpenReply:
         policy, horizons = self._policy, self._policy.horizons
-        session = self._sessions.open(policy.new_robot())
-        if session is None:
-            why = f"all {self._sessions.most} places are taken; one is free when a robot closes, or its lease ends"
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why, self._sessions.lease)
+        try:
+            session = self._sessions.open(policy.new_robot(), context.peer())
+        except NoPlace as error:
+            why = f"{error}; one is free when a robot closes, or its lease ends"
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why, self._sessions.lease) from None
         identity = pb.PolicyIdentity(
             observation=[pb.Feature(name=name, dim=dim) for name, dim in self._dims.items()],
             action_dim=policy.action_dim,

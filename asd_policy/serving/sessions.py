@@ -1,12 +1,53 @@
 """The robots that a server has a place for, each with a lease."""
 
+import math
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asd_policy.control import Robot
+from asd_policy.serving.wire import host_of, is_loopback
 
 _ID_BYTES = 16  # as many as nobody guesses
+
+
+class NoPlace(Exception):
+    """All places are taken, or all that a peer may have."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many of a number of places one peer may have, so that it leaves some to others."""
+
+    most: int
+    """All of them."""
+    per_peer: int | None = None
+    """Of a connection, and of a host that is not this one, for what comes from here may have come through a tunnel;
+    None for a quarter of all for a connection, and half for a host."""
+
+    def check(self, peer: str, taken: Sequence[str], what: str) -> None:
+        """Refuse another place where there is none.
+
+        Args:
+            peer: Who asks, as gRPC names the other end of a connection: "ipv4:10.0.0.7:51234".
+            taken: For each place that is taken by whom.
+            what: The places are, for messages.
+
+        Raises:
+            NoPlace: There is none for this peer.
+        """
+        if len(taken) >= self.most:
+            raise NoPlace(f"all {self.most} {what} are taken")
+        host, hosts = host_of(peer), [host_of(each) for each in taken]
+        of_connection = self.per_peer or math.ceil(self.most / 4)
+        of_host = self.most if is_loopback(host) else self.per_peer or math.ceil(self.most / 2)
+        for where, number, most in (
+            ("connection", taken.count(peer), of_connection),
+            ("host", hosts.count(host), of_host),
+        ):
+            if number >= most:
+                raise NoPlace(f"this {where} has {number} {what}, and one may have {most}")
 
 
 @dataclass
@@ -17,6 +58,8 @@ class Session:
     """Noise and last plan; changed by the thread that plans, and only while `busy`."""
     lease: float
     """How long it lasts without a plan [s]."""
+    peer: str = ""
+    """Who has opened it."""
     expires: float = field(init=False)
     """When the lease ends, on the clock `time.monotonic` [s]."""
     busy: bool = False
@@ -38,14 +81,14 @@ class Session:
 class Sessions:
     """Sessions by their name. A robot that goes away without a word frees its place when its lease ends."""
 
-    def __init__(self, most: int, lease: float) -> None:
+    def __init__(self, shares: Shares, lease: float) -> None:
         """Begin without sessions.
 
         Args:
-            most: Sessions at once.
+            shares: Of the sessions at once.
             lease: How long one lasts without a plan [s].
         """
-        self.most, self.lease = most, lease
+        self._shares, self.lease = shares, lease
         self._open: dict[bytes, Session] = {}
 
     def __len__(self) -> int:
@@ -53,18 +96,21 @@ class Sessions:
         now = time.monotonic()
         return sum(session.holds(now) for session in list(self._open.values()))
 
-    def open(self, robot: Robot) -> bytes | None:
-        """Give a robot a place.
+    def open(self, robot: Robot, peer: str = "") -> bytes:
+        """Give a robot a place; return the session's name.
 
-        Returns:
-            The session's name; None where there is no place.
+        Args:
+            robot: Whose noise and plans the session keeps.
+            peer: Who asks.
+
+        Raises:
+            NoPlace: There is none for this peer.
         """
         now = time.monotonic()
         self._open = {name: session for name, session in self._open.items() if session.holds(now)}
-        if len(self._open) >= self.most:
-            return None
+        self._shares.check(peer, [session.peer for session in self._open.values()], "places")
         name = secrets.token_bytes(_ID_BYTES)
-        self._open[name] = Session(robot, self.lease)
+        self._open[name] = Session(robot, self.lease, peer)
         return name
 
     def renew(self, name: bytes) -> Session | None:

@@ -1,11 +1,15 @@
-"""What both ends of the wire share: the protocol's name, its methods, arrays and messages about errors."""
+"""What both ends of the wire share: the protocol's name, its methods, arrays and addresses."""
 
+import ipaddress
 import math
+import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.border import finite
 from asd_policy.errors import ObservationError
 from asd_policy.serving import planner_pb2 as pb
 
@@ -50,16 +54,20 @@ def from_array(message: pb.Array, shape: Sequence[int], what: str) -> npt.NDArra
     size = _FLOAT.itemsize * math.prod(shape)
     if len(message.data) != size:
         raise ObservationError(f"{what} has {len(message.data)} bytes, not the {size} of its shape {_shape(shape)}")
-    array = np.frombuffer(message.data, _FLOAT).reshape(shape).astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ObservationError(f"{what} holds NaN or infinity")
-    return array
+    return finite(np.frombuffer(message.data, _FLOAT).reshape(shape), what)
 
 
-def one_line(text: str) -> str:
-    """Return a message as one line, short enough to send."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_DETAILS else line[: MAX_DETAILS - 1] + "…"
+def host_of(address: str) -> str:
+    """Return the host of an address of gRPC's, such as "host:port", "dns:///host:port" or "ipv6:%5B::1%5D:port"."""
+    return re.sub(r"^(dns:/*|ipv[46]:)|:[0-9]+$", "", unquote(address)).strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address, or an interface's, is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _shape(shape: Sequence[int]) -> str:

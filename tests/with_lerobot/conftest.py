@@ -44,6 +44,12 @@ def make_policy(kind: str) -> DiffusionPolicy:
     return DiffusionPolicy(make_config(**changes)).eval()
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured in one test is not known in the next."""
+    monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(params=["state", "image"])
 def policy(request: pytest.FixtureRequest) -> DiffusionPolicy:
     return make_policy(request.param)

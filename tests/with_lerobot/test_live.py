@@ -5,15 +5,15 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import STEPS, condition, make_policy, observe, stats_of, unet_of
+from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionModel, DiffusionPolicy
 from torch import Tensor, nn
 
@@ -45,17 +45,35 @@ def own_loop(policy: DiffusionPolicy, cond: Tensor, tape: NoiseTape, monkeypatch
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
-def test_window_one_is_lerobots_own_loop(
-    policy: DiffusionPolicy, batch: int, given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether the chain's start is drawn with the rest of the tape, or given as `noise`."""
+@pytest.mark.parametrize("seed", [5, None], ids=["generator", "global"])
+def test_window_one_is_lerobots_own_loop(policy: DiffusionPolicy, batch: int, given: bool, seed: int | None) -> None:
+    """Of one seed, whether the chain's start is drawn with the rest or given as `noise`, for any number of robots."""
     cond = condition(policy, batch)
-    tape = NoiseTape.draw((batch, *EVENT), STEPS, seeded(5))
     noise = torch.randn((batch, *EVENT), generator=seeded(6)) if given else None
-    expected = own_loop(policy, cond, tape if noise is None else replace(tape, initial=noise), monkeypatch)
+
+    def plan() -> Tensor:
+        torch.manual_seed(7)
+        with torch.no_grad():
+            return policy.diffusion.conditional_sample(batch, cond, None if seed is None else seeded(seed), noise)
+
+    expected = plan()
     asd_policy.accelerate(policy, "asd:window=1")
-    plans = policy.diffusion.conditional_sample(batch, cond, seeded(5), noise)
-    torch.testing.assert_close(plans, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plan(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [(8, 7), (16, 3)])
+def test_any_plan_is_drawn_alike(dims: tuple[int, int]) -> None:
+    """Also where PyTorch draws the numbers of one step and those of all steps in different ways."""
+    horizon, action_dim = dims
+    action = PolicyFeature(FeatureType.ACTION, (action_dim,))
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(make_config(horizon=horizon, n_action_steps=4, output_features={"action": action})).eval()
+    cond = condition(policy)
+    with torch.no_grad():
+        expected = policy.diffusion.conditional_sample(1, cond, seeded(5))
+    asd_policy.accelerate(policy, "asd:window=1")
+    plan = policy.diffusion.conditional_sample(1, cond, seeded(5))
+    torch.testing.assert_close(plan, expected, rtol=0, atol=1e-5)
 
 
 def test_mixed_precision(policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,3 +366,52 @@ def test_a_network_that_cannot_be_sampled_from(state_policy: DiffusionPolicy) ->
     nn.init.constant_(unet.final_conv[1].bias, float("nan"))
     with pytest.raises(asd_policy.DenoiserError, match="NaN or infinity"):
         state_policy.diffusion.conditional_sample(1, condition(state_policy))
+
+
+class SafeModel(DiffusionModel):
+    """Clamps what it samples."""
+
+    def conditional_sample(self, *arguments: Any, **options: Any) -> Tensor:
+        """Sample."""
+        return super().conditional_sample(*arguments, **options).clamp(-0.1, 0.1)
+
+
+class GuidedModel(DiffusionModel):
+    """Samples in its own way."""
+
+    def generate_actions(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Sample."""
+        return 0.5 * super().generate_actions(batch, noise)
+
+
+class SafePolicy(DiffusionPolicy):
+    """Clamps each action."""
+
+    name = "diffusion"
+
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        """Return an action."""
+        return super().select_action(batch, noise).clamp(-0.1, 0.1)
+
+
+@pytest.mark.parametrize(("model", "method"), [(SafeModel, "conditional_sample"), (GuidedModel, "generate_actions")])
+def test_a_sampling_method_of_somebody_elses_is_refused(
+    state_policy: DiffusionPolicy, model: type[DiffusionModel], method: str
+) -> None:
+    state_policy.diffusion = model(state_policy.config).eval()
+    with pytest.raises(asd_policy.SpecError, match=f"{method} of this {model.__name__} .* test_live.{model.__name__} "):
+        asd_policy.accelerate(state_policy)
+    state_policy.diffusion = DiffusionModel(state_policy.config).eval()
+    own = getattr(state_policy.diffusion, method)
+    setattr(state_policy.diffusion, method, lambda *arguments, **options: own(*arguments, **options))
+    with pytest.raises(asd_policy.SpecError, match=f"{method} of this DiffusionModel .* attribute of that name"):
+        asd_policy.accelerate(state_policy)
+    delattr(state_policy.diffusion, method)
+    asd_policy.accelerate(state_policy)
+
+
+def test_what_is_done_around_the_sampling_stays(state_policy: DiffusionPolicy) -> None:
+    """A clamp on the actions, a queue of its own: the sampler does not take its place."""
+    policy = asd_policy.accelerate(SafePolicy(state_policy.config).eval(), "asd:window=6")
+    assert policy.select_action(observe(policy)).abs().max() <= 0.1
+    assert stats_of(policy).plans == 1

@@ -1,17 +1,22 @@
 """The policy type `asd_diffusion`: found by LeRobot, loads what is there, saves what loads again."""
 
 import json
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
+import draccus
 import pytest
 import torch
 from conftest import STEPS, make_config, observe
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.envs.configs import PushtEnv
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import asd_policy
@@ -42,7 +47,8 @@ def test_it_loads_a_diffusion_checkpoint(folder: Path, state_policy: DiffusionPo
     """All of its configuration, all of its weights, and its numbers with a window of one."""
     policy = AsdDiffusionPolicy.from_pretrained(folder)
     theirs = vars(DiffusionPolicy.from_pretrained(folder).config)
-    assert vars(policy.config) == {**theirs, "sampler": "asd"}
+    ours = {name: value for name, value in vars(policy.config).items() if not name.startswith("_")}
+    assert ours == {**theirs, "sampler": "asd"}
     config = AsdDiffusionConfig(device="cpu", sampler="asd:window=1")
     policy = AsdDiffusionPolicy.from_pretrained(folder, config=config)
     for (name, new), old in zip(policy.state_dict().items(), state_policy.state_dict().values(), strict=True):
@@ -63,6 +69,64 @@ def test_what_is_set_wins_over_the_checkpoint(folder: Path) -> None:
     assert (config.down_dims, config.num_train_timesteps) == ((8, 16), STEPS)
     drive(policy)
     assert (policy.asd_stats.plans, policy.asd_stats.rounds) == (3, 18)
+
+
+def test_what_is_said_wins_where_it_is_the_default(tmp_path: Path) -> None:
+    """The way out for DDIM checkpoints: their weights, in the chain that they were trained for."""
+    path = tmp_path / "ddim"
+    DiffusionPolicy(make_config(noise_scheduler_type="DDIM", num_inference_steps=4, n_action_steps=4)).save_pretrained(
+        path
+    )
+    arguments = ["--policy.type=asd_diffusion", "--policy.noise_scheduler_type=DDPM", "--policy.n_action_steps=8"]
+
+    @dataclass
+    class Command:
+        policy: PreTrainedConfig
+
+    said = [
+        draccus.parse(Command, args=[*arguments, "--policy.device=cpu"]).policy,
+        AsdDiffusionConfig(device="cpu", noise_scheduler_type="DDPM", n_action_steps=8),
+        pickle.loads(pickle.dumps(AsdDiffusionConfig(device="cpu", noise_scheduler_type="DDPM", n_action_steps=8))),
+    ]
+    for config in said:
+        policy = AsdDiffusionPolicy.from_pretrained(path, config=config)
+        assert isinstance(policy.diffusion.noise_scheduler, DDPMScheduler)
+        assert (policy.config.n_action_steps, policy.config.num_inference_steps) == (8, 4)
+        assert policy.config.down_dims == (8, 16)
+        policy.save_pretrained(tmp_path / "saved")
+        assert "_said" not in (tmp_path / "saved/config.json").read_text()
+    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0"):
+        AsdDiffusionPolicy.from_pretrained(path, config=AsdDiffusionConfig(device="cpu", n_action_steps=8))
+
+
+def test_weights_of_a_compiled_policy(folder: Path, state_policy: DiffusionPolicy) -> None:
+    """`compile_model` saves the U-Net under other names; a policy is what its weights are, compiled or not."""
+    file = folder / "model.safetensors"
+    weights = {name.replace(".unet.", ".unet._orig_mod."): each for name, each in load_file(file).items()}
+    save_file(weights, file)
+    for compiled in (False, True):
+        config = AsdDiffusionConfig(device="cpu", sampler="asd:window=1", compile_model=compiled)
+        policy = AsdDiffusionPolicy.from_pretrained(folder, config=config)
+        for new, old in zip(policy.parameters(), state_policy.parameters(), strict=True):
+            assert torch.equal(new, old)
+
+
+@pytest.mark.parametrize("strict", [{}, {"strict": False}])
+def test_weights_that_do_not_fit_are_refused(folder: Path, strict: dict[str, bool]) -> None:
+    """LeRobot would warn, and run on random ones."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    broken = dict(weights)
+    del broken["diffusion.unet.final_conv.1.weight"], broken["diffusion.unet.final_conv.1.bias"]
+    save_file(broken, file)
+    with pytest.raises(asd_policy.CheckpointError, match=r"it lacks diffusion.unet.final_conv.1.bias, diffusion"):
+        AsdDiffusionPolicy.from_pretrained(folder, **strict)
+    save_file({**weights, "normalize_inputs.buffer.mean": torch.zeros(2)}, file)
+    with pytest.raises(asd_policy.CheckpointError, match="it has, and the policy not, normalize_inputs.buffer.mean"):
+        AsdDiffusionPolicy.from_pretrained(folder, **strict)
+    file.write_bytes(b"nothing")
+    with pytest.raises(asd_policy.CheckpointError, match="model.safetensors cannot be read"):
+        AsdDiffusionPolicy.from_pretrained(folder, **strict)
 
 
 def test_saved_and_loaded_again(folder: Path, tmp_path: Path) -> None:
@@ -119,5 +183,5 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     ACTConfig(device="cpu").save_pretrained(tmp_path / "act")
     with pytest.raises(asd_policy.CheckpointError, match="of the type 'act'; asd_diffusion loads those of the types"):
         AsdDiffusionPolicy.from_pretrained(tmp_path / "act")
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(asd_policy.CheckpointError, match="it has in another shape diffusion.unet.down_modules"):
         AsdDiffusionPolicy.from_pretrained(folder, config=AsdDiffusionConfig(down_dims=(16, 32)))

@@ -1,7 +1,7 @@
 """Configuration of the policy type `asd_diffusion`."""
 
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -14,19 +14,28 @@ class AsdDiffusionConfig(DiffusionConfig):
 
     sampler: str = "asd"
     """Spec of a sampler of asd_policy, such as `asd:window=16`; the policy looks whether there is one, and it fits."""
+    _said: ClassVar[set[str]]  # of each object; for a dataclass it is no field, and is not saved
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Take note of which fields are said explicitly, be it in Python, a file or on the command line."""
+        config = super().__new__(cls)
+        config._said = {*named, *(field.name for field in fields(cls)[: len(values)])}
+        return config
 
     def fill_from(self, checkpoint: DiffusionConfig) -> None:
-        """Take a checkpoint's value for each field that still has its default.
+        """Take a checkpoint's value for each field that nobody has said anything of.
 
         `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that knows nothing of the
-        checkpoint, and LeRobot fills in features of the environment: those are always the checkpoint's.
+        checkpoint. What is said wins, also where it is LeRobot's default, and so does what was changed later. LeRobot
+        fills in features of the environment: those are always the checkpoint's.
 
         Args:
             checkpoint: Of the type `diffusion`.
         """
         for field in fields(checkpoint):
             is_feature = field.name in ("input_features", "output_features")
-            if is_feature or getattr(self, field.name) == _default(field):
+            unsaid = field.name not in self._said and getattr(self, field.name) == _default(field)
+            if is_feature or unsaid:
                 setattr(self, field.name, getattr(checkpoint, field.name))
 
 

@@ -6,8 +6,10 @@ from typing import Any
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from asd_policy import CheckpointError, SpecError, accelerate
+from asd_policy import CheckpointError, SpecError, accelerate, warm_up
 from asd_policy.adapters.base import AsdStats
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
@@ -36,16 +38,16 @@ class AsdDiffusionPolicy(DiffusionPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
     ) -> "AsdDiffusionPolicy":
-        """Load a checkpoint of the type `diffusion` or `asd_diffusion`.
+        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up: no first plan waits for that.
 
         Args:
             pretrained_name_or_path: A folder, or a repository on the Hub.
             config: For a `diffusion` checkpoint what to do otherwise than it says, see `AsdDiffusionConfig.fill_from`;
                 for an `asd_diffusion` one the whole configuration. By default the checkpoint's own.
-            **kwargs: As for `PreTrainedPolicy.from_pretrained`.
+            **kwargs: As for `PreTrainedPolicy.from_pretrained`; `strict` is always true.
 
         Raises:
-            CheckpointError: The checkpoint is of another type.
+            CheckpointError: The checkpoint is of another type, or its tensors are not those of the policy.
             ChainError: Its noise scheduler has no exact acceleration.
             SpecError: The sampler does not fit it, or `config` has none.
         """
@@ -63,4 +65,43 @@ class AsdDiffusionPolicy(DiffusionPolicy):
             raise SpecError(f"config is a {type(config).__name__}, which has no sampler; give an AsdDiffusionConfig")
         if plain:
             config.fill_from(checkpoint)
-        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
+        policy = super().from_pretrained(pretrained_name_or_path, config=config, **{**kwargs, "strict": True})
+        warm_up(policy)
+        return policy
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: "AsdDiffusionPolicy", model_file: str, map_location: str, strict: bool
+    ) -> "AsdDiffusionPolicy":
+        """Load all of the weights, whether or not they or the policy were compiled (`compile_model`).
+
+        Raises:
+            CheckpointError: The file cannot be read, or holds other tensors than the policy.
+        """
+        try:
+            found = {_plain(name): tensor for name, tensor in load_file(model_file, map_location).items()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{model_file} cannot be read: {error}") from None
+        own = {_plain(name): tensor for name, tensor in model.state_dict().items()}
+        wrong = {
+            "lacks": sorted(own.keys() - found.keys()),
+            "has, and the policy not,": sorted(found.keys() - own.keys()),
+            "has in another shape": [name for name in own if name in found and own[name].shape != found[name].shape],
+        }
+        said = [f"{what} {_some(names)}" for what, names in wrong.items() if names]
+        if said:
+            raise CheckpointError(
+                f"{model_file} is not of the policy that its configuration describes: it {'; it '.join(said)}"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(found[name])
+        return model
+
+
+def _plain(name: str) -> str:
+    """Return how a tensor is called where nothing is compiled."""
+    return name.replace("_orig_mod.", "")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,46 @@
+"""Names in files of others: known ones, known ones misspelt, and those that only a newer library knows."""
+
+import warnings
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+from asd_policy.errors import AsdError
+
+_LONGEST = 100  # [characters] of a name that is looked at; difflib's time grows like their square
+_MOST = 200  # unknown names, each of which is compared with all known ones
+_CLOSE = 0.85  # of difflib's ratio: a letter too few or too many in seven
+
+
+def unknown_names(given: Iterable[str], known: Collection[str], where: str, error: type[AsdError]) -> list[str]:
+    """Return the names that are not known; refuse one that is a known one misspelt, whose default would be taken.
+
+    Args:
+        given: The names.
+        known: Those that have a meaning.
+        where: They are, for messages.
+        error: To raise.
+
+    Raises:
+        AsdError: Of the type `error`: a name is close to a known one, or there are hundreds that are unknown.
+    """
+    unknown = [name for name in given if name not in known]
+    if len(unknown) > _MOST:
+        raise error(f"{where} has {len(unknown)} names that are not known, more than {_MOST}")
+    plain = {name.lower(): name for name in known}
+    for name in unknown:
+        for close in get_close_matches(name.lower()[:_LONGEST], plain, n=1, cutoff=_CLOSE):
+            raise error(f"{where} has {name!r}, which is not known; did you mean {plain[close]!r}?")
+    return unknown
+
+
+def unknown_note(unknown: Collection[str], where: str) -> tuple[str, ...]:
+    """Return a note on names that nobody here knows; none where there are none."""
+    shown = ", ".join(name[:_LONGEST] for name in list(unknown)[:10])
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    return (f"{where} has names that are not known here and are not looked at: {shown}{more}",) if unknown else ()
+
+
+def warn_of_unknown(unknown: Collection[str], where: str) -> None:
+    """Warn of names that nobody here knows; of the same ones once."""
+    for note in unknown_note(unknown, where):
+        warnings.warn(note, stacklevel=2)

@@ -1,0 +1,95 @@
+"""Is every damaged checkpoint refused in one line or harmless? The tests of tests/test_fuzz.py at large scale.
+
+    python scripts/maintenance/fuzz_checkpoints.py --count 10000
+
+Prints what became of them, by format. The exit status is 1 after the first that did anything else, which is kept.
+"""
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+# The line above leads there.
+from test_fuzz import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    SAMPLES,
+    attempt,
+    damage_bytes,
+    damage_json,
+    damage_pickle,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to damage, and how often."""
+
+    count: int = 1000
+    """Damaged copies of each checkpoint."""
+    seed: int = 0
+    """Of the damage."""
+    folder: Path = ROOT / "checkpoints/avoid"
+    """A checkpoint that is a folder, to be damaged besides one file of each format."""
+
+
+def damage_folder(path: Path, rng: random.Random) -> str:
+    """Damage one file of a folder; return what was done."""
+    file = rng.choice(sorted(each for each in path.iterdir() if each.suffix in (".json", ".safetensors")))
+    return (damage_json if file.suffix == ".json" else damage_bytes)(file, rng)
+
+
+def damage_file(path: Path, rng: random.Random) -> str:
+    """Damage a file of torch.save; return what was done."""
+    return rng.choice([damage_pickle, damage_pickle, damage_bytes])(path, rng)
+
+
+def fuzz(whole: Path, damage: Callable[[Path, random.Random], str], options: Options) -> int:
+    """Return how many damaged copies of a checkpoint were planned with.
+
+    Raises:
+        SystemExit: One was neither planned with nor refused in one line.
+    """
+    rng, planned = random.Random(options.seed), 0
+    copy = whole.parent / "damaged" / whole.name
+    for index in range(options.count):
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        copy.parent.mkdir()
+        (shutil.copytree if whole.is_dir() else shutil.copy)(whole, copy)
+        done = damage(copy, rng)
+        try:
+            planned += attempt(copy)
+        except AssertionError as error:
+            kept = shutil.move(copy, tempfile.mkdtemp(prefix="fuzz-"))
+            raise SystemExit(f"copy {index} ({done}), kept as {kept}: {error}") from error
+    return planned
+
+
+def main() -> None:
+    """Damage, load, and print what became of it."""
+    options = tyro.cli(Options, description=__doc__)
+    warnings.simplefilter("ignore")  # of names that nobody knows, which damage makes
+    with tempfile.TemporaryDirectory() as temporary:
+        samples = {"folder": (Path(shutil.copytree(options.folder, Path(temporary) / "folder")), damage_folder)}
+        for number, (kind, save) in enumerate(SAMPLES.items()):
+            place = Path(temporary) / str(number)
+            place.mkdir()
+            samples[kind] = (save(place), damage_file)
+        for kind, (whole, damage) in samples.items():
+            start = time.perf_counter()
+            planned = fuzz(whole, damage, options)
+            seconds = time.perf_counter() - start
+            print(f"{kind}: {options.count - planned} refused, {planned} planned with, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
