@@ -105,7 +105,7 @@ class _Latency(TypedDict, total=False):
 class _Timing(TypedDict, total=False):
     counted_latency_ms: _Latency | None
     delay_steps_mean: float | None
-    stale_fraction: Share
+    stale_fraction: float
     missed_fraction: Share | None
     control_frequency_hz: float
     jitter_ms: float | None
@@ -146,7 +146,7 @@ class _Results(TypedDict, total=False):
     """A results.json of eval, as far as somebody reads it again."""
 
     env: Required[str]
-    seed: Required[int]
+    seed: Required[Any]  # of any size, and nothing is computed with it
     episodes: Required[Count]
     samplers: Required[list[_Sampler]]
     policy: str

@@ -51,7 +51,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     except (gymnasium.error.Error, ImportError) as error:
         raise EnvError(f"cannot make environment {env_id!r}: {one_line(str(error))}") from None
     except Exception as error:  # a constructor may raise anything
-        if "render_mode" in str(error) and isinstance(error, TypeError):
+        if options and isinstance(error, TypeError) and "render_mode" in str(error):
             raise EnvError(f"{env_id} takes no render_mode, so it cannot be filmed: leave out --video") from None
         raise EnvError(f"cannot make environment {env_id!r}: {type(error).__name__}: {one_line(str(error))}") from error
     limit = step_limit(env, max_steps)
@@ -88,7 +88,8 @@ def step_limit(env: Env, max_steps: int | None = None) -> int | None:
         max_steps: What the user wants; None for `MAX_STEPS` where the environment declares no limit.
     """
     spec = env.unwrapped.spec  # which lacks the limit that the environment was registered with
-    declared = spec is not None and gymnasium.spec(spec.id).max_episode_steps is not None
+    registered = None if spec is None else gymnasium.registry.get(spec.id)
+    declared = registered is not None and registered.max_episode_steps is not None
     return max_steps if max_steps is not None or declared else MAX_STEPS
 
 

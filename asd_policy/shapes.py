@@ -6,7 +6,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 LARGEST = 2**53
-"""Largest number in either direction: of integers, what floats hold exactly."""
+"""Largest count, which floats still hold exactly."""
+_LARGEST_FLOAT = 1e100  # so that sums of squares are finite
+_ROUNDING = 1e-9  # of what is computed to lie within limits
 Share = Annotated[float, (0.0, 1.0)]
 Count = Annotated[int, (0, LARGEST)]
 
@@ -31,7 +33,7 @@ def check_shape(value: Any, kind: Any, name: str) -> None:
     elif origin is Annotated:
         check_shape(value, arguments[0], name)
         low, high = arguments[1]
-        _demand(low <= value <= high, value, f"in {low:g} … {high:g}", name)
+        _demand(low - _ROUNDING <= value <= high + _ROUNDING, value, f"in {low:g} … {high:g}", name)
     elif origin in (Union, UnionType):
         (some,) = (each for each in arguments if each is not NoneType)
         if value is not None:
@@ -58,10 +60,10 @@ def check_shape(value: Any, kind: Any, name: str) -> None:
             raise ValueError(f"{name} has {unknown[0]!r:.40}, which is unknown")
     elif kind is float:
         right = isinstance(value, int | float) and not isinstance(value, bool)
-        _demand(right and abs(value) <= LARGEST, value, "a number", name)  # which NaN and infinity are not
+        _demand(right and abs(value) <= _LARGEST_FLOAT, value, "a number", name)  # which NaN and infinity are not
     elif kind is int:
-        _demand(isinstance(value, int) and not isinstance(value, bool), value, "an integer", name)
-        _demand(abs(value) <= LARGEST, value, "an integer that floats hold", name)
+        right = isinstance(value, int) and not isinstance(value, bool)
+        _demand(right and abs(value) < 2**63, value, "an integer of 64 bits", name)
     else:
         _demand(isinstance(value, kind), value, {str: "text", bool: "true or false"}[kind], name)
 

@@ -144,16 +144,17 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._seen, 0.0, True, False, {}
         try:
             with self._random:
-                self._seen, *told, info = self.env.step(clipped(action, self.env.action_space))
+                stepped = self.env.step(clipped(action, self.env.action_space))
+            self._seen, reward, terminated, truncated, info = stepped
         except Exception as error:
             return self._seen, 0.0, True, False, self._fail(f"the environment raised {_words(error)}")
         try:
-            names = ("the reward", "terminated", "truncated")
-            reward, terminated, truncated = (_number(value, name) for value, name in zip(told, names, strict=True))
+            reward = float(_number(reward, "the reward"))
+            ended, cut = bool(_number(terminated, "terminated")), bool(_number(truncated, "truncated"))
         except ValueError as error:
             return self._seen, 0.0, True, False, self._fail(str(error))
-        self.over = bool(terminated or truncated)
-        return self._seen, float(reward), bool(terminated), bool(truncated), {_END: _end(info)} if self.over else {}
+        self.over = ended or cut
+        return self._seen, reward, ended, cut, {_END: _end(info)} if self.over else {}
 
     def close(self) -> None:
         """Close the environment; an error of it costs no episode, and is told."""

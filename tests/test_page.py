@@ -205,6 +205,12 @@ def test_results_that_make_no_page(tmp_path: Path, record: Results, said: str) -
     assert not (tmp_path / "report.html").exists()
 
 
+def test_numbers_as_large_as_a_run_may_have_them(tmp_path: Path) -> None:
+    """Seeds of any size, rewards of a careless unit, shares with a rounding."""
+    record = results(sampler("ddpm", return_mean=1e30, success_ci95=[-1e-17, 1 + 1e-16]), seed=2**100)
+    assert str(2**100) in page.write(save(tmp_path, record, episodes(("ddpm",)))).read_text(encoding="utf-8")
+
+
 def test_episodes_beyond_those_that_were_enough(tmp_path: Path) -> None:
     """`--until-ci` counts fewer than may have finished."""
     folder = save(tmp_path, results(episodes=2), episodes())

@@ -109,7 +109,7 @@ def test_a_tampered_journal(seed: int, runs: tuple[Path, Path]) -> None:
         ('{"samplers": [{"spec": ["ddpm"]}]}', "results.samplers[0].spec is ['ddpm'], not text"),
         ('{"samplers": [{"spec": "ddpm", "success_rate": 3}]}', "results.samplers[0].success_rate is 3, not in 0 … 1"),
         ('{"samplers": [{"spec": "ddpm", "plans": 3, "rounds_mean": null, "latency_ms": null}]}', "ddpm has 3 plans"),
-        ('{"episodes": true}', "results.episodes is True, not an integer"),
+        ('{"episodes": true}', "results.episodes is True, not an integer of 64 bits"),
         ('{"started": 1e999}', "results.started is inf, not text"),
         ("[" * 100000, "is no results.json of asd-policy"),
     ],
