@@ -235,15 +235,12 @@ def sampling(device: Any) -> Iterator[None]:
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+    """Make a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
 
     @functools.wraps(function)
     def run(*arguments: P.args, **options: P.kwargs) -> R:
-        if "torch" not in sys.modules:
-            return function(*arguments, **options)
-        import torch
-
-        return torch.compiler.disable(function)(*arguments, **options)
+        compiler: Any = sys.modules.get("torch._dynamo")  # importing it takes seconds, and it is there where it is used
+        return (compiler.disable(function) if compiler else function)(*arguments, **options)
 
     return run
 
@@ -259,7 +256,8 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
 
 def ordinary(x: Any) -> Array:
     """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
-    return x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
+    made: Any = x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
+    return made
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ BAD_INPUT = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
-    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(_colourless(str(message)))}\n"
     with _ended_by_interrupts():
         import_module("asd_policy.commands")  # with torch and all: seconds in which there is nothing to lose
     status = run(sys.argv[1:] if arguments is None else list(arguments))
@@ -124,9 +124,13 @@ def _parse(arguments: Sequence[str]) -> Any:
     raise SpecError(_fold(said.getvalue()))
 
 
+def _colourless(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def _fold(box: str) -> str:
     """Return tyro's boxed message as one line, without its title, help texts and guesses."""
-    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    lines = [line.strip("│╭╮╰╯ ") for line in _colourless(box).splitlines()]
     parts = [part.strip() for part in re.split(r"─{4,}", " ".join(lines))]
     told = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
     message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(told).split()))

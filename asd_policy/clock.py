@@ -1,6 +1,8 @@
 """What time it is, on the host or on a GPU's own timeline, and which stage of a plan it goes to."""
 
 import abc
+import functools
+import gc
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,16 @@ if TYPE_CHECKING:
 STAGES: tuple[str, ...] = ("encode", "draft", "network", "verify", "commit", "host")
 """Where a plan's time goes: observation to conditioning; drafted chain; network calls; judging drafts against targets;
 taking the steps that stand; and all the rest, such as noise, Python's loop, waiting for the device, and actions."""
+
+
+@functools.cache
+def collect_imports() -> None:
+    """Collect garbage, once for a process.
+
+    Importing a library such as diffusers leaves so many objects that the collector goes through all of them soon after,
+    which takes 0.2 s: here, where nobody waits, and not in the middle of a plan.
+    """
+    gc.collect()
 
 
 class Clock(abc.ABC):

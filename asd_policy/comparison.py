@@ -159,6 +159,7 @@ class _Results(TypedDict, total=False):
     torch: str
     started: str
     envs: Count
+    max_steps: Count | None
     workers: Count
     complete: bool
     interrupted: bool

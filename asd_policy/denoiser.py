@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from asd_policy import arrays
 from asd_policy.arrays import Array, Device
+from asd_policy.clock import collect_imports
 from asd_policy.errors import DenoiserError
 
 
@@ -209,6 +210,7 @@ def check_on_noise(
     Raises:
         DenoiserError: As `check_deterministic`.
     """
+    collect_imports()
     noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
     steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
     with arrays.no_gradients(device):

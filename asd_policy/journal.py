@@ -67,6 +67,22 @@ class Found:
                 "name another --out, or --overwrite it"
             )
 
+    def check_plans(self, steps: int) -> None:
+        """Refuse plans that name steps beyond a chain's end.
+
+        Args:
+            steps: Length K of the policy's chain.
+
+        Raises:
+            RunError: One does.
+        """
+        for episode in self.episodes:
+            if any(max((*(p.refused or ()), *(p.unjudged or ())), default=0) >= steps for p in episode.plans):
+                raise RunError(
+                    f"{self.path} is damaged: {episode.spec} episode {episode.index} has a step that is not one of "
+                    f"{steps}; --overwrite it, or name another --out"
+                )
+
 
 def find_run(folder: Path) -> Found | None:
     """Return the run whose journal a folder holds, or None where there is none.

@@ -69,5 +69,5 @@ class NoiseTape:
             normals = arrays.namespace(whole[0]).stack(whole, axis=1)
             uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
         if initial is None:
-            initial, normals = normals[:, 0], normals[:, 1:]
+            return cls(normals[:, 0], normals[:, 1:], 1 - uniforms)
         return cls(initial, normals, 1 - uniforms)

@@ -126,6 +126,8 @@ def _command(results: Results) -> str:
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]
+    if results.get("max_steps") is not None:
+        options["max-steps"] = [str(results["max_steps"])]
     if results.get("workers", 1) > 1:
         options["workers"] = [str(results["workers"])]
     lines = [f"--{name} {shlex.join(values)}" for name, values in options.items()]

@@ -233,7 +233,7 @@ class Clocked(abc.ABC):
             _note(robot, stale=_timing(robot).stale + 1)
         robot.steps += 1
         assert course.last is not None  # the first plan comes at once
-        return course.last
+        return course.last.copy()  # it may be taken again
 
 
 class Sync(Clocked):

@@ -226,14 +226,14 @@ class Policy:
         committed = [commit(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
         learning, self.experience.learning = self.experience.learning, False
         try:
-            for _ in range(2):
-                plan = self.plan(history, generators, committed=committed)
-                calls, points = calls + plan.stats.all_calls, points + plan.stats.all_points
-                if not plan.stats.trial_calls:
-                    break
+            plans = [self.plan(history, generators, committed=committed)]
+            if plans[0].stats.trial_calls:  # one more, for which all is ready
+                plans.append(self.plan(history, generators, committed=committed))
         finally:
             self.experience.learning = learning
-        return WarmUp(calls, points, time.perf_counter() - start, plan.seconds, plan.stats.spec)
+        calls += sum(plan.stats.all_calls for plan in plans)
+        points += sum(plan.stats.all_points for plan in plans)
+        return WarmUp(calls, points, time.perf_counter() - start, plans[-1].seconds, plans[-1].stats.spec)
 
     def check(self) -> tuple[int, int]:
         """Call the network a few times, on noise, to see whether it is one that can be sampled from.

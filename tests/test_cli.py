@@ -478,4 +478,5 @@ def test_sigterm_writes_the_results(more: list[str], checkpoint: Path, tmp_path:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["interrupted"]
     kept = journal.read_bytes().count(b"\n") - 1
-    assert 3 <= results["samplers"][0]["episodes"] in (kept, kept - 1)  # it came between the journal and the count
+    assert kept >= 3
+    assert results["samplers"][0]["episodes"] in (kept, kept - 1)  # it came between the journal and the count

@@ -399,7 +399,7 @@ def test_a_fault_is_one_line_of_bounded_length(robot: Robot, planner: Planner) -
             raise RuntimeError("\n\x1b[31m" + "no bus\n" * 100_000)
 
     planner.fault = shout
-    with pytest.raises(LoopError, match=r"^the planner raised RuntimeError: \[31mno bus no bus") as caught:
+    with pytest.raises(LoopError, match=r"^the planner raised RuntimeError: \\x1b\[31mno bus no bus") as caught:
         make_loop(robot, planner).run()
     assert len(str(caught.value)) == MAX_MESSAGE
     assert str(caught.value).isprintable()

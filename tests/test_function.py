@@ -36,7 +36,7 @@ def test_window_one_is_the_schedulers_own_loop(shape: tuple[int, ...], mixture: 
     scheduler.set_timesteps(10)
     x = torch.randn(shape, generator=generator)
     for t in scheduler.timesteps:
-        x = scheduler.step(denoise(x, t.expand(len(x)), None), t, x, generator=generator).prev_sample
+        x = scheduler.step(denoise(x, t.expand(len(x)), None), int(t), x, generator, return_dict=False)[0]
     for given in (scheduler, SCHEDULER):
         sample = asd_policy.accelerate_fn(denoise, given, "asd:window=1", num_inference_steps=10)
         torch.testing.assert_close(sample(shape, generator=seeded(0)).sample, x, rtol=0, atol=1e-5)

@@ -105,6 +105,15 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         found.check_same({**RUN, "sha256": {"weights": 64 * "b"}})
 
 
+def test_plans_of_a_longer_chain_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, 2)
+    found = find_run(tmp_path)
+    assert found is not None
+    found.check_plans(2)
+    with pytest.raises(RunError, match="is damaged: ddpm episode 0 has a step that is not one of 1; --overwrite it"):
+        found.check_plans(1)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     journal = Journal.start(tmp_path, RUN)

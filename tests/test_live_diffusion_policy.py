@@ -21,8 +21,11 @@ from asd_policy.chain import GaussianChain
 from asd_policy.models.analytic import MixtureDenoiser
 from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.samplers import choice
+from asd_policy.tuning import load_tuning
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
+CPU = torch.device("cpu")
 
 
 def scheduler(**options: Any) -> DDPMScheduler:
@@ -340,6 +343,10 @@ def test_schedulers_that_step_otherwise_are_refused() -> None:
         asd_policy.accelerate(make(noise_scheduler=old, steps=10), "asd:window=4")
 
 
+def _halve(_: Any, __: Any, output: Tensor) -> Tensor:
+    return 0.5 * output
+
+
 def _drop_out(_: Any, __: Any, output: Tensor) -> Tensor:
     return nn.functional.dropout(output, 0.5)
 
@@ -415,7 +422,7 @@ def test_what_replaced_the_sampler_is_not_lost() -> None:
 def test_hooks_and_other_networks_are_the_policys_own() -> None:
     """They are called, whoever samples."""
     policy = make()
-    policy.model.register_forward_hook(lambda _, __, output: 0.5 * output)
+    policy.model.register_forward_hook(_halve)
     plans = []
     for each in (policy, asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")):
         torch.manual_seed(0)
@@ -444,3 +451,96 @@ def test_the_compiler_stays_out_of_the_sampler() -> None:
     assert policy.asd_stats.last.rounds == other.asd_stats.last.rounds  # pyright: ignore[reportOptionalMemberAccess]
     called = {str(node.target) for graph in graphs for node in graph.graph.nodes}
     assert graphs and not any("conv" in name or "linear" in name for name in called)
+
+
+@pytest.mark.parametrize(("name", "told"), KINDS)
+def test_a_warm_up_leaves_nothing_for_the_first_plan(name: str, told: str | None) -> None:
+    """And changes nothing else: neither random numbers, nor what is learned, nor which plans are counted."""
+    policy, calls = asd_policy.accelerate(make(name, told), "asd"), []
+    policy.model.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    state = torch.get_rng_state()
+    warm = asd_policy.warm_up(policy, observation=observation(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    stats = policy.asd_stats
+    assert (stats.plans, stats.last) == (0, None)
+    assert (warm.calls, warm.points) == (stats.trial_calls, stats.trial_points) == (len(calls), sum(calls))
+    calls.clear()
+    policy.predict_action(observation(2))
+    assert stats.last is not None
+    assert (stats.plans, stats.trial_calls) == (2, warm.calls)
+    assert (max(stats.last.rounds), sum(stats.last.nfe)) == (len(calls), sum(calls))
+
+
+def test_calls_of_a_cold_first_plan_are_counted() -> None:
+    policy, calls = asd_policy.accelerate(make(), "asd"), []
+    policy.model.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    policy.predict_action(observation(1))
+    stats = policy.asd_stats.last
+    assert stats is not None
+    assert (stats.all_calls, stats.all_points) == (len(calls), sum(calls))
+    assert policy.asd_stats.trial_calls == stats.trial_calls > 20
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandIn], int]:
+    """Returns how often a policy's network is timed until its first plan is there."""
+    windows: list[int] = []
+    time_call = choice._time_call
+
+    def spy(target: Any, initial: Tensor, window: int) -> float:
+        windows.append(window)
+        return time_call(target, initial, window)
+
+    def timed(policy: StandIn) -> int:
+        windows.clear()
+        asd_policy.warm_up(asd_policy.accelerate(policy, "asd"), observation=observation(1))
+        count = len(windows)
+        policy.predict_action(observation(1))
+        assert len(windows) == count
+        return count
+
+    monkeypatch.setattr(choice, "_time_call", spy)
+    return timed
+
+
+def test_times_are_kept_by_the_weights(own_cache: Path, timed: Callable[[StandIn], int]) -> None:
+    """In the user's cache, as `tune` keeps those of checkpoints; what plans have taught is not kept."""
+    assert timed(make()) == 8
+    policy = make()
+    assert timed(policy) == 0
+    for _ in range(4):
+        policy.predict_action(observation(1))
+        policy.reset()
+    (file,) = own_cache.rglob("*.safetensors")
+    known, backend = load_tuning(file, GaussianChain.from_scheduler(scheduler()), (HORIZON, ACTION_DIM), CPU)
+    assert backend == "live" and known.latency and known.plans == 0 and not known.moments and not known.judgements
+    changed = make()
+    nn.init.zeros_(next(changed.model.parameters()))
+    assert timed(changed) == 8
+    assert timed(make(steps=10)) == 6
+    file.write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="times are measured anew: .* cannot be read"):
+        assert timed(make()) == 8
+    assert timed(make()) == 0
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    timed: Callable[[StandIn], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="measured times are not kept: .*"):
+        assert timed(make()) == 8
+
+
+def test_warm_ups_that_cannot_be() -> None:
+    policy = make()
+    with pytest.raises(
+        asd_policy.SpecError, match="DiffusionUnetLowdimPolicy is not accelerated: it has nothing to warm"
+    ):
+        asd_policy.warm_up(policy, observation=observation())
+    asd_policy.accelerate(policy)
+    with pytest.raises(asd_policy.SpecError, match="the warm-up of a .* takes observation, not robots"):
+        asd_policy.warm_up(policy, 2)
+    with pytest.raises(asd_policy.SpecError, match="is in training mode: call .eval"):
+        asd_policy.warm_up(policy.train(), observation=observation())

@@ -157,7 +157,7 @@ def test_errors_are_one_line_of_bounded_length(policy: Policy) -> None:
     assert len(said) == MAX_MESSAGE and said.isprintable()
     assert said.startswith("the observation has no 'observation.state' or 'agent_pos'; it has 'topic\\n0', ")
     assert said.endswith("the policy reads 'observation.state' (4,), 'observation.environment_state' (3,)")
-    assert str(asd_policy.SpecError(" a\n\x1b[2J\u2028 b\t")) == "a [2J b"
+    assert str(asd_policy.SpecError(" a\n\x1b[2J\u2028 b\t")) == "a \\x1b[2J b"
 
 
 NUMBERS = np.array([0.25, -0.5, 1.0, 0.0])
@@ -335,3 +335,74 @@ def test_robots_are_planned_for_together(policy: Policy) -> None:
         for plan, record in zip(robot.plans, robot.records, strict=True):
             assert plan.chunk.shape == (1, 16, 2)
             assert plan.record(0, record.at) == replace(record, batch=1)
+
+
+class CountedDenoiser:
+    """A prepared network that counts its calls and their points."""
+
+    def __init__(self, denoiser: Any) -> None:
+        """Begin at none."""
+        self._denoiser, self.calls, self.points = denoiser, 0, 0
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode."""
+        return self._denoiser.encode(cond)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict."""
+        self.calls, self.points = self.calls + 1, self.points + len(x)
+        return self._denoiser(x, timestep, cond)
+
+
+@pytest.mark.parametrize("robots", [1, 3])
+@pytest.mark.parametrize("spec", ["asd", "asd:window=4", "ddpm", "ddim:5"])
+def test_after_a_warm_up_no_plan_is_held_up(small_checkpoint: Path, spec: str, robots: int) -> None:
+    """By what is tried or timed; and all that was called is said."""
+    policy = asd_policy.load_policy(small_checkpoint, spec)
+    counted = policy.denoiser = CountedDenoiser(policy.denoiser)
+    before = torch.get_rng_state(), policy.generator.get_state(), policy.robots
+    warm = asd_policy.warm_up(policy, robots)
+    assert (warm.calls, warm.points) == (counted.calls, counted.points)
+    assert warm.seconds > warm.plan_seconds > 0
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(policy.generator.get_state(), before[1])
+    assert policy.robots is before[2] and not policy.plans
+    assert policy.experience.plans == 0 and policy.experience.learning
+    counted.calls = 0
+    policy.reset_batch(range(robots))
+    for row in range(robots):
+        policy.observe(row, OBSERVATION)
+    policy.act(range(robots))
+    stats = policy.plans[0].stats
+    assert stats.trial_calls == stats.trial_points == 0
+    assert counted.calls == max(robot.plans[0].stats.rounds[0] for robot in policy.robots)
+    assert stats.spec == warm.spec
+    assert counted.calls < 15  # a warm-up for so many; for more, what is left to the sampler is timed anew
+
+
+@pytest.mark.parametrize("continuity", ["none", "inpaint", "soft"])
+def test_a_warm_up_is_of_no_consequence(policy: Policy, continuity: str) -> None:
+    """For the plans of a sampler to which nothing is left."""
+    policies = [policy.with_sampler(Asd(4)) for _ in range(2)]
+    policies[0].warm_up(2, continuity)
+    actions = []
+    for each in policies:
+        each.reset(seed=3)
+        actions.append(np.stack([each.select_action(OBSERVATION) for _ in range(20)]))
+    assert np.array_equal(*actions)
+
+
+def test_a_warm_up_sees_a_network_that_cannot_be_sampled_from(policy: Policy) -> None:
+    other = policy.with_sampler(Asd(4))
+    other.denoiser = lambda x, timestep, cond: torch.randn_like(x)
+    with pytest.raises(asd_policy.DenoiserError, match="two equal calls of the network differ"):
+        other.warm_up()
+
+
+def test_plans_are_ordinary_tensors(policy: Policy) -> None:
+    policy.select_action(OBSERVATION)
+    plan = policy.plans[0]
+    for part in (plan.sample, plan.chunk, plan.actions, plan.cond):
+        assert not part.is_inference()
+        part += 1
+    torch.nn.Linear(2, 1)(plan.actions).sum().backward()

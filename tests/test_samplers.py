@@ -1,6 +1,7 @@
 """What all samplers must do: specs, counts, bits, rows, refusals. Their law is in test_exactness.py."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -119,6 +120,41 @@ def test_conditioning_follows_its_row(spec: str, chain: GaussianChain) -> None:
 
     sample = make_sampler(spec).sample(own, alone, (5, *EVENT), cond, torch.Generator().manual_seed(1)).sample
     assert ((sample - cond[:, :, None]).abs() < 0.31).all()
+
+
+@dataclass
+class Counted:
+    """A network that counts its calls and their points."""
+
+    network: MixtureDenoiser
+    calls: int = 0
+    points: int = 0
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict."""
+        self.calls, self.points = self.calls + 1, self.points + len(x)
+        return self.network(x, timestep, cond)
+
+
+@pytest.mark.parametrize("deadline", [None, 1e5, 1e-1])
+@pytest.mark.parametrize("spec", [*SPECS, "asd"])
+def test_every_network_call_is_counted(
+    spec: str, deadline: float | None, mixture: MixtureDenoiser, chain: GaussianChain
+) -> None:
+    """Those that time it as well, apart from those of the algorithm; a second plan needs none of them."""
+    network, known = Counted(mixture), Past(None, Experience())
+    trials = []
+    for _ in range(2):
+        network.calls = network.points = 0
+        try:
+            result = make_sampler(spec).sample(network, chain, (3, *EVENT), past=known, deadline_ms=deadline)
+        except SpecError:  # no call here is as short as that
+            assert deadline == 1e-1
+            return
+        assert (result.stats.all_calls, result.stats.all_points) == (network.calls, network.points)
+        trials.append(result.stats.trial_calls)
+    assert (trials[0] > 0) == (spec == "asd" or deadline is not None)
+    assert trials[1] == 0
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["free", "held"])

@@ -147,16 +147,11 @@ class EvalCommand:
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         with open_env(self.env, max_steps=self.max_steps) as env:
             limit = step_limit(env, self.max_steps)
-            if self.max_steps is None and limit is not None:
-                console.print(
-                    f"{self.env} declares no time limit: an episode that does not end by itself is cut at {limit} "
-                    "steps (--max-steps)",
-                    soft_wrap=True,
-                )
             clock = self._clock(env, latency)
             identity = self._identity(policy, record, samplers, clock) | {"max_steps": limit}
             if found is not None:
                 found.check_same(identity)
+                found.check_plans(len(policy.chain))
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
             else:
                 ran = evaluate.settle(policy, env, samplers, self.envs)
@@ -169,6 +164,12 @@ class EvalCommand:
         if found is None:
             for name in (page.PAGE, video.SIDE_BY_SIDE):
                 (self.out / name).unlink(missing_ok=True)  # of a run that was there
+        if self.max_steps is None and limit is not None:
+            console.print(
+                f"{self.env} declares no time limit: an episode that does not end by itself is cut at {limit} "
+                "steps (--max-steps)",
+                soft_wrap=True,
+            )
         tally = Tally(list(ran), found.episodes if found else ())
         cut_short: KeyboardInterrupt | AsdError | None = None
         try:
