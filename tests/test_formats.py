@@ -3,6 +3,7 @@
 import re
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,7 @@ OTHERS: list[tuple[Callable[[Path], None], str]] = [
         save_legacy,
         "looks like a bare pickle of torch.save before 1.6: load it where it was made, and save it with today's",
     ),
+    (lambda path: zipfile.ZipFile(path, "w").close(), "it is a zip file with nothing in it"),
     (save_tar, "looks like a tar file of torch.save before 1.6"),
     (
         lambda path: torch.save({"a": torch.zeros(1), "b": torch.zeros(1)}, path),

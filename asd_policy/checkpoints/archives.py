@@ -14,7 +14,7 @@ from asd_policy.checkpoints.pickles import Record, StoredTensor, read_pickle
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.errors import CheckpointError
 
-_ZIP, _TAR = b"PK\x03\x04", b"ustar"
+_ZIP, _NO_ENTRIES, _TAR = b"PK\x03\x04", b"PK\x05\x06", b"ustar"
 _TAR_AT = 257
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the magic number of torch 0.1.10 to 1.5
 MAX_PICKLE = 4 * 2**20  # [bytes] of data.pkl; a policy of a thousand tensors with its optimiser takes one tenth
@@ -147,6 +147,8 @@ def explain(path: Path) -> str | None:
     if head[_TAR_AT:].startswith(_TAR) or head.startswith(_LEGACY):
         form = "tar file" if head[_TAR_AT:].startswith(_TAR) else "bare pickle"
         return f"it looks like a {form} of torch.save before 1.6: load it where it was made, and save it with today's"
+    if head.startswith(_NO_ENTRIES):
+        return "it is a zip file with nothing in it"
     if not head.startswith(_ZIP):
         return None
     try:
