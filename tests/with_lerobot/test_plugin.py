@@ -49,6 +49,11 @@ def test_it_loads_a_diffusion_checkpoint(folder: Path, state_policy: DiffusionPo
     theirs = vars(DiffusionPolicy.from_pretrained(folder).config)
     ours = {name: value for name, value in vars(policy.config).items() if not name.startswith("_")}
     assert ours == {**theirs, "sampler": "asd"}
+    assert policy.asd_stats.trial_calls > 20  # it is warm
+    torch.manual_seed(0)
+    policy.select_action(observe(policy))
+    assert policy.asd_stats.last is not None
+    assert policy.asd_stats.last.trial_calls == 0
     config = AsdDiffusionConfig(device="cpu", sampler="asd:window=1")
     policy = AsdDiffusionPolicy.from_pretrained(folder, config=config)
     for (name, new), old in zip(policy.state_dict().items(), state_policy.state_dict().values(), strict=True):
