@@ -839,6 +839,33 @@ def test_a_policy_in_an_environment(small_checkpoint: Path) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("continuity", ["none", "inpaint"])
+def test_a_loop_is_warm_before_it_looks(
+    small_checkpoint: Path, continuity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tried and timed is over before the first observation, for all plans that follow."""
+    policy = asd_policy.load_policy(small_checkpoint, "asd")
+    events: list[int | str] = []
+    plan = policy.plan
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        made = plan(*arguments, **options)
+        events.append(made.stats.trial_calls)
+        return made
+
+    def read() -> Any:
+        events.append("read")
+        return np.zeros(7)
+
+    monkeypatch.setattr(policy, "plan", spy)
+    options = LoopOptions(patience=LONG, ticks=40, continuity=continuity)
+    ControlLoop(policy, read, lambda action: None, 10.0, options, VirtualTime(0.25)).run()
+    first = events.index("read")
+    assert max(each for each in events[:first] if isinstance(each, int)) > 0
+    assert {each for each in events[first:] if each != "read"} == {0}
+    assert events.count(0) >= 5
+
+
 def test_an_environment_that_does_not_fit(small_checkpoint: Path) -> None:
     policy = asd_policy.load_policy(small_checkpoint)
     with pytest.raises(asd_policy.EnvError, match=r"the policy's actions have shape \(2,\)"):

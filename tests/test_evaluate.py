@@ -250,3 +250,12 @@ def test_collected_states_are_the_moments_of_planning(
     for cond, last_plan, index in zip(states.cond, states.last_plan, states.episode, strict=True):
         (before,) = [found for (episode, told), found in met.items() if episode == index and torch.equal(told[0], cond)]
         assert torch.equal(last_plan, before[0])
+
+
+def test_no_plan_of_an_evaluation_times_anything(checkpoint: Path) -> None:
+    """Nor do those before it that see the environment: that is done without one."""
+    (planner,) = prepared(checkpoint, ("asd",))
+    env = make_env("asd/Avoid-v0")
+    evaluate.run_episode(planner, env, 0, 0)
+    assert planner.plans
+    assert {plan.stats.trial_calls for plan in planner.plans} == {0}

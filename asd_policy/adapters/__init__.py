@@ -4,7 +4,7 @@ import inspect
 from typing import Any, TypeVar, overload
 
 from asd_policy.adapters import diffusion_policy, lerobot
-from asd_policy.adapters.base import WARM_UP, Adapter, Patch
+from asd_policy.adapters.base import WARM_UP, Adapter, Patch, qualified
 from asd_policy.errors import SpecError
 from asd_policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -129,7 +129,7 @@ def _apply(patch: Patch) -> Patch:
 
 
 def _find(policy: Any) -> Adapter:
-    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(policy).__mro__]
+    names = [qualified(cls) for cls in type(policy).__mro__]
     for adapter in ADAPTERS.values():
         if any(name in adapter.classes for name in names):
             return adapter

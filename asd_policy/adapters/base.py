@@ -52,21 +52,21 @@ def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
         SpecError: The object is of none of the classes, or one of the methods is another one: an attribute of the
             object, of a subclass, or of the class itself, put there by somebody else.
     """
-    cls = next((each for each in type(owner).__mro__ if _qualified(each) in known), None)
+    cls = next((each for each in type(owner).__mro__ if qualified(each) in known), None)
     if cls is None:
-        raise SpecError(f"cannot accelerate a {_qualified(type(owner))}, which is no {' or '.join(known)}")
+        raise SpecError(f"cannot accelerate a {qualified(type(owner))}, which is no {' or '.join(known)}")
     for name in methods:
         defining = next(each for each in type(owner).__mro__ if name in vars(each))
         if name in vars(owner):
             how = "the object has an attribute of that name"
         elif getattr(type(owner), name) is not getattr(cls, name):
-            how = f"{_qualified(defining)} overrides it"
+            how = f"{qualified(defining)} overrides it"
         elif vars(defining)[name].__module__ != defining.__module__:
-            how = f"it was replaced in the class, by {_qualified(vars(defining)[name])}"
+            how = f"it was replaced in the class, by {qualified(vars(defining)[name])}"
         else:
             continue
         raise SpecError(
-            f"{name} of this {type(owner).__name__} is not {_qualified(cls)}'s own: {how}, and a sampler in its place "
+            f"{name} of this {type(owner).__name__} is not {qualified(cls)}'s own: {how}, and a sampler in its place "
             "would not do what it does"
         )
 
@@ -109,7 +109,8 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
         )
 
 
-def _qualified(named: Any) -> str:
+def qualified(named: Any) -> str:
+    """Name a class `module.Class`, a function `module.Class.function`; what has no name by its type."""
     return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
 
 

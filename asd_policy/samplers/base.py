@@ -137,7 +137,7 @@ class Sampler(abc.ABC):
             stopwatch: Told where the time goes.
             deadline_ms: When the samples have to be there [ms]; None for no matter when. The times of before are those
                 of `past`'s experience, or else of all calls with this denoiser. The first call for a batch size times
-                the network first, by calls that are not counted, and can be late; so can one that the machine holds up.
+                the network first, counted apart, and can be late; so can one that the machine holds up.
             fallback: "jump", to the prediction x̂0 at the point that a row has come to; or "last_plan", to `past`'s
                 last plan, where there is one.
             began: From when on, by `time.perf_counter` [s]; None for this call on.

@@ -415,3 +415,39 @@ def test_what_is_done_around_the_sampling_stays(state_policy: DiffusionPolicy) -
     policy = asd_policy.accelerate(SafePolicy(state_policy.config).eval(), "asd:window=6")
     assert policy.select_action(observe(policy)).abs().max() <= 0.1
     assert stats_of(policy).plans == 1
+
+
+def test_after_a_warm_up_no_plan_is_held_up(policy: DiffusionPolicy) -> None:
+    """Encoders included; random numbers and the policy's queues stay as they are."""
+    asd_policy.accelerate(policy, "asd")
+    calls: list[int] = []
+    unet_of(policy).register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    state = torch.get_rng_state()
+    warm = asd_policy.warm_up(policy, robots=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    stats = stats_of(policy)
+    assert (stats.plans, stats.last) == (0, None)
+    assert (warm.calls, warm.points) == (stats.trial_calls, stats.trial_points) == (len(calls), sum(calls))
+    assert all(len(queue) == 0 for queue in queues(policy).values())
+    calls.clear()
+    policy.select_action(observe(policy, 2))
+    assert stats.last is not None
+    assert stats.last.trial_calls == 0
+    assert len(calls) == max(stats.last.rounds)
+    with pytest.raises(asd_policy.SpecError, match="is in training mode: call .eval"):
+        asd_policy.warm_up(policy.train())
+
+
+def test_the_compiler_stays_out_of_the_sampler(state_policy: DiffusionPolicy) -> None:
+    """As lerobot-rollout wraps `predict_action_chunk`."""
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    other = copy.deepcopy(state_policy)
+    own: Any = state_policy.predict_action_chunk
+    state_policy.predict_action_chunk = torch.compile(own, backend="eager")
+    for seed in range(17):
+        actions: list[Tensor] = []
+        for each in (state_policy, other):
+            torch.manual_seed(seed)
+            actions.append(each.select_action(observe(each, 1, seed)))
+        assert torch.equal(*actions)
+    assert stats_of(state_policy).plans == 3

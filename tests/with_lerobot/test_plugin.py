@@ -4,12 +4,13 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import draccus
 import pytest
 import torch
 from conftest import STEPS, make_config, observe
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from draccus.argparsing import parse
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.envs.configs import PushtEnv
 from lerobot.policies.act.configuration_act import ACTConfig
@@ -49,6 +50,11 @@ def test_it_loads_a_diffusion_checkpoint(folder: Path, state_policy: DiffusionPo
     theirs = vars(DiffusionPolicy.from_pretrained(folder).config)
     ours = {name: value for name, value in vars(policy.config).items() if not name.startswith("_")}
     assert ours == {**theirs, "sampler": "asd"}
+    assert policy.asd_stats.trial_calls > 20  # it is warm
+    torch.manual_seed(0)
+    policy.select_action(observe(policy))
+    assert policy.asd_stats.last is not None
+    assert policy.asd_stats.last.trial_calls == 0
     config = AsdDiffusionConfig(device="cpu", sampler="asd:window=1")
     policy = AsdDiffusionPolicy.from_pretrained(folder, config=config)
     for (name, new), old in zip(policy.state_dict().items(), state_policy.state_dict().values(), strict=True):
@@ -84,7 +90,7 @@ def test_what_is_said_wins_where_it_is_the_default(tmp_path: Path) -> None:
         policy: PreTrainedConfig
 
     said = [
-        draccus.parse(Command, args=[*arguments, "--policy.device=cpu"]).policy,
+        parse(Command, args=[*arguments, "--policy.device=cpu"]).policy,
         AsdDiffusionConfig(device="cpu", noise_scheduler_type="DDPM", n_action_steps=8),
         pickle.loads(pickle.dumps(AsdDiffusionConfig(device="cpu", noise_scheduler_type="DDPM", n_action_steps=8))),
     ]
@@ -112,7 +118,7 @@ def test_weights_of_a_compiled_policy(folder: Path, state_policy: DiffusionPolic
 
 
 @pytest.mark.parametrize("strict", [{}, {"strict": False}])
-def test_weights_that_do_not_fit_are_refused(folder: Path, strict: dict[str, bool]) -> None:
+def test_weights_that_do_not_fit_are_refused(folder: Path, strict: dict[str, Any]) -> None:
     """LeRobot would warn, and run on random ones."""
     file = folder / "model.safetensors"
     weights = load_file(file)

@@ -19,7 +19,7 @@ class AsdDiffusionConfig(DiffusionConfig):
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Take note of which fields are said explicitly, be it in Python, a file or on the command line."""
         config = super().__new__(cls)
-        config._said = {*named, *(field.name for field in fields(cls)[: len(values)])}
+        vars(config)["_said"] = {*named, *(field.name for field in fields(cls)[: len(values)])}
         return config
 
     def fill_from(self, checkpoint: DiffusionConfig) -> None:

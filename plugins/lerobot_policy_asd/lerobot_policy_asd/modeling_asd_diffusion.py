@@ -1,11 +1,12 @@
 """The policy type `asd_diffusion`: LeRobot's diffusion policy, accelerated from the start."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from asd_policy import CheckpointError, SpecError, accelerate, warm_up
 from asd_policy.adapters.base import AsdStats
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
+T = TypeVar("T", bound=PreTrainedPolicy)
 _HUB_OPTIONS = ("force_download", "resume_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
 
 
@@ -70,9 +72,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         return policy
 
     @classmethod
-    def _load_as_safetensor(
-        cls, model: "AsdDiffusionPolicy", model_file: str, map_location: str, strict: bool
-    ) -> "AsdDiffusionPolicy":
+    def _load_as_safetensor(cls, model: T, model_file: str, map_location: str, strict: bool) -> T:
         """Load all of the weights, whether or not they or the policy were compiled (`compile_model`).
 
         Raises:
