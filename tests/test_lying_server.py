@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from fuzzing import SCALE
 from policy_servers import OBSERVATION
 
 from asd_policy.errors import MAX_MESSAGE, ServingError
@@ -21,7 +22,7 @@ from asd_policy.serving import planner_pb2 as pb
 
 MOST_MEMORY = 64 * 2**20  # [bytes] of a client at any time
 MOST_SECONDS = 5.0  # on a machine that is busy
-ROUNDS = 300
+ROUNDS = 300 * SCALE
 
 
 @dataclass
@@ -186,6 +187,7 @@ def test_an_answer_that_is_none(liar: Liar) -> None:
 NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 17, 255, 4095, 4096, 4097, 2**16, 2**20, 2**31, MANY)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", range(3))
 def test_answers_at_random(seed: int, liar: Liar) -> None:
     """Numbers of any size, and bytes that are changed, cut and added: one line, or an action of finite numbers."""

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from conftest import save_random
+from fuzzing import SCALE
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto, helper, numpy_helper
@@ -491,12 +492,13 @@ def mutate_wire(message: bytes, rng: random.Random) -> bytes:
     return bytes(bytes_)
 
 
+@pytest.mark.fuzz
 def test_our_reader_sees_the_fields_that_the_real_one_sees() -> None:
     """What we accept, field by field, is what protobuf's parser reads of the same bytes; fixed seeds."""
     rng, compared = random.Random(0), 0
     seeds = [little_model().SerializeToString(), little_model(domain="x", value=1.5).SerializeToString()]
     kinds = {0: int, 1: int, 2: bytes, 5: int}
-    for round_ in range(4000):
+    for round_ in range(4000 * SCALE):
         message = mutate_wire(seeds[round_ % 2], rng)
         try:
             ours = [(number, value) for number, value in wire_fields(memoryview(message))]
@@ -514,7 +516,7 @@ def test_our_reader_sees_the_fields_that_the_real_one_sees() -> None:
                 expected = data if kinds[kind] is bytes else int(data).to_bytes(8 if kind == 1 else 4, "little")
                 assert bytes(value) == expected
         compared += 1
-    assert compared > 400
+    assert compared > 400 * SCALE
 
 
 def big_model(nodes: list[Any], weights: dict[str, Any] | None = None) -> onnx.ModelProto:
@@ -681,6 +683,7 @@ def damage_record(path: Path, rng: random.Random) -> str:
     return done
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("damage", [damage_record, damage_bytes])
 def test_damage_is_refused_or_harmless(
     exported: Exported, tmp_path: Path, damage: Callable[[Path, random.Random], str]
@@ -691,7 +694,7 @@ def test_damage_is_refused_or_harmless(
     def use() -> None:
         assert np.isfinite(load_policy(path).select_action([0.0] * 7)).all()
 
-    assert count_refusals(path, [""], damage, use, rounds=40) > 10
+    assert count_refusals(path, [""], damage, use, rounds=40 * SCALE) > 10 * SCALE
 
 
 # The command.

@@ -1,11 +1,7 @@
-"""Runs that somebody has changed: report and compare end in one line, or with what is there; never in a traceback.
-
-FUZZ_TRIALS=10000 looks longer.
-"""
+"""Runs that somebody has changed: report and compare end in one line, or with what is there; never in a traceback."""
 
 import copy
 import json
-import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -13,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import SCALE
 from test_page import episodes, results, sampler, save
 
 from asd_policy import cli, comparison, page
 from asd_policy.errors import RunError
 from asd_policy.journal import NAME, RESULTS
 
-TRIALS = int(os.environ.get("FUZZ_TRIALS", "40"))
+TRIALS = 40 * SCALE
 VALUES = (
     None, True, -1, 0, 1, 3, 0.5, 2**53, 10**400, -1e308, float("nan"), float("inf"), "", "x", "<b>", "ddpm", [], [1],
     [1, 2], ["x", None], {}, {"mean": 1}, [[[]]],
@@ -81,6 +78,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return save(tmp_path / "run", record, done), save(tmp_path / "other", record, done)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", range(TRIALS))
 def test_tampered_results(seed: int, runs: tuple[Path, Path]) -> None:
     path = runs[0] / RESULTS
@@ -90,6 +88,7 @@ def test_tampered_results(seed: int, runs: tuple[Path, Path]) -> None:
         try_all(*runs)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", range(TRIALS))
 def test_a_tampered_journal(seed: int, runs: tuple[Path, Path]) -> None:
     path, choose = runs[0] / NAME, random.Random(seed)
