@@ -38,7 +38,8 @@ class Path:
     uniforms: Array
     """The uniforms of each step [B, K + 1]."""
     points: Array
-    """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one."""
+    """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one. This and what
+    was seen there are kept in the basis of the draft's response, if it has one."""
     clean: Array
     """x̂0 there [B, K + 1, D]."""
     seen: Array
@@ -133,7 +134,7 @@ DRAFTS: dict[str, Draft] = {
 
 def roll_out(
     path: Path, rows: Array, steps: Array, known: Array, chain: GaussianChain, response: Response | None
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Draft the chain from each row's exact point, along its noise.
 
     Args:
@@ -145,7 +146,7 @@ def roll_out(
         response: How predictions follow the points; None for not at all.
 
     Returns:
-        Points x̃ [R, S, D], the first one exact, and guesses of x̂0 at them [R, S, D].
+        Points x̃, the first one exact, guesses of x̂0 at them, and the points in the response's basis, each [R, S, D].
     """
     xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
     at = (rows[:, None], steps)
@@ -153,7 +154,7 @@ def roll_out(
     turn = (lambda values: values) if response is None else response.turn
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
-    clean = turn(path.clean[at])
+    clean = path.clean[at]
     follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
     usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
     points, guesses = [], []
@@ -164,11 +165,12 @@ def roll_out(
         points.append(x)
         guesses.append(guess)
         x = a_k * guess + noise + b_k * x
-    point, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
-    if response is not None:
-        point, guessed = response.turn_back(point), response.turn_back(guessed)
-        point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
-    return point, guessed
+    turned, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
+    if response is None:
+        return turned, guessed, turned
+    point = response.turn_back(turned)
+    point[:, 0] = path.x[rows]  # turned twice, it would not be the exact point to the bit
+    return point, response.turn_back(guessed), turned
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def follow_window(
 ) -> Follow:
     """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
     xp, at = arrays.namespace(clean), (rows[:, None], steps)
-    anchor, shift, change = (response.turn(values[at]) for values in (path.points, path.shift, path.change))
+    anchor, shift, change = (values[at] for values in (path.points, path.shift, path.change))
     gain = response.gain[steps]
     innovation = response.turn(path.innovation[rows])[:, None]
     # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less

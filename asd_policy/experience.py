@@ -80,10 +80,10 @@ class Experience:
         """Add the committed paths of a batch of plans.
 
         Args:
-            points: The points of the chain [B, K, D].
-            clean: x̂0 there [B, K, D].
+            points: The points of the chain [B, K, D]; for plans that teach a response in its basis, `response.sines`.
+            clean: x̂0 there [B, K, D], alike.
             done: How many steps of each are committed [B]: all K, but for plans that a deadline has stopped.
-            free: Coordinates that are sampled, not given, [B, D]; None for all.
+            free: Coordinates that are sampled, not given, [B, D]; None for all. Those given have no noise.
             judged: Which steps had a draft to be judged [B, K].
             refused: For which of them it was refused [B, K].
             chain: Whose.
@@ -98,11 +98,9 @@ class Experience:
         a, b = tables.a[:-1, None], tables.b[:-1, None]
         noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])  # [B, K − 1, D]
         change = clean[:, 1:] - clean[:, :-1]
-        counted = (arrays.arange(len(chain), done)[1:] < done[:, None])[:, :, None]
-        if free is not None:
-            counted = counted & free[:, None]
+        counted = arrays.arange(len(chain), done)[1:] < done[:, None]
         if not bool(counted.all()):
-            noise, change = (xp.where(counted, values, 0) for values in (noise, change))
+            noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
         squares = (noise * noise).mean(2), (change * change).mean(2)  # [B, K − 1]
         # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
         fine = arrays.where_true((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)  # not of NaN

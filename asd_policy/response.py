@@ -59,8 +59,8 @@ def moments(noise: Array, change: Array, squares: tuple[Array, Array], free: Arr
     """Sum up what a batch of B plans says of the response.
 
     Args:
-        noise: σξ of all steps but the last [B, K − 1, D], zero where it does not count.
-        change: Of the prediction in the step after it [B, K − 1, D], zero alike.
+        noise: σξ of all steps but the last, in the basis, [B, K − 1, D], zero where it does not count.
+        change: Of the prediction in the step after it, in the basis, [B, K − 1, D], zero alike.
         squares: Mean squares of noise and change over a step's coordinates, each [B, K − 1].
         free: Coordinates that are sampled, not given, [B, D] as numbers.
         horizon: Length of the plans' time axis.
@@ -71,11 +71,11 @@ def moments(noise: Array, change: Array, squares: tuple[Array, Array], free: Arr
         before it, and zeros.
     """
     xp = arrays.namespace(noise)
-    inverse = sines(horizon, arrays.device_of(noise), noise.dtype).T
-    cross = (turn(inverse, change) * turn(inverse, noise)).sum(0).reshape(noise.shape[1], horizon, -1)
+    squared = sines(horizon, arrays.device_of(noise), noise.dtype).T ** 2
+    cross = (change * noise).sum(0).reshape(noise.shape[1], horizon, -1)
     by_step = {"cross": cross, "noise": squares[0].sum(0), "change": squares[1].sum(0)}
     found = {name: xp.concatenate([xp.zeros_like(sums[:1]), sums]) for name, sums in by_step.items()}
-    return found | {"free": inverse * inverse @ free.sum(0).reshape(horizon, -1)}
+    return found | {"free": squared @ free.sum(0).reshape(horizon, -1)}
 
 
 def fit(sums: Mapping[str, Array], device: Device, dtype: Any) -> Response:

@@ -238,13 +238,20 @@ def _refused(verdict: Verdict, live: Tensor) -> Tensor:
     return (torch.arange(live.shape[1]) == verdict.last.unsqueeze(1)) & verdict.rejected.unsqueeze(1)
 
 
-def _peek(size: float) -> Callable[..., tuple[Tensor, Tensor]]:
+Drafted = tuple[Tensor, Tensor, Tensor]
+"""What `roll_out` returns."""
+
+
+def _peek(size: float) -> Callable[..., Drafted]:
     """Draft with guesses that know a little of the noise of the very step they are for."""
 
-    def broken(path: Path, rows: Tensor, steps: Tensor, known: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def broken(
+        path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+    ) -> Drafted:
         own = path.normals[torch.arange(len(path.x)), path.cursor]
-        seen = replace(path, clean=path.clean + size * path.normals, latest=path.latest + size * own)
-        return roll_out(seen, rows, steps, known, *rest)
+        normals = path.normals if response is None else response.turn(path.normals)
+        seen = replace(path, clean=path.clean + size * normals, latest=path.latest + size * own)
+        return roll_out(seen, rows, steps, known, chain, response)
 
     return broken
 
@@ -275,7 +282,7 @@ def _halfway(values: Tensor, others: Tensor, where: Tensor) -> Tensor:
 
 def _smooth(
     path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
-) -> tuple[Tensor, Tensor]:
+) -> Drafted:
     """Draft with guesses that are averaged with what this plan saw at the next step."""
     at, after = (rows.unsqueeze(1), steps), (rows.unsqueeze(1), steps + 1)
     both = (path.seen[at] & path.seen[after]).unsqueeze(2)
@@ -283,7 +290,7 @@ def _smooth(
         clean = path.clean.clone()
         clean[at] = _halfway(clean[at], clean[after], both)
         return roll_out(replace(path, clean=clean), rows, steps, known, chain, None)
-    seen = response.turn(path.clean[after])
+    seen = path.clean[after]
 
     def follow(*window: Any) -> Any:
         return _Smoothed(follow_window(*window), seen, both)
@@ -305,14 +312,15 @@ class _LeakyGain:
 
 
 def _leak(
-    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, _: Any
-) -> tuple[Tensor, Tensor]:
+    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+) -> Drafted:
     """Draft with J_k fitted to how this plan's own prediction changed from x_k to x_{k+1}, which has ξ_k in it."""
     dx, dy = path.points.diff(dim=1), path.clean.diff(dim=1)
     gain = (dx * dy).sum(2) / dx.square().sum(2).clamp(min=1e-12)
     gain = torch.where(path.seen[:, :-1] & path.seen[:, 1:], gain, 0).clamp(0, 2)
     leaky: Any = _LeakyGain(gain, rows)
-    return roll_out(path, rows, steps, known, chain, Response(torch.eye(path.x.shape[1], dtype=path.x.dtype), leaky))
+    basis = torch.eye(path.x.shape[1], dtype=path.x.dtype) if response is None else response.basis
+    return roll_out(path, rows, steps, known, chain, Response(basis, leaky))
 
 
 _VERDICTS: dict[str, Callable[..., Verdict]] = {

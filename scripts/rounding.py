@@ -51,7 +51,7 @@ def main() -> None:
     print("| drafts | median over steps | largest step |\n|---|---|---|")
     for name, response in (("held", None), ("response", follows)):
         known = torch.zeros_like(steps, dtype=torch.bool)
-        off = discrepancy(chain, *roll_out(path, rows, steps, known, chain, response), tape.normals.flatten(2))
+        off = discrepancy(chain, *roll_out(path, rows, steps, known, chain, response)[:2], tape.normals.flatten(2))
         print(f"| {name} | {off.median():.1e} | {off.max():.1e} |")
     print(
         f"\nRoot mean square over {options.plans} plans of ‖x̃ − (m̂ + σξ)‖/σ, by step; K = {options.steps}, "

@@ -71,10 +71,10 @@ class FullExperience(Experience):
         cross = self.cross.double()
         late = slice(-max(1, len(cross) // _SHARE), None)
         slopes = (cross[late] / self.moments["noise"][late, None, None].clamp(min=1e-30)).sum(0)
-        basis = torch.linalg.eigh(slopes + slopes.T).eigenvectors
+        basis = torch.linalg.eigh(slopes + slopes.T).eigenvectors  # in that of the sines
         along = torch.einsum("di,kde,ei->ki", basis, cross, basis)
         fitted = fit({**self.moments, "cross": along.view_as(self.moments["cross"])}, device, torch.float32)
-        return FullResponse(basis.float(), fitted.gain)
+        return FullResponse(fitted.turn_back(basis.T.float()).T, fitted.gain)
 
 
 def measure(subject: Subject, windows: Sequence[int], seed: int, results: Results) -> list[dict[str, Any]]:

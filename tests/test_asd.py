@@ -97,8 +97,8 @@ def test_a_slope_is_followed_along_the_way_it_was_seen_on(
     slope, turn = torch.randn((2, 4, 4), generator=generator, dtype=DTYPE)
     before, here = torch.randn((2, 1, 4), generator=generator, dtype=DTYPE)
     path = begin(Target(mixture, chain, (1, *EVENT)), make_tape(1, chain), None)
-    path.points[:, 0], path.clean[:, 0], path.seen[:, 0] = here, here @ slope, True
     response = Response(torch.linalg.qr(turn).Q, torch.full((len(chain), 4), gain, dtype=DTYPE))
+    path.points[:, 0], path.clean[:, 0], path.seen[:, 0] = response.turn(here), response.turn(here @ slope), True
     first = torch.zeros((1, 1), dtype=torch.int64)
 
     def guess(x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_a_slope_is_followed_along_the_way_it_was_seen_on(
         torch.testing.assert_close(guess(here + move), own / (1 + distance**DISTANCE_POWER))
 
     way = 0.5 * float(chain.sigma[0]) * (here - before)  # the point moves by about its step's noise
-    path.shift[:, 0], path.change[:, 0] = way, way @ slope
+    path.shift[:, 0], path.change[:, 0] = response.turn(way), response.turn(way @ slope)
     for share in (-1.0, 0.0, 0.4, 1.0):
         check(share * way, (here + share * way) @ slope)
     side = torch.randn((1, 4), generator=generator, dtype=DTYPE) * float(chain.sigma[0])

@@ -7,10 +7,10 @@ import numpy as np
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import transition
-from asd_policy.draft import Draft, Path, roll_out
+from asd_policy.draft import DRAFTS, Draft, Path, roll_out
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
-from asd_policy.response import Response
+from asd_policy.response import Response, sines, turn
 from asd_policy.samplers.target import Target
 from asd_policy.verify import Verifier
 
@@ -86,10 +86,13 @@ def learn(experience: Experience, path: Path, target: Target, pair: tuple[str, s
     """
     free = None if target.held is None else ~target.held.mask.reshape(len(path.x), -1)
     steps = len(target.chain)
-    paths = (path.points[:, :steps], path.clean[:, :steps])
+    points, clean = path.points[:, :steps], path.clean[:, :steps]
+    if responds and not DRAFTS[pair[0]].responds:  # the others' are in that basis
+        inverse = sines(target.shape[1], arrays.device_of(path.x), path.x.dtype).T
+        points, clean = turn(inverse, points), turn(inverse, clean)
     judgements = (path.judged[:, :steps], path.refused[:, :steps])
     horizon = target.shape[1] if responds else None
-    experience.learn(*paths, path.cursor, free, *judgements, target.chain, pair, horizon)
+    experience.learn(points, clean, path.cursor, free, *judgements, target.chain, pair, horizon)
 
 
 def steps_of(mask: Array) -> tuple[tuple[int, ...], ...]:
@@ -128,7 +131,7 @@ class Round:
         # Draft.
         self.target.mark("draft")
         known = self.draft.known(path, rows, steps)
-        point, guess = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
+        point, guess, turned = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
 
         # Verify.
         clean = self.target.predict_window(point, steps, rows, live if compact else None)  # [R, n, D]
@@ -161,10 +164,11 @@ class Round:
         path.judged[rows[:, None], xp.where(drafted, steps, end)] = True
         at = (rows[:, None], xp.where(live, steps, end))  # what has no place of its own goes behind the end
         if self.response is not None:
+            clean = self.response.turn(clean)
             again = arrays.cast(path.seen[at], point.dtype)[:, :, None]
-            path.shift[at] = again * (point - path.points[at])
+            path.shift[at] = again * (turned - path.points[at])
             path.change[at] = again * (clean - path.clean[at])
-        path.points[at], path.clean[at], path.seen[at] = point, clean, live
+        path.points[at], path.clean[at], path.seen[at] = turned, clean, live
         if self.verifier.renews_noise:
             path.normals[at], path.uniforms[at] = verdict.noise, verdict.uniform
         path.rounds[rows] += going
