@@ -56,14 +56,22 @@ class Episode:
         return cls(**{**whole, "plans": tuple(_plan(plan) for plan in whole["plans"])})
 
 
+_LEAST = dict.fromkeys(("at", "seconds", "network_seconds", "refused", "unjudged"), 0) | dict.fromkeys(
+    ("rounds", "nfe", "window", "batch"), 1
+)
+"""Of the numbers of a plan, or of each where it has several."""
+
+
 def _plan(values: Mapping[str, Any]) -> PlanRecord:
     """Return the plan of an object that has the right types."""
     steps = {name: None if values[name] is None else tuple(values[name]) for name in ("refused", "unjudged")}
     timing = values.get("timing")
     plan = PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
-    counts = (plan.at, plan.seconds, plan.network_seconds or 0, *(plan.refused or ()), *(plan.unjudged or ()))
-    if min(counts) < 0 or min(plan.rounds, plan.nfe, plan.window, plan.batch) < 1:
-        raise ValueError("a number of a plan is too small")
+    for name, least in _LEAST.items():
+        value = getattr(plan, name)
+        lowest = min(value, default=least) if isinstance(value, tuple) else least if value is None else value
+        if lowest < least:
+            raise ValueError(f"a plan's {name} is {lowest}, which is below {least}")
     return plan
 
 

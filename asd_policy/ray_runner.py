@@ -38,6 +38,7 @@ REMOTE = "ray://"
 """Begins the address of a cluster that is running."""
 
 _RETRIES = 3  # of a group whose worker has died: one that kills its worker each time is given up
+_PATIENCE = "120"  # seconds that Ray waits for its first process, on a machine that is busy; by itself 30
 _OBJECT_STORE = 100 << 20  # [bytes] experience and episodes are small; Ray would take a third of the memory
 
 
@@ -222,6 +223,7 @@ class RayRunner:
             folder = self._open.enter_context(local_folder())
             self._open.enter_context(own_token(ray, folder.parent))
             starting.enter_context(without_dashboard(ray))
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _PATIENCE)
             where = {
                 "address": "local",
                 "num_cpus": workers.count,

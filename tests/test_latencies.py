@@ -93,7 +93,9 @@ def test_a_run_whose_plans_were_made_together(tmp_path: Path) -> None:
 def test_a_run_that_is_damaged(seconds: str, tmp_path: Path) -> None:
     path = journal(tmp_path, 0.125)
     path.write_text(path.read_text().replace("0.125", seconds))
-    with pytest.raises(SpecError, match="is damaged: TypeError seconds .* are no number after 0 episodes"):
+    with pytest.raises(
+        SpecError, match=r"is damaged: ValueError episode.plans\[0\].seconds is .*, not a number after 0 episodes"
+    ):
         read_latency(str(path), SPECS)
 
 
@@ -147,5 +149,5 @@ def test_a_run_without_a_sampler(tmp_path: Path) -> None:
     for bad in (-0.1, float("inf")):
         text = Path(path).read_text().replace('"seconds": 0.1', f'"seconds": {bad}'.replace("inf", "Infinity"))
         (tmp_path / "bad").write_text(text)
-        with pytest.raises(SpecError, match=r"a plan of ddpm with .* ms is not a number of milliseconds in 0 … 1e\+09"):
+        with pytest.raises(SpecError, match=r"seconds is (-0\.1, which is below 0|inf, not a number)"):
             read_latency(str(tmp_path / "bad"), SPECS)

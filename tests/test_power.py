@@ -52,7 +52,7 @@ def test_the_bisection_finds_the_threshold() -> None:
 
 def test_rounding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Points and guesses that are off by more than rounding would show as a large share of σ."""
-    monkeypatch.setattr(sys, "argv", ["rounding.py", "--plans", "5", "--steps", "20", "--dim", "4"])
+    monkeypatch.setattr(sys, "argv", ["rounding.py", "--plans", "5", "--steps", "20", "--horizon", "2"])
     load("rounding").main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:4]]
     assert [row[0] for row in rows] == ["| held", "| response"]

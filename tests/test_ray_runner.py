@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -21,7 +22,7 @@ import psutil
 import pytest
 import torch
 
-from asd_policy import cli, evaluate
+from asd_policy import cli, evaluate, ray_local
 from asd_policy.checkpoints import load_policy
 from asd_policy.environments import make_env
 from asd_policy.episodes import Episode
@@ -235,13 +236,17 @@ def test_a_local_ray_is_for_its_user_alone(
     assert not (tmp_path / ".ray").exists()
 
 
-def test_what_a_killed_command_left_is_ended_at_the_next_start(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_a_killed_command_left_is_ended_at_the_next_start(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray ends most of it by itself, but for two agents, and never its folder."""
     words = [*eval_words(small_checkpoint, tmp_path / "out", "1"), "--episodes", "100000"]
-    place, known = Path("/tmp"), set(Path("/tmp").glob("asd-ray-*"))
+    place = Path(tempfile.mkdtemp(dir="/tmp", prefix="r"))  # where no other test would end it first
+    monkeypatch.setattr(ray_local, "_PLACE", place)
+    there = f"import pathlib; from asd_policy import cli, ray_local; ray_local._PLACE = pathlib.Path({str(place)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen(
-        [sys.executable, "-m", "asd_policy.cli", *words], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"{there}; cli.main()", *words], env=environment, stderr=subprocess.DEVNULL
     )
     family: list[psutil.Process] = []
     try:
@@ -249,7 +254,7 @@ def test_what_a_killed_command_left_is_ended_at_the_next_start(small_checkpoint:
             assert command.poll() is None
             time.sleep(0.1)
         family = psutil.Process(command.pid).children(recursive=True)
-        (folder,) = set(place.glob("asd-ray-*")) - known
+        (folder,) = place.glob("asd-ray-*")
         with local_folder():
             assert folder.exists() and command.poll() is None  # one that is alive is left alone
         command.kill()
@@ -267,6 +272,7 @@ def test_what_a_killed_command_left_is_ended_at_the_next_start(small_checkpoint:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)

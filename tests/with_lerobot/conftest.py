@@ -18,8 +18,14 @@ STEPS = 12
 
 
 def make_config(**changes: object) -> DiffusionConfig:
-    """A policy of a few thousand parameters for gym-pusht without images."""
+    """A policy of a few thousand parameters for gym-pusht without images; what differs between versions is said."""
     sizes = {"down_dims": (8, 16), "kernel_size": 3, "n_groups": 4, "diffusion_step_embed_dim": 16}
+    horizons = {"n_obs_steps": 2, "horizon": 16, "n_action_steps": 8}
+    encoder = {
+        "pretrained_backbone_weights": None,
+        "use_group_norm": True,
+        "use_separate_rgb_encoder_per_camera": False,
+    }
     values: dict[str, object] = {
         "input_features": {
             STATE: PolicyFeature(FeatureType.STATE, (2,)),
@@ -29,6 +35,8 @@ def make_config(**changes: object) -> DiffusionConfig:
         "num_train_timesteps": STEPS,
         "device": "cpu",
         **sizes,
+        **horizons,
+        **encoder,
         **changes,
     }
     return DiffusionConfig(**values)  # pyright: ignore[reportArgumentType]  # a mapping of mixed types
