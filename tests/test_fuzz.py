@@ -11,13 +11,14 @@ import resource
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import training_files as files
+from fuzzing import SCALE, places
 
 import asd_policy
 from asd_policy import inspection
@@ -26,7 +27,7 @@ from asd_policy.checkpoints.pickles import CALLABLE, read_pickle
 from asd_policy.checkpoints.settings import Settings
 from asd_policy.errors import AsdError, CheckpointError
 
-ROUNDS = 100
+ROUNDS = 100 * SCALE
 MOST_MEMORY = 300 * 2**20  # [bytes] that all of them together may add to what the process held at most
 
 NASTY: list[Any] = [
@@ -34,14 +35,6 @@ NASTY: list[Any] = [
     "0", "MIN_MAX", "DDIM", "os.system", "../../etc/passwd", "/dev/zero", "\x1b[2J", [], [[]], [0], [2**62], [8] * 5000,
     {}, {"shape": [10**9]}, {"type": "STATE"},
 ]  # fmt: skip
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every entry of a JSON value."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in entries:
-        yield (*path, key)
-        yield from places(entry, (*path, key))
 
 
 def damage_json(path: Path, rng: random.Random) -> str:
@@ -110,6 +103,7 @@ def count_refusals(
     return refused
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("damage", [damage_json, damage_bytes])
 def test_damage_is_refused_or_harmless(damage: Callable[[Path, random.Random], str], checkpoint: Path) -> None:
     suffix = ".json" if damage is damage_json else ".safetensors"
@@ -175,6 +169,7 @@ def attempt(path: Path) -> bool:
     return True
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_damaged_archives_are_refused_or_harmless(kind: str, tmp_path: Path) -> None:
     path = SAMPLES[kind](tmp_path)
@@ -210,6 +205,7 @@ INSTRUCTIONS: list[Callable[[random.Random], bytes]] = [
 """Random instructions of a pickle, of every kind that is read."""
 
 
+@pytest.mark.fuzz
 def test_random_programs_of_pickles_end_and_run_nothing() -> None:
     rng, ended = random.Random(4), 0
     for _ in range(20 * ROUNDS):
@@ -222,6 +218,7 @@ def test_random_programs_of_pickles_end_and_run_nothing() -> None:
     assert ended > 0
 
 
+@pytest.mark.fuzz
 def test_random_interpolations_lead_to_a_value_or_to_one_line() -> None:
     rng = random.Random(5)
     names = ["a", "b", "c", "d"]

@@ -4,12 +4,11 @@ import copy
 import json
 import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import SCALE
+from fuzzing import SCALE, places
 from test_page import episodes, results, sampler, save
 
 from asd_policy import cli, comparison, page
@@ -21,14 +20,6 @@ VALUES = (
     None, True, -1, 0, 1, 3, 0.5, 2**53, 10**400, -1e308, float("nan"), float("inf"), "", "x", "<b>", "ddpm", [], [1],
     [1, 2], ["x", None], {}, {"mean": 1}, [[[]]],
 )  # fmt: skip
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where something is within a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
-        yield (*path, key)
-        yield from places(each, (*path, key))
 
 
 def tampered(value: Any, choose: random.Random) -> Any:
