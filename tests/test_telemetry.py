@@ -68,13 +68,15 @@ def test_the_watch_sees_a_lookup(library: Path, tmp_path: Path) -> None:
 
 
 def test_commands_talk_to_nobody(library: Path, small_checkpoint: Path, tmp_path: Path) -> None:
-    """Every one that imports ONNX Runtime, and by each way to it: a backend, the export, an exported file."""
+    """Every one that imports ONNX Runtime and ends, and by each way to it: a backend, the export, an exported file."""
     checkpoint, file = str(small_checkpoint), str(tmp_path / "policy.onnx")
     commands = [
         ["export", "--policy", checkpoint, "--out", file],
         ["inspect", "--policy", file],
         ["tune", "--policy", checkpoint, "--plans", "1", "--backends", "onnx"],
         ["bench", "--policy", checkpoint, "--plans", "1", "--backends", "onnx", "--samplers", "ddim:2", "--out", "OUT"],
+        [*"eval --env asd/Avoid-v0 --samplers ddpm --episodes 1 --backend onnx --out OUT --policy".split(), file],
+        [*"verify --sampler ddpm --samples 16 --backend onnx --out OUT --policy".split(), file],
     ]
     for index, words in enumerate(commands):
         words = [str(tmp_path / f"out-{index}") if word == "OUT" else word for word in words]
