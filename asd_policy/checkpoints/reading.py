@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from asd_policy.arrays import Array
 from asd_policy.errors import CheckpointError
 
 MAX_JSON = 16 * 2**20  # [bytes]; the largest real one, a model index, has a few hundred kilobytes
@@ -104,7 +104,7 @@ def find_json(folder: Path, name: str) -> dict[str, Any]:
         return {}
 
 
-def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str) -> dict[str, Array]:
     """Return the tensors of a safetensors file of a checkpoint, on the CPU.
 
     Raises:
