@@ -148,7 +148,8 @@ class GaussianChain:
         """
         tables = self.tables(arrays.device_of(x), x.dtype)
         shape = (-1,) + (1,) * (x.ndim - 1)
-        raw = x * tables.input_scale[step].reshape(shape) + output * tables.output_scale[step].reshape(shape)
+        raw = x * tables.input_scale[step].reshape(shape)
+        raw += output * tables.output_scale[step].reshape(shape)
         if self.threshold is not None:
             clipped = _threshold(raw, self.threshold)
         elif self.clip_range is not None:

@@ -8,6 +8,7 @@ roll-out carries the last prediction on to the others; nothing else can leak.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from asd_policy import arrays
 from asd_policy.arrays import Array
@@ -132,8 +133,28 @@ DRAFTS: dict[str, Draft] = {
 """Every draft by its name in a sampler spec."""
 
 
+def places(rows: Array, steps: Array, compact: bool) -> tuple[Any, Any]:
+    """Index a window of what is kept by step: where it is one row's, by slices, which read without a copy.
+
+    Args:
+        rows: Which rows [R].
+        steps: Consecutive steps of each [R, S].
+        compact: Whether numbers may be looked at. On a GPU that would wait for it.
+    """
+    if not compact or len(rows) > 1:
+        return rows[:, None], steps
+    row, first = int(rows[0]), int(steps[0, 0])
+    return slice(row, row + 1), slice(first, first + steps.shape[1])
+
+
 def roll_out(
-    path: Path, rows: Array, steps: Array, known: Array, chain: GaussianChain, response: Response | None
+    path: Path,
+    rows: Array,
+    steps: Array,
+    known: Array,
+    chain: GaussianChain,
+    response: Response | None,
+    compact: bool = False,
 ) -> tuple[Array, Array, Array]:
     """Draft the chain from each row's exact point, along its noise.
 
@@ -144,18 +165,19 @@ def roll_out(
         known: For which of them the guess is an earlier prediction [R, S].
         chain: The target's.
         response: How predictions follow the points; None for not at all.
+        compact: As for `places`.
 
     Returns:
         Points x̃, the first one exact, guesses of x̂0 at them, and the points in the response's basis, each [R, S, D].
     """
     xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
-    at = (rows[:, None], steps)
+    at = places(rows, steps, compact)
     a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # each [R, S, 1]
     turn = (lambda values: values) if response is None else response.turn
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
     clean = path.clean[at]
-    follow = None if response is None else follow_window(path, rows, steps, clean, noises, sigma, response)
+    follow = None if response is None else follow_window(path, rows, steps, at, clean, noises, sigma, response)
     usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
     points, guesses = [], []
     # Views of all slots at once: one by one they would cost as much as the arithmetic.
@@ -164,7 +186,10 @@ def roll_out(
         guess = xp.where(use, own, guess) if follow is None else follow(slot, own, x, guess, use)
         points.append(x)
         guesses.append(guess)
-        x = a_k * guess + noise + b_k * x
+        after = a_k * guess  # in the order of operations of `chain.transition`, and in place: a plan may be large
+        after += noise
+        after += b_k * x
+        x = after
     turned, guessed = xp.stack(points, axis=1), xp.stack(guesses, axis=1)
     if response is None:
         return turned, guessed, turned
@@ -204,16 +229,29 @@ class Follow:
         moved = x - self.anchor[slot]
         # In units of that way; further than it has been, a slope says little.
         again = (self.way[slot] * moved).sum(-1)[..., None].clip(-1, 1)
-        own = clean + self.gain[slot] * moved + again * self.missed[slot]
-        distance = (moved * moved).sum(-1)[..., None] * self.precision[slot]
-        return carried + usable / (1 + distance**DISTANCE_POWER) * (own - carried)
+        own = self.gain[slot] * moved
+        own += clean
+        own += again * self.missed[slot]
+        moved *= moved
+        distance = moved.sum(-1)[..., None] * self.precision[slot]
+        own -= carried
+        own *= usable / (1 + distance**DISTANCE_POWER)
+        own += carried
+        return own
 
 
 def follow_window(
-    path: Path, rows: Array, steps: Array, clean: Array, noises: Array, sigma: Array, response: Response
+    path: Path,
+    rows: Array,
+    steps: Array,
+    at: tuple[Any, Any],
+    clean: Array,
+    noises: Array,
+    sigma: Array,
+    response: Response,
 ) -> Follow:
     """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
-    xp, at = arrays.namespace(clean), (rows[:, None], steps)
+    xp = arrays.namespace(clean)
     anchor, shift, change = (values[at] for values in (path.points, path.shift, path.change))
     gain = response.gain[steps]
     innovation = response.turn(path.innovation[rows])[:, None]

@@ -96,12 +96,14 @@ class Experience:
         device, xp = arrays.device_of(points), arrays.namespace(points)
         tables = chain.tables(device, points.dtype)
         a, b = tables.a[:-1, None], tables.b[:-1, None]
-        noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])  # [B, K − 1, D]
+        mean = a * clean[:, :-1]
+        mean += b * points[:, :-1]
+        noise = points[:, 1:] - mean  # [B, K − 1, D]
         change = clean[:, 1:] - clean[:, :-1]
         counted = arrays.arange(len(chain), done)[1:] < done[:, None]
         if not bool(counted.all()):
             noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
-        squares = (noise * noise).mean(2), (change * change).mean(2)  # [B, K − 1]
+        squares = [xp.einsum("bkd,bkd->bk", each, each) / each.shape[2] for each in (noise, change)]  # [B, K − 1]
         # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
         fine = arrays.where_true((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)  # not of NaN
         counts = tuple(arrays.cast(flags[fine].sum(0), points.dtype) for flags in (judged, refused))

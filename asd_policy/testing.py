@@ -246,7 +246,13 @@ def _peek(size: float) -> Callable[..., Drafted]:
     """Draft with guesses that know a little of the noise of the very step they are for."""
 
     def broken(
-        path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+        path: Path,
+        rows: Tensor,
+        steps: Tensor,
+        known: Tensor,
+        chain: GaussianChain,
+        response: Response | None,
+        compact: bool,
     ) -> Drafted:
         own = path.normals[torch.arange(len(path.x)), path.cursor]
         normals = path.normals if response is None else response.turn(path.normals)
@@ -281,7 +287,13 @@ def _halfway(values: Tensor, others: Tensor, where: Tensor) -> Tensor:
 
 
 def _smooth(
-    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+    path: Path,
+    rows: Tensor,
+    steps: Tensor,
+    known: Tensor,
+    chain: GaussianChain,
+    response: Response | None,
+    compact: bool,
 ) -> Drafted:
     """Draft with guesses that are averaged with what this plan saw at the next step."""
     at, after = (rows.unsqueeze(1), steps), (rows.unsqueeze(1), steps + 1)
@@ -312,7 +324,13 @@ class _LeakyGain:
 
 
 def _leak(
-    path: Path, rows: Tensor, steps: Tensor, known: Tensor, chain: GaussianChain, response: Response | None
+    path: Path,
+    rows: Tensor,
+    steps: Tensor,
+    known: Tensor,
+    chain: GaussianChain,
+    response: Response | None,
+    compact: bool,
 ) -> Drafted:
     """Draft with J_k fitted to how this plan's own prediction changed from x_k to x_{k+1}, which has ξ_k in it."""
     dx, dy = path.points.diff(dim=1), path.clean.diff(dim=1)

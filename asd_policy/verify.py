@@ -158,7 +158,9 @@ def block(gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -
     move = arrays.cast(xp.where(judged & (slots >= here), moved - along, 0.0), noise.dtype)
     after = live & (slots > here) & rejected[:, None]
     above = arrays.cast((uniform - threshold) / (1 - threshold), uniform.dtype)
-    return Verdict(last, rejected, noise + move[:, :, None] * direction, xp.where(after, above, uniform))
+    renewed = move[:, :, None] * direction
+    renewed += noise
+    return Verdict(last, rejected, renewed, xp.where(after, above, uniform))
 
 
 VERIFIERS = {

@@ -7,7 +7,7 @@ import numpy as np
 from asd_policy import arrays
 from asd_policy.arrays import NUMPY, Array
 from asd_policy.chain import transition
-from asd_policy.draft import DRAFTS, Draft, Path, roll_out
+from asd_policy.draft import DRAFTS, Draft, Path, places, roll_out
 from asd_policy.experience import Experience
 from asd_policy.noise import NoiseTape
 from asd_policy.response import Response, sines, turn
@@ -131,13 +131,13 @@ class Round:
         # Draft.
         self.target.mark("draft")
         known = self.draft.known(path, rows, steps)
-        point, guess, turned = roll_out(path, rows, steps, known, chain, self.response)  # [R, n, D]
+        point, guess, turned = roll_out(path, rows, steps, known, chain, self.response, compact)  # [R, n, D]
 
         # Verify.
         clean = self.target.predict_window(point, steps, rows, live if compact else None)  # [R, n, D]
         self.target.mark("verify")
         tables = chain.tables(arrays.device_of(point), point.dtype)
-        of = (rows[:, None], steps)
+        of = places(rows, steps, compact)
         noise, uniform = path.normals[of], path.uniforms[of]
         if self.target.held is not None:  # given coordinates are no part of the law
             owners = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
@@ -162,7 +162,8 @@ class Round:
         path.refused[rows, last_steps] |= rejected & going
         drafted = live & ((slots < last[:, None]) | ((slots == last[:, None]) & rejected[:, None]))
         path.judged[rows[:, None], xp.where(drafted, steps, end)] = True
-        at = (rows[:, None], xp.where(live, steps, end))  # what has no place of its own goes behind the end
+        # What has no place of its own goes behind the end; the points of one row all have one.
+        at = of if compact and len(rows) == 1 else (rows[:, None], xp.where(live, steps, end))
         if self.response is not None:
             clean = self.response.turn(clean)
             again = arrays.cast(path.seen[at], point.dtype)[:, :, None]
