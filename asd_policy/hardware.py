@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def versions(device: Device) -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    if (torch := sys.modules.get("torch")) is not None:  # which says of what build it is; its metadata may not
+        found["torch"] = torch.__version__
     if device != NUMPY and device.type == "cuda":
         import torch
 
