@@ -2,11 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from policy_servers import FIXED, OBSERVATION
+
+from asd_policy.serving import RemotePolicy
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
@@ -50,16 +56,38 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "watch.so"
 
 
-def watched(library: Path, home: Path, words: list[str], **variables: str) -> tuple[list[str], list[Path]]:
-    """Run Python with these words; return the hosts it has looked up or talked to, and what it left in the home."""
+@contextmanager
+def running(library: Path, home: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run Python with these words, watched, until it ends by itself; it is ended where the block fails."""
     home.mkdir(exist_ok=True)
-    log = home.with_suffix(".log")
-    log.touch()
-    own = {"HOME": str(home), "LD_PRELOAD": str(library), "WATCHED": str(log), "ASD_POLICY_CACHE": f"{home}-cache"}
+    home.with_suffix(".log").touch()
+    own = {"HOME": str(home), "LD_PRELOAD": str(library), "WATCHED": str(home.with_suffix(".log"))}
+    own["ASD_POLICY_CACHE"] = f"{home}-cache"
     inherited = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", *own)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=inherited | own | variables)
-    assert done.returncode == 0, done.stderr
-    return log.read_text().splitlines(), [path for path in home.rglob("*") if path.is_file()]
+    variables = inherited | own
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables
+    )
+    try:
+        yield process
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 0, said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def seen(home: Path) -> tuple[list[str], list[Path]]:
+    """Return the hosts that were looked up or talked to, and what was left in the home."""
+    return home.with_suffix(".log").read_text().splitlines(), [path for path in home.rglob("*") if path.is_file()]
+
+
+def watched(library: Path, home: Path, words: list[str]) -> tuple[list[str], list[Path]]:
+    """Run Python with these words to its end; return what was seen of it."""
+    with running(library, home, words):
+        pass
+    return seen(home)
 
 
 def test_the_watch_sees_a_lookup(library: Path, tmp_path: Path) -> None:
@@ -83,6 +111,20 @@ def test_commands_talk_to_nobody(library: Path, small_checkpoint: Path, tmp_path
         hosts, left = watched(library, tmp_path / f"home-{index}", ["-m", "asd_policy.cli", *words])
         assert not hosts, words
         assert not [path for path in left if "onnxruntime" in str(path)], words
+
+
+def test_a_server_talks_to_nobody(library: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    """It binds the port that it was given, answers a robot that asks it for a plan, and is told to end."""
+    words = ["serve", "--policy", str(small_checkpoint), "--sampler", FIXED, "--backend", "onnx", "--max-batch", "1"]
+    with running(library, tmp_path / "home", ["-m", "asd_policy.cli", *words, "--port", "0"]) as process:
+        assert process.stderr is not None
+        port = next(line for line in process.stderr if line.startswith("serving ")).rpartition(":")[2].strip()
+        with RemotePolicy(f"127.0.0.1:{port}") as robot:
+            assert robot.select_action(OBSERVATION).shape == (2,)
+        process.send_signal(signal.SIGTERM)
+    hosts, left = seen(tmp_path / "home")
+    assert not hosts
+    assert not [path for path in left if "onnxruntime" in str(path)]
 
 
 def test_the_user_decides() -> None:
