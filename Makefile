@@ -82,7 +82,7 @@ $(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lero
 	@touch $@
 
 proto: $(STAMP) ## generate the protocol of `asd-policy serve` from planner.proto
-	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. asd_policy/serving/planner.proto
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. asd_policy/deploy/serving/planner.proto
 
 lint: $(STAMP) ## check style and formatting
 	@$(PY) -m ruff check .

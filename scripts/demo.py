@@ -12,10 +12,11 @@ from pathlib import Path
 
 import tyro
 
-from asd_policy import cli, report
-from asd_policy.backends.torch_eager import TorchEager
-from asd_policy.commands.common import DONE
-from asd_policy.files import atomic_file
+from asd_policy import cli
+from asd_policy._common.files import atomic_file
+from asd_policy.cli.common import DONE
+from asd_policy.evaluation.reports import report
+from asd_policy.networks.backends.torch_eager import TorchEager
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLERS = (

@@ -20,9 +20,9 @@ import gymnasium
 import tyro
 
 import asd_envs  # noqa: F401  registers the environments
-from asd_policy.arrays import NUMPY
-from asd_policy.files import atomic_file
-from asd_policy.hardware import hardware
+from asd_policy._common.arrays import NUMPY
+from asd_policy._common.files import atomic_file
+from asd_policy._common.hardware import hardware
 
 BEGIN, END = "<!-- table: scripts/env_speed.py -->", "<!-- /table -->"
 BLOCK = 10  # control steps timed at once

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from asd_policy.tost import LEVEL, WANTED_POWER, equivalence_power, pairs_needed
+from asd_policy.evaluation.equivalence import LEVEL, WANTED_POWER, equivalence_power, pairs_needed
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ import torch
 
 import gpu_bench_data
 import gpu_bench_train
-from asd_policy import Policy, hardware, load_policy, make_backend, make_sampler, report
-from asd_policy.benchmark import Benchmark, Contender
+from asd_policy import Policy, load_policy, make_backend, make_sampler
+from asd_policy._common import hardware
+from asd_policy._common.files import write_json
 from asd_policy.errors import AsdError
-from asd_policy.files import write_json
-from asd_policy.states import States
+from asd_policy.evaluation.benchmark import Benchmark, Contender
+from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.states import States
 
 DATA = Path(__file__).with_name("gpu_bench_data.npz")
 FROZEN = "asd:window=32,draft=frozen,verify=reflection"

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from asd_policy import load_policy
-from asd_policy.checkpoints.lerobot import ACTION
-from asd_policy.files import atomic_file
-from asd_policy.policy import ENVIRONMENT_KEYS, Policy
+from asd_policy._common.files import atomic_file
+from asd_policy.checkpoints.lerobot.folder import ACTION
+from asd_policy.policy.policy import ENVIRONMENT_KEYS, Policy
 from demonstrations import Demonstration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +68,8 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     from rich.progress import Progress
 
     import train
-    from asd_policy.environments import make_env
-    from asd_policy.evaluate import run_episode
+    from asd_policy.evaluation.evaluate import run_episode
+    from asd_policy.evaluation.rollout.environments import make_env
 
     policy = load_policy(CHECKPOINT, PLANNER)
     maps = {**{ENVIRONMENT_KEYS[name]: policy.normalization[name] for name in policy.observation_dims},

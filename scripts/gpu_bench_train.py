@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.lerobot import ACTION, CONFIG, UNET_PREFIX, WEIGHTS, DiffusionConfig
-from asd_policy.files import atomic_folder, write_json
-from asd_policy.models.unet import ConditionalUnet1d
-from asd_policy.policy import Policy
+from asd_policy._common.files import atomic_folder, write_json
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.checkpoints.lerobot.folder import ACTION, CONFIG, UNET_PREFIX, WEIGHTS, DiffusionConfig
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.policy import Policy
 from demonstrations import make_windows
 from gpu_bench_data import CHECKPOINT, Recording
 

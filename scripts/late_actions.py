@@ -15,7 +15,7 @@ import tyro
 
 import asd_policy
 from asd_envs import Expert, make_expert
-from asd_policy.statistics import mean_interval, wilson
+from asd_policy._common.statistics import mean_interval, wilson
 
 STEP_MS = 50
 Observation = dict[str, npt.NDArray[np.float64]]

@@ -23,15 +23,16 @@ from typing import Any
 import tyro
 
 import asd_policy
-from asd_policy import evaluate, plots
-from asd_policy.environments import control_rate, make_env
-from asd_policy.files import atomic_file, write_json
-from asd_policy.latencies import Drawn, Fixed, Latency
-from asd_policy.pilots import PILOTS, ControlClock, make_pilot
-from asd_policy.policy import Policy
-from asd_policy.runner import LocalRunner, groups
+from asd_policy._common.files import atomic_file, write_json
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.reports import plots
+from asd_policy.evaluation.rollout.environments import control_rate, make_env
+from asd_policy.evaluation.rollout.latencies import Drawn, Fixed, Latency
+from asd_policy.evaluation.rollout.pilots import PILOTS, ControlClock, make_pilot
+from asd_policy.evaluation.rollout.runner import LocalRunner, groups
+from asd_policy.evaluation.rollout.vector import Envs, make_envs
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.vector import Envs, make_envs
 from study_common import bundled, console, markdown_table, provenance
 
 EXACT = "asd:window=8,draft=picard,verify=block"

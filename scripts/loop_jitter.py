@@ -20,11 +20,12 @@ import torch
 import tyro
 
 from asd_policy import ControlLoop, LoopOptions, ProcessPlanner, Telemetry, load_policy
-from asd_policy.continuity import Committed
-from asd_policy.environments import make_env
-from asd_policy.hardware import hardware, versions
-from asd_policy.policy import Horizons
-from asd_policy.realtime.planner import Planned, Planner, PolicyPlanner
+from asd_policy._common.hardware import hardware, versions
+from asd_policy.deploy.realtime.planner import PolicyPlanner
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.policy.continuity import Committed
+from asd_policy.policy.planner import Planned, Planner
+from asd_policy.policy.policy import Horizons
 
 
 @dataclass(frozen=True)

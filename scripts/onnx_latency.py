@@ -15,14 +15,14 @@ from typing import Any
 import torch
 import tyro
 
-from asd_policy.backends import Job
-from asd_policy.backends.onnx_network import OnnxNetwork
-from asd_policy.backends.onnx_session import import_onnxruntime, session_options
+from asd_policy._common.hardware import hardware
 from asd_policy.checkpoints import load_policy
-from asd_policy.denoiser import Denoiser
-from asd_policy.exporting.network import example, export_network
-from asd_policy.hardware import hardware
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.networks.backends import Job
+from asd_policy.networks.backends.onnx_export import example, export_network
+from asd_policy.networks.backends.onnx_network import OnnxNetwork
+from asd_policy.networks.backends.onnx_session import import_onnxruntime, session_options
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 
 onnxruntime = import_onnxruntime()
 POINTS = (1, 2, 4, 8, 16, 32, 64)

@@ -16,11 +16,15 @@ import tyro
 from torch import Tensor
 
 import asd_policy
-from asd_policy import equivalence, law, report, states, testing
-from asd_policy.files import atomic_file
-from asd_policy.hardware import hardware
-from asd_policy.samplers.asd import Asd
-from asd_policy.verify import accepts, reflect
+from asd_policy._common.files import atomic_file
+from asd_policy._common.hardware import hardware
+from asd_policy.evaluation import states
+from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness import law
+from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.evaluation.reports import report
+from asd_policy.samplers.asd.couplings import accepts, reflect
+from asd_policy.samplers.asd.sampler import Asd
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- table: scripts/power.py -->", "<!-- /table -->"

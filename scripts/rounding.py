@@ -10,12 +10,12 @@ import tyro
 from torch import Tensor
 
 import asd_policy
-from asd_policy.chain import GaussianChain, transition
-from asd_policy.draft import roll_out
-from asd_policy.hardware import hardware
-from asd_policy.noise import NoiseTape
-from asd_policy.response import Response, sines
-from asd_policy.samplers.asd import begin
+from asd_policy._common.hardware import hardware
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.samplers.asd.draft import roll_out
+from asd_policy.samplers.asd.response import Response, sines
+from asd_policy.samplers.asd.sampler import begin
 from asd_policy.samplers.target import Target
 
 

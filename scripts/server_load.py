@@ -28,12 +28,12 @@ import torch
 import tyro
 
 import asd_policy
-from asd_policy.environments import make_env
-from asd_policy.hardware import hardware, versions
-from asd_policy.policy import Policy
-from asd_policy.report import commit
+from asd_policy._common.hardware import hardware, versions
+from asd_policy.deploy.serving import RemotePlan, RemotePolicy
+from asd_policy.evaluation.reports.report import commit
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.serving import RemotePlan, RemotePolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 ROLL_OUT = "asd:window=16"  # exact, so what it sees is what every exact sampler sees

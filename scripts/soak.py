@@ -21,9 +21,9 @@ import torch
 import tyro
 
 from asd_policy import ControlLoop, LoopOptions, load_policy
-from asd_policy.environments import make_env
-from asd_policy.hardware import hardware
-from asd_policy.realtime.timebase import RealTime, VirtualTime
+from asd_policy._common.hardware import hardware
+from asd_policy.deploy.realtime.timebase import RealTime, VirtualTime
+from asd_policy.evaluation.rollout.environments import make_env
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import study_response
 import study_scaling
 import study_sizes
 import study_wallclock
+from asd_policy._common.files import atomic_file
 from asd_policy.checkpoints import load_policy
-from asd_policy.files import atomic_file
 from study_common import ROOT, Results, Subject, bundled, console, load, provenance
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")

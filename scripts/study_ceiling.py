@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from asd_policy.backends import make_backend
-from asd_policy.clock import clock_of
-from asd_policy.policy import Policy
-from asd_policy.roofline import measure_ceiling
+from asd_policy._common.clock import clock_of
+from asd_policy.evaluation.roofline import measure_ceiling
+from asd_policy.networks.backends import make_backend
+from asd_policy.policy.policy import Policy
 from study_common import Results, console, markdown_table
 
 

@@ -14,16 +14,17 @@ from rich.console import Console
 from scipy import stats
 
 import asd_policy
-from asd_policy import evaluate, report
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
-from asd_policy.environments import make_env
-from asd_policy.experience import Experience
-from asd_policy.files import write_json
-from asd_policy.policy import Policy
+from asd_policy._common.files import write_json
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.evaluation.states import States
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.base import Past
-from asd_policy.states import States
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 64

@@ -5,11 +5,11 @@ from typing import Any
 
 from rich.progress import track
 
-from asd_policy.draft import DRAFTS
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.asd import Asd
-from asd_policy.samplers.choice import DEFAULT
-from asd_policy.verify import VERIFIERS
+from asd_policy.samplers.asd.autotune import DEFAULT
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.sampler import Asd
 from study_common import Results, Subject, console, count, markdown_table, summarize
 
 TARGETS = ((32, 14.0), (64, 17.0))

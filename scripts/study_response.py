@@ -14,11 +14,11 @@ from rich.progress import track
 from torch import Tensor
 
 import study_common
-from asd_policy.arrays import Device
-from asd_policy.chain import GaussianChain
-from asd_policy.experience import Experience
-from asd_policy.response import Response, fit
+from asd_policy._common.arrays import Device
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.response import Response, fit
 from study_common import CALIBRATION_SEED, Results, Subject, console, count, markdown_table, summarize
 
 BASES = {"full": "full matrix", "sines": "sines", "none": "none (J = 0)"}

@@ -11,16 +11,16 @@ import torch
 from rich.progress import track
 from scipy import stats
 
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
-from asd_policy.draft import DRAFTS
-from asd_policy.experience import Experience
-from asd_policy.files import atomic_file
-from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy._common.files import atomic_file
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.evaluation.states import States
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.choice import DEFAULT
-from asd_policy.states import States
-from asd_policy.verify import VERIFIERS
+from asd_policy.samplers.asd.autotune import DEFAULT
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
 from study_common import Results, Subject, console, count, learn, markdown_table, summarize
 
 THEORY = {"sequential": 1.0, "ASD, token by token": 2 / 3, "sequence-level": 1 / 2}

@@ -9,12 +9,12 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from asd_policy.backends import Backend, Job, make_backend
-from asd_policy.benchmark import Contender, Timing, baselines, rounds, summarize, warm_up
-from asd_policy.clock import clock_of
-from asd_policy.denoiser import Denoiser
-from asd_policy.experience import Experience
+from asd_policy._common.clock import clock_of
+from asd_policy.evaluation.benchmark import Contender, Timing, baselines, rounds, summarize, warm_up
+from asd_policy.networks.backends import Backend, Job, make_backend
+from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.experience import Experience
 from study_common import Results, Subject, console, markdown_table
 
 

@@ -24,18 +24,13 @@ from torch.nn import functional
 
 import asd_envs
 from asd_envs.experts import DEMONSTRATED, make_expert
-from asd_policy.checkpoints.lerobot import (
-    ACTION,
-    DiffusionConfig,
-    Statistics,
-    save_lerobot,
-)
-from asd_policy.commands.common import make_console, progress_bar
-from asd_policy.files import atomic_file
-from asd_policy.models.unet import ConditionalUnet1d
-from asd_policy.normalize import make_affine
-from asd_policy.policy import ENVIRONMENT_KEYS
-from asd_policy.report import shared_name
+from asd_policy._common.files import atomic_file
+from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, Statistics, save_lerobot
+from asd_policy.cli.common import make_console, progress_bar
+from asd_policy.evaluation.reports.report import shared_name
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.normalisation import make_affine
+from asd_policy.policy.policy import ENVIRONMENT_KEYS
 from demonstrations import Demonstration, make_windows
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10

@@ -13,8 +13,8 @@ from typing import Any
 import tyro
 
 from asd_policy import cli
-from asd_policy.commands.common import DONE
-from asd_policy.files import write_json
+from asd_policy._common.files import write_json
+from asd_policy.cli.common import DONE
 
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints"
 MANIFEST = BUNDLED / "manifest.json"

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from asd_policy import cli
-from asd_policy.hardware import hardware
+from asd_policy._common.hardware import hardware
 
 
 @dataclass(frozen=True)

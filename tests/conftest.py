@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from asd_policy import testing
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.lerobot import ACTION, DiffusionConfig, save_lerobot
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.models.unet import ConditionalUnet1d
-from asd_policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, save_lerobot
+from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
 
 
 @pytest.fixture(autouse=True)

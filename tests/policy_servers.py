@@ -12,10 +12,10 @@ import numpy as np
 from grpc_health.v1 import health_pb2
 
 import asd_policy
-from asd_policy.policy import ENVIRONMENT_STATE, STATE, Policy
-from asd_policy.serving import RemotePolicy, wire
-from asd_policy.serving import planner_pb2 as pb
-from asd_policy.serving.server import Limits, PolicyServer
+from asd_policy.deploy.serving import RemotePolicy, wire
+from asd_policy.deploy.serving import planner_pb2 as pb
+from asd_policy.deploy.serving.server import Limits, PolicyServer
+from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE, Policy
 
 FIXED = "asd:window=4,draft=picard,verify=reflection"
 """A sampler whose plans depend on observation and noise alone."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import asd_policy
-from asd_policy import adapters
-from asd_policy.adapters.base import Adapter, Patch, Planner
-from asd_policy.chain import GaussianChain
-from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.policy import adapters
+from asd_policy.policy.adapters.base import Adapter, Patch, Planner
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.target import Held
 

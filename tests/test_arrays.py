@@ -7,19 +7,19 @@ import pytest
 import torch
 from scipy import special
 
-from asd_policy import arrays, normal
-from asd_policy.arrays import NUMPY
-from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS
+from asd_policy._common import arrays, normal
+from asd_policy._common.arrays import NUMPY
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError, SpecError
-from asd_policy.experience import Experience
-from asd_policy.function import AcceleratedFn
-from asd_policy.noise import NoiseTape
+from asd_policy.evaluation.exactness.mutants import EVENT, make_tape
+from asd_policy.policy.function import AcceleratedFn
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
-from asd_policy.testing import EVENT, make_tape
-from asd_policy.verify import VERIFIERS
 
 ROWS = 40
 SPECS = [

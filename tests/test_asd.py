@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain
-from asd_policy.draft import DISTANCE_POWER, DRAFTS, Path, roll_out
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.noise import NoiseTape
-from asd_policy.response import Response
+from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.asd import Asd, Round, begin
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DISTANCE_POWER, DRAFTS, Path, roll_out
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.response import Response
+from asd_policy.samplers.asd.sampler import Asd, Round, begin
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held, Target
-from asd_policy.verify import VERIFIERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 EVENT = (2, 2)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import asd_policy
-from asd_policy import testing
-from asd_policy.backends import BACKENDS, Backend, Job, make_backend
-from asd_policy.backends.base import DTYPES
-from asd_policy.denoiser import EncodingDenoiser, encode
 from asd_policy.errors import BackendError, DenoiserError, SpecError
-from asd_policy.policy import Policy
+from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.networks.backends import BACKENDS, Backend, Job, make_backend
+from asd_policy.networks.backends.base import DTYPES
+from asd_policy.networks.denoiser import EncodingDenoiser, encode
+from asd_policy.policy.policy import Policy
 
 SPECS = {"torch-replicas": "torch-replicas:devices=cpu+cpu"}
 """For backends whose defaults need what not every machine has."""
@@ -43,7 +43,7 @@ def prepared(
     # What the compiler makes of a graph takes it a minute, so the graphs run as they were traced, and for the batches
     # here alone.
     module_patch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
-    module_patch.setattr("asd_policy.backends.torch_compiled.SIZES", ())
+    module_patch.setattr("asd_policy.networks.backends.torch_compiled.SIZES", ())
     policy = asd_policy.load_policy(small_checkpoint)
     return policy, policy.with_backend(make_backend(spec_of(request.param)))
 
@@ -168,7 +168,7 @@ def test_encoding_is_once_per_plan_and_network_time(checkpoint: Path, monkeypatc
             return encoding(x, timestep, cond)
 
     clock = iter(range(1000))
-    monkeypatch.setattr("asd_policy.denoiser.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("asd_policy.networks.denoiser.time.perf_counter", lambda: float(next(clock)))
     policy.denoiser = Spy()
     history = {name: torch.zeros(1, 2, dim) for name, dim in policy.observation_dims.items()}
     plan = policy.plan(history)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from asd_policy import bench_report, hardware
-from asd_policy.clock import STAGES
+from asd_policy._common import hardware
+from asd_policy._common.clock import STAGES
+from asd_policy.evaluation.reports import bench_report
 
 
 def sampler(**changes: Any) -> dict[str, Any]:

@@ -13,17 +13,18 @@ import torch
 from test_cli import CONTRACT, SAMPLER_CONTRACT, one_line
 from torch import Tensor
 
-from asd_policy import benchmark, cli, roofline
-from asd_policy.backends import BACKENDS, Backend, Job
-from asd_policy.benchmark import Benchmark, Contender, Timing, contenders
+from asd_policy import cli
+from asd_policy._common.clock import STAGES, HostClock
 from asd_policy.checkpoints import load_policy
-from asd_policy.clock import STAGES, HostClock
-from asd_policy.denoiser import Denoiser
 from asd_policy.errors import AsdError, BackendError
-from asd_policy.policy import Policy
+from asd_policy.evaluation import benchmark, roofline
+from asd_policy.evaluation.benchmark import Benchmark, Contender, Timing, contenders
+from asd_policy.evaluation.states import States, histories, random_states
+from asd_policy.networks.backends import BACKENDS, Backend, Job
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.states import States, histories, random_states
-from asd_policy.types import SpeculationStats
+from asd_policy.samplers.types import SpeculationStats
 
 DDPM, ASD = make_sampler("ddpm"), make_sampler("asd:window=4")
 
@@ -100,7 +101,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(roofline, "matmul_rate", lambda *_: 1e9)  # their own time is none
     monkeypatch.setattr(roofline, "copy_rate", lambda *_: 1e9)
     monkeypatch.setattr(benchmark, "CALIBRATION_PLANS", 4)
-    monkeypatch.setattr("asd_policy.policy.TorchEager", Eager)
+    monkeypatch.setattr("asd_policy.policy.policy.TorchEager", Eager)
     # Which puts back what was there in its order, as monkeypatch does not.
     with mock.patch.dict(BACKENDS, {"torch-eager": Eager, "fast": Fast, "broken": Broken}, clear=True):
         yield

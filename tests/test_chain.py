@@ -18,17 +18,17 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain, transition
-from asd_policy.errors import ChainError
-from asd_policy.noise import NoiseTape
-from asd_policy.samplers import make_sampler
-from asd_policy.scheduler_config import (
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.scheduler_options import (
     BETA_SCHEDULES,
     MAX_TRAIN_TIMESTEPS,
     PREDICTION_TYPES,
     TIMESTEP_SPACINGS,
     VARIANCE_TYPES,
 )
+from asd_policy.errors import ChainError
+from asd_policy.samplers import make_sampler
 
 ROWS, EVENT = 2, (3, 2)
 

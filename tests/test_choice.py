@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.choice import (
+from asd_policy.samplers.asd.autotune import (
     DEFAULT,
     PRIOR_REFUSALS,
     WINDOWS,
@@ -22,6 +20,8 @@ from asd_policy.samplers.choice import (
     expected_costs,
     expected_seconds,
 )
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.base import Past
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,15 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asd_policy import cli, environments
+from asd_policy import cli
 from asd_policy.checkpoints import load_policy
-from asd_policy.commands import evaluate as commands_evaluate
-from asd_policy.commands import tune as commands_tune
-from asd_policy.episodes import Episode
-from asd_policy.errors import EnvError, SpecError
-from asd_policy.models.unet import ConditionalUnet1d
-from asd_policy.runner import Group, LocalRunner
-from asd_policy.tuning import load_tuning
+from asd_policy.cli import evaluate as commands_evaluate
+from asd_policy.cli import tune as commands_tune
+from asd_policy.errors import AsdError, EnvError, SpecError
+from asd_policy.evaluation.rollout import environments
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.runner import Group, LocalRunner
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.tuning import load_tuning
 
 CONTRACT = {
     "version", "command", "policy", "env", "seed", "episodes", "device", "backend", "package", "commit", "torch",
@@ -218,7 +219,7 @@ def test_a_folder_that_cannot_be_written(checkpoint: Path, tmp_path: Path, capsy
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(cli.AsdError):
+    with pytest.raises(AsdError):
         cli.run([*arguments(tmp_path / "none", tmp_path), "--debug"])
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from asd_policy.chain import GaussianChain
-from asd_policy.clock import STAGES, Clock, DeviceClock, HostClock, Stopwatch, clock_of
-from asd_policy.draft import PicardDraft
+from asd_policy._common.clock import STAGES, Clock, DeviceClock, HostClock, Stopwatch, clock_of
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
-from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import SAMPLERS, make_sampler
-from asd_policy.verify import VERIFIERS
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import PicardDraft
 
 
 class Hand(HostClock):

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asd_policy import cli, evaluate, report
-from asd_policy.comparison import Run, compare, equivalence, load_run, pair, reward_difference
-from asd_policy.episodes import Episode
+from asd_policy import cli
+from asd_policy._common.files import write_json
+from asd_policy._common.statistics import paired_bootstrap, paired_difference, unpaired_difference
 from asd_policy.errors import RunError
-from asd_policy.files import write_json
-from asd_policy.journal import Journal
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.comparison import Run, compare, equivalence, load_run, pair, reward_difference
+from asd_policy.evaluation.equivalence import tost_paired, tost_unpaired
+from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.journal import Journal
 from asd_policy.samplers import make_sampler
-from asd_policy.statistics import paired_bootstrap, paired_difference, unpaired_difference
-from asd_policy.tost import tost_paired, tost_unpaired
-from asd_policy.types import PlanRecord
+from asd_policy.samplers.types import PlanRecord
 
 DDPM, ASD = "ddpm", "asd:window=8,draft=picard,verify=block"
 

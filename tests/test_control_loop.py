@@ -22,16 +22,17 @@ import pytest
 
 import asd_policy
 from asd_policy import ControlLoop, LoopError, LoopOptions, ObservationError, ProcessPlanner
-from asd_policy.continuity import Committed
-from asd_policy.environments import make_env
+from asd_policy.deploy.realtime import loop as loop_module
+from asd_policy.deploy.realtime import telemetry
+from asd_policy.deploy.realtime.history import History
+from asd_policy.deploy.realtime.link import EpisodeEnded
+from asd_policy.deploy.realtime.planner import PolicyPlanner
+from asd_policy.deploy.realtime.timebase import RealTime, VirtualTime
 from asd_policy.errors import MAX_MESSAGE
-from asd_policy.policy import Horizons
-from asd_policy.realtime import loop as loop_module
-from asd_policy.realtime import telemetry
-from asd_policy.realtime.history import History
-from asd_policy.realtime.link import EpisodeEnded
-from asd_policy.realtime.planner import Planned, PolicyPlanner
-from asd_policy.realtime.timebase import RealTime, VirtualTime
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.policy.continuity import Committed
+from asd_policy.policy.planner import Planned
+from asd_policy.policy.policy import Horizons
 
 LONG = 60.0  # [s] for what takes milliseconds, on a machine that is busy
 HZ = 50.0

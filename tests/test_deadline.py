@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 import asd_policy
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import MeteredDenoiser
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.pace import REMEMBERED, Pace, pace_of
+from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import MeteredDenoiser
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.ddpm import walk
+from asd_policy.samplers.pace import REMEMBERED, Pace, pace_of
 from asd_policy.samplers.target import Target
-from asd_policy.testing import DTYPE, EVENT, make_tape
 
 ROWS = 6
 CALL, POINT = 0.010, 0.001  # seconds of a network call, and of each of its points

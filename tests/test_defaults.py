@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_1d import UNet1DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import asd_policy
-from asd_policy import inspection
+from asd_policy.checkpoints import inspection
 from asd_policy.cli import run
 
 SAMPLERS = (

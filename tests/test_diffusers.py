@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_fuzz import count_refusals, damage_bytes, damage_json
 
 import asd_policy
-from asd_policy import inspection
-from asd_policy.checkpoints import find_format
+from asd_policy.checkpoints import find_format, inspection
 from asd_policy.errors import AsdError, CheckpointError, SpecError
 from asd_policy.samplers.target import Held
 

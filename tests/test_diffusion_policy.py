@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import asd_policy
-from asd_policy import inspection
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import TorchArchive
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
-from asd_policy.checkpoints.settings import Settings
+from asd_policy.checkpoints.untrusted.archives import TorchArchive
+from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.cli import run
 from asd_policy.errors import AsdError, CheckpointError
-from asd_policy.noise import NoiseTape
-from asd_policy.policy import OBS, Policy
+from asd_policy.policy.policy import OBS, Policy
 
 GOLDEN = load_file(files.GOLDEN)
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import asd_policy
-from asd_policy import evaluate
-from asd_policy.environments import MAX_STEPS, make_env, open_env
-from asd_policy.episodes import Episode, run_group
 from asd_policy.errors import EnvError
-from asd_policy.policy import Policy
-from asd_policy.runner import Group, LocalRunner, groups
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.rollout.environments import MAX_STEPS, make_env, open_env
+from asd_policy.evaluation.rollout.episodes import Episode, run_group
+from asd_policy.evaluation.rollout.runner import Group, LocalRunner, groups
+from asd_policy.evaluation.rollout.vector import Envs, make_envs
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.types import PlanRecord
-from asd_policy.vector import Envs, make_envs
+from asd_policy.samplers.types import PlanRecord
 
 SEED = 5
 SPEC = "asd:window=5,draft=response,verify=block"
@@ -221,8 +221,9 @@ def test_a_temporary_folder_with_a_long_name(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     script = (
-        "from functools import partial; from asd_policy.environments import make_env; "
-        "from asd_policy.vector import make_envs; envs = make_envs(partial(make_env, 'asd/Avoid-v0'), 2); "
+        "from functools import partial; from asd_policy.evaluation.rollout.environments import make_env; "
+        "from asd_policy.evaluation.rollout.vector import make_envs; "
+        "envs = make_envs(partial(make_env, 'asd/Avoid-v0'), 2); "
         "print(len(envs.reset([0, 1]))); envs.close()"
     )
     done = subprocess.run(

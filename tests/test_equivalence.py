@@ -14,15 +14,18 @@ from scipy import stats
 from torch import Tensor
 
 import asd_policy
-from asd_policy import cli, equivalence, law, states
-from asd_policy.chain import GaussianChain, transition
-from asd_policy.denoiser import check_deterministic
-from asd_policy.equivalence import Array, Check
+from asd_policy import cli
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.models.unet import ConditionalUnet1d
-from asd_policy.noise import NoiseTape
-from asd_policy.policy import Policy
+from asd_policy.evaluation import states
+from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness import law
+from asd_policy.evaluation.exactness.checks import Array, Check
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import check_deterministic
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
 from asd_policy.samplers.base import Past, Samples
 from asd_policy.samplers.target import Target

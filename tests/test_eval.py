@@ -20,11 +20,12 @@ import torch
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.denoiser import MeteredDenoiser
-from asd_policy.environments import make_env
-from asd_policy.evaluate import prepare
-from asd_policy.journal import NAME, RESULTS, find_run
-from asd_policy.samplers import choice, make_sampler
+from asd_policy.evaluation.evaluate import prepare
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.evaluation.rollout.journal import NAME, RESULTS, find_run
+from asd_policy.networks.denoiser import MeteredDenoiser
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd import autotune as choice
 
 EPISODES = 12
 SPECS = ("ddim:2", "asd:window=5")

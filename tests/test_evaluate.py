@@ -10,15 +10,18 @@ import pytest
 import torch
 
 import asd_policy
-from asd_policy import control, evaluate, report
-from asd_policy.environments import MAX_STEPS, make_env, step_limit
-from asd_policy.episodes import Episode
 from asd_policy.errors import EnvError, ObservationError
-from asd_policy.policy import Policy
-from asd_policy.runner import LocalRunner, groups
-from asd_policy.samplers import Sampler, choice, make_sampler
-from asd_policy.types import PlanRecord
-from asd_policy.vector import InProcess
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.rollout.environments import MAX_STEPS, make_env, step_limit
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.runner import LocalRunner, groups
+from asd_policy.evaluation.rollout.vector import InProcess
+from asd_policy.policy import episode_state as control
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.asd import autotune as choice
+from asd_policy.samplers.types import PlanRecord
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
 

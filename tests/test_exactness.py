@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.noise import NoiseTape
-from asd_policy.samplers.asd import Asd
-from asd_policy.samplers.base import Past, Sampler
-from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.target import Held
-from asd_policy.testing import (
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.evaluation.exactness.mutants import (
     MUTANTS,
     draw,
     draw_sequentially,
@@ -28,7 +21,14 @@ from asd_policy.testing import (
     short_chain,
     step_p_value,
 )
-from asd_policy.verify import VERIFIERS
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.base import Past, Sampler
+from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.target import Held
 
 N = 40_000
 FEW = 20_000  # plans whose steps are watched, or of which some numbers are given

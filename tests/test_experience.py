@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 import asd_policy
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
-from asd_policy.draft import DRAFTS
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import CheckpointError, DenoiserError
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.noise import NoiseTape
-from asd_policy.response import Response, sines
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.policy.tuning import load_tuning, save_tuning
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.response import Response, sines
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Held
-from asd_policy.tuning import load_tuning, save_tuning
 
 CPU = torch.device("cpu")
 DTYPE = torch.float64
@@ -239,7 +239,7 @@ def test_tuning_round_trips(saved: Path, data: Tensor, chain: GaussianChain) -> 
 def test_latencies_of_another_machine_are_left_out(
     saved: Path, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asd_policy.tuning.hardware", lambda device: "another")
+    monkeypatch.setattr("asd_policy.policy.tuning.hardware", lambda device: "another")
     experience, backend = load_tuning(saved, chain, (DIM,), CPU)
     assert (experience.latency, experience.overhead, backend) == ({}, {}, None)
     assert experience.plans == 5

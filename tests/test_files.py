@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asd_policy.files import atomic_file, atomic_folder, cache_dir, write_json
+from asd_policy._common.files import atomic_file, atomic_folder, cache_dir, write_json
 
 
 def test_file_is_replaced_whole(tmp_path: Path) -> None:

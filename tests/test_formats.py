@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import asd_policy
-from asd_policy import inspection
-from asd_policy.checkpoints import FORMATS, find_format
+from asd_policy.checkpoints import FORMATS, find_format, inspection
 from asd_policy.errors import CheckpointError
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 
 # A format of another distribution: a folder with a file `copy_of` that names a LeRobot folder.
 PLUGIN = """

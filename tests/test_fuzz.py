@@ -21,10 +21,10 @@ import training_files as files
 from fuzzing import SCALE, places
 
 import asd_policy
-from asd_policy import inspection
-from asd_policy.checkpoints.lerobot_config import PLAIN_FIELDS
-from asd_policy.checkpoints.pickles import CALLABLE, read_pickle
-from asd_policy.checkpoints.settings import Settings
+from asd_policy.checkpoints import inspection
+from asd_policy.checkpoints.lerobot.config import PLAIN_FIELDS
+from asd_policy.checkpoints.untrusted.pickles import CALLABLE, read_pickle
+from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.errors import AsdError, CheckpointError
 
 ROUNDS = 100 * SCALE

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from asd_policy import load_policy
-from asd_policy.chain import GaussianChain
+from asd_policy.chain.gaussian import GaussianChain
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts/gpu_bench.py"

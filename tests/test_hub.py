@@ -18,8 +18,8 @@ from huggingface_hub import constants
 import asd_policy
 from asd_policy import cli
 from asd_policy.checkpoints import locate
+from asd_policy.checkpoints.tuning import tuning_file
 from asd_policy.errors import CheckpointError
-from asd_policy.tuning import tuning_file
 
 REPO, COMMIT = "robots/avoid", "5" * 40
 EXTRA = {"optimizer.bin": b"a pickle", "model.ckpt": b"a pickle", "README.md": b"words", "sub/config.json": b"{}"}

@@ -12,10 +12,10 @@ from threading import Barrier
 
 import pytest
 
-from asd_policy.episodes import Episode
 from asd_policy.errors import RunError
-from asd_policy.journal import NAME, Journal, find_run
-from asd_policy.types import PlanRecord
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.journal import NAME, Journal, find_run
+from asd_policy.samplers.types import PlanRecord
 
 RUN = {"policy": "here", "seed": 0, "envs": 2, "sha256": {"weights": 64 * "a"}}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asd_policy.episodes import Episode
 from asd_policy.errors import SpecError
-from asd_policy.journal import NAME, Journal
-from asd_policy.latencies import Measured, read_latency
-from asd_policy.types import PlanRecord
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.journal import NAME, Journal
+from asd_policy.evaluation.rollout.latencies import Measured, read_latency
+from asd_policy.samplers.types import PlanRecord
 
 SPECS = ("ddpm", "asd:window=5,draft=frozen,verify=block")
 

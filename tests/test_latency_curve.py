@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asd_policy.latencies import Fixed
+from asd_policy.evaluation.rollout.latencies import Fixed
 
 OWN = (
     {

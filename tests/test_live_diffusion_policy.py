@@ -15,14 +15,14 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 import asd_policy
-from asd_policy import testing
-from asd_policy.adapters.base import AsdStats
-from asd_policy.chain import GaussianChain
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
-from asd_policy.samplers import choice
-from asd_policy.tuning import load_tuning
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.policy.tuning import load_tuning
+from asd_policy.samplers.asd import autotune as choice
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
 CPU = torch.device("cpu")

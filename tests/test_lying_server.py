@@ -15,10 +15,10 @@ import pytest
 from fuzzing import SCALE
 from policy_servers import OBSERVATION
 
+from asd_policy.deploy.serving import RemotePolicy, wire
+from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.errors import MAX_MESSAGE, ServingError
-from asd_policy.policy import ENVIRONMENT_STATE, STATE
-from asd_policy.serving import RemotePolicy, wire
-from asd_policy.serving import planner_pb2 as pb
+from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
 
 MOST_MEMORY = 64 * 2**20  # [bytes] of a client at any time
 MOST_SECONDS = 5.0  # on a machine that is busy

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from asd_policy.noise import NoiseTape
+from asd_policy.chain.noise_tape import NoiseTape
 
 
 def test_shapes_and_law() -> None:

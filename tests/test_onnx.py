@@ -25,23 +25,25 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.backends import Job, make_backend
-from asd_policy.backends.onnx import MAX_GRAPHS, Onnx, OnnxModel
-from asd_policy.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
-from asd_policy.backends.onnx_session import INPUTS, default_threads, open_session, provider_options
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints import load_policy, onnx_graph
-from asd_policy.checkpoints.lerobot import DiffusionConfig
-from asd_policy.checkpoints.onnx_chain import contradiction
-from asd_policy.checkpoints.onnx_record import KEY
-from asd_policy.checkpoints.onnx_sizes import follow, sizes
-from asd_policy.checkpoints.protobuf import fields as wire_fields
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.checkpoints import load_policy
+from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
+from asd_policy.checkpoints.onnx import graph as onnx_graph
+from asd_policy.checkpoints.onnx.chain import contradiction
+from asd_policy.checkpoints.onnx.record import KEY
+from asd_policy.checkpoints.onnx.sizes import follow, sizes
+from asd_policy.checkpoints.onnx.writing import CHECKED
+from asd_policy.checkpoints.untrusted.protobuf import fields as wire_fields
+from asd_policy.cli import app
 from asd_policy.errors import AsdError, BackendError, DenoiserError, SpecError
-from asd_policy.exporting import network as exporting
-from asd_policy.exporting.network import example
-from asd_policy.exporting.onnx_file import CHECKED
-from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
-from asd_policy.noise import NoiseTape
+from asd_policy.networks.backends import Job, make_backend
+from asd_policy.networks.backends import onnx_export as exporting
+from asd_policy.networks.backends.onnx import MAX_GRAPHS, Onnx, OnnxModel
+from asd_policy.networks.backends.onnx_export import example
+from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
+from asd_policy.networks.backends.onnx_session import INPUTS, default_threads, open_session, provider_options
+from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 
 CPU = torch.device("cpu")
 
@@ -205,7 +207,7 @@ def test_the_documented_blocks(exported: Exported, tmp_path: Path, monkeypatch: 
         exec(block, loaded)
         assert loaded.pop("policy").backend == Onnx("cpu")
     commands = re.findall(r"^asd-policy (.*)$", document, re.MULTILINE)
-    assert len(blocks) == 2 and [cli._parse(command.split()).debug for command in commands] == [False] * 3
+    assert len(blocks) == 2 and [app._parse(command.split()).debug for command in commands] == [False] * 3
 
 
 # Networks.
@@ -642,7 +644,7 @@ def test_records_that_do_not_fit(
 
 
 def test_without_pytorch_a_chain_is_held_to_theory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asd_policy.checkpoints.onnx_chain.find_spec", lambda name: None)
+    monkeypatch.setattr("asd_policy.checkpoints.onnx.chain.find_spec", lambda name: None)
     for prediction in ("epsilon", "sample", "v_prediction"):
         config = {"num_train_timesteps": 50, "beta_schedule": "squaredcos_cap_v2", "prediction_type": prediction}
         for scheduler, eta in (("DDPMScheduler", None), ("DDIMScheduler", 0.5)):
@@ -730,7 +732,7 @@ def test_a_file_that_predicts_something_else_is_not_written(
     model = onnx.load(exported.file)
     del model.metadata_props[:]
     next(each for each in model.graph.node if each.op_type == "Sin").op_type = "Cos"
-    monkeypatch.setattr("asd_policy.exporting.onnx_file.export_network", lambda *_, **options: model)
+    monkeypatch.setattr("asd_policy.checkpoints.onnx.writing.export_network", lambda *_, **options: model)
     file = tmp_path / "policy.onnx"
     file.write_text("an older one")
     assert export(exported.source, file) == 2

@@ -22,7 +22,9 @@ HEAVY = ("gymnasium", "mujoco", "diffusers", "huggingface_hub", "onnx", "onnxrun
          "torch.utils.flop_counter", "torch.distributed.tensor", "grpc", "google", "prometheus_client")  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["asd_policy", "asd_policy.benchmark", "asd_policy.report"])
+@pytest.mark.parametrize(
+    "module", ["asd_policy", "asd_policy.evaluation.benchmark", "asd_policy.evaluation.reports.report"]
+)
 def test_importing_brings_in_nothing_heavy(module: str) -> None:
     """No environment, no package that is not needed to plan, and no part of PyTorch that torch itself leaves out."""
     code = f"import sys, torch; before = set(sys.modules); import {module}; print(*(set(sys.modules) - before))"
@@ -59,7 +61,7 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         "import asd_policy, asd_envs, gymnasium, importlib.resources\n"
         f"assert asd_policy.__file__.startswith({str(site)!r}) and asd_envs.__file__.startswith({str(site)!r})\n"
         "gymnasium.make('asd/Avoid-v0').reset(seed=0)\n"
-        "assert (importlib.resources.files(asd_policy) / 'templates/report.html').is_file()\n"
+        "assert (importlib.resources.files(asd_policy) / 'evaluation/reports/templates/report.html').is_file()\n"
         f"policy = asd_policy.load_policy({str(ROOT / 'checkpoints/avoid')!r}, 'asd:window=16')\n"
         "policy.select_action({'agent_pos': [0, 0, 0, 0], 'environment_state': [0, 0, 0]})\n"
     )
@@ -74,7 +76,7 @@ def test_bundled_checkpoints(entry: dict[str, object]) -> None:
     assert digests == entry["sha256"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 * 2**20
     assert sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values()) == entry["parameters"]
-    from asd_policy.environments import make_env
+    from asd_policy.evaluation.rollout.environments import make_env
 
     env = make_env(str(entry["env"]))
     policy = asd_policy.load_policy(folder, "asd:window=32")

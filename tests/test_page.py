@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asd_policy import cli, page
-from asd_policy.episodes import Episode
+from asd_policy import cli
+from asd_policy._common.files import write_json
 from asd_policy.errors import RunError
-from asd_policy.files import write_json
-from asd_policy.journal import Journal
-from asd_policy.page_plots import Results
-from asd_policy.types import PlanRecord
+from asd_policy.evaluation.reports import page
+from asd_policy.evaluation.reports.page_plots import Results
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.journal import Journal
+from asd_policy.samplers.types import PlanRecord
 
 pytest.importorskip("matplotlib")
 
@@ -238,7 +239,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from asd_policy import video
+    from asd_policy.evaluation.reports import video
 
     folder = save(tmp_path_factory.mktemp("page"), results(), episodes())
     random = np.random.default_rng(0)

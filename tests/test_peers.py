@@ -13,11 +13,11 @@ from scipy import stats
 from test_chain import configs
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import Denoiser
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, DenoiserError, SpecError
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.noise import NoiseTape
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.samplers.paradigms import Paradigms
 

@@ -23,9 +23,9 @@ import torch
 import training_files as files
 
 import asd_policy
-from asd_policy.checkpoints.archives import TorchArchive
 from asd_policy.checkpoints.diffusion_policy import describe_diffusion_policy
-from asd_policy.checkpoints.pickles import Record, StoredTensor, read_pickle
+from asd_policy.checkpoints.untrusted.archives import TorchArchive
+from asd_policy.checkpoints.untrusted.pickles import Record, StoredTensor, read_pickle
 from asd_policy.errors import AsdError, CheckpointError
 
 TOUCHED = "asd_policy_pickle_was_run"

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 import asd_policy
-from asd_policy import evaluate
-from asd_policy.continuity import CONTINUITIES, Committed
-from asd_policy.environments import make_env
-from asd_policy.episodes import Episode
 from asd_policy.errors import SpecError
-from asd_policy.latencies import Fixed, Measured, read_latency
-from asd_policy.pilots import PILOTS, ControlClock, make_pilot
-from asd_policy.policy import Policy
-from asd_policy.ray_runner import Recipe
-from asd_policy.runner import LocalRunner, groups
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.latencies import Fixed, Measured, read_latency
+from asd_policy.evaluation.rollout.pilots import PILOTS, ControlClock, make_pilot
+from asd_policy.evaluation.rollout.ray_runner import Recipe
+from asd_policy.evaluation.rollout.runner import LocalRunner, groups
+from asd_policy.evaluation.rollout.timing import summarize_timing
+from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.policy.continuity import CONTINUITIES, Committed
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.timing import summarize_timing
-from asd_policy.types import PlanRecord, Timing
-from asd_policy.vector import make_envs
+from asd_policy.samplers.types import PlanRecord, Timing
 
 ENV = "faulty_envs:faulty/None-v0"  # 20 steps, and every action counts in the reward
 SPEC = "asd:window=5,draft=response,verify=block"

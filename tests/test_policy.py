@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import asd_policy
-from asd_policy import arrays, control
+from asd_policy._common import arrays
 from asd_policy.errors import MAX_MESSAGE
-from asd_policy.policy import ENVIRONMENT_STATE, STATE, Policy
-from asd_policy.samplers.asd import Asd
+from asd_policy.policy import episode_state as control
+from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE, Policy
+from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.base import Past
 
 OBSERVATION = {"agent_pos": np.zeros(4), "environment_state": np.zeros(3)}

@@ -22,18 +22,21 @@ import psutil
 import pytest
 import torch
 
-from asd_policy import cli, evaluate, ray_local
+from asd_policy import cli
 from asd_policy.checkpoints import load_policy
-from asd_policy.environments import make_env
-from asd_policy.episodes import Episode
 from asd_policy.errors import BackendError, CheckpointError, SpecError
-from asd_policy.journal import find_run
-from asd_policy.policy import Policy
-from asd_policy.ray_local import local_folder
-from asd_policy.ray_runner import RayRunner, Recipe, Workers
-from asd_policy.runner import LocalRunner, groups
-from asd_policy.samplers import choice, make_sampler
-from asd_policy.vector import make_envs
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.rollout import ray_local
+from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.evaluation.rollout.journal import find_run
+from asd_policy.evaluation.rollout.ray_local import local_folder
+from asd_policy.evaluation.rollout.ray_runner import RayRunner, Recipe, Workers
+from asd_policy.evaluation.rollout.runner import LocalRunner, groups
+from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd import autotune as choice
 
 ENV = "asd/Avoid-v0"
 SPECS = ("ddim:2", "asd:window=5,draft=response,verify=block")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from asd_policy import report
 from asd_policy.checkpoints import load_policy
+from asd_policy.evaluation.reports import report
 
 
 def results(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
-from asd_policy.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, refused_level, renew
+from asd_policy.samplers.asd.residual import CLOSEST, FARTHEST, crossing, log_mass, mirror, refused_level, renew
 
 LOG_WEIGHTS = [0.0, -1e-9, *(math.log(p) for p in (0.999, 0.5, 1e-3, 1e-12))]
 DELTAS = [1e-8, 1e-6, 1e-4, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, FARTHEST]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from asd_policy import roofline
+from asd_policy._common.clock import HostClock
 from asd_policy.checkpoints import load_policy
-from asd_policy.clock import HostClock
-from asd_policy.roofline import Ceiling, Network, Work, measure_network, measure_work
+from asd_policy.evaluation import roofline
+from asd_policy.evaluation.roofline import Ceiling, Network, Work, measure_network, measure_work
 
 
 @pytest.fixture(autouse=True)

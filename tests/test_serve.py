@@ -16,10 +16,10 @@ from grpc_health.v1 import health_pb2
 from policy_servers import FIXED, OBSERVATION, health, serving
 
 from asd_policy import cli
+from asd_policy.deploy.serving import RemotePolicy
+from asd_policy.deploy.serving.server import Limits
+from asd_policy.deploy.serving.wire import is_loopback
 from asd_policy.errors import ServingError
-from asd_policy.serving import RemotePolicy
-from asd_policy.serving.server import Limits
-from asd_policy.serving.wire import is_loopback
 
 START = 300  # [s] on a machine that is busy
 
@@ -184,7 +184,7 @@ def test_without_the_extra(
     for name in [package, *sys.modules]:
         if name == package or name.startswith(f"{package}."):
             monkeypatch.setitem(sys.modules, name, None)
-        elif name.startswith("asd_policy.serving"):
+        elif name.startswith("asd_policy.deploy.serving"):
             monkeypatch.delitem(sys.modules, name)
     assert cli.run(["serve", "--policy", str(small_checkpoint)]) == 2
     said = rf"asd-policy: serv\w+ needs {package}[\w.]*: pip install 'asd-policy\[serve\]'"

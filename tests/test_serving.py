@@ -17,16 +17,16 @@ from policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health
 
 import asd_policy
 from asd_policy import ControlLoop, LoopOptions
-from asd_policy.continuity import Committed
+from asd_policy.deploy.realtime.link import EpisodeEnded
+from asd_policy.deploy.realtime.timebase import VirtualTime
+from asd_policy.deploy.serving import RemotePolicy, server, wire
+from asd_policy.deploy.serving.client import RemotePlan
+from asd_policy.deploy.serving.dispatcher import Dispatcher, Request, batch_sizes
+from asd_policy.deploy.serving.metrics import Metrics
+from asd_policy.deploy.serving.server import Limits, PolicyServer
+from asd_policy.deploy.serving.sessions import Sessions, Shares
 from asd_policy.errors import ObservationError, ServingError, SpecError
-from asd_policy.realtime.link import EpisodeEnded
-from asd_policy.realtime.timebase import VirtualTime
-from asd_policy.serving import RemotePolicy, server, wire
-from asd_policy.serving.client import RemotePlan
-from asd_policy.serving.dispatcher import Dispatcher, Request, batch_sizes
-from asd_policy.serving.metrics import Metrics
-from asd_policy.serving.server import Limits, PolicyServer
-from asd_policy.serving.sessions import Sessions, Shares
+from asd_policy.policy.continuity import Committed
 
 ROOT = Path(__file__).parents[1]
 WARM = "asd:window=4,draft=warm,verify=block"
@@ -609,5 +609,5 @@ def test_the_generated_code_is_that_of_the_protocol(tmp_path: Path) -> None:
     words = ["-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
     subprocess.run([sys.executable, *words, "asd_policy/serving/planner.proto"], cwd=ROOT, check=True)
     for name in ("planner_pb2.py", "planner_pb2.pyi"):
-        made = tmp_path / "asd_policy/serving" / name
-        assert made.read_text() == (ROOT / "asd_policy/serving" / name).read_text(), "make proto"
+        made = tmp_path / "asd_policy/deploy/serving" / name
+        assert made.read_text() == (ROOT / "asd_policy/deploy/serving" / name).read_text(), "make proto"

@@ -17,12 +17,12 @@ from grpc_health.v1 import health_pb2
 from policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health, observation, serving
 
 import asd_policy
+from asd_policy.deploy.serving import planner_pb2 as pb
+from asd_policy.deploy.serving import server, wire
+from asd_policy.deploy.serving.server import Limits
+from asd_policy.deploy.serving.sessions import NoPlace, Shares
 from asd_policy.errors import ServingError
-from asd_policy.policy import ENVIRONMENT_STATE, STATE
-from asd_policy.serving import planner_pb2 as pb
-from asd_policy.serving import server, wire
-from asd_policy.serving.server import Limits
-from asd_policy.serving.sessions import NoPlace, Shares
+from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
 
 TOKEN = "correct-horse-battery-staple"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -16,19 +16,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.experience import Experience
-from asd_policy.models.analytic import MixtureDenoiser
+from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape, short_chain
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.ddpm import walk
-from asd_policy.samplers.launcher import Launcher, OutOfDeviceMemory
-from asd_policy.samplers.static import StaticRounds, StaticWalk, shapes
+from asd_policy.samplers.recorded import StaticRounds, StaticWalk, shapes
 from asd_policy.samplers.target import Held, Target
-from asd_policy.testing import DTYPE, EVENT, make_tape, short_chain
-from asd_policy.verify import VERIFIERS
 
 ROWS = 9
 SPECS = ["ddpm", *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS)]
@@ -165,7 +165,7 @@ def test_the_result_is_the_callers(launched: Launched, chain: GaussianChain) -> 
 def test_recordings_are_made_for_each_shape_and_bounded(
     launched: Launched, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asd_policy.samplers.launcher.MOST_RECORDINGS", 2)
+    monkeypatch.setattr("asd_policy.networks.recording.MOST_RECORDINGS", 2)
     recorded = []
     for rows in (1, 2, 3, 2, 1):
         make_sampler("ddpm").sample(launched, chain, (rows, *EVENT), tape=make_tape(rows, chain, 0))

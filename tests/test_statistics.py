@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from asd_policy.statistics import (
+from asd_policy._common.statistics import (
     cluster_ratio,
     enough_episodes,
     entropy,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy import stats
 
-from asd_policy.backends import Job
-from asd_policy.chain import GaussianChain
-from asd_policy.draft import DRAFTS
-from asd_policy.models.analytic import MixtureDenoiser
-from asd_policy.verify import VERIFIERS
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.backends import Job
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,11 @@ import pytest
 from fuzzing import SCALE, places
 from test_page import episodes, results, sampler, save
 
-from asd_policy import cli, comparison, page
+from asd_policy import cli
 from asd_policy.errors import RunError
-from asd_policy.journal import NAME, RESULTS
+from asd_policy.evaluation import comparison
+from asd_policy.evaluation.reports import page
+from asd_policy.evaluation.rollout.journal import NAME, RESULTS
 
 TRIALS = 40 * SCALE
 VALUES = (

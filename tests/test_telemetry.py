@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from policy_servers import FIXED, OBSERVATION
 
-from asd_policy.serving import RemotePolicy
+from asd_policy.deploy.serving import RemotePolicy
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(

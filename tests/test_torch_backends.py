@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import asd_policy
-from asd_policy import law
-from asd_policy.backends import Job, few_points, film, make_backend
-from asd_policy.backends.film import FilmUnet
-from asd_policy.backends.precision import computable, full_float32
-from asd_policy.backends.torch_compiled import Compiled
-from asd_policy.chain import GaussianChain
-from asd_policy.denoiser import encode
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, DenoiserError
-from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
-from asd_policy.models.unet import ConditionalUnet1d, SinusoidalEmbedding, UnetConfig
+from asd_policy.evaluation.exactness import law
+from asd_policy.evaluation.states import random_conditioning
+from asd_policy.networks.backends import Job, few_points, film, make_backend
+from asd_policy.networks.backends.film import FilmUnet
+from asd_policy.networks.backends.precision import computable, full_float32
+from asd_policy.networks.backends.torch_compiled import Compiled
+from asd_policy.networks.denoiser import encode
+from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.networks.unet import ConditionalUnet1d, SinusoidalEmbedding, UnetConfig
 from asd_policy.samplers import make_sampler
-from asd_policy.states import random_conditioning
 
 CPU = torch.device("cpu")
 TIMESTEPS = 100

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from asd_policy import tost
-from asd_policy.tost import (
+from asd_policy.evaluation import equivalence as tost
+from asd_policy.evaluation.equivalence import (
     LEVEL,
     WANTED_POWER,
     Design,

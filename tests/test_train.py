@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import asd_policy
-from asd_policy.checkpoints.lerobot import DiffusionConfig
-from asd_policy.commands import common
+from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
+from asd_policy.cli import common
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 
 TOLD = TransformerConfig(3, 3, 6, 2, cond_dim=4, n_layer=2, n_head=2, n_emb=8, causal_attn=True)
 CONFIGS = {

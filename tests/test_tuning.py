@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 import asd_policy
 from asd_policy import cli
+from asd_policy.checkpoints.tuning import tuning_file
 from asd_policy.errors import CheckpointError
-from asd_policy.tuning import tuning_file
 
 Break = Callable[[Path, pytest.MonkeyPatch], None]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 
 
 def recompute(w: dict[str, Tensor], config: UnetConfig, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:

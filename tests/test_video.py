@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asd_policy import evaluate, load_policy, video
-from asd_policy.environments import make_env
+from asd_policy import load_policy
 from asd_policy.errors import EnvError
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.reports import video
+from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.samplers import make_sampler
 
 ffmpeg = pytest.importorskip("imageio_ffmpeg")

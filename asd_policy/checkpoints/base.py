@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asd_policy.arrays import Device
-from asd_policy.checkpoints.reading import file_in
-from asd_policy.function import AcceleratedFn
-from asd_policy.policy import Policy
+from asd_policy._common.arrays import Device
+from asd_policy.checkpoints.untrusted.reading import file_in
+from asd_policy.policy.function import AcceleratedFn
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asd_policy.chain import GaussianChain
+from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
-from asd_policy.checkpoints.weights import load_weights
+from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
+from asd_policy.checkpoints.untrusted.weights import load_weights
 from asd_policy.errors import CheckpointError, SpecError
-from asd_policy.function import AcceleratedFn
-from asd_policy.names import unknown_names, unknown_note, warn_of_unknown
+from asd_policy.policy.function import AcceleratedFn
 from asd_policy.samplers import Sampler
 
 INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"

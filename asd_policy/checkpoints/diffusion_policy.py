@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asd_policy.adapters.diffusion_policy import TRANSFORMER_ADAPTER, UNET_ADAPTER
-from asd_policy.arrays import checked_float32
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import TorchArchive, count_stored, mentions
+from asd_policy._common.arrays import checked_float32
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
-from asd_policy.checkpoints.settings import Settings
-from asd_policy.checkpoints.weights import Value, load_weights, stripped_notes, unwrap_names
+from asd_policy.checkpoints.untrusted.archives import TorchArchive, count_stored, mentions
+from asd_policy.checkpoints.untrusted.settings import Settings
+from asd_policy.checkpoints.untrusted.weights import Value, load_weights, stripped_notes, unwrap_names
 from asd_policy.errors import CheckpointError
-from asd_policy.models.transformer import DiffusionTransformer, TransformerConfig
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
-from asd_policy.normalize import Affine
-from asd_policy.policy import OBS, Horizons, Policy
+from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.policy.adapters.diffusion_policy import TRANSFORMER_ADAPTER, UNET_ADAPTER
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.policy import OBS, Horizons, Policy
 from asd_policy.samplers import Sampler
 
 ACTION = "action"

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.chain import GaussianChain
-from asd_policy.checkpoints.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
+from asd_policy._common.names import unknown_names
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
-from asd_policy.checkpoints.reading import decode_json
-from asd_policy.checkpoints.settings import Settings
-from asd_policy.checkpoints.weights import load_weights, stripped_notes, unwrap_names
+from asd_policy.checkpoints.untrusted.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
+from asd_policy.checkpoints.untrusted.reading import decode_json
+from asd_policy.checkpoints.untrusted.settings import Settings
+from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.errors import CheckpointError
-from asd_policy.models.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
-from asd_policy.names import unknown_names
-from asd_policy.normalize import Affine, make_affine
-from asd_policy.policy import Horizons, Policy
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
+from asd_policy.policy.normalisation import Affine, make_affine
+from asd_policy.policy.policy import Horizons, Policy
 from asd_policy.samplers import Sampler
 
 ACTION = "action"

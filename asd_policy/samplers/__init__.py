@@ -1,12 +1,12 @@
 """Samplers by name."""
 
-from asd_policy.samplers.asd import Asd
+from asd_policy._common.specs import parse
+from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.dpmsolver import DpmSolver
 from asd_policy.samplers.paradigms import Paradigms
-from asd_policy.specs import parse
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": Ddpm,

@@ -5,19 +5,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asd_policy import arrays
-from asd_policy.arrays import Array, Device
-from asd_policy.chain import GaussianChain
-from asd_policy.clock import Stopwatch
-from asd_policy.denoiser import Denoiser, MeteredDenoiser, check_finite
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+from asd_policy._common.clock import Stopwatch
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.experience import Experience
-from asd_policy.noise import Generators, NoiseTape
-from asd_policy.pace import pace_of
+from asd_policy.networks.denoiser import Denoiser, MeteredDenoiser, check_finite
+from asd_policy.networks.recording import launcher_of
+from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.deadline import Deadline
-from asd_policy.samplers.launcher import launcher_of
+from asd_policy.samplers.pace import pace_of
 from asd_policy.samplers.target import Held, Target
-from asd_policy.types import SampleResult, SpeculationStats
+from asd_policy.samplers.types import SampleResult, SpeculationStats
 
 
 @dataclass(frozen=True)

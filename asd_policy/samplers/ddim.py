@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.arrays import Array
-from asd_policy.chain import GaussianChain
+from asd_policy._common.arrays import Array
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.samplers.base import number
 from asd_policy.samplers.fewsteps import FewSteps, configured

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from asd_policy import arrays
-from asd_policy.arrays import Array
-from asd_policy.chain import GaussianChain, transition
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples
 from asd_policy.samplers.fallback import fall_back, reserve
-from asd_policy.samplers.static import StaticWalk, shapes
+from asd_policy.samplers.recorded import StaticWalk, shapes
 from asd_policy.samplers.target import Target
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from asd_policy.errors import SpecError
-from asd_policy.pace import Pace
+from asd_policy.samplers.pace import Pace
 
 FALLBACKS = ("jump", "last_plan")
 """How a plan is finished whose time has run out: by the network's prediction x̂0 at the point that it has come to, which

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.chain import GaussianChain
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.samplers.fewsteps import FewSteps, configured
 

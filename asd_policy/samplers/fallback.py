@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from asd_policy import arrays
-from asd_policy.arrays import Array
-from asd_policy.noise import NoiseTape
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.base import Past
 from asd_policy.samplers.target import Target
 

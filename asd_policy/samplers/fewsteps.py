@@ -9,11 +9,11 @@ from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
-from asd_policy import arrays
-from asd_policy.arrays import NUMPY, Array
-from asd_policy.chain import GaussianChain
+from asd_policy._common import arrays
+from asd_policy._common.arrays import NUMPY, Array
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count
 from asd_policy.samplers.fallback import fall_back
 from asd_policy.samplers.target import Target

@@ -12,11 +12,11 @@ that a round has left as it was, or that is a window's start. x'_{t+1} follows f
 import math
 from dataclasses import dataclass
 
-from asd_policy import arrays
-from asd_policy.arrays import Array
-from asd_policy.chain import GaussianChain, transition
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.noise import NoiseTape
 from asd_policy.samplers.base import Past, Sampler, Samples, check_count, number
 from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.target import Target

@@ -3,14 +3,14 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from asd_policy import arrays
-from asd_policy.arrays import Array
-from asd_policy.chain import GaussianChain, transition
-from asd_policy.clock import Stopwatch
-from asd_policy.denoiser import Denoiser, MeteredDenoiser
-from asd_policy.noise import NoiseTape
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array
+from asd_policy._common.clock import Stopwatch
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.networks.denoiser import Denoiser, MeteredDenoiser
+from asd_policy.networks.recording import Launcher
 from asd_policy.samplers.deadline import Deadline
-from asd_policy.samplers.launcher import Launcher
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
-from asd_policy.adapters.base import AsdStats
+from asd_policy.policy.adapters.base import AsdStats
 
 STATE, ENVIRONMENT_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 STEPS = 12

@@ -18,10 +18,12 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionModel, Diffus
 from torch import Tensor, nn
 
 import asd_policy
-from asd_policy import equivalence, law, testing
-from asd_policy.chain import GaussianChain
-from asd_policy.noise import NoiseTape
-from asd_policy.samplers.asd import Asd
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness import law
+from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.samplers.asd.sampler import Asd
 
 EVENT = (16, 2)
 

@@ -12,8 +12,8 @@ import torch
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.noise import NoiseTape
-from asd_policy.states import random_states
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.evaluation.states import random_states
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/avoid"
 SPECS = ("ddpm", "asd:window=16", "asd:window=8,draft=warm,verify=reflection")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import asd_policy
-from asd_policy.noise import NoiseTape
+from asd_policy.chain.noise_tape import NoiseTape
 
 FOLDER = Path(os.environ["ASD_EDGE_FILES"])
 

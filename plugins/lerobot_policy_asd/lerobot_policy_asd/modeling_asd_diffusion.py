@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from asd_policy import CheckpointError, SpecError, accelerate, warm_up
-from asd_policy.adapters.base import AsdStats
+from asd_policy.policy.adapters.base import AsdStats
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
 
 T = TypeVar("T", bound=PreTrainedPolicy)

@@ -1,0 +1,1 @@
+"""What every room stands on: arrays, clocks, files, specs, statistics; nothing of diffusion."""

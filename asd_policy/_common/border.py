@@ -1,0 +1,66 @@
+"""Numbers that cross the border: from robots, servers and users in, and out to robots again.
+
+What comes in is copied once, for drivers fill the same memory again and again; what goes out is checked as it is
+written, in 32 bits.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common.arrays import to_numpy
+from asd_policy.errors import AsdError, ObservationError
+
+
+def as_numbers(value: Any, what: str, kind: type[AsdError] = ObservationError) -> npt.NDArray[Any]:
+    """Return real numbers as an array of NumPy's, which may share their memory.
+
+    Args:
+        value: An array of any strides, byte order and precision, a tensor anywhere, or nested lists.
+        what: It is, for messages.
+        kind: Of the error.
+
+    Raises:
+        AsdError: It is no array, hides some of its entries, or has others than real numbers.
+    """
+    try:
+        if hasattr(value, "detach") and value.is_floating_point() and value.dtype.itemsize < 4:
+            value = value.float()  # NumPy has no bfloat16
+        array = to_numpy(value)
+    except Exception as error:  # an array's own conversion raises what it likes
+        raise kind(f"{what} is no array: {type(error).__name__}: {error}") from None
+    if not np.can_cast(array.dtype, np.float64, "same_kind"):
+        raise kind(f"{what} is an array of {array.dtype}, not of real numbers")
+    if np.ma.is_masked(value):
+        raise kind(f"{what} has masked entries")
+    return array
+
+
+def finite(values: npt.NDArray[Any], what: str, kind: type[AsdError] = ObservationError) -> npt.NDArray[np.float32]:
+    """Return numbers in 32 bits, as an array of their own.
+
+    Args:
+        values: Real numbers of any precision.
+        what: They are, for messages.
+        kind: Of the error.
+
+    Raises:
+        AsdError: One is NaN or infinity, or becomes infinity in 32 bits.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.array(values, np.float32)
+    bad = np.argwhere(~np.isfinite(narrow))
+    if len(bad):
+        place = tuple(bad[0].tolist())
+        value, how = values[place], "" if not np.isfinite(values[place]) else " in 32 bits"
+        raise kind(f"{what} holds NaN or infinity{how}: {value:g} at {list(place)}")
+    return narrow
+
+
+def clipped(action: npt.ArrayLike, space: Any) -> npt.NDArray[Any]:
+    """Return an action [action_dim] that is in an environment's action space, a Box.
+
+    An unnormalised one may overshoot the demonstrations' range by a rounding error.
+    """
+    return np.clip(action, space.low, space.high).astype(space.dtype)

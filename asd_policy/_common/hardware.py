@@ -1,0 +1,113 @@
+"""What a measurement ran on."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asd_policy._common.arrays import NUMPY, Device
+
+
+def hardware(device: Device) -> str:
+    """Return what a device is: the GPU's name, or the CPU's with the number of threads torch uses."""
+    if device == NUMPY:
+        return f"{_processor()}, {os.cpu_count()} CPUs"
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    return f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads"
+
+
+def library(device: Device) -> str:
+    """Return the library whose arrays a device has, with its version."""
+    if device == NUMPY:
+        return f"numpy {np.__version__}"
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux: platform's name stands
+    return name
+
+
+_GPU_STATE = ("pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
+_CPU_STATE = ("scaling_governor", "scaling_cur_freq", "scaling_max_freq")
+_PACKAGES = ("numpy", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "diffusers")
+
+
+def versions(device: Device) -> dict[str, str | None]:
+    """Return the versions of what a measurement's speed depends on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    if (torch := sys.modules.get("torch")) is not None:  # which says of what build it is; its metadata may not
+        found["torch"] = torch.__version__
+    if device != NUMPY and device.type == "cuda":
+        import torch
+
+        driver = _nvidia_smi(device, ("driver_version",)) or {"driver_version": None}
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        found["driver"] = driver["driver_version"]
+    return found
+
+
+def power_state(device: Device) -> dict[str, Any]:
+    """Return what decides how fast a device runs just now, as far as it can be read; None for what cannot.
+
+    For a CPU the governor and frequencies [kHz] of its first core; for a GPU clocks [MHz], power [W] and temperature
+    [°C] as nvidia-smi says them. For both the host's load average over a minute, and the CPUs that may be used.
+    """
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        load = None
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    state: dict[str, Any] = {"load": load, "usable_cpus": affinity and len(affinity(0))}
+    if device != NUMPY and device.type == "cuda":
+        return state | (_nvidia_smi(device, _GPU_STATE) or dict.fromkeys(_GPU_STATE))
+    for name in _CPU_STATE:
+        path = Path("/sys/devices/system/cpu/cpu0/cpufreq") / name
+        try:
+            state[name] = path.read_text().strip()
+        except OSError:
+            state[name] = None  # a virtual machine does not tell
+    return state
+
+
+def float32_precision() -> dict[str, str | bool]:
+    """Return what PyTorch may round float32 to in a GPU's matrix products and convolutions: TensorFloat-32 or not."""
+    import torch
+
+    return {"matmul": torch.get_float32_matmul_precision(), "convolution_tf32": torch.backends.cudnn.allow_tf32}
+
+
+def _nvidia_smi(device: Device, fields: tuple[str, ...]) -> dict[str, str] | None:
+    """Ask nvidia-smi about a GPU; None where it is not installed or does not answer."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    command = ["nvidia-smi", f"--id=GPU-{properties.uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = done.stdout.strip().split(", ")
+    return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else None

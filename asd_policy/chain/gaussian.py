@@ -1,0 +1,184 @@
+"""The target law: a noise scheduler's configuration as a chain of Gaussian transitions.
+
+    raw     = output_scale_k · output + input_scale_k · x_k
+    x̂0      = clip(raw) + excess_k · (clip(raw) − raw)
+    x_{k+1} = a_k · x̂0 + b_k · x_k + σ_k · ξ_k,   ξ_k ~ N(0, I),   k = 0 … K−1
+
+The law is what the scheduler of diffusers computes, rounding of its float32 coefficients included: near the
+end of the chain 1 − ᾱ loses digits in float32, and a chain that kept them would have another law.
+
+DDPM (Ho et al., arXiv 2006.11239, eq. 7) has excess 0. DDIM with noise (Song et al., arXiv 2010.02502, eq. 12) points
+along the noise ε of the raw prediction, whatever the clipping:
+
+    m = A · clip(raw) + d · ε,   ε = (x − √ᾱ · raw) / √(1 − ᾱ),   A = √ᾱ_prev,   d = √(1 − ᾱ_prev − σ²)
+
+With B = d √ᾱ / √(1 − ᾱ) that is the form above for a = A − B, b = d / √(1 − ᾱ) and excess = B / (A − B).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+
+Schedule = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChainTables:
+    """A chain's coefficients as tensors of one device and dtype, each of shape [K]."""
+
+    timesteps: Array
+    a: Array
+    b: Array
+    sigma: Array
+    output_scale: Array
+    input_scale: Array
+    excess: Array | None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Dynamic thresholding (Saharia et al., arXiv 2205.11487, section 2.3)."""
+
+    ratio: float
+    """The quantile of |raw| in a sample that becomes its range, 0 … 1."""
+    maximum: float
+    """The largest range; the smallest is 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianChain:
+    """A sequential sampler of K Gaussian steps; index k = 0 is the noisiest. Arrays have shape [K]."""
+
+    timesteps: npt.NDArray[np.int64]
+    """What the network is told at step k."""
+    a: Schedule
+    """Weight of the predicted clean sample in the mean."""
+    b: Schedule
+    """Weight of the current point in the mean."""
+    sigma: Schedule
+    """Standard deviation of the step's noise."""
+    output_scale: Schedule
+    """Weight of the network's output in the raw prediction."""
+    input_scale: Schedule
+    """Weight of the current point in the raw prediction."""
+    excess: Schedule | None
+    """How far x̂0 overshoots the clipped prediction, in units of what the clipping did; None for not at all."""
+    config: Mapping[str, Any] = field(repr=False)
+    """The scheduler's `_class_name` and all its options, defaults filled in."""
+    _tables: dict[tuple[Any, Any], ChainTables] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of steps K."""
+        return len(self.timesteps)
+
+    @property
+    def clip_range(self) -> float | None:
+        """The raw prediction is clamped to ± this, or not at all."""
+        clips = self.config["clip_sample"] and not self.config["thresholding"]  # that comes first, as in the scheduler
+        return float(self.config["clip_sample_range"]) if clips else None
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """The raw prediction is thresholded like this, or not at all."""
+        if not self.config["thresholding"]:
+            return None
+        return Threshold(float(self.config["dynamic_thresholding_ratio"]), float(self.config["sample_max_value"]))
+
+    @classmethod
+    def from_scheduler(
+        cls, scheduler: Any, num_inference_steps: int | None = None, eta: float | None = None
+    ) -> "GaussianChain":
+        """Read the chain of a diffusers `DDPMScheduler`, or of a `DDIMScheduler` that adds noise.
+
+        Args:
+            scheduler: The scheduler object, its `config`, or the same as a mapping (the JSON file, loaded). A mapping
+                without `_class_name` is a DDPMScheduler's, or a DDIMScheduler's if it has `set_alpha_to_one`.
+            num_inference_steps: Number of steps K; None for all the training steps.
+            eta: DDIM's share of noise, in (0, 1]: the argument of that name of `DDIMScheduler.step`. None for DDPM.
+
+        Returns:
+            The chain whose every step has the law of `scheduler.step`.
+
+        Raises:
+            ChainError: The configuration is not one of a Gaussian chain with network-independent variance.
+        """
+        from asd_policy.chain.scheduler_steps import read_schedule  # which needs PyTorch; a chain as such does not
+
+        coefficients, config = read_schedule(scheduler, num_inference_steps, eta)
+        return cls(config=config, **coefficients)
+
+    def tables(self, device: Device, dtype: Any) -> ChainTables:
+        """Return the coefficients as tensors; made once per device and dtype."""
+        key = (device, dtype)
+        if key not in self._tables:
+
+            def tensor(values: Schedule) -> Array:
+                return arrays.asarray(values, device, dtype)
+
+            self._tables[key] = ChainTables(
+                timesteps=arrays.asarray(self.timesteps, device),
+                a=tensor(self.a),
+                b=tensor(self.b),
+                sigma=tensor(self.sigma),
+                output_scale=tensor(self.output_scale),
+                input_scale=tensor(self.input_scale),
+                excess=None if self.excess is None else tensor(self.excess),
+            )
+        return self._tables[key]
+
+    def predict(self, x: Array, output: Array, step: int | Array) -> Array:
+        """Turn network outputs into predictions of the clean sample x̂0.
+
+        Nothing here waits for the device, so a CUDA graph can hold it; the first call for a device and dtype makes
+        the tables, which a graph cannot, and has to come before the capture.
+
+        Args:
+            x: Points [N, *event] the network was called on.
+            output: What it returned [N, *event].
+            step: Index k of the points' steps: one for all, or int64 [N] on the device of x.
+
+        Returns:
+            x̂0 [N, *event], clipped as the scheduler says; the effective one, see the module, where DDIM clips.
+        """
+        tables = self.tables(arrays.device_of(x), x.dtype)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        raw = x * tables.input_scale[step].reshape(shape)
+        raw += output * tables.output_scale[step].reshape(shape)
+        if self.threshold is not None:
+            clipped = _threshold(raw, self.threshold)
+        elif self.clip_range is not None:
+            clipped = raw.clip(-self.clip_range, self.clip_range)
+        else:
+            return raw
+        # Not `raw + (1 + excess) (clipped − raw)`: raw is 1e4 at high noise, and float32 would lose the clipped sample.
+        return clipped if tables.excess is None else clipped + tables.excess[step].reshape(shape) * (clipped - raw)
+
+
+def _threshold(raw: Array, threshold: Threshold) -> Array:
+    """Clamp each sample of [N, *event] to a quantile of its own and scale it to ±1."""
+    # In float32 at least, like the scheduler: neither quantiles nor clamps by tensors exist for all shorter types.
+    xp = arrays.namespace(raw)
+    wide = raw if raw.dtype in (xp.float32, xp.float64) else arrays.cast(raw, xp.float32)
+    flat = wide.reshape(len(raw), -1)
+    limit = xp.quantile(xp.abs(flat), threshold.ratio, axis=1, keepdims=True).clip(min=1, max=threshold.maximum)
+    return arrays.cast((xp.clip(flat, -limit, limit) / limit).reshape(raw.shape), raw.dtype)
+
+
+def transition(a: Array, clean: Array, sigma: Array, noise: Array, b: Array, x: Array) -> Array:
+    """Take one step x_{k+1} = a·x̂0 + σ·ξ + b·x_k, coefficients shaped to broadcast.
+
+    Every sampler steps through here and in this order of operations, so that equal inputs give equal bits: a plan
+    whose drafts are all right is the sequential plan, not one that is close to it.
+    """
+    return push(a, clean, sigma, noise) + b * x
+
+
+def push(a: Array, clean: Array, sigma: Array, noise: Array) -> Array:
+    """Return the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
+    return a * clean + sigma * noise

@@ -1,0 +1,100 @@
+"""A checkpoint as a policy, or as something to sample from, with what was tuned for it."""
+
+import math
+from pathlib import Path
+
+from asd_policy._common.arrays import find_device, on_cpu
+from asd_policy.checkpoints.formats import find_format, locate
+from asd_policy.checkpoints.tuning import find_tuning
+from asd_policy.errors import CheckpointError, SpecError
+from asd_policy.networks.backends import make_backend
+from asd_policy.policy.function import AcceleratedFn
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import make_sampler
+
+AUTO = "auto"
+"""In the place of a backend's spec: the one that was measured to be the fastest here."""
+MAX_PLAN = 2**27  # random numbers; half a gigabyte
+
+
+def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:
+    """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
+
+    Args:
+        path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
+        sampler: Spec of the sampler to plan with; `accelerate` changes it.
+        device: A torch device such as "cpu" or "cuda".
+        backend: Spec of what runs the network; None for `torch-eager`, or `onnx` for an exported file; "auto" for the
+            one that `asd-policy tune` found best here.
+
+    Raises:
+        BackendError: The backend cannot run here, or not this network.
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
+    """
+    loaded = load(locate(path), sampler, device, backend)
+    if not isinstance(loaded, Policy):
+        raise CheckpointError(
+            f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
+            "are normalised; asd_policy.load_fn samples from it"
+        )
+    return loaded
+
+
+def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
+    """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
+
+    Args:
+        path: As for `load_policy`.
+        sampler: Spec of the sampler.
+        device: A torch device such as "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is a policy.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
+    """
+    loaded = load(locate(path), sampler, device)
+    if isinstance(loaded, Policy):
+        raise CheckpointError(f"{path} is a policy: asd_policy.load_policy loads it")
+    return loaded
+
+
+def load(path: Path, sampler: str, device: str, backend: str | None = None) -> Policy | AcceleratedFn:
+    """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
+
+    Raises:
+        BackendError: The backend cannot run here, or not this network.
+        CheckpointError: No such path, no known format, or a checkpoint that is broken.
+        ChainError: Its noise scheduler cannot be sampled here.
+        SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
+    """
+    wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
+    with on_cpu():
+        loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
+    if not isinstance(loaded, Policy):
+        return loaded
+    _check_size(loaded)
+    tuned = None
+    if (tuning := find_tuning(path, loaded)) is not None:
+        loaded.experience, tuned = tuning.experience, tuning.backend
+    if backend == AUTO:
+        if tuned is None:
+            raise SpecError(f"backend {AUTO!r} is what `asd-policy tune` finds best; it has not run for {path} here")
+        wanted = make_backend(tuned)
+    known = loaded.experience
+    if wanted is not None and wanted != loaded.backend:
+        loaded = loaded.with_backend(wanted)
+    loaded.experience = known if loaded.backend.spec == tuned else known.without_times()
+    return loaded
+
+
+def _check_size(policy: Policy) -> None:
+    """Refuse a policy whose plans need more memory than a configuration should be trusted with."""
+    numbers = len(policy.chain) * math.prod(policy.event)
+    if numbers > MAX_PLAN:
+        raise CheckpointError(
+            f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {len(policy.chain)} steps needs "
+            f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
+        )

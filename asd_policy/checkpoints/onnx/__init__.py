@@ -1,0 +1,1 @@
+"""Policies as ONNX files: written, and read as untrusted input."""

@@ -1,0 +1,97 @@
+"""ONNX files that `asd-policy export` wrote: each is a policy, with the record of `onnx_record.py` in its metadata.
+
+Neither PyTorch nor the package onnx is needed to read one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from asd_policy._common.arrays import Device
+from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.onnx.graph import is_onnx, read_onnx
+from asd_policy.checkpoints.onnx.record import KEY, Map, Record, read_record
+from asd_policy.errors import CheckpointError
+from asd_policy.networks.backends.onnx import Onnx, OnnxModel
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler
+
+
+def describe_onnx(path: Path) -> Description:
+    """Say what an exported policy is.
+
+    Raises:
+        CheckpointError: The file is not whole, or was not written by `asd-policy export`.
+    """
+    record = _read(path)
+    return Description(
+        network=record.network,
+        parameters=record.parameters,
+        observation={name: [len(each["origin"])] for name, each in record.observation.items()},
+        action={"action": [len(record.action["origin"])]},
+        horizons={name: getattr(record.horizons, name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
+        scheduler=record.chain.config,
+        num_inference_steps=len(record.chain),
+        normalization={name: "affine" for name in (*record.observation, "action")},
+        notes=(
+            f"exported by asd_policy {record.package} from {record.source.get('policy', 'a policy without a name')}; "
+            "the backend onnx runs it",
+        ),
+    )
+
+
+def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
+    """Load an exported policy. Its network runs on the backend onnx, with the provider of the device.
+
+    Args:
+        path: The file.
+        sampler: How to plan.
+        device: Where to plan.
+
+    Raises:
+        CheckpointError: The file is not whole, not written by `asd-policy export`, or its record is damaged.
+        ChainError: The record's scheduler cannot be sampled here.
+        BackendError: onnxruntime or the provider is missing, or the graph does not fit the record.
+        SpecError: The sampler's options do not fit the chain.
+    """
+    record = _read(path)
+    return Policy(
+        denoiser=OnnxModel(path),
+        chain=record.chain,
+        sampler=sampler,
+        horizons=record.horizons,
+        observation={name: _affine(each) for name, each in record.observation.items()},
+        action=_affine(record.action),
+        device=device,
+        inpaints=record.inpaints,
+        backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
+    )
+
+
+def _read(path: Path) -> Record:
+    contents = read_onnx(path)
+    if KEY not in contents.metadata:
+        there = ", ".join(sorted(contents.metadata)) or "none"
+        raise CheckpointError(
+            f"{path} was not exported by asd-policy: it lacks the metadata record {KEY!r} (it has {there:.200}), "
+            "without which its noise schedule, normalisation and horizons are unknown; `asd-policy export --policy "
+            "CHECKPOINT --format onnx --out FILE` writes a file that has it"
+        )
+    try:
+        record = read_record(contents.metadata[KEY])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if record.graph != contents.digest:
+        raise CheckpointError(
+            f"{path} was changed after its export: the sha256 of its graph and weights is {contents.digest}, not "
+            f"{record.graph:.64}"
+        )
+    return record
+
+
+def _affine(parts: Map) -> Affine:
+    values: dict[str, Any] = dict(parts)  # arrays, until the policy takes them to its device
+    return Affine(**values)
+
+
+FORMAT = Format(is_onnx, load_onnx, describe_onnx)

@@ -1,0 +1,243 @@
+"""A configuration from an untrusted file, read value by value: each is there and of its kind, or an error names it.
+
+A value `${a.b}` stands for the one at a.b of the whole configuration, `${.a}` and `${..a}` for a neighbour's, as in
+omegaconf. What names a resolver (`${eval:…}`, `${oc.env:…}`) asks for something to be run, and stays text.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.checkpoints.untrusted.pickles import Record, StoredTensor
+from asd_policy.errors import CheckpointError
+
+MOST = 100_000
+"""The largest size or count believed of a policy, unless it is said otherwise."""
+_REQUIRED = object()
+_LARGE = 1e30  # no measured quantity has such a size, and float32 can still be computed with
+_SHOWN = 60  # [characters] of a wrong value in a message
+_INTERPOLATION = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
+_MAX_HOPS = 20  # from one interpolation to the next
+_LONGEST = 200  # [characters] of one
+Way = tuple[Mapping[str, Any], ...]
+"""Sections, each in the one before."""
+
+
+def unwrap(value: Any) -> Any:
+    """Return what an omegaconf node holds, the nodes in it still wrapped; any other value as it is.
+
+    omegaconf 2 (`BaseContainer`, `ValueNode`) keeps a container's children in `_content` and a leaf's value in `_val`.
+    """
+    if not (isinstance(value, Record) and value.kind.startswith("omegaconf.") and isinstance(value.state, dict)):
+        return value
+    return value.state.get("_val" if value.kind.startswith("omegaconf.nodes.") else "_content")
+
+
+class Settings:
+    """A section of a configuration: JSON, or omegaconf's nodes as `pickles` reads them."""
+
+    def __init__(self, values: Any, name: str, source: str, way: Way = ()) -> None:
+        """Open a section.
+
+        Args:
+            values: The section.
+            name: Its dotted path, for messages; empty for the whole configuration.
+            source: The file, for messages.
+            way: The sections around it, the whole configuration first, in which interpolations lead somewhere.
+
+        Raises:
+            CheckpointError: It is no mapping.
+        """
+        opened = unwrap(values)
+        self._name, self._source = name, source
+        if not isinstance(opened, Mapping):
+            raise CheckpointError(f"{source}: {name or 'its content'} is {_show(opened)}, not a mapping")
+        if not all(isinstance(key, str) for key in opened):
+            raise CheckpointError(f"{source}: {name or 'its content'} has keys that are no names")
+        self._values: Mapping[str, Any] = opened
+        self._way = (*way, self._values)
+
+    def section(self, name: str) -> "Settings":
+        """Return a section of this one."""
+        value, way = self._resolve(self._stored(name, _REQUIRED), name)
+        return Settings(value, self._path(name), self._source, way)
+
+    def whole(self, name: str) -> "Settings":
+        """Return a section that is a configuration of its own: interpolations in it begin there."""
+        return Settings(self._get(name, _REQUIRED), self._path(name), self._source)
+
+    def find(self, name: str) -> "Settings":
+        """Return a section of this one, an empty one where there is none: to describe what there is."""
+        value, way = self._resolve(self._stored(name, None), name)
+        return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, way)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the values."""
+        return iter(self._values)
+
+    def only(self, names: Collection[str]) -> None:
+        """Refuse values under other names.
+
+        Raises:
+            CheckpointError: There are some.
+        """
+        surplus = [name for name in self if name not in names]
+        if surplus:
+            raise CheckpointError(
+                f"{self._source}: {self._path(surplus[0])} is not known here; known are {', '.join(sorted(names))}"
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """Return all values: scalars and lists of them as they are, of others, such as sections, a description."""
+        room = MOST  # entries: a list that many values share would be copied for each
+
+        def listed(name: str) -> Any:
+            nonlocal room
+            value = self._get(name, None)
+            room -= len(value) if isinstance(value, list) else 1
+            return _plain(self._list(value, name)) if room >= 0 else _show(value)
+
+        return {name: listed(name) for name in self._values}
+
+    def text(self, name: str, default: Any = _REQUIRED, most: int = 1000) -> str:
+        """Return a string of at most so many characters."""
+        kind = f"a string of {most} characters at most"
+        return self._check(name, default, lambda value: isinstance(value, str) and len(value) <= most, kind)
+
+    def names(self, name: str) -> list[str]:
+        """Return a list of strings."""
+
+        def valid(value: Any) -> bool:
+            return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+        return self._check(name, _REQUIRED, valid, "a list of names")
+
+    def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        """Return True or False."""
+        return self._check(name, default, lambda value: isinstance(value, bool), "true or false")
+
+    def count(self, name: str, default: Any = _REQUIRED, least: int = 1, most: int = MOST) -> Any:
+        """Return an integer in a range; a default of None makes null valid."""
+        kind = f"an integer in {least} … {most}"
+        return self._check(name, default, lambda value: type(value) is int and least <= value <= most, kind)
+
+    def counts(self, name: str, default: Any = _REQUIRED, most: int = MOST) -> tuple[int, ...]:
+        """Return a list of positive integers, of `most` entries at most."""
+
+        def valid(value: Any) -> bool:
+            entries = value if isinstance(value, list | tuple) else ()
+            return 1 <= len(entries) <= most and all(type(entry) is int and 1 <= entry <= MOST for entry in entries)
+
+        return tuple(self._check(name, default, valid, f"a list of 1 … {most} integers in 1 … {MOST}"))
+
+    def row(self, name: str, dim: int | None, nonzero: bool = False) -> Tensor:
+        """Return a list of one list of finite numbers as a tensor [dim], float32.
+
+        Args:
+            name: Of the value.
+            dim: How many numbers; None for any.
+            nonzero: Whether 0 is none.
+        """
+
+        def valid(value: Any) -> bool:
+            if not (isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and value[0]):
+                return False
+            least = 1 / _LARGE if nonzero else 0
+            if any(type(number) not in (int, float) or not least <= abs(number) < _LARGE for number in value[0]):
+                return False
+            return dim is None or len(value[0]) == dim
+
+        size = "a positive number of" if dim is None else dim
+        kind = f"a list of one list of {size} finite {'nonzero ' if nonzero else ''}numbers"
+        return torch.tensor(self._check(name, _REQUIRED, valid, kind)[0], dtype=torch.float32)
+
+    def stored_tensors(self) -> dict[str, StoredTensor]:
+        """Return the tensors in this section, which were not read yet; other values are left out."""
+        return {name: value for name, value in self._values.items() if isinstance(value, StoredTensor)}
+
+    def stored_tensor(self, name: str) -> StoredTensor:
+        """Return a tensor that was not read yet."""
+        return self._check(name, _REQUIRED, lambda value: isinstance(value, StoredTensor), "a tensor")
+
+    def _check(self, name: str, default: Any, valid: Any, kind: str) -> Any:
+        value = self._list(self._get(name, default), name)
+        if value is default or valid(value):
+            return value
+        raise CheckpointError(f"{self._source}: {self._path(name)} is {_show(value)}, not {kind}")
+
+    def _get(self, name: str, default: Any) -> Any:
+        return self._resolve(self._stored(name, default), name)[0]
+
+    def _stored(self, name: str, default: Any) -> Any:
+        value = unwrap(self._values.get(name, default))
+        if value is _REQUIRED:
+            raise CheckpointError(f"{self._source} has no {self._path(name)}")
+        return value
+
+    def _resolve(self, given: Any, name: str) -> tuple[Any, Way]:
+        """Return what an interpolation stands for, and the sections around that; any other value as it is.
+
+        Raises:
+            CheckpointError: It leads to another interpolation, and so on without an end.
+        """
+        value, way = given, self._way
+        for _ in range(_MAX_HOPS):
+            match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) and len(value) <= _LONGEST else None
+            if match is None:
+                return value, way
+            found = _follow(*match.groups(), way)
+            if found is None:
+                return given, self._way
+            value, way = found
+        raise CheckpointError(
+            f"{self._source}: {self._path(name)} is {_show(given)}, which leads from one interpolation to the next "
+            f"more than {_MAX_HOPS} times"
+        )
+
+    def _path(self, name: str) -> str:
+        return f"{self._name}.{name}" if self._name else name
+
+    def _list(self, value: Any, name: str) -> Any:
+        return [self._resolve(unwrap(item), name)[0] for item in value] if isinstance(value, list) else value
+
+
+def _follow(dots: str, path: str, way: Way) -> tuple[Any, Way] | None:
+    """Return the value at a path, and the sections around it; None where there is none.
+
+    Args:
+        dots: How far up from the innermost section the path begins, one for there; none for the whole configuration.
+        path: Names, joined by dots.
+        way: The sections around the interpolation, the whole configuration first.
+    """
+    way = way[: max(len(way) - len(dots) + 1, 0)] if dots else way[:1]
+    *sections, last = path.split(".")
+    for section in sections if way else ():
+        inner = unwrap(way[-1].get(section))
+        if not isinstance(inner, Mapping):
+            return None
+        way = (*way, inner)
+    return (unwrap(way[-1][last]), way) if way and last in way[-1] else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list) and all(_is_scalar(entry) for entry in value):
+        return value
+    return value if _is_scalar(value) else _show(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _SHOWN
+    return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _show(value: Any) -> str:
+    """Return a short description of any value; one that may be huge, or hold itself, by its type alone."""
+    if isinstance(value, str):
+        return repr(value[:_SHOWN])
+    if isinstance(value, Record):
+        return f"a {value.kind}"
+    return repr(value) if _is_scalar(value) else f"a {type(value).__name__}"

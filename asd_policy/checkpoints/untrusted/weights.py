@@ -1,0 +1,105 @@
+"""Weights from an untrusted file into a network: every tensor finds its place, or an error names it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy._common.arrays import checked_float32
+from asd_policy.errors import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
+Value = TypeVar("Value")
+
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
+
+
+def unwrap_names(
+    tensors: Mapping[str, Value], stems: Sequence[str], wrappers: Sequence[str] = WRAPPERS
+) -> tuple[dict[str, Value], list[str]]:
+    """Strip what wrappers of a network have put before names, where all of its names have it.
+
+    Args:
+        tensors: By the file's names.
+        stems: Where a wrapper may stand: "" before the whole policy, "model." before its part of that name.
+        wrappers: Their prefixes.
+
+    Returns:
+        The tensors by their plain names, and what was stripped.
+    """
+    plain, stripped = dict(tensors), []
+    prefixes = [(stem, stem + wrapper) for stem in stems for wrapper in wrappers]
+    for stem, prefix in prefixes * len(wrappers):  # one may be inside another
+        names = [name for name in plain if name.startswith(stem)]
+        if names and all(name.startswith(prefix) for name in names):
+            plain = {
+                stem + name.removeprefix(prefix) if name.startswith(stem) else name: tensor
+                for name, tensor in plain.items()
+            }
+            stripped.append(prefix)
+    return plain, stripped
+
+
+def stripped_notes(stripped: Sequence[str]) -> tuple[str, ...]:
+    """Return a note of what `unwrap_names` has stripped."""
+    return tuple(f"all its names have the prefix {prefix!r}, which is left out here" for prefix in stripped)
+
+
+def load_weights(
+    build: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    name_of: Callable[[str], str],
+    source: str,
+    settings: str,
+) -> Network:
+    """Build a network, after the tensors were found to fit: a hostile configuration allocates nothing.
+
+    Args:
+        build: Builds the network that the configuration describes.
+        tensors: By the file's names. Those of buffers are constants, and have to be those of the network.
+        name_of: The network's key → the file's name.
+        source: The file with the tensors, for messages.
+        settings: What describes the network, for messages.
+
+    Returns:
+        The network with these weights in float32, for inference.
+
+    Raises:
+        CheckpointError: There is no such network, or a tensor is missing, unknown, misshapen or not finite.
+    """
+    try:
+        with torch.device("meta"):
+            expected = build().state_dict()
+    # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{settings} describes no possible network: {reason}") from None
+    names = {key: name_of(key) for key in expected}
+    missing, surplus = sorted(set(names.values()) - tensors.keys()), sorted(tensors.keys() - set(names.values()))
+    if missing or surplus:
+        raise CheckpointError(
+            f"{source} does not fit {settings}: {len(missing)} tensors missing, {len(surplus)} unknown, "
+            f"first {(missing or surplus)[0]}"
+        )
+    for key, name in names.items():
+        if tensors[name].shape != expected[key].shape:
+            raise CheckpointError(
+                f"{source} does not fit {settings}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"not {tuple(expected[key].shape)}"
+            )
+    with torch.device("cpu"):
+        network = build().float()  # the user's default dtype may be another
+    constants = dict(network.named_buffers())
+    weights: dict[str, Tensor] = {}
+    for key, name in names.items():
+        if key not in constants:
+            weights[key] = checked_float32(tensors[name], f"{source}: {name}")
+        elif torch.equal(tensors[name].float(), constants[key]):
+            weights[key] = constants[key]
+        else:
+            raise CheckpointError(f"{source}: {name} is not what {settings} makes it")
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,141 @@
+"""`asd-policy bench`: how long does a plan take here, with each sampler on each backend?"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asd_policy._common import hardware
+from asd_policy._common.files import write_json
+from asd_policy.checkpoints import load_policy
+from asd_policy.cli.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
+from asd_policy.errors import AsdError
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.benchmark import Benchmark, contenders
+from asd_policy.evaluation.reports import bench_report, report
+from asd_policy.evaluation.rollout.environments import check_fit, open_env
+from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
+from asd_policy.networks.backends import make_backend
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.asd.autotune import DEFAULT
+from asd_policy.samplers.asd.sampler import Asd
+
+MAX_STATES = 512
+"""States that are rolled out, at most; a benchmark of more plans meets them again."""
+
+
+@dataclass(frozen=True)
+class BenchCommand:
+    """Measure how long a plan takes with each sampler on each backend, interleaved, and what limits it."""
+
+    policy: str
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
+    out: Path
+    """Folder for results.json, which replaces one of an earlier bench, and the plots."""
+    env: str | None = None
+    """Gymnasium id: plan at observations from its episodes, and not at random ones in the normalisation's range. What
+    asd needs to accept is then what it meets in use."""
+    samplers: tuple[str, ...] = ("ddpm", "asd")
+    """Sampler specs, as for eval. The baseline ddpm is measured whether or not it is among them."""
+    backends: tuple[str, ...] = ()
+    """Backend specs, such as torch-eager; none for the checkpoint's own. Speedups are against ddpm on the fastest."""
+    plans: int = 50
+    """Plans of each sampler on each backend."""
+    batch: int = 1
+    """Plans that are sampled together."""
+    windows: tuple[int, ...] = ()
+    """Also measure asd with each of these windows, for the plot of speedup against window: 1 2 4 8 16 32 64."""
+    seed: int = 0
+    """Seeds observations and noise; equal for all."""
+    device: str = "cpu"
+    """Torch device to plan on."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Measure; return the exit status."""
+        for name in ("plans", "batch"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        samplers = [make_sampler(spec) for spec in self.samplers] + [Asd(window) for window in self.windows]
+        backends = [make_backend(spec) for spec in self.backends]
+        check_folder(self.out, "bench")
+        policy = load_policy(self.policy, device=self.device)
+        policy.check()
+        entered = contenders(policy, samplers, backends or [policy.backend])
+        with console.status("looking for states"):
+            states, calibration = self._states(policy)
+        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+        bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
+        specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
+        dtypes = {contender.policy.backend.dtype for contender in entered}
+        record = report.run_record("bench", self.policy, self.env, self.seed, policy) | {
+            "episodes": None,
+            "backend": specs[0] if len(specs) == 1 else None,
+            "dtype": dtypes.pop() if len(dtypes) == 1 else None,
+            "backends": specs,
+            "states_from": "random" if self.env is None else f"episodes of {self.env}",
+            "versions": hardware.versions(policy.device),
+            "float32": hardware.float32_precision(),
+            "power_before": hardware.power_state(policy.device),
+        }
+        cut_short: KeyboardInterrupt | AsdError | None = None
+        try:
+            with console.status("measuring the ceiling"):
+                ceiling = bench.measure_ceiling()
+            console.print(bench_report.ceiling_table(ceiling.record()))
+            with progress_bar(console) as progress:
+                task = progress.add_task("")
+
+                def advance(doing: str, done: int, total: int) -> None:
+                    progress.update(task, description=doing, completed=done, total=total)
+
+                bench.warm_up(advance)
+                bench.measure(advance)
+        except (KeyboardInterrupt, AsdError) as stop:
+            cut_short = stop
+        power = {"power_after": hardware.power_state(policy.device)}
+        results = {**record, **power, "interrupted": cut_short is not None, **bench.results()}
+        path = self.out / "results.json"
+        write_json(path, results)
+        if self.json:
+            print_json(results)
+        self._tell(console, results)
+        if cut_short is None:
+            console.print(f"results: {path}", soft_wrap=True)
+            return DONE
+        console.print(f"interrupted: {results['plans']} of {self.plans} plans are kept in {path}", soft_wrap=True)
+        if isinstance(cut_short, AsdError):
+            raise cut_short
+        return INTERRUPTED
+
+    def _states(self, policy: Policy) -> tuple[States, States]:
+        """Return states to measure in, and others to warm up in."""
+        count, calibration = min(MAX_STATES, self.plans * self.batch), CALIBRATION_PLANS
+        learning_seed = evaluate.learning_seed(self.seed)
+        if self.env is None:
+            other = random_states(policy, calibration, learning_seed)
+            return random_states(policy, count, self.seed), other
+        with open_env(self.env) as env:
+            check_fit(policy, env)
+            planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
+            other = evaluate.collect(planner, env, calibration, learning_seed)
+            planner.experience.freeze()
+            return evaluate.collect(planner, env, count, self.seed), other
+
+    def _tell(self, console: Console, results: dict[str, Any]) -> None:
+        """Show the tables, and draw the plots."""
+        if not results["samplers"]:
+            return
+        console.print(bench_report.latency_table(results))
+        console.print(bench_report.stages_table(results))
+        if importlib.util.find_spec("matplotlib") is None:
+            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
+            return
+        for plot in bench_report.draw(results, self.out):
+            console.print(f"plot: {plot}", soft_wrap=True)

@@ -1,0 +1,172 @@
+"""What the commands share."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from asd_policy.errors import RunError, SpecError
+from asd_policy.evaluation.rollout.journal import NAME, RESULTS
+from asd_policy.networks.backends import BACKENDS
+from asd_policy.networks.backends.base import DTYPES
+
+DONE, DIFFERS, INTERRUPTED = 0, 1, 130
+"""Exit statuses; that of bad usage or input is the command line's."""
+FAILED = DIFFERS
+"""Exit status of an evaluation in which an episode failed."""
+
+BackendOption = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"What runs the network: {' | '.join(BACKENDS)} | auto (as tuned), with options such as "
+        f"torch-eager:dtype={DTYPES[1]} or torch-replicas:devices=cuda:0+cuda:1."
+    ),
+]
+"""The option `--backend`."""
+
+_REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
+_LINE_EVERY = 20.0  # [s] between lines of progress that goes to a file
+_STDOUT, _STDERR = 1, 2  # file descriptors
+_results: TextIO | None = None  # where `print_json` writes while stdout is for nothing else
+
+
+def make_console() -> Console:
+    """Return a console on stderr to which all text is text: paths and other people's errors may look like markup."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, markup=False, emoji=False, width=_REDIRECTED_WIDTH)
+    return console
+
+
+def print_json(results: dict[str, Any]) -> None:
+    """Print a command's results as one JSON object on stdout."""
+    print(json.dumps(results), file=_results, flush=True)
+
+
+@contextlib.contextmanager
+def stdout_for_results() -> Iterator[None]:
+    """Send what is printed to stderr, by environments, libraries and processes too, but for `print_json`."""
+    global _results
+    stdout = sys.stdout
+    with contextlib.ExitStack() as stack:
+        _results = stdout
+        try:
+            stdout.flush()
+            is_file = stdout.fileno() == _STDOUT
+        except (AttributeError, OSError, ValueError):  # closed, or none of a process's own, as in a test
+            is_file = False
+        if is_file:
+            kept = os.dup(_STDOUT)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, _STDOUT)
+            stack.callback(stdout.flush)
+            os.dup2(_STDERR, _STDOUT)
+            _results = stack.enter_context(open(kept, "w", encoding="utf-8", closefd=False))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            yield
+        finally:
+            _results = None
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an option that is too small.
+
+    Raises:
+        SpecError: It is.
+    """
+    if value < least:
+        raise SpecError(f"--{name} {value} is not {least} or more")
+
+
+def check_folder(folder: Path, command: str) -> None:
+    """Refuse a folder that holds what another command has left: a command replaces its own results only.
+
+    Raises:
+        RunError: It does.
+    """
+    path = folder / RESULTS
+    if (folder / NAME).exists():
+        raise RunError(f"{folder} holds a run of asd-policy eval: name another --out")
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != command:
+        raise RunError(f"{path} is not of asd-policy {command}: name another --out")
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin of equivalence that is none.
+
+    Raises:
+        SpecError: It is.
+    """
+    if not 0 < margin < 1:
+        raise SpecError(f"--margin {margin:g} is not between 0 and 1")
+
+
+def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
+    """Return a progress bar that counts, with more columns behind it; where there is no terminal, lines."""
+    return _Progress(
+        text_column("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        *more,
+        console=console,
+    )
+
+
+def text_column(form: str) -> TextColumn:
+    """Return a column of a progress bar to which all text is text."""
+    return TextColumn(form, markup=False)
+
+
+class _Progress(Progress):
+    """A progress bar that a log file can follow: there it is a line now and then, as a bar is drawn at its end only."""
+
+    _told = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        self._told = time.monotonic()
+        super().start()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change a task."""
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Count on."""
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        if self.console.is_terminal or time.monotonic() - self._told < _LINE_EVERY:
+            return
+        self._told = time.monotonic()
+        task = self._tasks[task_id]
+        self.console.print(f"{task.description}: {task.completed:g} of {task.total:g}", soft_wrap=True)

@@ -1,0 +1,44 @@
+"""`asd-policy compare`: what differs between two evaluations?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from asd_policy.cli.common import DONE, check_margin, print_json
+from asd_policy.evaluation import comparison
+from asd_policy.evaluation.comparison import MARGIN
+from asd_policy.evaluation.reports import report
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Compare two runs of eval in the same environment: differences with intervals, for each sampler that both have.
+
+    Episodes are paired where both runs have the same seed and their episodes.jsonl, and are two groups otherwise.
+    """
+
+    first: Positional[Path]
+    """results.json of a run, or its folder: what is compared with."""
+    second: Positional[Path]
+    """The other. Differences are second minus first, ratios second over first."""
+    margin: float = MARGIN
+    """Difference of success rates that would not matter, for the verdict of equivalence."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Compare; return the exit status."""
+        check_margin(self.margin)
+        first, second = comparison.load_run(self.first), comparison.load_run(self.second)
+        results = comparison.compare(first, second, self.margin)
+        if self.json:
+            print_json(results)
+        console.print(report.comparison_table(results))
+        for result in results["samplers"]:
+            verdict = report.equivalence(result["equivalence"], min(result["episodes"]))
+            console.print(f"{result['spec']}: {verdict}", soft_wrap=True)
+        return DONE

@@ -1,0 +1,212 @@
+"""`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.checkpoints import AUTO, load_policy, locate
+from asd_policy.checkpoints.tuning import tuning_file
+from asd_policy.cli.common import DONE, check_at_least, print_json, progress_bar
+from asd_policy.errors import BackendError
+from asd_policy.evaluation import evaluate
+from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
+from asd_policy.evaluation.states import random_conditioning
+from asd_policy.networks.backends import Backend, make_backend
+from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
+from asd_policy.networks.backends.torch_eager import TorchEager
+from asd_policy.networks.denoiser import encode
+from asd_policy.networks.recording import launcher_of
+from asd_policy.policy.policy import Policy
+from asd_policy.policy.tuning import save_tuning
+from asd_policy.samplers.asd.autotune import DEFAULT, Setting, candidates, expected_costs, measure
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.base import Past
+from asd_policy.samplers.target import Target
+
+
+@dataclass(frozen=True)
+class TuneCommand:
+    """Measure network latency and what plans teach, and keep both with the policy for the sampler `asd`."""
+
+    policy: str
+    """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
+    env: str | None = None
+    """Gymnasium id: learn in its episodes, and not at observations at random in the normalisation's range."""
+    plans: int = 64
+    """Plans to learn from, or a few more."""
+    seed: int = 0
+    """Seeds observations and noise."""
+    out: Path | None = None
+    """File to write; by default one in the user's cache, where it is found again."""
+    device: str = "cpu"
+    """Torch device to plan on."""
+    backends: tuple[str, ...] = (TorchEager.name, "onnx", TorchCudaGraph.name)
+    """Specs of what may run the network; those that cannot here are said and left out."""
+    json: bool = False
+    """Print the results as one JSON object on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self, console: Console) -> int:
+        """Measure, learn, choose and write; return the exit status."""
+        check_at_least("plans", self.plans, 1)
+        check_at_least("seed", self.seed, 0)
+        backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
+        policy = load_policy(self.policy, device=self.device)
+        path = self._place()
+        policies, left_out = _prepare(policy, backends, console)
+        first = policies[0]
+        first.check()
+        record = report.run_record("tune", self.policy, self.env, self.seed, first)
+        with _open(first, self.env) as env, progress_bar(console) as progress:
+            task = progress.add_task("plans", total=self.plans)
+
+            def advance() -> None:
+                progress.update(task, completed=min(first.experience.plans, self.plans))
+
+            _learn(first, env, self.plans, self.seed, advance)
+        costs: dict[tuple[int, Setting], float] = {}
+        for index, each in enumerate(policies):
+            each.experience = first.experience.without_times()
+            costs |= {(index, setting): cost for setting, cost in _measure(each).items()}
+        best, setting = min(costs, key=lambda key: costs[key])
+        chosen = policies[best]
+        if path is not None:
+            save_tuning(path, chosen.experience, chosen.device, chosen.backend.spec)
+        sequential = min(cost for (_, each), cost in costs.items() if each.window == 1)
+        results = {
+            **record,
+            "backend": chosen.backend.spec,
+            "dtype": chosen.backend.dtype,
+            "sampler": Asd(*setting).spec,
+            "plans": first.experience.plans,
+            "window": setting.window,
+            "expected_speedup": sequential / costs[best, setting],
+            "settings": [
+                {
+                    "backend": policies[index].backend.spec,
+                    **each._asdict(),
+                    "call_ms": 1e3 * policies[index].experience.latency[each.window],
+                    "expected_plan_ms": 1e3 * cost,
+                }
+                for (index, each), cost in costs.items()
+            ],
+            "left_out": left_out,
+            "file": None if path is None else str(path),
+        }
+        if self.json:
+            print_json(results)
+        console.print(report.tuning_table(results))
+        console.print(f"best here: {results['sampler']} on {results['backend']}", soft_wrap=True)
+        if chosen.backend != policy.backend:
+            console.print(f"to run on it: --backend {AUTO}, or load_policy(…, backend={AUTO!r})", soft_wrap=True)
+        if path is not None:
+            console.print(f"tuning: {path}", soft_wrap=True)
+        return DONE
+
+    def _place(self) -> Path | None:
+        """Return the file to write, known to have a folder before the work; None where the cache cannot have one.
+
+        Raises:
+            OSError: The folder of `--out` cannot be made.
+        """
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            return self.out
+        try:
+            path = tuning_file(locate(self.policy))
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            warnings.warn(f"the tuning will not be kept ({error}): --out names a file for it", stacklevel=2)
+            return None
+        return path
+
+
+def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> tuple[list[Policy], dict[str, str]]:
+    """Return the policy, with nothing learned, on each backend that can run it here, and why the others cannot.
+
+    Raises:
+        BackendError: None can.
+    """
+    policies, left_out = [], {}
+    for backend in backends:
+        try:
+            policies.append(policy if backend == policy.backend else policy.with_backend(backend))
+        except BackendError as error:
+            left_out[backend.spec] = str(error)
+    if not policies:
+        raise BackendError("; ".join(left_out.values()))
+    for reason in left_out.values():
+        console.print(f"left out: {reason}", soft_wrap=True)
+    for each in policies:
+        each.experience = Experience()  # of this run alone: latencies of a busier hour must not stay
+    return policies, left_out
+
+
+def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
+    """Plan as often as asked for, with each draft and verifier in turn.
+
+    Refusals are those of drafts that know the response, which plans of the default teach first.
+    """
+    settings = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))
+    turns = [settings[0], *settings]
+    for index, setting in enumerate(turns):
+        if index == 1:
+            policy.experience.judgements.clear()
+        policy.sampler = Asd(*setting)
+        goal = -(-plans * (index + 1) // len(turns))
+        own = seed * len(turns) + index  # the same noise twice would be known to drafts the second time
+        if env is None:
+            _plan_at_random(policy, goal, own, advance)
+        else:
+            evaluate.calibrate(policy, env, goal, own, advance)
+
+
+@contextmanager
+def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
+    """Yield the environment, if one is named and fits, and close it at the end."""
+    if env_id is None:
+        yield None
+        return
+    with open_env(env_id) as env:
+        check_fit(policy, env)
+        yield env
+
+
+def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
+    """Plan one by one at random observations until the experience has so many plans."""
+    policy.reset(evaluate.learning_seed(seed))
+    for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
+        batch, past = cond.unsqueeze(0), Past(None, policy.experience)
+        policy.sampler.sample(
+            policy.denoiser,
+            policy.chain,
+            (1, *policy.event),
+            batch,
+            policy.generator,
+            held=policy.held(batch),
+            past=past,
+        )
+        advance()
+
+
+def _measure(policy: Policy) -> dict[Setting, float]:
+    """Time network and engine for single plans; return the expected time of a plan [s] for each setting."""
+    settings = candidates(len(policy.chain))
+    cond = random_conditioning(policy, 1, seed=0)
+    shape = (1, *policy.event)
+    tape = NoiseTape.draw(shape, len(policy.chain), policy.generator, policy.device)
+    with torch.inference_mode():
+        encoded = encode(policy.denoiser, cond)
+        launcher = launcher_of(policy.denoiser)
+        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond), launcher)
+        measure(settings, target, tape, policy.experience)
+    return expected_costs(settings, policy.experience, 1, len(policy.chain))

@@ -1,0 +1,1 @@
+"""A policy on a robot: in real time on its own machine, or served from another."""

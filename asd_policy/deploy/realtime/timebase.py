@@ -1,0 +1,69 @@
+"""The time that a control loop lives in: the machine's monotonic clock, or one that goes as fast as it can."""
+
+import threading
+import time
+from typing import Protocol
+
+from asd_policy.deploy.realtime.worker import Outcome, Worker
+
+
+class Timebase(Protocol):
+    """A clock that never goes back."""
+
+    def now(self) -> float:
+        """Return the time [s] since an instant that does not matter."""
+        ...
+
+    def sleep_until(self, instant: float, stop: threading.Event) -> None:
+        """Return at an instant of this clock [s], at once if it is past, or when `stop` is set."""
+        ...
+
+    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+        """Return what the planner has come to by now, None while it plans; it began at the instant `since` [s]."""
+        ...
+
+
+class RealTime:
+    """The monotonic clock. The wall clock, which is set forward and back, is never asked."""
+
+    def now(self) -> float:
+        """Read the clock [s]."""
+        return time.monotonic()
+
+    def sleep_until(self, instant: float, stop: threading.Event) -> None:
+        """Sleep. There is no spinning at the end: it would keep the interpreter's lock from the planner."""
+        left = instant - time.monotonic()
+        if left > 0:
+            stop.wait(left)
+
+    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+        """Look whether there is one."""
+        return planner.outcome()
+
+
+class VirtualTime:
+    """A clock that is at the next deadline at once, for rehearsals: hours of ticks take minutes, or seconds.
+
+    A plan takes a fixed time of this clock: the loop waits for the planner when that is over, and not before.
+    """
+
+    def __init__(self, latency: float = 0.0) -> None:
+        """Start at 0.
+
+        Args:
+            latency: Of every plan, in this clock's time [s].
+        """
+        self._latency = latency
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Return the last deadline [s]."""
+        return self._now
+
+    def sleep_until(self, instant: float, stop: threading.Event) -> None:
+        """Set the clock forward."""
+        self._now = max(self._now, instant)
+
+    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+        """Return nothing until the latency is over, then wait."""
+        return planner.outcome(None) if self._now >= since + self._latency else None

@@ -1,0 +1,18 @@
+"""A policy server for robots whose GPU is elsewhere, and its client.
+
+Both speak gRPC, as `planner.proto` says. Importing `asd_policy` imports none of it.
+"""
+
+import os
+
+from asd_policy.errors import BackendError
+
+# Where a process that talks gRPC starts others, such as environments or ffmpeg, its handlers break them.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+try:
+    from asd_policy.deploy.serving.client import RemotePlan, RemotePolicy
+except ImportError as error:
+    raise BackendError(f"serving needs {error.name}: pip install 'asd-policy[serve]'") from None
+
+__all__ = ["RemotePlan", "RemotePolicy"]

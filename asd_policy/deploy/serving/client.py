@@ -1,0 +1,352 @@
+"""The client: a policy that plans on a server, with the methods of one that plans here."""
+
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, SupportsIndex, TypeVar
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+import asd_policy
+from asd_policy._common.arrays import NUMPY, read_seed
+from asd_policy.deploy.serving import planner_pb2 as pb
+from asd_policy.deploy.serving import wire
+from asd_policy.deploy.serving.tokens import check_token
+from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
+from asd_policy.policy.continuity import Committed
+from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.planner import Planned
+from asd_policy.policy.policy import Horizons, read_observation
+
+T = TypeVar("T", bound=Message)
+
+MAX_TIMEOUT = 86_400.0
+"""Longest timeout [s]; gRPC takes times that it cannot count for ones that are over."""
+MAX_STEPS = 4096
+"""Most observations that a plan is made from, features of one, and actions of a plan, that a server is believed."""
+MAX_NUMBERS = 2**20
+"""Most numbers of the observations, or of a plan: 4 MiB, the largest message that gRPC takes."""
+_NAME_BYTES = 64  # of a session at most
+
+
+@dataclass(frozen=True)
+class RemotePlan:
+    """One plan of a server, and what it cost."""
+
+    actions: npt.NDArray[np.float32]
+    """[n, action_dim], from the action for the latest observation to the plan's end, in the environment's units."""
+    sampler: str
+    """Spec of the sampler as it ran."""
+    rounds: int
+    """Sequential network calls."""
+    nfe: int
+    """Network evaluations (points)."""
+    batch: int
+    """Plans that were sampled together, this one included."""
+    waited: float
+    """Time the request waited on the server [s]."""
+    planned: float
+    """Time the batch took to plan [s]."""
+    cut: bool
+    """Whether a deadline's fallback has finished it."""
+    exact: bool
+    """Whether it was made with the law of the sequential sampler, and not cut."""
+    seconds: float
+    """Latency as the robot sees it [s]: request out, plan in."""
+
+
+class RemotePolicy:
+    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for.
+
+    A `ControlLoop` takes one in the place of a policy.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        root_certificates: str | PathLike[str] | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        """Take a place on a server.
+
+        Args:
+            address: "host:port".
+            token: That the server asks for; None for none.
+            root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
+                plain text.
+            timeout: How long a plan, or another call, may take [s], all told, at most `MAX_TIMEOUT`. A plan that is
+                late is given up, on the server too.
+
+        Raises:
+            OSError: The certificates cannot be read.
+            ServingError: The server cannot be reached, refuses, has another version of the protocol, or describes no
+                policy that there can be.
+            SpecError: The timeout is not positive, or too long, or the token not one word.
+        """
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise SpecError(f"timeout {timeout} is not above 0 s and at most {MAX_TIMEOUT:g} s")
+        if token is not None:
+            check_token(token, "token")
+        self.address, self._timeout = address, timeout
+        self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
+        if wire.is_loopback(wire.host_of(address)):
+            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look for the server on its own machine
+        if root_certificates is None:
+            self._channel = grpc.insecure_channel(address, own)
+        else:
+            trusted = grpc.ssl_channel_credentials(Path(root_certificates).read_bytes())
+            self._channel = grpc.secure_channel(address, trusted, own)
+        self._identity: pb.PolicyIdentity | None = None
+        try:
+            self._open(self._end())
+        except ServingError:
+            self._channel.close()
+            raise
+        self.last_plan: RemotePlan | None = None
+        """The latest plan since the last reset."""
+        self.reset()
+
+    def __enter__(self) -> Self:
+        """Return the policy."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the place back."""
+        self.close()
+
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """Length of each observation feature."""
+        return {feature.name: feature.dim for feature in self._policy.observation}
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return self._policy.action_dim
+
+    @property
+    def horizons(self) -> Horizons:
+        """The policy's horizons."""
+        known = self._policy
+        return Horizons(known.n_obs_steps, known.horizon, known.n_action_steps, known.first_action)
+
+    @property
+    def sampler(self) -> str:
+        """Spec of the server's sampler."""
+        return self._policy.sampler
+
+    @property
+    def exact(self) -> bool:
+        """Whether plans have exactly the law of the sequential sampler."""
+        return self._policy.exact
+
+    def reset(self, seed: SupportsIndex | None = None) -> None:
+        """Begin an episode: forget observations, queued actions and the last plan.
+
+        Args:
+            seed: Fixes the planning noise of the episode, 0 … 2⁶⁴ − 1; None goes on with the noise stream.
+
+        Raises:
+            SpecError: The seed is not one.
+        """
+        self._seed = None if seed is None else read_seed(seed)
+        self._robot = Robot(None, deque(maxlen=self.horizons.n_obs_steps))
+        self._begins = True
+        self._first = 0  # step of a control loop at which the episode began
+        self.last_plan = None
+
+    def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
+        """Return the next action; the server plans when the queue is empty.
+
+        Args:
+            observation: As for `Policy.select_action`.
+
+        Returns:
+            The action [action_dim], float32, in the environment's units.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number; nothing was sent.
+            ServingError: The server cannot be reached, is late, or refuses. The observation is noted: go on with the
+                next one.
+        """
+        robot = self._robot
+        robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+        if not robot.queue:
+            self.last_plan = self._plan(None, self._end())
+            # A copy: what is done to an action is not done to the plan.
+            robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps].copy())
+        robot.steps += 1
+        return robot.queue.popleft()
+
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+        """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
+
+        A server that is busy for now, perhaps with a plan of this robot that was given up, is asked again when it says
+        so, until the timeout: the plan is late then, and the loop knows what to do.
+
+        Raises:
+            ObservationError: As `select_action`.
+            ServingError: The server cannot be reached, is late, or refuses.
+        """
+        end = self._end()
+        if begins:
+            self.reset(self._seed)
+            self._first = step
+        for observation in observations:
+            self._robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+        self._robot.steps = step - self._first
+        while True:
+            try:
+                plan = self.last_plan = self._plan(committed, end)
+                return Planned(plan.actions, plan.rounds, plan.cut)
+            except ServingError as error:
+                if error.retry_after is None or time.monotonic() + error.retry_after > end:
+                    raise
+                time.sleep(error.retry_after)
+
+    def close(self) -> None:
+        """Give the place back, if the server can be told, and end the connection."""
+        self._give_back(self._session, self._end())
+        self._channel.close()
+
+    @property
+    def _policy(self) -> pb.PolicyIdentity:
+        assert self._identity is not None, "set by the first `_open`"
+        return self._identity
+
+    def _end(self) -> float:
+        """Return until when something that begins now may take, on the clock `time.monotonic` [s]."""
+        return time.monotonic() + self._timeout
+
+    def _open(self, end: float) -> None:
+        """Begin a session.
+
+        Raises:
+            ServingError: The server cannot be reached, refuses, describes no policy, or another than before.
+        """
+        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
+        wrong = _wrong(opened)
+        if wrong is None and self._identity not in (None, opened.policy):
+            wrong = "has another policy or sampler than before"
+        if wrong is not None:
+            self._give_back(opened.session, end)
+            raise ServingError(f"the server at {self.address} {wrong}")
+        self._session, self._identity = opened.session, opened.policy
+
+    def _give_back(self, session: bytes, end: float) -> None:
+        """End a session, if the server can be told."""
+        with suppress(ServingError):  # its lease will end
+            self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
+
+    def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
+        """Return a plan for what the robot sees now."""
+        start = time.perf_counter()
+        try:
+            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
+        except ServingError as error:
+            if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
+                raise
+            self._open(end)  # the session's lease has ended; an episode that begins has nothing to lose
+            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
+        horizons = self.horizons
+        shape = horizons.horizon - horizons.executed.start, self.action_dim
+        try:
+            actions = wire.from_array(reply.actions, shape, "the plan")
+            for name, seconds in (("waited", reply.waited), ("planned", reply.planned)):
+                if not 0 <= seconds < math.inf:
+                    raise ObservationError(f"{name}={seconds} is no time [s]")
+        except ObservationError as error:
+            raise ServingError(f"the server at {self.address} sent no plan: {error}") from None
+        self._begins, self._seed = False, None
+        return RemotePlan(
+            actions=actions,
+            sampler=reply.sampler,
+            rounds=reply.rounds,
+            nfe=reply.nfe,
+            batch=reply.batch,
+            waited=reply.waited,
+            planned=reply.planned,
+            cut=reply.cut,
+            exact=reply.exact,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _request(self, committed: Committed | None) -> pb.PlanRequest:
+        history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
+        told = committed and pb.Committed(
+            actions=wire.to_array(committed.actions), delay=committed.delay, soft=committed.soft
+        )
+        return pb.PlanRequest(
+            session=self._session,
+            history=history,
+            step=self._robot.steps,
+            begins=self._begins,
+            seed=self._seed,
+            committed=told,
+        )
+
+    def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
+        """Call a method of the server, which has until then to answer."""
+        call = self._channel.unary_unary(wire.method(name))
+        try:
+            left = max(end - time.monotonic(), 0.0)
+            return reply.FromString(call(request.SerializeToString(), timeout=left, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        except DecodeError:
+            raise ServingError(f"the server at {self.address} sent no {reply.DESCRIPTOR.full_name}") from None
+
+    def _error(self, error: grpc.RpcError) -> ServingError:
+        """Return what a call's end means."""
+        # What a call of one message raises is also a call, though its type does not say so.
+        code, details = error.code(), error.details() or ""
+        wait = next((sent.value for sent in error.trailing_metadata() or () if sent.key == wire.RETRY_AFTER), None)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            said = "cannot be reached"
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            said = f"has not answered within {self._timeout:g} s"
+        elif code is grpc.StatusCode.UNIMPLEMENTED:
+            said = f"does not speak {wire.PACKAGE}"
+        else:
+            said = "refuses"
+        message = one_line(f"the server at {self.address} {said}: {details}", wire.MAX_DETAILS)
+        # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
+        hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
+        return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)
+
+
+def _wrong(opened: pb.OpenReply) -> str | None:
+    """Return what cannot be in a server's description of its policy; memory and loops here follow its numbers."""
+    for name, value, least, most in _numbers(opened):
+        if not least <= value <= most:
+            return f"describes no policy: {name}={value} is not in {least} … {most}"
+    names = [feature.name for feature in opened.policy.observation]
+    return "describes no policy: two features have one name" if len(set(names)) < len(names) else None
+
+
+def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
+    """Yield each number of a server's description, the least and the most that it can be; those before it are right."""
+    told = opened.policy
+    yield "n_obs_steps", told.n_obs_steps, 1, MAX_STEPS
+    yield "horizon", told.horizon, 1, MAX_STEPS
+    yield "first_action", told.first_action, 0, told.horizon - 1
+    yield "n_action_steps", told.n_action_steps, 1, told.horizon - told.first_action
+    yield "action_dim", told.action_dim, 1, MAX_NUMBERS // told.horizon
+    yield "features", len(told.observation), 1, MAX_STEPS
+    for feature in told.observation:
+        yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
+    dims = sum(feature.dim for feature in told.observation)
+    yield "numbers of the observations", told.n_obs_steps * dims, 1, MAX_NUMBERS
+    yield "bytes of the session's name", len(opened.session), 1, _NAME_BYTES
+    yield "lease", opened.lease, 0, 2**63

@@ -1,0 +1,1 @@
+"""Measuring a policy: rollouts, summaries, comparisons, benchmarks, tests of exactness, reports."""

@@ -1,0 +1,392 @@
+"""How long does a plan take? Every sampler on every backend, interleaved, against the best sequential one.
+
+A round of the benchmark is one plan of each contender, at the same states and with the same noise, another one first
+each time, so that whatever the machine does meanwhile meets them all. Ratios are of the plans of the same rounds.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy._common import arrays
+from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
+from asd_policy._common.statistics import Floats, latency, ratio_of_means
+from asd_policy.errors import AsdError, BackendError
+from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
+from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories
+from asd_policy.networks.backends import Backend, make_backend
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.types import SpeculationStats, overhead_fraction
+
+EAGER = "torch-eager"
+"""The backend that people run today: speedups are given against it too."""
+WARM_UP_PLANS = 3
+STAGE_PLANS = 20
+"""Plans, or fewer if fewer are measured, that are taken apart after the others."""
+CALIBRATION_SEED = 1_000_000
+"""Added to a benchmark's seed for the noise of plans to learn from."""
+Advance = Callable[[str, int, int], object]
+"""Told what is being done, how far it is, and how far it goes."""
+
+_NOT_MEASURED = dict.fromkeys(
+    (
+        "success_rate",
+        "success_ci95",
+        "return_mean",
+        "return_ci95",
+        "paired_difference_ci95",
+        "reward_difference",
+        "equivalence",
+    ),
+    None,
+)  # of the closed loop, where `asd-policy eval` measures them
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A sampler on a network as some backend runs it."""
+
+    policy: Policy
+    """With that sampler and that backend; its experience is its own."""
+    asked: bool = True
+    """False for a baseline that nobody asked for."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.policy.sampler.spec} on {self.policy.backend.spec}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What results.json calls it."""
+        return {"spec": self.policy.sampler.spec, "backend": self.policy.backend.spec}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one plan of a batch took."""
+
+    seconds: float
+    """From observations to actions on the host, by the device's clock [s]."""
+    wall_seconds: float
+    """The same by the host's clock, until the device is done [s]."""
+    stats: SpeculationStats
+    stages: dict[str, float] | None = None
+    """Time in each of `clock.STAGES` [s], of a plan that was taken apart."""
+
+
+def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[Backend]) -> list[Contender]:
+    """Return each sampler on each backend, and where it is not among them the sequential one on each and on `EAGER`.
+
+    Args:
+        policy: Whose network and chain.
+        samplers: How to plan.
+        backends: What runs the network.
+
+    Raises:
+        BackendError: A backend cannot run here, or not this network; for an eager baseline that nobody asked for, that
+            is no error.
+        SpecError: A sampler's options do not fit the chain.
+    """
+    found = []
+    for backend in dict.fromkeys(backends):
+        running = policy.with_backend(backend)
+        for sampler in dict.fromkeys([*samplers, Ddpm()]):
+            found.append(Contender(running.with_sampler(sampler), sampler in samplers))
+    if make_backend(EAGER) not in backends:
+        try:
+            running = policy.with_backend(make_backend(EAGER))
+        except BackendError:
+            return found  # results then have no eager baseline, and say so
+        found.append(Contender(running.with_sampler(Ddpm()), False))
+    return found
+
+
+def warm_up(contender: Contender, states: States, batch: int, seed: int) -> None:
+    """Let a contender compile, capture, measure and learn whatever it does, and then learn no more.
+
+    Args:
+        contender: Who.
+        states: To plan in, other ones than those of the measurement.
+        batch: Rows of a plan.
+        seed: Of the noise.
+
+    Raises:
+        AsdError: The network failed, or the device has too little memory.
+    """
+    policy, clock = contender.policy, clock_of(contender.policy.device)
+    learning = -(-CALIBRATION_PLANS // batch) if policy.sampler.learns else 0
+    for index in range(learning + WARM_UP_PLANS):
+        if index == learning:
+            policy.experience.freeze()
+        try:
+            plan(policy, pick(states, index, batch), seed + CALIBRATION_SEED + index, clock)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"{contender.name} at batch {batch} is out of memory: {str(error).splitlines()[0]}; "
+                "use a smaller batch or window"
+            ) from None
+
+
+def pick(states: States, index: int, batch: int) -> States:
+    """Return the `batch` states of plan number `index`; after the last one the first comes again."""
+    return states.rows((index * batch + np.arange(batch)) % len(states))
+
+
+def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool = False) -> Timing:
+    """Plan once for a batch of states, from observations on the host to actions on the host.
+
+    Args:
+        policy: Who plans.
+        states: One for each row of the batch.
+        seed: Of the noise.
+        clock: Of the policy's device.
+        staged: Take the plan apart; the marks cost a little.
+    """
+    history = {name: values.cpu() for name, values in histories(policy, states.cond).items()}
+    generator = arrays.make_generator(policy.device, seed)
+    wall = time.perf_counter()
+    start = clock.tick()
+    stopwatch = Stopwatch(clock) if staged else None
+    made = policy.plan(history, generator, states.last_plan, stopwatch)
+    made.actions.cpu()
+    end = clock.tick()
+    taken_apart = stopwatch.stop() if stopwatch else None
+    (seconds,) = clock.seconds([start, end])
+    return Timing(seconds, time.perf_counter() - wall, made.stats, taken_apart)
+
+
+def rounds(
+    entered: Sequence[Contender], states: States, batch: int, plans: int, seed: int, clock: Clock, staged: bool = False
+) -> Iterator[list[Timing]]:
+    """Yield round after round: what a plan of each contender took, all at the same states and with the same noise.
+
+    Args:
+        entered: The contenders; the results are in their order, and each round begins with another one.
+        states: To plan in.
+        batch: Rows of a plan.
+        plans: How many rounds.
+        seed: Of the noise.
+        clock: Of the device.
+        staged: Take the plans apart.
+
+    Raises:
+        AsdError: A network failed.
+    """
+    for index in range(plans):
+        there = pick(states, index, batch)
+        took: dict[int, Timing] = {}
+        for turn in range(len(entered)):
+            which = (index + turn) % len(entered)
+            took[which] = plan(entered[which].policy, there, seed + index, clock, staged)
+        yield [took[which] for which in range(len(entered))]
+
+
+class Benchmark:
+    """A run, and at any moment the results of what has finished."""
+
+    def __init__(
+        self,
+        entered: Sequence[Contender],
+        states: States,
+        calibration: States,
+        plans: int,
+        batch: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """Get ready.
+
+        Args:
+            entered: From `contenders`, on one device.
+            states: To measure in.
+            calibration: To warm up and learn in.
+            plans: Rounds of the measurement.
+            batch: Rows of a plan.
+            seed: Of the noise.
+
+        Raises:
+            SpecError: A device without a clock.
+        """
+        self.entered = list(entered)
+        self.failed: list[tuple[Contender, AsdError]] = []
+        """Contenders that could not be warmed up, and why."""
+        self.ceiling: Ceiling | None = None
+        """Of the network on each backend; None before it was measured."""
+        self._states, self._calibration = states, calibration
+        self._plans, self._batch, self._seed = plans, batch, seed
+        self._clock = clock_of(entered[0].policy.device)
+        self._timings: list[list[Timing]] = []
+        self._staged: list[list[Timing]] = []
+
+    def measure_ceiling(self) -> Ceiling:
+        """Measure what the network and the device can do at best, before anything is measured against it.
+
+        Raises:
+            AsdError: A network failed, or the device has too little memory.
+        """
+        by_backend = {contender.policy.backend.spec: contender.policy for contender in self.entered}
+        self.ceiling = measure_ceiling(list(by_backend.values()), self._batch, self._clock)
+        return self.ceiling
+
+    def warm_up(self, advance: Advance, go_on: Callable[[], bool] = lambda: True, keep_going: bool = False) -> None:
+        """Warm every contender up.
+
+        Args:
+            advance: Told before each.
+            go_on: Asked before each; one that it says no to has failed.
+            keep_going: Leave a contender out that fails, and keep it in `failed`.
+
+        Raises:
+            AsdError: A contender failed.
+        """
+        for index, contender in enumerate(list(self.entered)):
+            advance(f"warming up {contender.name}", index, len(self.entered) + len(self.failed))
+            try:
+                if not go_on():
+                    raise AsdError(f"{contender.name} is left out: no time is left to warm it up")
+                warm_up(contender, self._calibration, self._batch, self._seed)
+            except AsdError as error:
+                if not keep_going:
+                    raise
+                self.entered.remove(contender)
+                self.failed.append((contender, error))
+
+    def measure(self, advance: Advance, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Measure plans, and then take some apart.
+
+        Args:
+            advance: Told after each round.
+            go_on: Asked before each round; where it says no, what has finished is all there is.
+
+        Raises:
+            AsdError: A network failed.
+        """
+        for staged, finished, plans in (
+            (False, self._timings, self._plans),
+            (True, self._staged, min(self._plans, STAGE_PLANS)),
+        ):
+            course = (self.entered, self._states, self._batch, plans, self._seed, self._clock, staged)
+            for timings in rounds(*course):
+                finished.append(timings)
+                advance("taking plans apart" if staged else "plans", len(finished), plans)
+                if not go_on():
+                    break
+
+    def results(self) -> dict[str, Any]:
+        """Return what results.json has of the measurement; of whole rounds alone, where it was cut short."""
+        by_contender = [list(timings) for timings in zip(*self._timings, strict=True)]
+        staged = [list(timings) for timings in zip(*self._staged, strict=True)]
+        best, eager = baselines(self.entered, by_contender)
+        return {
+            "batch": self._batch,
+            "states": len(self._states),
+            "plans": len(self._timings),
+            "plans_asked": self._plans,
+            "baseline": best and best[0].identity,
+            "eager_baseline": eager and eager[0].identity,
+            "ceiling": self.ceiling and self.ceiling.record(),
+            "failed": [{**contender.identity, "why": str(error)} for contender, error in self.failed],
+            "samplers": [
+                {
+                    **contender.identity,
+                    "dtype": contender.policy.backend.dtype,
+                    "asked": contender.asked,
+                    "exact": contender.policy.sampler.exact,
+                    **_NOT_MEASURED,
+                    **summarize(timings, best and best[1], eager and eager[1]),
+                    "floor_ms": self._floor_ms(contender, timings),
+                    "stages_ms": stages_ms(staged[index]) if staged else None,
+                }
+                for index, (contender, timings) in enumerate(zip(self.entered, by_contender, strict=False))
+            ],
+        }
+
+    def _floor_ms(self, contender: Contender, timings: Sequence[Timing]) -> float | None:
+        """Return what the network calls of a plan alone would take on the contender's backend [ms]."""
+        if self.ceiling is None:
+            return None
+        calls = np.mean([max(timing.stats.rounds) for timing in timings])
+        points = np.sum([sum(timing.stats.nfe) for timing in timings]) / (calls * len(timings))
+        return 1e3 * float(calls) * self.ceiling.call_seconds(contender.policy.backend.spec, float(points))
+
+
+Measured = tuple[Contender, Sequence[Timing]]
+
+
+def baselines(
+    entered: Sequence[Contender], timings: Sequence[Sequence[Timing]]
+) -> tuple[Measured | None, Measured | None]:
+    """Return the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none.
+
+    Args:
+        entered: The contenders.
+        timings: What the plans of each took; empty where none has finished.
+    """
+    sequential = [measured for measured in zip(entered, timings, strict=False) if measured[0].policy.sampler == Ddpm()]
+    best = min(sequential, key=lambda measured: seconds_of(measured[1]).mean(), default=None)
+    eager = [measured for measured in sequential if measured[0].policy.backend == make_backend(EAGER)]
+    return best, next(iter(eager), None)
+
+
+def seconds_of(timings: Sequence[Timing]) -> Floats:
+    """Return the latency of each plan [s]."""
+    return np.array([timing.seconds for timing in timings])
+
+
+def summarize(
+    timings: Sequence[Timing], baseline: Sequence[Timing] | None, eager: Sequence[Timing] | None
+) -> dict[str, Any]:
+    """Return what results.json has of one contender's plans.
+
+    Args:
+        timings: What its plans took.
+        baseline: What those of the baseline took, in the same rounds.
+        eager: What those of the eager baseline took.
+    """
+    seconds = seconds_of(timings)
+    stats = [timing.stats for timing in timings]
+    rows = [rounds for each in stats for rounds in each.rounds]
+    wall = np.array([timing.wall_seconds for timing in timings])
+    steps = stats[0].steps
+
+    def against(other: Sequence[Timing] | None) -> tuple[float | None, list[float] | None]:
+        ratio, interval = (None, None) if other is None else ratio_of_means(seconds_of(other), seconds)
+        return ratio, None if interval is None else list(interval)
+
+    speedup, speedup_ci95 = against(baseline)
+    over_eager, over_eager_ci95 = against(eager)
+    return {
+        "steps": steps,
+        "window": Counter(each.window for each in stats).most_common(1)[0][0],
+        "plans": len(timings),
+        "rounds_mean": float(np.mean(rows)),
+        "rounds_p95": float(np.percentile(rows, 95)),
+        "calls_mean": float(np.mean([max(each.rounds) for each in stats])),
+        "nfe_mean": float(np.mean([nfe for each in stats for nfe in each.nfe])),
+        "acceptance_length_mean": steps / float(np.mean(rows)),
+        "algorithmic_speedup": steps / float(np.mean(rows)),
+        "wall_clock_speedup": speedup,
+        "wall_clock_speedup_ci95": speedup_ci95,
+        "wall_clock_speedup_of_medians": (
+            None if baseline is None else float(np.median(seconds_of(baseline)) / np.median(seconds))
+        ),
+        "speedup_over_eager": over_eager,
+        "speedup_over_eager_ci95": over_eager_ci95,
+        "overhead_fraction": overhead_fraction(stats, float(wall.sum())),
+        "latency_ms": latency(seconds),
+        "wall_latency_ms": latency(wall),
+        "latencies_ms": [round(1e3 * value, 4) for value in seconds.tolist()],
+    }
+
+
+def stages_ms(timings: Sequence[Timing]) -> dict[str, float]:
+    """Return the mean time of each stage [ms] over plans that were taken apart."""
+    taken_apart = [timing.stages for timing in timings if timing.stages is not None]
+    return {stage: float(1e3 * np.mean([stages[stage] for stages in taken_apart])) for stage in STAGES}

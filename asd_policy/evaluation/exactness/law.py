@@ -1,0 +1,287 @@
+"""Is a sampler's law the sequential one on this policy? Draws plans of both, watches the steps of one, and tests."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy._common import arrays
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.evaluation.evaluate import prepare, run_episode
+from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness.checks import Array, Check
+from asd_policy.evaluation.rollout.environments import Env
+from asd_policy.networks.denoiser import Denoiser, encode
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.base import Past
+
+CALIBRATION = 16  # plans at each observation that a sampler learns from before it is watched
+BATCH = 64  # plans sampled at once
+PATHS = 1024  # plans whose steps are kept, at most: 100 steps of 32 numbers take 100 MB
+NOISELESS_TOLERANCE = 1e-3  # in normalised actions; the rounding of a network in half precision stays below
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one sampler drew."""
+
+    plans: Array
+    """Normalised plans [O, N, D]: N at each of O observations."""
+    checks: list[Check]
+    """Of the steps behind them; empty where they are not the chain's, or were not watched."""
+
+
+class PathRecorder:
+    """A denoiser that remembers where a sampler evaluated it, and so which path each row took.
+
+    The sampler need not help, or know: each row's conditioning carries the row's number in one more entry, which is
+    taken off again before the network sees it. What it has to do is what any sampler of a chain does that
+    speculates: evaluate the points of a step until one stands, so that the last one evaluated is the committed one.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, chain: GaussianChain, rows: int, dim: int, free: Tensor | None = None
+    ) -> None:
+        """Begin a batch.
+
+        Args:
+            denoiser: The network.
+            chain: Whose steps to recognise, by their timesteps.
+            rows: Plans in the batch B.
+            dim: Numbers in a plan D, as far as they are sampled.
+            free: Which numbers of an event those are, in a row; None for all.
+        """
+        self._free = slice(None) if free is None else free
+        self._denoiser = denoiser
+        self._chain = chain
+        self._step_of = {int(timestep): step for step, timestep in enumerate(chain.timesteps)}
+        self._furthest = np.full(rows, -1)  # [B] the last step that a row's latest call evaluated
+        nowhere = np.full((rows, len(chain), dim), np.nan)
+        self.points = nowhere.copy()
+        """The last point evaluated at each step [B, K, D]; NaN where there was none."""
+        self.predictions = nowhere.copy()
+        """x̂0 there."""
+        self.earlier = nowhere.copy()
+        """The latest x̂0 known before that call for that step or, if it is a new one, for the last step before it."""
+        self.start = nowhere.copy()
+        """x̂0 at the row's first point of that call."""
+
+    def tag(self, cond: Tensor) -> Tensor:
+        """Return conditioning [B, C] with each row's number behind it [B, C + 1]."""
+        return torch.cat([cond, torch.arange(len(cond), device=cond.device).to(cond.dtype)[:, None]], dim=1)
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode tagged conditioning [B, C + 1] where the network encodes it, and tag it again [B, E + 1]."""
+        # Joined in the wider precision of the two: bfloat16 counts to 256 and no further.
+        return torch.cat([encode(self._denoiser, cond[:, :-1]), cond[:, -1:]], dim=1)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Evaluate the network on N points with tagged conditioning, and remember."""
+        assert cond is not None  # a policy always has some
+        output = self._denoiser(x, timestep, cond[:, :-1])
+        if output.shape == x.shape:  # otherwise the sampler is about to refuse it
+            self._remember(x.flatten(1), timestep, cond[:, -1], output.to(x.dtype).flatten(1))
+        return output
+
+    def _remember(self, x: Tensor, timestep: Tensor, row: Tensor, output: Tensor) -> None:
+        steps = np.array([self._step_of.get(value, -1) for value in timestep.tolist()])
+        known = torch.as_tensor(steps >= 0, device=x.device)  # a sampler of another chain may have other timesteps
+        steps, rows = steps[steps >= 0], row[known].long().cpu().numpy()
+        index = torch.as_tensor(steps, device=x.device)
+        clean = self._chain.predict(x[known], output[known], index)
+        before = np.minimum(steps, self._furthest[rows])
+        self.earlier[rows, steps] = np.where(before[:, None] >= 0, self.predictions[rows, before], np.nan)
+        self.points[rows, steps] = x[known][:, self._free].cpu().numpy()
+        self.predictions[rows, steps] = clean[:, self._free].cpu().numpy()
+        first, last = np.full((2, len(self._furthest)), [[len(self._chain)], [-1]])
+        np.minimum.at(first, rows, steps)
+        np.maximum.at(last, rows, steps)
+        self.start[rows, steps] = self.predictions[rows, first[rows]]
+        self._furthest = np.where(last >= 0, last, self._furthest)
+
+
+def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: int) -> Tensor:
+    """Return conditioning [count, C] from a random moment of planning in each of `count` episodes.
+
+    Args:
+        policy: Whose observations.
+        env: Where.
+        sampler: Plans the episodes; those are the states it will meet in use.
+        count: Of observations.
+        seed: Of the episodes and the moments.
+
+    Raises:
+        AsdError: Policy and environment do not fit, or the network failed.
+    """
+    rng = np.random.default_rng(seed)
+    (planner,) = prepare(policy, env, [sampler])
+    conds = []
+    for index in range(count):
+        run_episode(planner, env, index, seed)
+        conds.append(planner.plans[rng.integers(len(planner.plans))].cond)
+    return torch.cat(conds)
+
+
+def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
+    """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
+    if not isinstance(sampler, Asd):
+        return sampler
+    past, held = Past(None, policy.experience.copy()), policy.held(conds[:1])
+    result = sampler.sample(
+        policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, held=held, past=past
+    )
+    return make_sampler(result.stats.spec)
+
+
+def draw(
+    policy: Policy,
+    sampler: Sampler,
+    conds: Tensor,
+    count: int,
+    seed: int,
+    watch: bool,
+    advance: Callable[[int], object],
+) -> Drawn:
+    """Draw plans.
+
+    Args:
+        policy: Whose network.
+        sampler: How.
+        conds: Conditioning [O, C].
+        count: Plans N for each.
+        seed: Of the noise.
+        watch: Whether to test the steps too.
+        advance: Told how many plans were drawn.
+
+    Raises:
+        AsdError: The sampler does not fit the chain, or the network failed.
+    """
+    chain, generator = policy.chain, arrays.make_generator(policy.device, seed)
+    free = _free(policy, conds)
+    dim = int(free.sum())
+    pasts = _pasts(policy, sampler, conds, generator)
+    recorders: list[tuple[PathRecorder, Array]] = []
+    plans: list[Array] = []
+    for cond, past in zip(conds, pasts, strict=True):
+        watched = 0
+        for start in range(0, count, BATCH):
+            rows = min(BATCH, count - start)
+            batch = cond.expand(rows, -1)
+            held, shape = policy.held(batch), (rows, *policy.event)
+            if watch and watched + rows <= max(BATCH, PATHS // len(conds)):
+                recorder = PathRecorder(policy.denoiser, chain, rows, dim, free)
+                result = sampler.sample(
+                    recorder, chain, shape, recorder.tag(batch), generator, held=held, past=past(rows)
+                )
+                recorders.append((recorder, result.sample.flatten(1)[:, free].cpu().double().numpy()))
+                watched += rows
+            else:
+                result = sampler.sample(policy.denoiser, chain, shape, batch, generator, held=held, past=past(rows))
+            plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
+            advance(rows)
+    return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
+
+
+def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator) -> list[Callable[[int], Past]]:
+    """Return for each observation what a batch of so many plans there may know: all that it may know in use.
+
+    The last plan is one at that observation, and what a sampler learns it has learned from plans at all of them.
+    """
+    if not sampler.learns:
+        return [lambda rows: Past()] * len(conds)
+    experience = policy.experience.copy()
+    shape = (CALIBRATION, *policy.event)
+    last_plans = [
+        sampler.sample(
+            policy.denoiser,
+            policy.chain,
+            shape,
+            batch,
+            generator,
+            held=policy.held(batch),
+            past=Past(None, experience),
+        ).sample
+        for batch in conds.unsqueeze(1).expand(-1, CALIBRATION, -1)
+    ]
+    experience.freeze()
+    return [partial(_past, experience, last_plan) for last_plan in last_plans]
+
+
+def _free(policy: Policy, conds: Tensor) -> Tensor:
+    """Return which numbers of a plan, in a row, are sampled and not given [D]."""
+    held = policy.held(conds[:1])
+    mask = conds.new_zeros((1, *policy.event), dtype=torch.bool) if held is None else held.mask
+    return ~mask[0].flatten()
+
+
+def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:
+    return Past(last_plans[torch.arange(rows, device=last_plans.device) % len(last_plans)], experience)
+
+
+def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:
+    """Return the checks of the steps that recorders saw, each with the plans they led to [B, D]; none for no steps."""
+    if not recorded:
+        return []
+    recorders = [recorder for recorder, _ in recorded]
+    predictions = np.concatenate([recorder.predictions for recorder in recorders])
+    if np.isnan(predictions).any():
+        return []  # it leaves steps of the chain out
+    points = np.concatenate([np.concatenate([r.points, plans[:, None]], axis=1) for r, plans in recorded])
+    guesses = {
+        "earlier prediction": np.concatenate([recorder.earlier for recorder in recorders]),
+        "window's start": np.concatenate([recorder.start for recorder in recorders]),
+    }
+    coefficients = (chain.a, chain.b, chain.sigma)
+    return [
+        *equivalence.residual_checks(equivalence.residual_steps(points, predictions, *coefficients, guesses)),
+        equivalence.noiseless_check(points, predictions, *coefficients, NOISELESS_TOLERANCE),
+    ]
+
+
+def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str, Any]:
+    """Test and return what results.json says of it.
+
+    Args:
+        drawn: By the sampler in question, watched.
+        reference: By the sequential one, at the same observations.
+        alpha: Family-wise level.
+        seed: Of permutations and power.
+    """
+    of_modes = equivalence.mode_check(drawn.plans, reference.plans, seed)
+    on_plans = [
+        equivalence.energy_check(drawn.plans, reference.plans, seed),
+        replace(
+            equivalence.energy_check(*equivalence.whiten(drawn.plans, reference.plans), seed),
+            name="energy distance, whitened",
+        ),
+        equivalence.marginal_check(drawn.plans, reference.plans),
+        *([of_modes] if of_modes else []),
+    ]
+    checks = [*on_plans, *drawn.checks]
+    verdict = equivalence.judge(checks, alpha)
+    return {
+        **asdict(verdict),
+        "alpha": alpha,
+        "checks": [
+            {"name": check.name, "of": "plans" if check in on_plans else "steps", "p_value": check.p_value,
+             "effects": check.effects}
+            for check in checks
+        ],
+        "steps_tested": bool(drawn.checks),
+        "detectable": {
+            "energy distance": equivalence.detectable_moves(drawn.plans, reference.plans, verdict.level, seed),
+            **equivalence.detectable_effects(checks, verdict.level),
+        },
+    }  # fmt: skip
+
+
+def reference_sampler() -> Sampler:
+    """Return the sequential sampler, whose law is the one to have."""
+    return make_sampler("ddpm")

@@ -1,0 +1,130 @@
+"""A benchmark's results as people read them: the ceiling, the table against it, and the plots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from asd_policy._common.clock import STAGES
+from asd_policy._common.files import atomic_file
+from asd_policy.evaluation.reports import plots
+
+PLOTS = ("latency.svg", "speedup.svg")
+"""Files that `draw` writes."""
+
+
+def ceiling_table(ceiling: dict[str, Any]) -> Table:
+    """Return the `ceiling` of a results.json object as a table for the terminal."""
+    rates = ", ".join(f"{1e-12 * rate:.3g} TFLOP/s {dtype}" for dtype, rate in ceiling["flops_per_second"].items())
+    table = Table(
+        title="network calls: median, and what of it the device's own matrix product and copy would need",
+        caption=f"measured: {rates}, {1e-9 * ceiling['bytes_per_second']:.3g} GB/s",
+    )
+    columns = ("backend", "points", "call ms", "K calls ms", "operations ms", "weights ms", "traffic ms", "of limit")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "backend" else "right")
+    for backend in ceiling["backends"]:
+        for index, point in enumerate(backend["curve"]):
+            table.add_row(
+                f"{backend['backend']}\n{backend['dtype']}" if index == 0 else "",
+                str(point["points"]),
+                _ms(point["call_ms"]),
+                _ms(backend["sequential_ms"]) if index == 0 else "",
+                *(_ms(point[key]) for key in ("compute_ms", "weights_ms", "traffic_ms")),
+                "–" if point["of_limit"] is None else f"{100 * point['of_limit']:.0f} %",
+            )
+    return table
+
+
+def latency_table(results: dict[str, Any]) -> Table:
+    """Return the plans of a results.json object of `bench` as a table for the terminal."""
+    baseline = results["baseline"]
+    against = f"× is against ddpm on {baseline['backend']}" if baseline else ""
+    table = Table(
+        title=f"{results['plans']} plans each, interleaved, batch {results['batch']}, states {results['states_from']}",
+        caption=f"{results['device']}; {against}",
+    )
+    columns = ("sampler on backend", "window", "rounds", "p50 / p95 / p99 / max ms", "× [95 %]", "× eager", "× rounds",
+               "calls alone ms", "outside the network")  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for each in results["samplers"]:
+        latency, interval = each["latency_ms"], each["wall_clock_speedup_ci95"]
+        spec = each["spec"].replace(",", ",\n  ") + ("" if each["exact"] else " (approximate)")
+        table.add_row(
+            f"{spec}\n  on {each['backend']}",
+            str(each["window"]),
+            f"{each['rounds_mean']:.1f}",
+            " / ".join(_ms(latency[key]) for key in ("p50", "p95", "p99", "max")),
+            _ratio(each["wall_clock_speedup"])
+            + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"),
+            _ratio(each["speedup_over_eager"]),
+            f"{each['algorithmic_speedup']:.1f}",
+            _ms(each["floor_ms"]),
+            "–" if each["overhead_fraction"] is None else f"{100 * each['overhead_fraction']:.1f} %",
+        )
+    return table
+
+
+def stages_table(results: dict[str, Any]) -> Table:
+    """Return where the plans' time goes as a table for the terminal."""
+    table = Table(title="where a plan's time goes, ms")
+    table.add_column("sampler on backend")
+    for stage in STAGES:
+        table.add_column(stage, justify="right")
+    for each in results["samplers"]:
+        if each["stages_ms"]:
+            cells = (_ms(each["stages_ms"][stage]) for stage in STAGES)
+            table.add_row(f"{each['spec']} on {each['backend']}".replace(",", ",\n  "), *cells)
+    return table
+
+
+def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw the distribution of latencies, and speedup against window, as SVG files.
+
+    Args:
+        results: A results.json object of `bench`, with at least one plan of each contender.
+        folder: Where to write `PLOTS`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    with plots.drawing() as pyplot:
+        figures = [_latencies(pyplot, results["samplers"]), _speedups(pyplot, results)]
+        paths = [folder / name for name in PLOTS]
+        for figure, path in zip(figures, paths, strict=True):
+            with atomic_file(path) as temporary:
+                figure.savefig(temporary, format="svg", metadata={"Date": None})
+            pyplot.close(figure)
+    return paths
+
+
+def _latencies(pyplot: Any, samplers: Sequence[dict[str, Any]]) -> Any:
+    figure, axis = pyplot.subplots(figsize=(8, 4.5 + 0.12 * len(samplers)), layout="constrained")
+    plots.latencies(axis, [(_label(each, each["spec"]), each["exact"], each["latencies_ms"]) for each in samplers])
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _speedups(pyplot: Any, results: dict[str, Any]) -> Any:
+    figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
+    exact = [each for each in results["samplers"] if each["exact"] and each["wall_clock_speedup"] is not None]
+    axis.axhline(1, color="0.75", linewidth=1, zorder=0)
+    plots.speedups(axis, exact, lambda each: _label(each, plots.without_window(each["spec"])), "wall_clock_speedup")
+    axis.set(xlabel="window θ (ddpm: 1)", ylabel="speedup over ddpm on the best backend")
+    figure.legend(loc="outside lower center")
+    return figure
+
+
+def _label(each: dict[str, Any], spec: str) -> str:
+    return f"{spec} on {each['backend']}"
+
+
+def _ms(value: float | None) -> str:
+    """Write milliseconds with three digits, or more before the point."""
+    return "–" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

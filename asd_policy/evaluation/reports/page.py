@@ -1,0 +1,148 @@
+"""An evaluation as one page, report.html: everything in one file, nothing fetched, nothing run."""
+
+import base64
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asd_policy._common.files import atomic_file
+from asd_policy.errors import RunError
+from asd_policy.evaluation.comparison import load_run
+from asd_policy.evaluation.reports import page_plots, plots, report
+from asd_policy.evaluation.reports.page_plots import Results
+from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
+from asd_policy.evaluation.rollout.episodes import Episode
+
+PAGE = "report.html"
+VIDEO_LIMIT = 8_000_000
+"""Most bytes of a video that is put into the page; a larger one is linked."""
+_SHOWN_FAILURES = 20
+_DARK_COLOURS = ("#a3acb6", "#ff8f4d", "#5aaeff", "#3fc79a", "#f07fb5", "#e0b040", "#9fd3f5", "#b9a0ff")
+"""In the place of `plots.COLOURS` on a dark page."""
+
+
+def write(folder: Path) -> Path:
+    """Write the page of an evaluation beside its results.json; return its path.
+
+    Args:
+        folder: With results.json, and what there is of episodes.jsonl and videos.
+
+    Raises:
+        RunError: results.json or episodes.jsonl is not what `asd-policy eval` writes, or no episode had finished.
+    """
+    run = load_run(folder)
+    if not run.results["samplers"]:
+        raise RunError(f"{run.path} has no sampler: no episode had finished")
+    episodes = [each for each in run.episodes or () if each.index < run.results["episodes"]]
+    try:
+        page = build(run.results, episodes, _video(folder / SIDE_BY_SIDE))
+    except KeyError as error:
+        raise RunError(f"{run.path} lacks {error}, which an asd-policy eval of this version writes") from error
+    path = folder / PAGE
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] | None = None) -> str:
+    """Return the page as HTML. Whatever text results and episodes hold, it is shown as text.
+
+    Args:
+        results: A results.json object of `eval`, with at least one sampler.
+        episodes: Those it sums up; empty where they were not kept.
+        video: From a file, see `write`.
+    """
+    import jinja2
+
+    best = fastest_exact(results)
+    clocked = report.is_clocked(results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(PAGE).render(
+        results=results,
+        best=best,
+        verdict=report.equivalence(best["equivalence"], best["episodes"]) if best and best["equivalence"] else None,
+        reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
+        complete=results.get("complete", not results.get("interrupted")),
+        failures=[episode for episode in episodes if episode.error is not None],
+        shown_failures=_SHOWN_FAILURES,
+        columns=report.COLUMNS,
+        rows=[report.row(each) for each in results["samplers"]],
+        clock=report.clock_title(results) if clocked else None,
+        timing_columns=report.TIMING_COLUMNS,
+        timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
+        other_rate=report.other_rate(results) if clocked else None,
+        choices=[*report.choices(results), *report.cuts(results)],
+        verdicts=report.equivalence_lines(results),
+        sizes=report.sizes(results),
+        video=video,
+        plots=page_plots.draw(results, episodes),
+        facts=_facts(results),
+        command=_command(results),
+        light=plots.COLOURS,
+        dark=_DARK_COLOURS,
+    )
+
+
+def fastest_exact(results: Results) -> Results | None:
+    """Return the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
+    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
+    return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """Return what ran where, as names and values; what the record does not say is left out."""
+    commit = f", commit {results['commit']}" if results["commit"] else ""
+    rates = {"environment_steps_per_second": "environment steps", "episodes_per_second": "episodes"}
+    told = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
+    facts = {
+        "Policy": results["policy"],
+        "Task": results["env"],
+        "Seed": results["seed"],
+        "Episodes": f"{results['episodes']} for each sampler",
+        "Environments": results.get("envs") and f"{results['envs']} at once",
+        "Workers": results.get("workers"),
+        "Device": results["device"],
+        "Backend": f"{results['backend']}, {results['dtype']}",
+        "Per second": ", ".join(told),
+        "Software": f"asd_policy {results['package']}{commit}; torch {results['torch']}",
+        "Started": results["started"],
+    }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _command(results: Results) -> str:
+    """Return the command line that makes these results, an option a line."""
+    options = {"policy": [results["policy"]], "env": [results["env"]]}
+    options["samplers"] = list(dict.fromkeys(each.get("ran", each["spec"]) for each in results["samplers"]))
+    keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
+    options |= {name: [str(results[key])] for name, key in keys.items() if key in results}
+    if report.is_clocked(results):
+        options |= {name: [str(results[name])] for name in ("clock", "hz", "latency", "continuity")}
+    if results.get("deadline_ms") is not None:
+        options |= {"deadline-ms": [f"{results['deadline_ms']:g}"], "fallback": [results["fallback"]]}
+    margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
+    if margins:
+        options["margin"] = [str(margins[0])]
+    if results.get("max_steps") is not None:
+        options["max-steps"] = [str(results["max_steps"])]
+    if results.get("workers", 1) > 1:
+        options["workers"] = [str(results["workers"])]
+    lines = [f"--{name} {shlex.join(values)}" for name, values in options.items()]
+    return " \\\n  ".join(("asd-policy eval", *lines, "--out runs/again"))
+
+
+def _video(path: Path) -> dict[str, Any] | None:
+    """Return a video as the page takes it, or None where there is none."""
+    if not path.exists():
+        return None
+    size = path.stat().st_size
+    told = {"name": path.name, "megabytes": f"{1e-6 * size:.1f}", "uri": None}
+    if size <= VIDEO_LIMIT:
+        told["uri"] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    return told

@@ -1,0 +1,411 @@
+"""Results as people read them: a table in the terminal, the same in Markdown, and the record of what ran."""
+
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import asd_policy
+from asd_policy._common.hardware import hardware
+from asd_policy.errors import printable
+from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers.types import MEASURED, UNCLOCKED
+
+if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
+    from rich.table import Table
+
+_NO_POWER = 0.005  # is 0 %
+COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
+           "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
+
+
+def commit() -> str | None:
+    """Return the git commit of the checkout this package runs from, or None where there is none."""
+    folder = Path(asd_policy.__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def shared_name(word: str) -> str:
+    """Return a path as files that are passed on name it: an absolute one, which tells of a user, by its end.
+
+    Args:
+        word: A path as the user gave it, or anything else, which stays.
+    """
+    path = Path(word)
+    return path.name if path.is_absolute() else word
+
+
+def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy: Policy) -> dict[str, Any]:
+    """Return what every results.json says of its run as a whole.
+
+    Args:
+        command: Of `asd-policy`.
+        checkpoint: As the user named it.
+        env: Gymnasium id, or None.
+        seed: Of the run.
+        policy: As loaded, for its device and backend.
+    """
+    return {
+        "version": 1,
+        "command": command,
+        "policy": shared_name(checkpoint),
+        "env": env,
+        "seed": seed,
+        "device": hardware(policy.device),
+        "backend": policy.backend.spec,
+        "dtype": policy.backend.dtype,
+        "package": asd_policy.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def row(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one sampler of results.json, as in `COLUMNS`."""
+    low, high = result["success_ci95"]
+    latency = result["latency_ms"]
+    if latency is None:  # no episode came to a plan
+        costs = ("–",) * 6
+    else:
+        costs = (
+            f"{result['rounds_mean']:.1f}",
+            f"{result['nfe_mean']:.0f}",
+            f"{result['algorithmic_speedup']:.1f}×",
+            f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
+            "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
+            "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
+        )
+    return (
+        result["spec"] + ("" if result["exact"] else " (approximate)"),
+        f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
+        _interval(result["return_mean"], result["return_ci95"]),
+        "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
+        *costs,
+    )
+
+
+def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
+
+
+def sizes(results: dict[str, Any]) -> str:
+    """Return how much was measured, as in "20 episodes and 98 … 105 plans each"."""
+    episodes = sorted({result["episodes"] for result in results["samplers"]})
+    plans = sorted({result["plans"] for result in results["samplers"]})
+
+    def span(values: list[int]) -> str:
+        return "0" if not values else " … ".join(map(str, dict.fromkeys((values[0], values[-1]))))
+
+    return f"{span(episodes)} episodes and {span(plans)} plans for each sampler"
+
+
+def table(results: dict[str, Any]) -> "Table":
+    """Return a results.json object as a table for the terminal."""
+    from rich.table import Table
+
+    rich_table = Table(title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"])
+    for column in COLUMNS:
+        first = column == "sampler"
+        rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
+    for result in results["samplers"]:
+        name, *cells = row(result)
+        rich_table.add_row(name.replace(",", ",\n  "), *cells)
+    return rich_table
+
+
+TIMING_COLUMNS = ("sampler", "latency counted p50 / p95 ms", "delay steps", "stale steps", "missed deadlines",
+                  "control Hz", "jitter ms", "seam")  # fmt: skip
+
+
+def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one sampler of results.json that ran by a clock, as in `TIMING_COLUMNS`."""
+    name, timing = result["spec"] + ("" if result["exact"] else " (approximate)"), result["timing"]
+    if timing is None:  # no episode came to its end
+        return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
+    latency, delay = timing["counted_latency_ms"], timing["delay_steps_mean"]
+    return (
+        name,
+        "–" if latency is None else f"{latency['p50']:.0f} / {latency['p95']:.0f}",
+        "–" if delay is None else f"{delay:.1f}",
+        f"{100 * timing['stale_fraction']:.0f} %",
+        "–" if timing["missed_fraction"] is None else f"{100 * timing['missed_fraction']:.0f} %",
+        f"{timing['control_frequency_hz']:.1f}",
+        "–" if timing["jitter_ms"] is None else f"{timing['jitter_ms']:.0f}",
+        "–" if timing["seam_mean"] is None else f"{timing['seam_mean']:.3f}",
+    )
+
+
+def timing_table(results: dict[str, Any]) -> "Table":
+    """Return what became of deadlines in a results.json object of a run by a clock, as a table for the terminal."""
+    from rich.table import Table
+
+    rich_table = Table(title=clock_title(results))
+    for column in TIMING_COLUMNS:
+        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+    for result in results["samplers"]:
+        name, *cells = timing_row(result)
+        rich_table.add_row(name.replace(",", ",\n  "), *cells)
+    return rich_table
+
+
+def is_clocked(results: dict[str, Any]) -> bool:
+    """Return whether time went on while plans were made, in the run of a results.json object."""
+    return results.get("clock", UNCLOCKED) != UNCLOCKED
+
+
+def clock_title(results: dict[str, Any]) -> str:
+    """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured, continuity none"."""
+    latency = results["latency"] + ("" if results["latency_sha256"] or results["latency"] == MEASURED else " ms")
+    continuity = f", continuity {results['continuity']}" if results["clock"] == "async" else ""
+    return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}{continuity}"
+
+
+def other_rate(results: dict[str, Any]) -> str | None:
+    """Return what it means that a run's clock is not the environment's own; None where it is, or nobody knows."""
+    if results["env_hz"] in (None, results["hz"]):
+        return None
+    return (
+        f"{results['env']} runs at {results['env_hz']:g} Hz, the clock at {results['hz']:g} Hz: a delay costs "
+        f"{results['hz'] / results['env_hz']:.3g} times the steps it would cost by the environment's own time"
+    )
+
+
+def choices(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json that had something to choose, in a line, what it ran as."""
+    return [
+        f"{result['spec']} ran as {result['ran']}"
+        for result in results["samplers"]
+        if result.get("ran", result["spec"]) != result["spec"]
+    ]
+
+
+def cuts(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json of whose plans a deadline has cut some, in a line, how many."""
+    return [
+        f"{result['spec']}: {result['cut_plans']} of {result['plans']} plans cut at {results['deadline_ms']:g} ms and "
+        f"finished by {results['fallback']} (approximate)"
+        for result in results["samplers"]
+        if result.get("cut_plans")
+    ]
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """Return what is to be said under the table of an evaluation."""
+    return [*choices(results), *cuts(results), *equivalence_lines(results)]
+
+
+def equivalence_lines(results: dict[str, Any]) -> list[str]:
+    """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent.
+
+    For all of those that so few episodes could not have shown to be, there is one line.
+    """
+    lines, hopeless = [], []
+    for result in results["samplers"]:
+        verdict = result["equivalence"]
+        if verdict is None:
+            continue
+        if not verdict["equivalent"] and verdict["power"] is not None and verdict["power"] < _NO_POWER:
+            hopeless.append(result)
+        else:
+            lines.append(f"{result['spec']}: {equivalence(verdict, result['episodes'])}")
+    return lines + ([_too_few(hopeless)] if hopeless else [])
+
+
+def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
+    """Return that so many episodes cannot show equivalence, and how many can for all of these samplers."""
+    episodes = max(result["episodes"] for result in hopeless)
+    verdicts = [result["equivalence"] for result in hopeless]
+    margin = verdicts[0]["margin"]
+    # Results of before have no discordance; where no pair differs it is this.
+    discordance = max(verdict.get("discordance") or 1 / (episodes + 2) for verdict in verdicts)
+    needed = pairs_needed(discordance, margin)
+    enough = "more than can be counted are needed" if needed is None else f"about {needed} can"
+    return f"{episodes} episodes cannot show that success is ddpm's within {100 * margin:g} points: {enough}"
+
+
+def equivalence(verdict: dict[str, Any], episodes: int) -> str:
+    """Return a verdict of equivalence in words: over how many episodes, and where it is not shown, with what power."""
+    within = f"within {100 * verdict['margin']:g} points"
+    p_value = f"p = {verdict['p_value']:.2g}, {episodes} episodes"
+    if verdict["equivalent"]:
+        return f"success equivalent {within} ({p_value})"
+    power = verdict["power"]
+    told = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
+    return f"success not shown to be equivalent {within} ({p_value}{told})"
+
+
+def comparison_table(results: dict[str, Any]) -> "Table":
+    """Return what `asd-policy compare` found as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    how = "episodes paired" if results["paired"] else f"episodes not paired: {results['why_unpaired']}"
+    rich_table = Table(
+        title=Text(printable(f"{results['env']}: {results['second']} against {results['first']}")),
+        caption=Text(printable(f"second minus first, second / first; 95 % intervals; {how}")),
+    )
+    for column in ("sampler", "episodes", "success, points", "return", "rounds per plan", "latency per plan"):
+        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
+    for result in results["samplers"]:
+        rich_table.add_row(
+            result["spec"].replace(",", ",\n  "),
+            " / ".join(map(str, dict.fromkeys(result["episodes"]))),
+            _estimate(result["success_difference"], "{:+.1f}", 100),
+            _estimate(result["return_difference"], "{:+.3g}"),
+            _estimate(result["rounds_ratio"], "{:.2f}×"),
+            _estimate(result["latency_ratio"], "{:.2f}×"),
+        )
+    return rich_table
+
+
+def _estimate(value: dict[str, Any] | None, form: str, scale: float = 1) -> str:
+    if value is None:
+        return "–"
+    told = form.format(scale * value["mean"])
+    if value["ci95"] is None:
+        return told
+    low, high = (form.format(scale * end) for end in value["ci95"])
+    return f"{told} [{low}, {high}]"
+
+
+def markdown(all_results: Sequence[dict[str, Any]]) -> str:
+    """Return several results.json objects as one Markdown table, with what it was measured on below."""
+    header = ("task", *COLUMNS)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for results in all_results:
+        for index, result in enumerate(results["samplers"]):
+            task = f"`{results['env']}`" if index == 0 else ""
+            spec, *cells = row(result)
+            lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
+    first = all_results[0]
+    ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
+    counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
+    code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
+    chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
+    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]
+    return "\n".join(lines) + "\n"
+
+
+def tuning_table(results: dict[str, Any]) -> "Table":
+    """Return the results.json object of `tune` as a table for the terminal."""
+    from rich.table import Table
+
+    rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
+    rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for setting in results["settings"]:
+        pair = f"{setting['draft']} + {setting['verify']}"
+        rows.setdefault((setting["backend"], setting["window"]), {})[pair] = setting
+    pairs = list(dict.fromkeys(pair for settings in rows.values() for pair in settings))
+    plan_ms = "expected_plan_ms"
+    sequential = min(setting[plan_ms] for setting in results["settings"] if setting["window"] == 1)
+    rich_table.add_column("backend")
+    for column in ("window θ", "network call ms", *(f"{pair}, plan ms" for pair in pairs), "against sequential"):
+        rich_table.add_column(column, justify="right")
+    best = results["backend"], results["window"]
+    for (backend, window), settings in rows.items():
+        plans = [settings[pair][plan_ms] for pair in pairs]
+        cells = (f"{settings[pairs[0]]['call_ms']:.2f}", *(f"{plan:.0f}" for plan in plans))
+        ratio = f"{sequential / min(plans):.2f}×"
+        style = "bold" if (backend, window) == best else None
+        rich_table.add_row(backend, str(window), *cells, ratio, style=style)
+    return rich_table
+
+
+def verification_table(results: dict[str, Any]) -> "Table":
+    """Return the results.json object of `verify` as a table for the terminal."""
+    from rich.table import Table
+
+    rich_table = Table(
+        title=f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
+        f"observations ({results['observations_from']}), seed {results['seed']}",
+        caption=results["device"],
+    )
+    for column in ("test", "of", "p-value", "found", "would be found (power 80 / 90 %)"):
+        rich_table.add_column(column, justify="right" if column == "p-value" else "left")
+    for check in results["checks"]:
+        name = check["name"]
+        found = ", ".join(f"{_words(effect)} {value:.3g}" for effect, value in check["effects"].items())
+        detectable = results["detectable"].get(name, {})
+        seen = ", ".join(f"{_words(effect)} {_powers(powers)}" for effect, powers in detectable.items())
+        bold = "bold red" if check["p_value"] <= results["level"] else None
+        rich_table.add_row(name, check["of"], f"{check['p_value']:.2g}", found, seen, style=bold)
+    return rich_table
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Return what `verify` found, in a line."""
+    numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
+    steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
+    if results["holds"]:
+        return f"{results['sampler']}: no difference from ddpm found ({numbers}{steps})"
+    worst = min(results["checks"], key=lambda check: check["p_value"])
+    return f"{results['sampler']}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+
+
+def inspection_table(said: dict[str, Any]) -> "Table":
+    """Return the JSON object of `inspect` as a table for the terminal. What a checkpoint says may be any text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rich_table = Table(title=Text(printable(f"{said['policy']}: {said['format']}")), show_header=False)
+    rich_table.add_column(no_wrap=True)
+    rich_table.add_column(overflow="fold")
+
+    def row(name: str, *lines: str) -> None:
+        rich_table.add_row(name, Text("\n".join(printable(line) for line in lines)))
+
+    row("network", *_parameters(said))
+    for kind in ("observation", "action"):
+        if said[kind]:
+            row(kind, *(f"{name} {shape}" for name, shape in said[kind].items()))
+    if said["horizons"]:
+        row("horizons", ", ".join(f"{name} {steps}" for name, steps in said["horizons"].items()))
+    eta = {} if said["eta"] is None else {"eta": said["eta"]}
+    row("scheduler", ", ".join(f"{key} {value}" for key, value in (said["scheduler"] | eta).items()))
+    row("chain", said["chain"]["why"])
+    for exact, title in ((True, "exact"), (False, "approximate")):
+        samplers = [each for each in said["samplers"] if each["exact"] is exact]
+        row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
+    if said["normalization"]:
+        row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
+    for feature, ends in said["ranges"].items():
+        low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
+        row(f"range of {printable(feature)}", f"−1 is {low}", f"+1 is {high}")
+    if said["is_policy"]:
+        tuning = said["tuning"]
+        row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
+    row("files", *(f"{each['name']} {each['bytes']:,} bytes, sha256 {each['sha256'][:16]}…" for each in said["files"]))
+    for note in said["notes"]:
+        row("note", note)
+    use = "asd_policy.load_policy" if said["is_policy"] else "asd_policy.load_fn"
+    row("runs here", *([f"yes, {use} loads it"] if said["runs_here"] else ["no:", *said["missing"]]))
+    return rich_table
+
+
+def _parameters(said: dict[str, Any]) -> list[str]:
+    """Return whose parameters a checkpoint holds, in a line each: the network's, and what is beside it."""
+    network = said["parameters"] if said["network_parameters"] is None else said["network_parameters"]
+    beside = said["parameters"] - network
+    more = [f"{beside:,} numbers beside it, such as encoders of observations and statistics"] if beside else []
+    return [f"{said['network']}, {network:,} parameters in the checkpoint", *more]
+
+
+def _words(name: str) -> str:
+    return name.replace("_sd", " in sd").replace("_", " ")
+
+
+def _powers(powers: dict[str, float | None]) -> str:
+    return " / ".join("–" if value is None else f"{value:.2g}" for value in powers.values())

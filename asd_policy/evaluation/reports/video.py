@@ -1,0 +1,210 @@
+"""Episodes as H.264 videos that browsers and phones play: one for each sampler, and two of them side by side."""
+
+import importlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common.files import atomic_file
+from asd_policy.errors import EnvError
+from asd_policy.evaluation.evaluate import run_episode
+from asd_policy.evaluation.rollout.environments import open_env
+from asd_policy.policy.episode_state import Pilot
+
+RENDER_MODE = "rgb_array"
+"""That frames are asked for with."""
+SIDE_BY_SIDE = "side-by-side.mp4"
+Frame = npt.NDArray[np.uint8]
+"""RGB, shape [height, width, 3]."""
+
+_FPS = 30  # where an environment does not say
+_LEAST_WIDTH = 320  # [px]: smaller frames are enlarged, so that their label can be read
+_BAR, _FONT, _MARGIN = 44, 14, 8  # [px]: above a frame, for the label
+_PAPER, _INK = (20, 24, 29), (235, 238, 241)
+_RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
+
+
+def check(env_id: str) -> None:
+    """Refuse an environment that cannot be filmed here, before anything else is done.
+
+    Raises:
+        EnvError: It takes no render mode or renders no frame, or imageio with ffmpeg is not installed.
+    """
+    ffmpeg()
+    with open_env(env_id, RENDER_MODE) as env, _rendering(env_id):
+        env.reset(seed=0)
+        _frame(env)
+
+
+def record(
+    pilots: Mapping[str, Pilot],
+    env_id: str,
+    seed: int,
+    folder: Path,
+    beside: str | None = None,
+    max_steps: int | None = None,
+) -> list[Path]:
+    """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
+
+    Args:
+        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated,
+            by what to call them: the specs of their samplers as they were asked for.
+        env_id: Where.
+        seed: Of the evaluation.
+        folder: To write into.
+        beside: Spec of the sampler that is shown beside `ddpm`, if both are among the pilots'.
+        max_steps: As for `make_env`.
+
+    Raises:
+        EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
+    """
+    ffmpeg()
+    paths: dict[str, Path] = {}
+    with open_env(env_id, RENDER_MODE, max_steps) as env:
+        fps = env.metadata.get("render_fps", _FPS)
+        for spec, pilot in pilots.items():
+            paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
+            with _rendering(env_id), writing(paths[spec], fps) as write:
+                run_episode(pilot, _Filmed(env, spec, write), 0, seed)
+    written = list(paths.values())
+    if "ddpm" in paths and beside in paths:
+        written.append(folder / SIDE_BY_SIDE)
+        side_by_side(paths["ddpm"], paths[beside], written[-1])
+    return written
+
+
+def side_by_side(left: Path, right: Path, path: Path) -> None:
+    """Write two videos of one environment as one; the shorter one holds its last frame.
+
+    Args:
+        left: A video of `record`.
+        right: Another, with frames of the same height.
+        path: To write.
+    """
+    with closing(_frames(left)) as first, closing(_frames(right)) as second:
+        fps = next(first)["fps"]
+        next(second)
+        shown: list[Any] = [None, None]
+        with writing(path, fps) as write:
+            for pair in zip_longest(first, second):
+                shown = [last if new is None else new for last, new in zip(shown, pair, strict=True)]
+                write(np.hstack(shown))
+
+
+@contextmanager
+def _rendering(env_id: str) -> Iterator[None]:
+    """Name the environment in an error of its renderer."""
+    try:
+        yield
+    except Exception as error:  # every renderer raises errors of its own
+        raise EnvError(f"{env_id} cannot be rendered here: {error}; without a screen set MUJOCO_GL=egl") from error
+
+
+def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
+    """Return what an environment shows.
+
+    Raises:
+        EnvError: It is no picture.
+    """
+    frame = np.asarray(env.render())
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise EnvError(f"it renders an array of {frame.dtype} {frame.shape}, and not one of uint8 (height, width, 3)")
+    return frame
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose every frame goes into a video, under what it is called, the step, and the success."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], title: str, write: Callable[[Frame], None]) -> None:
+        super().__init__(env)
+        self._title, self._write = title, write
+        self._steps = 0
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**options)
+        self._steps = 0
+        self._show(info)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        told = self.env.step(action)
+        self._steps += 1
+        self._show(told[-1])
+        return told
+
+    def _show(self, info: dict[str, Any]) -> None:
+        success = ", success" if info.get("success") else ""
+        self._write(labelled(_frame(self.env), self._title, f"step {self._steps}{success}"))
+
+
+def labelled(frame: Frame, *lines: str) -> Frame:
+    """Return a frame under two lines of text, enlarged if it is small, with even sides as H.264 needs them."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    times = -(-_LEAST_WIDTH // frame.shape[1])
+    frame = frame.repeat(times, axis=0).repeat(times, axis=1)
+    height, width = (side + side % 2 for side in frame.shape[:2])
+    image = Image.new("RGB", (width, height + _BAR), _PAPER)
+    image.paste(Image.fromarray(frame), (0, _BAR))
+    ImageDraw.Draw(image).text((_MARGIN, 4), "\n".join(lines), _INK, ImageFont.load_default(_FONT))
+    return np.asarray(image)
+
+
+@contextmanager
+def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
+    """Yield what writes frames to a video; the video is there once the block has ended without an error."""
+    with atomic_file(path) as temporary:
+        writers: list[Any] = []
+
+        def write(frame: Frame) -> None:
+            if not writers:
+                height, width = frame.shape[:2]
+                options = ["-crf", _RATE_FACTOR, "-movflags", "+faststart", "-f", "mp4"]
+                writers.append(
+                    ffmpeg().write_frames(
+                        str(temporary),
+                        (width, height),
+                        fps=fps,
+                        codec="libx264",
+                        quality=None,
+                        macro_block_size=2,
+                        output_params=options,
+                    )
+                )
+                writers[0].send(None)
+            writers[0].send(np.ascontiguousarray(frame))
+
+        try:
+            yield write
+        finally:
+            for writer in writers:
+                writer.close()
+
+
+def _frames(path: Path) -> Generator[Any, None, None]:
+    """Yield what ffmpeg says of a video, then its frames."""
+    frames = ffmpeg().read_frames(str(path))
+    about = next(frames)
+    yield about
+    width, height = about["size"]
+    for frame in frames:
+        yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+
+
+def ffmpeg() -> Any:
+    """Return the module imageio_ffmpeg, once it is known that videos can be written.
+
+    Raises:
+        EnvError: It, or pillow, is not installed.
+    """
+    try:
+        importlib.import_module("PIL")
+        return importlib.import_module("imageio_ffmpeg")
+    except ImportError as error:
+        raise EnvError(f"--video needs {error.name}: pip install 'asd-policy[envs]'") from None

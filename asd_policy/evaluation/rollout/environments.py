@@ -1,0 +1,139 @@
+"""Environments by their gymnasium id, and whether a policy fits one."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import TimeLimit
+
+from asd_policy.errors import EnvError, one_line
+from asd_policy.evaluation.rollout.global_random import GlobalRandom
+from asd_policy.policy.planner import Planner
+from asd_policy.policy.policy import Policy
+
+Env = gymnasium.Env[Any, Any]
+ENTRY_POINT_GROUP = "asd_policy.environments"
+
+
+MAX_STEPS = 1000
+"""Control steps after which an episode is cut where neither the environment nor the user sets a limit."""
+
+
+def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None = None) -> Env:
+    """Make an environment by its gymnasium id.
+
+    A namespace such as `asd/` is registered by the module that an installed distribution names for it under the
+    entry-point group `asd_policy.environments`; `module:id` imports a module itself, as gymnasium does.
+
+    Args:
+        env_id: Such as "asd/Avoid-v0".
+        render_mode: For `gymnasium.make`.
+        max_steps: Steps after which an episode is cut if it goes on; see `step_limit`.
+
+    Raises:
+        EnvError: No such environment, or it cannot be made here.
+    """
+    namespace = env_id.split("/")[0]
+    # Not every environment takes a render mode, so none is passed where none is wanted.
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name == namespace:
+                point.load()
+        with GlobalRandom(0):  # so that all are alike, whatever was drawn in their processes before
+            env = gymnasium.make(env_id, **options)
+    except gymnasium.error.UnregisteredEnv:
+        raise EnvError(f"no environment {env_id!r}; {_known(env_id, namespace)}") from None
+    except (gymnasium.error.Error, ImportError) as error:
+        raise EnvError(f"cannot make environment {env_id!r}: {one_line(str(error))}") from None
+    except Exception as error:  # a constructor may raise anything
+        if options and isinstance(error, TypeError) and "render_mode" in str(error):
+            raise EnvError(f"{env_id} takes no render_mode, so it cannot be filmed: leave out --video") from None
+        raise EnvError(f"cannot make environment {env_id!r}: {type(error).__name__}: {one_line(str(error))}") from error
+    limit = step_limit(env, max_steps)
+    return env if limit is None else TimeLimit(env, limit)
+
+
+@contextmanager
+def open_env(env_id: str, render_mode: str | None = None, max_steps: int | None = None) -> Iterator[Env]:
+    """Yield an environment, and close it; an error of closing it is told, and costs nothing else.
+
+    Args:
+        env_id: As for `make_env`.
+        render_mode: As for `make_env`.
+        max_steps: As for `make_env`.
+
+    Raises:
+        EnvError: As `make_env`.
+    """
+    env = make_env(env_id, render_mode, max_steps)
+    try:
+        yield env
+    finally:
+        try:
+            env.close()
+        except Exception as error:
+            warnings.warn(f"{env_id} raised {type(error).__name__} when it was closed: {error}", stacklevel=3)
+
+
+def step_limit(env: Env, max_steps: int | None = None) -> int | None:
+    """Return after how many steps an episode is cut, beside the environment's own limit; None for never.
+
+    Args:
+        env: From `make_env` or `gymnasium.make`.
+        max_steps: What the user wants; None for `MAX_STEPS` where the environment declares no limit.
+    """
+    spec = env.unwrapped.spec  # which lacks the limit that the environment was registered with
+    registered = None if spec is None else gymnasium.registry.get(spec.id)
+    declared = registered is not None and registered.max_episode_steps is not None
+    return max_steps if max_steps is not None or declared else MAX_STEPS
+
+
+def _known(env_id: str, namespace: str) -> str:
+    """Return which environments there are, those near to an id first."""
+    known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
+    if known:
+        nearest = ", ".join(get_close_matches(env_id, known, n=3, cutoff=0))
+        return f"the nearest are {nearest}; there are {_families(known)}"
+    names = {i.partition("/")[0] for i in gymnasium.registry if "/" in i}
+    names |= {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return f"there are {', '.join(f'{name}/…' for name in sorted(names))}, and gymnasium's own"
+
+
+def control_rate(env: Env) -> float | None:
+    """Return how many control steps an environment has in a second of its own time, or None where it does not say.
+
+    It is told by `metadata["render_fps"]`, a frame for each step, or else by `dt` [s], as MuJoCo's environments have.
+    """
+    fps, dt = env.metadata.get("render_fps"), getattr(env.unwrapped, "dt", None)
+    if fps:
+        return float(fps)
+    return 1 / dt if isinstance(dt, float) and dt > 0 else None
+
+
+def check_fit(policy: Policy | Planner, env: Env) -> None:
+    """Refuse an environment whose actions are not the policy's.
+
+    Raises:
+        EnvError: They are not.
+    """
+    shape = env.action_space.shape
+    if not isinstance(env.action_space, gymnasium.spaces.Box) or shape != (policy.action_dim,):
+        raise EnvError(
+            f"the policy's actions have shape ({policy.action_dim},), the environment's action space is "
+            f"{env.action_space}"
+        )
+
+
+def _families(known: Sequence[str]) -> str:
+    """Return ids in a few words: those that begin alike, as a suite's tasks do, by their beginning and number."""
+    families: dict[str, list[str]] = {}
+    for each in known:
+        families.setdefault(each.rpartition("-v")[0].partition("-")[0], []).append(each)
+    return ", ".join(
+        members[0] if len(members) == 1 else f"{family}-… ({len(members)})" for family, members in families.items()
+    )

@@ -1,0 +1,252 @@
+"""What a device and a network can do at best: what every sampler is measured against.
+
+One network call at each number of points, the K calls of the sequential sampler, and the least time that the device
+could take for a call: its floating-point operations at the rate of the device's own matrix product, its weights read
+once at the device's own copy bandwidth. A network that fits into a cache can be faster than its weights' bound.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from asd_policy._common import arrays
+from asd_policy._common.clock import Clock
+from asd_policy.errors import BackendError
+from asd_policy.evaluation.states import random_conditioning
+from asd_policy.networks.denoiser import Denoiser, encode
+from asd_policy.policy.policy import Policy
+
+POINTS = (1, 2, 4, 8, 16, 32, 64)
+"""Points of a row that calls are timed with, as far as the chain has steps."""
+CALLS = 10
+"""Timed calls for each number of points; their median counts."""
+_WARM_UP_CALLS = 2
+_MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns of the timed matrix product
+_COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes of the timed copy: more than caches hold
+_REPEATS = 5  # of both; the fastest counts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one network call computes and moves."""
+
+    points: int
+    """Rows of its batch."""
+    flops: int
+    """Floating-point operations of its matrix products and convolutions, a multiplication and an addition each."""
+    bytes: int
+    """What its operations read and write, weights included, each operation by itself as eager PyTorch runs them."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's size and work, in the precision that it was loaded in."""
+
+    parameters: int
+    weight_bytes: int
+    work: tuple[Work, ...]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The measurements."""
+
+    steps: int
+    """Length K of the chain."""
+    calls: dict[str, dict[int, list[float]]]
+    """Seconds of each timed network call by backend and number of points."""
+    dtypes: dict[str, str]
+    """What each backend computes in."""
+    network: Network | None
+    """None where the network is no module of PyTorch, and its operations cannot be counted."""
+    flops_per_second: dict[str, float]
+    """Of a large matrix product, by dtype."""
+    bytes_per_second: float
+    """Of a large copy, bytes read and bytes written together."""
+
+    def call_seconds(self, backend: str, points: float) -> float:
+        """Return what a network call on so many points takes on a backend; interpolated between those measured."""
+        measured = self.calls[backend]
+        return float(np.interp(points, list(measured), [np.median(seconds) for seconds in measured.values()]))
+
+    def record(self) -> dict[str, Any]:
+        """Return what results.json has of it."""
+        first = {backend: min(calls) for backend, calls in self.calls.items()}
+        return {
+            "flops_per_second": self.flops_per_second,
+            "bytes_per_second": self.bytes_per_second,
+            "network": self.network and asdict(self.network),
+            "backends": [
+                {
+                    "backend": backend,
+                    "dtype": self.dtypes[backend],
+                    "call_ms": 1e3 * self.call_seconds(backend, first[backend]),
+                    "sequential_ms": 1e3 * self.steps * self.call_seconds(backend, first[backend]),
+                    "curve": [self._point(backend, points) for points in calls],
+                }
+                for backend, calls in self.calls.items()
+            ],
+        }
+
+    def _point(self, backend: str, points: int) -> dict[str, Any]:
+        """Return one point of a backend's curve, with the bounds that the device sets."""
+        found = {
+            "points": points,
+            "call_ms": 1e3 * self.call_seconds(backend, points),
+            "call_min_ms": 1e3 * min(self.calls[backend][points]),
+            "n": len(self.calls[backend][points]),
+        }
+        bounds: dict[str, float | None] = dict.fromkeys(("compute_ms", "weights_ms", "traffic_ms", "of_limit"))
+        work = next((each for each in self.network.work if each.points == points), None) if self.network else None
+        if self.network and work:
+            dtype = self.dtypes[backend]
+            shrink = _dtype(dtype).itemsize / torch.float32.itemsize
+            compute = 1e3 * work.flops / self.flops_per_second[dtype]
+            weights = 1e3 * shrink * self.network.weight_bytes / self.bytes_per_second
+            bounds = {
+                "compute_ms": compute,
+                "weights_ms": weights,
+                "traffic_ms": 1e3 * shrink * work.bytes / self.bytes_per_second,
+                "of_limit": max(compute, weights) / found["call_ms"],
+            }
+        return found | bounds
+
+
+def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Ceiling:
+    """Measure calls on each backend, the network's work, and the device.
+
+    Args:
+        policies: One network and chain, on one device, each on another backend.
+        batch: Rows of a plan; calls have a multiple of them.
+        clock: Of the device.
+
+    Raises:
+        AsdError: A network failed, or the device has too little memory.
+    """
+    policy = policies[0]
+    points = [batch * count for count in POINTS if count <= len(policy.chain)]
+    dtypes = {each.backend.spec: each.backend.dtype for each in policies}
+    try:
+        with torch.inference_mode():
+            return Ceiling(
+                steps=len(policy.chain),
+                calls=time_calls(policies, points, clock),
+                dtypes=dtypes,
+                network=measure_network(policy, points),
+                flops_per_second={
+                    dtype: matmul_rate(policy.device, dtype, clock) for dtype in dict.fromkeys(dtypes.values())
+                },
+                bytes_per_second=copy_rate(policy.device, clock),
+            )
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"a network call on {points[-1]} points is out of memory: {str(error).splitlines()[0]}; use a smaller batch"
+        ) from None
+
+
+def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
+    """Return the seconds of `CALLS` network calls by backend and number of points, all of them interleaved."""
+    calls = {
+        (policy.backend.spec, count): _call(policy.denoiser, policy, count) for policy in policies for count in points
+    }
+    for call in calls.values():
+        for _ in range(_WARM_UP_CALLS):
+            call()
+    seconds: dict[str, dict[int, list[float]]] = {
+        policy.backend.spec: {count: [] for count in points} for policy in policies
+    }
+    for _ in range(CALLS):
+        for (backend, count), call in calls.items():
+            seconds[backend][count].append(_time(call, clock))
+    return seconds
+
+
+def measure_network(policy: Policy, points: Sequence[int]) -> Network | None:
+    """Return the size of a policy's network as loaded, and its work at each number of points."""
+    network = policy.network
+    if not isinstance(network, nn.Module):
+        return None
+    weights = list(network.parameters())
+    return Network(
+        parameters=sum(weight.numel() for weight in weights),
+        weight_bytes=sum(weight.numel() * weight.itemsize for weight in weights),
+        work=tuple(measure_work(_call(network, policy, count), count) for count in points),
+    )
+
+
+def measure_work(call: Callable[[], object], points: int) -> Work:
+    """Count what a call of PyTorch operations computes and moves."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings torch's compiler in
+
+    traffic = Traffic()
+    with FlopCounterMode(display=False) as counter, traffic:
+        call()
+    return Work(points, counter.get_total_flops(), traffic.bytes)
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count."""
+        result = func(*args, **(kwargs or {}))
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in _tensors((args, kwargs, result)))
+        return result
+
+
+def matmul_rate(device: torch.device, dtype: str, clock: Clock) -> float:
+    """Return the floating-point operations per second of a large matrix product."""
+    size = _MATRIX[device.type]
+    left, right = (torch.randn((size, size), device=device).to(_dtype(dtype)) for _ in range(2))
+    return 2 * size**3 / _fastest(lambda: left @ right, clock)
+
+
+def copy_rate(device: torch.device, clock: Clock) -> float:
+    """Return the bytes per second that a large copy reads and writes."""
+    source = torch.zeros(_COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * len(source) / _fastest(lambda: target.copy_(source), clock)
+
+
+def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
+    """Return a network call on so many points, all at the chain's first step."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
+    timestep = torch.full((points,), int(policy.chain.timesteps[0]), device=policy.device)
+    cond = random_conditioning(policy, points, seed=0)
+    cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call
+    return lambda: denoiser(x, timestep, cond)
+
+
+def _time(call: Callable[[], object], clock: Clock) -> float:
+    start = clock.tick()
+    call()
+    (seconds,) = clock.seconds([start, clock.tick()])
+    return seconds
+
+
+def _fastest(call: Callable[[], object], clock: Clock) -> float:
+    call()
+    return min(_time(call, clock) for _ in range(_REPEATS))
+
+
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Return the tensors in nested arguments."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

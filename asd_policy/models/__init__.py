@@ -1,1 +1,0 @@
-"""Native networks whose state dicts have the keys of the public checkpoint formats."""

@@ -1,0 +1,95 @@
+"""CUDA graphs: whole rounds of `asd`, and the whole chain of `ddpm`, launched as one piece."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.networks.backends.torch_network import TorchDenoiser
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+
+_WARM_UP = 3  # runs before a capture, as torch.cuda.graphs asks for: libraries make their workspaces in the first
+
+
+class CudaGraphs(Launcher):
+    """Records on a stream of its own.
+
+    All recordings share one pool of memory for what is in between: they run one after the other, and what outlives a
+    run was there before the capture.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin without recordings, on a CUDA device."""
+        super().__init__()
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._caller = torch.cuda.default_stream(device)
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Capture work as a graph; see `Launcher.record`."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self.queue():
+                for _ in range(_WARM_UP):
+                    work()
+            torch.cuda.synchronize(self._device)
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                work()
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfDeviceMemory from error
+        return graph.replay
+
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        """Launch on the recordings' own stream, after what the caller has launched so far."""
+        self._caller = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(self._caller)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
+
+    def settle(self) -> None:
+        """Let the caller's stream wait for the recordings' own; the host goes on. See `Launcher.settle`."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Copy both on the current stream, the counts to pinned memory; see `Launcher.fetch`."""
+        kept = sample.clone()
+        on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        on_host.copy_(counts, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> tuple[Tensor, Tensor]:
+            done.synchronize()
+            kept.record_stream(self._caller)  # where it may be freed
+            return kept, on_host
+
+        return wait
+
+
+class GraphedDenoiser:
+    """A network whose calls can be captured, a `LaunchedDenoiser`."""
+
+    def __init__(self, denoiser: TorchDenoiser, device: torch.device) -> None:
+        """Take a prepared network on a CUDA device."""
+        self._denoiser = denoiser
+        self._device = device
+        self.launcher = CudaGraphs(device)
+        """Of this network's graphs, which hold the addresses of its weights."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedDenoiser":
+        """Return a copy with weights and graphs of its own."""
+        return GraphedDenoiser(copy.deepcopy(self._denoiser, memo), self._device)
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Encode conditioning; see `TorchDenoiser.encode`, which also sees whether the weights were moved."""
+        return self._denoiser.encode(cond)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict; see `TorchDenoiser`."""
+        return self._denoiser(x, timestep, cond)

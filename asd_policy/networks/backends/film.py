@@ -1,0 +1,97 @@
+"""The conditional U-Net with its conditioning computed where it changes: timesteps once, observations once per plan."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asd_policy.errors import DenoiserError
+from asd_policy.networks.backends.few_points import for_few_points
+from asd_policy.networks.unet import ConditionalUnet1d
+
+TABLE_BYTES = 2**28
+"""Most memory that the table of timesteps may take, with what it is computed from. For 1000 timesteps of LeRobot's
+default network, which has a gigabyte of weights, that is 120 MB."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FilmUnet(nn.Module):
+    """A `ConditionalUnet1d` with the same output, called with encoded observations.
+
+    Each residual block is told W·mish(concat(time embedding, observations)) + b. Mish works on each number by itself,
+    so this is W_t·mish(time embedding) + b, a row of a table, plus W_c·mish(observations), the same for all points of a
+    plan.
+    """
+
+    table: Tensor | None
+    projection: Tensor
+
+    def __init__(self, network: ConditionalUnet1d, timesteps: int, dtype: torch.dtype) -> None:
+        """Compute the table.
+
+        Args:
+            network: Stays as it is. Its weights are shared, not copied, where it has the dtype already.
+            timesteps: How many there are T; they are 0 … T − 1. Where a table of them would be larger than
+                `TABLE_BYTES`, their part is computed in each call.
+            dtype: To compute in.
+        """
+        super().__init__()
+        encoders = [block.film_layer for block in network.blocks]
+        self._sizes = [len(encoder.weight) for encoder in encoders]
+        step_dim = network.config.diffusion_step_embed_dim
+        with torch.no_grad():
+            told = torch.cat([encoder.weight[:, step_dim:] for encoder in encoders])  # W_c of all blocks [E, cond_dim]
+            self.register_buffer("projection", told.to(dtype))
+            self.network = for_few_points(in_dtype(network, dtype))
+            # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
+            small = timesteps * (sum(self._sizes) + 10 * step_dim) * told.itemsize <= TABLE_BYTES
+            every = torch.arange(timesteps if small else 0, device=told.device)
+            # In the precision of the network as it is, and rounded once.
+            self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Return the part of observations [B, cond_dim] for all blocks [B, E]; [B, 0] where they are not looked at."""
+        if not self.projection.shape[1]:
+            return cond[:, :0]
+        return functional.linear(functional.mish(cond.to(self.projection.dtype)), self.projection)
+
+    def forward(self, x: Tensor, timestep: Tensor, encoded: Tensor | None) -> Tensor:
+        """Predict as the network does.
+
+        Args:
+            x: Noisy action chunks [N, horizon, action_dim].
+            timestep: Diffusion timesteps [N] in 0 … T − 1.
+            encoded: What `encode` returned, for each point that of its plan [N, E]; None where cond_dim is 0.
+
+        Raises:
+            DenoiserError: That is not what `encode` returns.
+        """
+        if self.table is None:
+            film = _of_timesteps(self.network, timestep)
+        else:
+            film = self.table.index_select(0, timestep)  # unlike indexing, refuses what is out of range, below 0 too
+        if self.projection.shape[1]:
+            if encoded is None or encoded.shape[1:] != film.shape[1:]:
+                shape = None if encoded is None else tuple(encoded.shape)
+                raise DenoiserError(f"the conditioning has shape {shape}, not that of `encode`, (N, {film.shape[1]})")
+            film = film + encoded
+        return self.network.modulated(x, film.split(self._sizes, dim=1))
+
+
+def in_dtype(network: Module, dtype: torch.dtype) -> Module:
+    """Return a network with weights of a dtype: itself if they are, else a copy."""
+    tensors = (*network.parameters(), *network.buffers())
+    if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
+        return network
+    return copy.deepcopy(network).to(dtype)
+
+
+def _of_timesteps(network: ConditionalUnet1d, timestep: Tensor) -> Tensor:
+    """Return the part of timesteps [N] for all blocks, W_t·mish(time embedding) + b, [N, E]."""
+    embedding = functional.mish(network.diffusion_step_encoder(timestep))
+    encoders = [block.film_layer for block in network.blocks]
+    step_dim = embedding.shape[1]
+    return torch.cat([functional.linear(embedding, each.weight[:, :step_dim], each.bias) for each in encoders], dim=1)

@@ -1,0 +1,116 @@
+"""The network as ONNX Runtime runs it, on one of its execution providers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asd_policy._common.arrays import NUMPY
+from asd_policy.errors import BackendError, SpecError
+from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
+from asd_policy.networks.backends.onnx_session import (
+    PROVIDERS,
+    TENSORRT_BATCH,
+    check_provider,
+    check_signature,
+    default_threads,
+    open_session,
+    provider_options,
+)
+from asd_policy.networks.denoiser import Denoiser
+
+MAX_GRAPHS = 16
+"""CUDA graphs that a session keeps, one for each number of points; calls with yet other numbers run without."""
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A network that is an ONNX file: what `asd-policy export` writes, checked by its loader."""
+
+    path: Path
+    """The file."""
+
+    def __call__(self, x: Any, timestep: Any, cond: Any, /) -> Any:
+        """Refuse: a file is no PyTorch network.
+
+        Raises:
+            BackendError: Always.
+        """
+        raise BackendError(f"{self.path} is an ONNX file: run it with the backend onnx, such as onnx:provider=cpu")
+
+
+@dataclass(frozen=True)
+class Onnx(Backend):
+    """ONNX Runtime. A PyTorch network is exported first, in memory."""
+
+    provider: str = "cpu"
+    """Where it computes: cpu, cuda or tensorrt."""
+    threads: int | None = None
+    """Threads of a call on the CPU; None for as many as torch has, without torch for OMP_NUM_THREADS, else one for each
+    CPU that the process may use."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            SpecError: There is no such provider, or the threads are not 1 or more.
+        """
+        if self.provider not in PROVIDERS:
+            raise SpecError(f"provider={self.provider} is not one of {', '.join(PROVIDERS)}")
+        if self.threads is not None and self.threads < 1:
+            raise SpecError(f"threads={self.threads} is not 1 or more")
+
+    @property
+    def spec(self) -> str:
+        """The full spec of this backend."""
+        return f"onnx:provider={self.provider},threads={'auto' if self.threads is None else self.threads}"
+
+    @property
+    def dtype(self) -> str:
+        """That of exported networks."""
+        return "float32"
+
+    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+        """Open a session on the network's file, or on what it is exported to.
+
+        Raises:
+            BackendError: onnxruntime is missing, the provider is not there, points are on a device that it does not
+                reach, or the network cannot be exported or does not fit the job.
+        """
+        kind = "cpu" if job.device == NUMPY else str(job.device).partition(":")[0]
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and self.provider == "cpu"):
+            valid = "provider=cuda or provider=tensorrt" if kind == "cuda" else "a policy on cpu or cuda"
+            raise BackendError(
+                f"{self.spec} does not reach points on {job.device} without copying each of them; use {valid}"
+            )
+        check_provider(self.provider)
+        if isinstance(network, OnnxModel):
+            return self._open(str(network.path), str(network.path), job, on_gpu=kind == "cuda")
+        from asd_policy.networks.backends.onnx_export import export_network
+
+        # On a GPU its libraries have better convolutions than products of gathered taps.
+        model = export_network(network, job, lowered=self.provider == "cpu")
+        return self._open(
+            model.SerializeToString(), f"the exported {type(network).__name__}", job, on_gpu=kind == "cuda"
+        )
+
+    def _open(self, model: str | bytes, name: str, job: Job, on_gpu: bool) -> OnnxNetwork:
+        stream, index = None, 0
+        if on_gpu:
+            import torch
+
+            stream = torch.cuda.Stream(job.device)
+            index = stream.device.index
+        options = provider_options(self.provider, index, job, 0 if stream is None else stream.cuda_stream)
+        session = open_session(model, name, options, self.threads or default_threads())
+        check_signature(session, name, job)
+        if stream is None:
+            return OnnxNetwork(session, ("cpu", 0))
+        tensorrt = self.provider == "tensorrt"
+        return OnnxCudaNetwork(
+            session,
+            ("cuda", index),
+            stream,
+            most_points=TENSORRT_BATCH[-1] if tensorrt else None,
+            most_graphs=0 if tensorrt else MAX_GRAPHS,
+        )

@@ -1,0 +1,125 @@
+"""A PyTorch network as an ONNX model with its weights inside, any number of points in a call."""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy._common import arrays
+from asd_policy.errors import BackendError
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.onnx_lowering import lower
+from asd_policy.networks.backends.onnx_session import INPUTS, OUTPUT, reason
+from asd_policy.networks.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_BYTES = 2**31 - 2**20
+"""Of the weights: a protocol buffer has 2 GiB at most, and the graph and the record need a little."""
+
+
+def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelProto":
+    """Export a network.
+
+    Args:
+        network: A module of float32 weights.
+        job: What it will be called for.
+        lowered: Whether its convolutions become matrix products, which ONNX Runtime computes much faster on a CPU
+            (`lowering.py`).
+
+    Returns:
+        A model with the inputs x [N, *event] (float32), timestep [N] (int64) and cond [N, cond_dim] (float32), and the
+        output prediction [N, *event].
+
+    Raises:
+        BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported.
+    """
+    if not isinstance(network, nn.Module):
+        raise BackendError(f"a {type(network).__name__} is no PyTorch module, and cannot be exported to ONNX")
+    _check_size(network)
+    missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: pip install asd-policy[onnx]")
+    x, timestep, cond = example(job, 3, torch.Generator().manual_seed(0))
+    points = {0: torch.export.Dim("points")}
+    try:
+        with _quiet(), torch.inference_mode(False), torch.no_grad():
+            program = torch.onnx.export(
+                network,
+                (x, timestep, cond),
+                dynamo=True,
+                dynamic_shapes=(points, points, points),
+                input_names=INPUTS,
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter fails in the ways of several libraries
+        raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
+    assert program is not None
+    model = program.model_proto
+    if lowered:
+        lower(model)
+    _strip(model)
+    return model
+
+
+def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points, timesteps and conditioning such as a network is called with, at random.
+
+    Args:
+        job: What it is called for.
+        count: Number of points N.
+        generator: On the CPU.
+    """
+    host = generator.device
+    steps = torch.randint(len(job.chain), (count,), generator=generator, device=host)
+    x = arrays.normals((count, *job.event), generator, host)
+    cond = 2 * arrays.uniforms((count, job.cond_dim), generator, host) - 1
+    timestep = torch.from_numpy(job.chain.timesteps)[steps]
+    return x.to(job.device), timestep.to(job.device), cond.to(job.device)
+
+
+def _check_size(network: nn.Module) -> None:
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}.values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_BYTES:
+        raise BackendError(
+            f"the {type(network).__name__} has {size} bytes of weights; one ONNX file has {MAX_BYTES} at most, and "
+            "weights in files beside it are not written"
+        )
+    types = {tensor.dtype for tensor in network.parameters()}
+    if types - {torch.float32}:
+        raise BackendError(
+            f"the {type(network).__name__} has weights of {', '.join(map(str, types))}, not torch.float32"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from telling of its own deprecations and of packages that it could use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(model: "onnx.ModelProto") -> None:
+    """Remove what the exporter notes for debugging: names, stack traces, paths of this machine."""
+    graph = model.graph
+    del model.metadata_props[:]
+    model.doc_string = graph.doc_string = ""
+    del graph.metadata_props[:], graph.value_info[:]
+    for each in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        each.doc_string = ""
+        del each.metadata_props[:]

@@ -1,0 +1,175 @@
+"""Sessions of ONNX Runtime: on which execution provider, with which options, and whether a model fits."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asd_policy.errors import BackendError, one_line
+from asd_policy.networks.backends.base import Job
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""ONNX Runtime's execution providers by their name in a spec."""
+INPUTS = ("x", "timestep", "cond")
+OUTPUT = "prediction"
+TENSORRT_BATCH = (1, 32, 512)
+"""Fewest, usual and most points of a call that TensorRT builds its engine for."""
+
+
+def import_onnxruntime() -> Any:
+    """Return the module onnxruntime.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"the backend onnx needs onnxruntime ({error}): pip install asd-policy[onnx], or asd-policy[onnx-gpu] "
+            "for cuda and tensorrt"
+        ) from None
+    return onnxruntime
+
+
+def check_provider(provider: str) -> None:
+    """Refuse a provider that the installed onnxruntime was not built with.
+
+    Raises:
+        BackendError: It was not, or there is no onnxruntime.
+    """
+    available = import_onnxruntime().get_available_providers()
+    if PROVIDERS[provider] not in available:
+        there = [name for name, full in PROVIDERS.items() if full in available]
+        raise BackendError(
+            f"this onnxruntime has no provider {provider}; it has {', '.join(there)}. GPUs need the package "
+            "onnxruntime-gpu in the place of onnxruntime: pip install asd-policy[onnx-gpu]"
+        )
+
+
+def default_threads() -> int:
+    """Return how many threads a call gets: torch's number, or OMP_NUM_THREADS, or that of the usable CPUs."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.get_num_threads()
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def provider_options(provider: str, index: int, job: Job, stream: int) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers of a session, with their options: the one asked for, and those it hands nodes on to.
+
+    Args:
+        provider: Its name in a spec.
+        index: Of the GPU.
+        job: What the network is called for.
+        stream: Address of the CUDA stream to compute in, where points are on the GPU; 0 where they are on the CPU.
+    """
+    cpu = (PROVIDERS["cpu"], {})
+    if provider == "cpu":
+        return [cpu]
+    common = {"device_id": str(index)} | ({"user_compute_stream": str(stream)} if stream else {})
+    cuda = (PROVIDERS["cuda"], {**common, "use_tf32": "0"})
+    if provider == "cuda":
+        # Graphs replay fixed addresses, so they are for points on the GPU, where OnnxCudaNetwork keeps such.
+        cuda[1]["enable_cuda_graph"] = "1" if stream else "0"
+        return [cuda, cpu]
+    folder = str(engine_cache())
+    shapes = {
+        name: ",".join(f"{key}:{'x'.join(map(str, (batch, *dims)))}" for key, dims in input_shapes(job).items())
+        for name, batch in zip(("min", "opt", "max"), TENSORRT_BATCH, strict=True)
+    }
+    tensorrt = {
+        **common,
+        "trt_cuda_graph_enable": "0",  # its graphs are not told apart by numbers of points
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+        **{f"trt_profile_{name}_shapes": text for name, text in shapes.items()},
+    }
+    return [(PROVIDERS["tensorrt"], tensorrt), cuda, cpu]
+
+
+def input_shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input of a network for a job, without the batch."""
+    return dict(zip(INPUTS, (job.event, (), (job.cond_dim,)), strict=True))
+
+
+def engine_cache() -> Path:
+    """Return where TensorRT's engines are kept, which take minutes to build: in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    folder = (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "asd_policy" / "tensorrt"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def session_options(threads: int) -> Any:
+    """Return the options of a session: one call at a time, and a call's nodes one after the other."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # and not by a file's name
+    options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+    return options
+
+
+def open_session(
+    model: str | bytes, name: str, providers: list[tuple[str, dict[str, str]]], threads: int
+) -> "InferenceSession":
+    """Open a session.
+
+    Args:
+        model: A path, or the file's content.
+        name: What it is, for messages.
+        providers: As `provider_options` returns them.
+        threads: Of a call on the CPU.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run the model, or took another provider than the one asked for.
+    """
+    onnxruntime = import_onnxruntime()
+    try:
+        session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
+    except Exception as error:  # its exceptions have no common class but this
+        raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
+    # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one and says nothing.
+    wanted, got = providers[0][0], session.get_providers()
+    if not got or got[0] != wanted:
+        raise BackendError(
+            f"ONNX Runtime cannot start the provider {wanted} here and took {', '.join(got)}: is there such a device, "
+            "and its driver, CUDA and (for TensorRT) TensorRT libraries of the versions that this onnxruntime is for?"
+        )
+    return session
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says in one line, not too long."""
+    return one_line(str(error), 300) or type(error).__name__
+
+
+def check_signature(session: "InferenceSession", name: str, job: Job) -> None:
+    """Refuse a model whose inputs and output are not those of a network for the job.
+
+    Raises:
+        BackendError: They are not.
+    """
+    types = ("tensor(float)", "tensor(int64)", "tensor(float)")
+    wanted = {key: (kind, dims) for (key, dims), kind in zip(input_shapes(job).items(), types, strict=True)}
+    _compare(name, "inputs", session.get_inputs(), wanted)
+    _compare(name, "outputs", session.get_outputs(), {OUTPUT: ("tensor(float)", job.event)})
+
+
+def _compare(name: str, kind: str, found: Sequence[Any], wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Compare names, types and shapes; the batch has to be any."""
+    there = {each.name: (each.type, tuple(each.shape[1:])) for each in found}
+    if there != wanted or not all(each.shape and isinstance(each.shape[0], str) for each in found):
+        told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in found)
+        needed = ", ".join(f"{key} {type_} {['N', *dims]}" for key, (type_, dims) in wanted.items())
+        raise BackendError(f"{name} has the {kind} {told:.200}; the policy needs {needed}")

@@ -1,0 +1,87 @@
+"""A network through PyTorch's compiler, which never runs it uncompiled in silence."""
+
+import re
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from asd_policy.errors import BackendError
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.few_points import FEW
+from asd_policy.networks.backends.torch_network import TorchDenoiser, prepare, try_out
+from asd_policy.networks.backends.torch_options import TorchBackend
+from asd_policy.networks.denoiser import Denoiser
+
+SIZES = (1, 2, FEW + 1, 64)
+"""Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one for itself and the
+others for any size, but where the network goes another way by their number, or the compiler, as from 16 on."""
+
+
+class Compiled:
+    """A module as the compiler runs it."""
+
+    def __init__(self, module: nn.Module, spec: str) -> None:
+        """Wrap a module; nothing is compiled before it is called."""
+        self._spec = spec
+
+        def run(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+            # False in plain Python, which PyTorch falls back to where it may not compile.
+            if not torch.compiler.is_compiling():
+                raise BackendError(
+                    f"{spec}: torch.compile is turned off here, by TORCHDYNAMO_DISABLE or torch.compiler.set_stance; "
+                    "torch-eager does not compile"
+                )
+            return module(x, timestep, cond)
+
+        # PyTorch keeps, and counts, what it compiled by the code object, which networks would otherwise share.
+        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
+        # In one graph, or PyTorch would run uncompiled what does not fit in one, or is to be compiled too often.
+        self._run = torch.compile(own, fullgraph=True)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Call the module on N points.
+
+        Raises:
+            BackendError: It cannot be compiled for them.
+        """
+        # The same strides and the same kind of tensor in each call, because compiled code is for one of them.
+        inputs = [
+            each if each is None else each.clone(memory_format=torch.contiguous_format) for each in (x, timestep, cond)
+        ]
+        if len(x) > 1:
+            for each in inputs:
+                if each is not None:
+                    torch._dynamo.maybe_mark_dynamic(each, 0)
+        try:
+            return self._run(*inputs)
+        except FailOnRecompileLimitHit:
+            raise BackendError(
+                f"{self._spec} has compiled the network {torch._dynamo.config.recompile_limit} times, and would have "
+                f"to do it again for points {tuple(x.shape)}: something changes from call to call, such as autocast"
+            ) from None
+        except TorchDynamoException as error:
+            reason = _reason(getattr(error, "inner_exception", error))
+            raise BackendError(f"{self._spec} cannot compile this network: {reason}") from error
+
+
+def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
+    """Return a network, compiled for any number of points.
+
+    Raises:
+        BackendError: It is not a module of PyTorch's, or cannot be compiled here.
+    """
+    denoiser = prepare(network, job, backend)
+    denoiser.run = Compiled(denoiser.core, backend.spec)
+    for points in SIZES:
+        try_out(denoiser, job, points)
+    return denoiser
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a line why the compiler failed."""
+    said = str(error).strip() or type(error).__name__
+    if re.search(r"\bC(\+\+)? compiler\b", said):
+        return "it needs a C++ compiler and finds none that works; install g++ or clang, or name one in CXX"
+    return said.splitlines()[0]

@@ -1,0 +1,32 @@
+"""CUDA graphs: the network, and all that a sampler does around it, without Python between the kernels."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from asd_policy.errors import BackendError
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.torch_options import TorchBackend
+from asd_policy.networks.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class TorchCudaGraph(TorchBackend):
+    """PyTorch's kernels, captured once for each batch and window and replayed. Needs a CUDA GPU."""
+
+    name: ClassVar[str] = "torch-cuda-graph"
+
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
+        """Return the network with a launcher; samplers capture at the first plan of each shape.
+
+        Raises:
+            BackendError: The policy plans on no CUDA GPU, or the network cannot be computed there in the dtype.
+        """
+        if str(job.device).partition(":")[0] != "cuda":
+            raise BackendError(
+                f"{self.spec} needs a CUDA GPU, and the policy plans on {job.device}; torch-eager, torch-compile and "
+                "onnx run there"
+            )
+        from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
+        from asd_policy.networks.backends.torch_network import prepare
+
+        return GraphedDenoiser(prepare(network, job, self), job.device)

@@ -1,0 +1,29 @@
+"""The network as PyTorch runs it, operation by operation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
+from asd_policy.networks.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class TorchEager(TorchBackend):
+    """PyTorch, operation by operation."""
+
+    name: ClassVar[str] = "torch-eager"
+
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
+        """Return the network with its conditioning computed once; a function that is no module, as it is.
+
+        Raises:
+            BackendError: The network cannot be computed in the dtype on the job's device.
+        """
+        from torch import nn
+
+        from asd_policy.networks.backends.torch_network import prepare
+
+        if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
+            return network
+        return prepare(network, job, self)

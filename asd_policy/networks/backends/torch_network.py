@@ -1,0 +1,156 @@
+"""A network as PyTorch runs it: what is common to the backends of PyTorch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.errors import BackendError, DenoiserError
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.film import FilmUnet, in_dtype
+from asd_policy.networks.backends.precision import computable, full_float32
+from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.unet import ConditionalUnet1d
+
+Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class TorchDenoiser:
+    """A network in a dtype, an `EncodingDenoiser`. Points and predictions keep their own dtype."""
+
+    def __init__(self, network: nn.Module, job: Job, dtype: torch.dtype) -> None:
+        """Prepare a network, which stays as it is; copies are made of what has to be in another dtype."""
+        self._weights = _Weights(network)
+        self._device = job.device
+        self._dtype = dtype
+        exact = type(network) is ConditionalUnet1d  # a subclass may have a forward of its own
+        self.core: nn.Module = (
+            FilmUnet(network, job.chain.config["num_train_timesteps"], dtype) if exact else in_dtype(network, dtype)
+        )
+        """What runs: called with points, timesteps and encoded conditioning in the dtype."""
+        self.run: Call = self.core
+        """What runs it."""
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E].
+
+        Raises:
+            BackendError: The network's weights are elsewhere, or others, than when it was prepared.
+        """
+        self._weights.check()
+        if not isinstance(self.core, FilmUnet):
+            return cond
+        with torch.inference_mode(), full_float32(self._device):
+            return self.core.encode(cond)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E]; in the dtype of x.
+
+        Raises:
+            BackendError: As `encode`, which is not called where there is no conditioning.
+            DenoiserError: A timestep is not in the noise schedule, or the conditioning is not encoded.
+        """
+        if cond is None:
+            self._weights.check()
+        with torch.inference_mode(), full_float32(self._device):
+            told = None if cond is None else cond.to(self._dtype)
+            try:
+                return self.run(x.to(self._dtype), timestep, told).to(x.dtype)
+            except IndexError:
+                low, high = int(timestep.min()), int(timestep.max())
+                raise DenoiserError(f"no timesteps {low} … {high} in the network's noise schedule") from None
+
+
+def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
+    """Call a denoiser on some points, all zero."""
+    x = torch.zeros((points, *job.event), dtype=torch.float32, device=job.device)
+    cond = denoiser.encode(x.new_zeros((points, job.cond_dim)))
+    timestep = torch.full((points,), int(job.chain.timesteps[0]), device=job.device)
+    denoiser(x, timestep, cond)
+
+
+def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
+    """Return a network of PyTorch's in a backend's dtype, tried out where that is not float32.
+
+    Args:
+        network: To be prepared.
+        job: What for.
+        backend: For the dtype.
+
+    Raises:
+        BackendError: It is not a module of PyTorch's, not on the job's device, or cannot run in the dtype there.
+    """
+    if not isinstance(network, nn.Module):
+        raise BackendError(f"{backend.spec} runs modules of PyTorch, and the network is a {type(network).__name__}")
+    for parameter in network.parameters():
+        if indexed(parameter.device) != indexed(job.device):
+            raise BackendError(
+                f"the network is on {parameter.device}, and the policy plans on {job.device}; load the policy with "
+                f"device={str(parameter.device)!r}"
+            )
+    denoiser = TorchDenoiser(network, job, getattr(torch, backend.dtype))
+    if backend.dtype != FLOAT32:
+        try:
+            try_out(denoiser, job, 1)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            valid = ", ".join(computable(job.device))
+            raise BackendError(
+                f"{backend.spec} cannot run on {job.device}: {reason}; {valid} can be computed there"
+            ) from None
+    return denoiser
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return a device with its number: a GPU that is named without one is the current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+class _Weights:
+    """Sees whether a network's weights are still what something was computed from."""
+
+    def __init__(self, network: nn.Module) -> None:
+        # By where the modules keep them: what moves a network may put others in their places.
+        self._places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
+        self._before = self._state()
+        self._devices = {parameter.device for parameter in network.parameters()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has; its weights are to be those of now."""
+        self.check()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the copied weights, at their own addresses."""
+        self.__dict__.update(state)
+        self._before = self._state()
+
+    def check(self) -> None:
+        """Raise BackendError if they are not."""
+        if self._state() == self._before:
+            return
+        devices = {parameter.device for parameter in self._parameters()}
+        if devices != self._devices:
+            before, after = (", ".join(sorted(map(str, each))) for each in (self._devices, devices))
+            raise BackendError(
+                f"the network was moved from {before} to {after} after it was prepared; load the policy again, with "
+                f"device={after!r}"
+            )
+        raise BackendError(
+            "the network's weights were changed after it was prepared; policy.with_backend(policy.backend) prepares "
+            "it anew"
+        )
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for owner, name in self._places:
+            parameter = owner[name]
+            if parameter is not None:
+                yield parameter
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Return each parameter's address and how often it was written to, which inference tensors do not count."""
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters()]

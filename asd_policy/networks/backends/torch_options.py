@@ -1,0 +1,50 @@
+"""What the backends of PyTorch share: the dtype. Torch itself they import when they prepare a network."""
+
+import abc
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from asd_policy._common.arrays import NUMPY
+from asd_policy.errors import BackendError, SpecError
+from asd_policy.networks.backends.base import DTYPES, Backend, Job
+from asd_policy.networks.denoiser import Denoiser
+
+FLOAT32 = DTYPES[0]
+
+
+@dataclass(frozen=True)
+class TorchBackend(Backend):
+    """A backend of PyTorch."""
+
+    name: ClassVar[str]
+    """In specs."""
+
+    dtype: str = FLOAT32  # pyright: ignore[reportIncompatibleMethodOverride]  # frozen: as read-only as a property
+    """What the network computes in, one of `DTYPES`: a copy of it, the one loaded stays. float32 is full float32, never
+    TensorFloat-32, whatever PyTorch is set to outside of the call."""
+
+    def __post_init__(self) -> None:
+        """Check the options that need no machine.
+
+        Raises:
+            SpecError: One of them is out of range.
+        """
+        if self.dtype not in DTYPES:
+            raise SpecError(f"dtype={self.dtype} is none of {', '.join(DTYPES)}")
+
+    @property
+    def spec(self) -> str:
+        """The spec of this backend with the options that are not its defaults."""
+        options = ((field, getattr(self, field.name)) for field in fields(self))
+        given = [f"{field.name}={value}" for field, value in options if value != field.default]
+        return ":".join([self.name, ",".join(given)] if given else [self.name])
+
+    def prepare(self, network: Denoiser, job: Job) -> Denoiser:
+        """Return the network as this backend runs it; see `Backend.prepare`."""
+        if job.device == NUMPY:
+            raise BackendError(f"{self.spec} runs on PyTorch's tensors, the policy plans on NumPy's arrays; use onnx")
+        return self.prepare_tensors(network, job)
+
+    @abc.abstractmethod
+    def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
+        """Do that on a device of PyTorch's."""

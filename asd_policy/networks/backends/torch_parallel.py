@@ -1,0 +1,98 @@
+"""A call's points, split over replicas of the network."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.errors import BackendError
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.precision import full_float32
+from asd_policy.networks.backends.torch_network import TorchDenoiser, indexed, prepare
+from asd_policy.networks.backends.torch_replicas import TorchReplicas
+from asd_policy.networks.denoiser import Denoiser
+
+
+class Replicas:
+    """A network on several devices, as an `EncodingDenoiser`. What it returns is where the points are."""
+
+    def __init__(self, network: Denoiser, job: Job, options: TorchReplicas) -> None:
+        """Copy the network to every device but the first, where it is already.
+
+        Raises:
+            BackendError: A device is not there, the first is not the job's, or the network cannot be computed on one.
+        """
+        self._devices = _devices(options)
+        if self._devices[0] != indexed(job.device):
+            raise BackendError(
+                f"{options.spec} begins with {self._devices[0]}, and the policy is on {job.device}: begin with that "
+                f"or load the policy with device={str(self._devices[0])!r}"
+            )
+        first = prepare(network, job, options)
+        self._replicas = [first]
+        for device in self._devices[1:]:
+            there = network
+            if isinstance(network, nn.Module) and device != self._devices[0]:
+                there = copy.deepcopy(network).to(device)
+            self._replicas.append(prepare(there, replace(job, device=device), options))
+
+    def encode(self, cond: Tensor) -> Tensor:
+        """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E], by the first replica."""
+        return self._replicas[0].encode(cond)
+
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E]: each replica a part."""
+        parts = zip(
+            self._replicas,
+            self._devices,
+            x.tensor_split(len(self._replicas)),
+            timestep.tensor_split(len(self._replicas)),
+            [None] * len(self._replicas) if cond is None else cond.tensor_split(len(self._replicas)),
+            strict=True,
+        )
+        kind = x.device.type
+        autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+        def predict(
+            replica: TorchDenoiser, device: torch.device, x: Tensor, timestep: Tensor, cond: Tensor | None
+        ) -> Tensor:
+            with torch.autocast(*autocast):  # a thread begins without
+                there = (x.to(device), timestep.to(device), None if cond is None else cond.to(device))
+                return replica(*there).to(x.device)
+
+        # PyTorch's settings are those of all threads, so none of these may change or restore them.
+        with full_float32(x.device), torch.inference_mode():
+            threads = _threads(len(self._replicas))
+            running = [threads.submit(predict, *part) for part in parts if len(part[2])]
+            return torch.cat([each.result() for each in running])
+
+
+@lru_cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Return threads, started once. PyTorch lets go of the interpreter inside an operation, so that theirs overlap."""
+    return ThreadPoolExecutor(count, thread_name_prefix=TorchReplicas.name)
+
+
+def _devices(options: TorchReplicas) -> list[torch.device]:
+    """Return the devices to use.
+
+    Raises:
+        BackendError: One is not there.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if options.devices is None and not gpus:
+        raise BackendError(f"{options.spec} wants GPUs and there are none: name its devices, such as devices=cpu+cpu")
+    found = []
+    for name in gpus if options.devices is None else options.devices.split("+"):
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError):  # a build of torch without CUDA asserts
+            raise BackendError(
+                f"no device {name!r} here for {options.spec}; there are {', '.join(['cpu', *gpus])}"
+            ) from None
+        found.append(indexed(device))
+    return found

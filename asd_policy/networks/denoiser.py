@@ -1,0 +1,233 @@
+"""The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+from asd_policy._common.clock import collect_imports
+from asd_policy.errors import DenoiserError
+
+
+class Denoiser(Protocol):
+    """A diffusion model's network. Each row's output depends on that row alone, and on nothing random."""
+
+    def __call__(self, x: Array, timestep: Array, cond: Array | None, /) -> Array:
+        """Predict what the chain's `prediction_type` says.
+
+        Args:
+            x: Points of the chain [N, *event].
+            timestep: Diffusion timesteps [N], int64.
+            cond: Conditioning [N, *cond_event], or None for an unconditional model.
+
+        Returns:
+            Predictions [N, *event].
+        """
+        ...
+
+
+@runtime_checkable
+class EncodingDenoiser(Denoiser, Protocol):
+    """A denoiser that computes once per plan what depends on the conditioning alone.
+
+    `Sampler.sample` calls `encode` once, and `__call__` then with rows of what it returned: any of them, in any order.
+    """
+
+    def encode(self, cond: Array, /) -> Array:
+        """Return what calls are to be given in the place of conditioning.
+
+        Args:
+            cond: Conditioning of the samples [B, *cond_event].
+
+        Returns:
+            One row for each sample, [B, E], on the same device.
+        """
+        ...
+
+
+def encode(denoiser: Denoiser, cond: Array) -> Array:
+    """Return what a denoiser's calls are to be given: encoded conditioning, or, if it encodes none, the same.
+
+    Raises:
+        DenoiserError: `encode` did not return a tensor with a row for each sample.
+    """
+    if not isinstance(denoiser, EncodingDenoiser):
+        return cond
+    encoded = denoiser.encode(cond)
+    if not isinstance(encoded, type(cond)) or encoded.ndim == 0 or len(encoded) != len(cond):
+        shape = tuple(encoded.shape) if isinstance(encoded, type(cond)) else type(encoded).__name__
+        raise DenoiserError(
+            f"the network encoded the conditioning of {len(cond)} samples as {shape}, not as so many rows"
+        )
+    return encoded
+
+
+class MeteredDenoiser:
+    """Calls a denoiser and adds up the time inside it.
+
+    On a GPU the clock is read after the kernels have run: each call then waits for them, which a sampler that
+    reports `network_seconds` has to accept.
+    """
+
+    def __init__(self, denoiser: Denoiser, device: Device) -> None:
+        """Wrap a denoiser for the length of one `sample` call, with the autocast that is on now for the device."""
+        self._denoiser = denoiser
+        self._device = device
+        self._autocast = arrays.ambient_autocast(device)
+        self.seconds = 0.0
+        self.calls = 0
+        """Of the denoiser."""
+        self.points = 0
+        """That these evaluated."""
+
+    def __call__(self, x: Array, timestep: Array, cond: Array | None) -> Array:
+        """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
+
+        Raises:
+            DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
+        """
+        with self._timed():
+            return self.unmetered(x, timestep, cond)
+
+    def unmetered(self, x: Array, timestep: Array, cond: Array | None) -> Array:
+        """Do the same without waiting for the result."""
+        self.count(1, len(x))
+        with self._autocast:
+            output = self._denoiser(x, timestep, cond)
+        check_form(output, x)
+        return arrays.cast(output, x.dtype)
+
+    def count(self, calls: int, points: int) -> None:
+        """Count calls; those that run as recordings are not seen here."""
+        self.calls += calls
+        self.points += points
+
+    def encode(self, cond: Array | None) -> Array | None:
+        """Encode conditioning [B, …] where the denoiser does that.
+
+        Raises:
+            DenoiserError: As the function `encode`.
+        """
+        if cond is None:
+            return None
+        with self._timed(), self._autocast:
+            return encode(self._denoiser, cond)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        arrays.synchronize(self._device)
+        self.seconds += time.perf_counter() - start
+
+
+def check_form(output: Array, x: Array) -> None:
+    """Refuse what is not floating-point numbers in the shape of the network's input.
+
+    Raises:
+        DenoiserError: It is not.
+    """
+    if not isinstance(output, type(x)):
+        wanted = "a NumPy array" if arrays.is_numpy(x) else "a tensor"
+        raise DenoiserError(f"the network returned a {type(output).__name__}, not {wanted}")
+    if not arrays.is_floating(output):
+        raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
+    if output.shape != x.shape:
+        raise DenoiserError(
+            f"the network returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "
+            "they must be equal"
+        )
+
+
+def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Array | None) -> tuple[int, int]:
+    """Refuse a network that breaks the contract of `Denoiser`; what it would plan has no law to keep.
+
+    Three calls: twice the same, as dropout left on would show, and the first row alone, as batch normalisation left
+    in training mode would.
+
+    Args:
+        denoiser: The network.
+        x: Points [N, *event], two rows or more that differ.
+        timestep: Their timesteps [N].
+        cond: Their conditioning [N, …], encoded where the network encodes it, or None.
+
+    Returns:
+        How many calls that took, and points.
+
+    Raises:
+        DenoiserError: The output is not a floating-point tensor of the shape of `x`, or not finite, or two equal calls
+            differ, or a row depends on its neighbours.
+    """
+    output = denoiser(x, timestep, cond)
+    check_form(output, x)
+    if not bool(arrays.namespace(output).isfinite(output).all()):
+        bad = int((~arrays.namespace(output).isfinite(output)).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(output.shape)} values")
+    scale = float(abs(output).max())
+    change = float(abs(denoiser(x, timestep, cond) - output).max())
+    # Kernels may add up in another order from call to call; dropout changes far more.
+    if change > 100 * float(arrays.namespace(output).finfo(output.dtype).eps) * scale:
+        raise DenoiserError(
+            f"two equal calls of the network differ by {change:.2g} (its largest output is {scale:.2g}); "
+            "is dropout left on? Call .eval()"
+        )
+    alone = denoiser(x[:1], timestep[:1], None if cond is None else cond[:1])
+    change = float(abs(alone[0] - output[0]).max())
+    # Another batch may run other kernels, in TensorFloat-32 with three digits; batch statistics change far more.
+    if change > 0.01 * scale:
+        raise DenoiserError(
+            f"the network's output for a row differs by {change:.2g} with and without other rows beside it "
+            f"(its largest output is {scale:.2g}); is batch normalisation in training mode? Call .eval()"
+        )
+    return 3, 2 * len(x) + 1
+
+
+def check_on_noise(
+    denoiser: Denoiser,
+    timesteps: npt.NDArray[np.int64],
+    event: Sequence[int],
+    cond: Array | None,
+    device: Device | str,
+) -> tuple[int, int]:
+    """Call a network a few times, on noise, to see whether it is one that can be sampled from.
+
+    Args:
+        denoiser: The network.
+        timesteps: Those of its chain [K].
+        event: Shape of one sample.
+        cond: Conditioning [B, …] of the kind that it will be given, or None.
+        device: Where it is.
+
+    Returns:
+        How many calls that took, and points.
+
+    Raises:
+        DenoiserError: As `check_deterministic`.
+    """
+    collect_imports()
+    noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
+    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
+    with arrays.no_gradients(device):
+        rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
+        return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
+
+
+def check_finite(sample: Array) -> None:
+    """Refuse a sample with NaN or infinities in it.
+
+    One look at the end of a plan is enough: the samplers end whatever the network returns, and a value that is
+    not finite stays so along the chain.
+
+    Raises:
+        DenoiserError: The sample is not finite.
+    """
+    finite = arrays.namespace(sample).isfinite(sample)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(sample.shape)} sampled values")

@@ -1,0 +1,139 @@
+"""Policies that are accelerated: this package's own, and live objects of other libraries, in place."""
+
+import inspect
+from typing import Any, TypeVar, overload
+
+from asd_policy.errors import SpecError
+from asd_policy.policy.adapters import diffusion_policy, lerobot
+from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, qualified
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import make_sampler
+from asd_policy.samplers.types import WarmUp
+
+P = TypeVar("P")
+
+ADAPTERS: dict[str, Adapter] = {
+    "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
+    "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
+    "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
+}
+"""Every adapter by the name of its policies in messages."""
+
+_UNDO = "_asd_undo"  # on an accelerated object: its patches, each with the one that brings back what was there before
+_ABSENT = ...  # the value of an attribute to remove; the same object after a copy or a pickle
+
+
+@overload
+def accelerate(policy: Policy, spec: str = "asd") -> Policy: ...
+@overload
+def accelerate(policy: P, spec: str = "asd") -> P: ...
+def accelerate(policy: Any, spec: str = "asd") -> Any:
+    """Make a policy plan with another sampler.
+
+    Args:
+        policy: A `Policy` from `load_policy`, or a live object of a class in `ADAPTERS`.
+        spec: A sampler spec such as `asd:window=16`.
+
+    Returns:
+        Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
+        its plans' cost in `asd_stats`, until `restore`; one that is accelerated already begins anew. `warm_up` does
+        what its first plan would wait for.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
+            has to see an observation, raises it when it makes its first plan.
+        ChainError: The policy's noise scheduler has no exact acceleration.
+        SpecError: The spec does not exist or does not fit the policy's chain, the object is no policy known here, or
+            the method that samples is not its library's own.
+    """
+    sampler = make_sampler(spec)
+    if isinstance(policy, Policy):
+        accelerated = policy.with_sampler(sampler)
+        policy.check()
+        return accelerated
+    adapter = _find(policy)
+    if _is_accelerated(policy):
+        restore(policy)
+    setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in adapter.patches(policy, sampler)])
+    return policy
+
+
+def restore(policy: P) -> P:
+    """Give an accelerated live object its own sampling back, and return it.
+
+    Raises:
+        SpecError: It is not accelerated, or somebody has put another method in the place of the sampler's since.
+    """
+    if not _is_accelerated(policy):
+        raise SpecError(
+            f"this {type(policy).__name__} is not accelerated"
+            + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
+        )
+    patches: list[tuple[Patch, Patch]] = getattr(policy, _UNDO)
+    for patch, _ in patches:
+        if callable(patch.value) and vars(patch.owner).get(patch.name) != patch.value:
+            raise SpecError(
+                f"{patch.name} of this {type(patch.owner).__name__} was changed after accelerate, and what it is now "
+                "would be lost: take that back first"
+            )
+    for _, before in patches:
+        _apply(before)
+    delattr(policy, _UNDO)
+    return policy
+
+
+def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> WarmUp:
+    """Do before the first observation what the first plan would wait for: look at the network, time it, compile.
+
+    Nothing is learned, and no plan that follows is another one for it, but for the setting that measured times choose.
+    Those of a live object are kept in the user's cache, and found there by its weights.
+
+    Args:
+        policy: A `Policy`, or a live object that is accelerated.
+        robots: How many it will plan for together; None for one.
+        observation: For policies of diffusion_policy, in the place of a number of robots: what their `predict_action`
+            takes, zeros for example. The others know what they observe.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from.
+        SpecError: The object is not accelerated, or is in training mode; or an observation is given to one that needs
+            none, or none to one that does.
+    """
+    if not isinstance(policy, Policy) and not _is_accelerated(policy):
+        raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
+    method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
+    given = {"robots": robots, "observation": observation}
+    named = {name: value for name, value in given.items() if value is not None}
+    wanted = inspect.signature(method)
+    try:
+        wanted.bind(**named)
+    except TypeError:
+        takes, not_ = ", ".join(wanted.parameters), ", ".join(named) or "nothing"
+        raise SpecError(f"the warm-up of a {type(policy).__name__} takes {takes}, not {not_}") from None
+    return method(**named)
+
+
+def _is_accelerated(policy: Any) -> bool:
+    """Return whether a live object plans with a sampler of this package."""
+    return hasattr(policy, _UNDO)
+
+
+def _apply(patch: Patch) -> Patch:
+    """Set an instance's attribute, or remove it; return the patch that undoes this."""
+    before = vars(patch.owner).get(patch.name, _ABSENT)
+    if patch.value is _ABSENT:
+        delattr(patch.owner, patch.name)
+    else:
+        setattr(patch.owner, patch.name, patch.value)
+    return Patch(patch.owner, patch.name, before)
+
+
+def _find(policy: Any) -> Adapter:
+    names = [qualified(cls) for cls in type(policy).__mro__]
+    for adapter in ADAPTERS.values():
+        if any(name in adapter.classes for name in names):
+            return adapter
+    raise SpecError(
+        f"cannot accelerate a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
+        f"{', '.join(ADAPTERS)}"
+    )

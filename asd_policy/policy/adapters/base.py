@@ -1,0 +1,352 @@
+"""What every adapter shares: patches that can be undone, and the planner that stands in for a policy's own loop."""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+from asd_policy.chain.gaussian import GaussianChain, transition
+from asd_policy.chain.noise_tape import Generators, NoiseTape
+from asd_policy.errors import ChainError, CheckpointError, ObservationError, SpecError
+from asd_policy.networks.denoiser import Denoiser, check_on_noise
+from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.base import Past, move_on
+from asd_policy.samplers.target import Held
+from asd_policy.samplers.types import SpeculationStats, WarmUp
+
+WARM_UP = "asd_warm_up"
+"""On an accelerated object: its method that does what a first plan would wait for."""
+_SCHEDULERS = (
+    "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+    "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+)
+_TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """An attribute to set on an instance; its class is left alone."""
+
+    owner: Any
+    name: str
+    value: Any
+
+
+def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
+    """Refuse an object whose methods are not those of a known class: what they do would be lost without a word.
+
+    Args:
+        owner: The object whose methods a sampler takes the place of, or is reached by.
+        known: Qualified names of classes.
+        methods: Names of their methods.
+
+    Raises:
+        SpecError: The object is of none of the classes, or one of the methods is another one: an attribute of the
+            object, of a subclass, or of the class itself, put there by somebody else.
+    """
+    cls = next((each for each in type(owner).__mro__ if qualified(each) in known), None)
+    if cls is None:
+        raise SpecError(f"cannot accelerate a {qualified(type(owner))}, which is no {' or '.join(known)}")
+    for name in methods:
+        defining = next(each for each in type(owner).__mro__ if name in vars(each))
+        if name in vars(owner):
+            how = "the object has an attribute of that name"
+        elif getattr(type(owner), name) is not getattr(cls, name):
+            how = f"{qualified(defining)} overrides it"
+        elif vars(defining)[name].__module__ != defining.__module__:
+            how = f"it was replaced in the class, by {qualified(vars(defining)[name])}"
+        else:
+            continue
+        raise SpecError(
+            f"{name} of this {type(owner).__name__} is not {qualified(cls)}'s own: {how}, and a sampler in its place "
+            "would not do what it does"
+        )
+
+
+def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose own steps are not those of the chain that its configuration describes.
+
+    diffusion_policy pins diffusers 0.11, whose DDPMScheduler steps to timestep t − 1 even where it leaves some out.
+
+    Args:
+        scheduler: The policy's.
+        chain: Read from its configuration.
+        options: What its step is given by the policy.
+
+    Raises:
+        ChainError: A step is another one.
+        SpecError: Somebody has overridden it.
+    """
+    check_own(scheduler, _SCHEDULERS, ("step", "set_timesteps"))
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(len(chain))
+    import torch  # whose policy this is
+
+    cpu = torch.device("cpu")
+    sizes = arrays.asarray([1.0, 30.0], cpu, "float32")[:, None, None]  # what clips shows at one of them
+    x, output = sizes * arrays.normals((2, 1, 4, 2), arrays.make_generator(cpu, 0), cpu)
+    tables = chain.tables(x.device, x.dtype)
+    same = [int(timestep) for timestep in own.timesteps] == chain.timesteps.tolist()
+    for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
+        expected = own.step(output, timestep, x, generator=arrays.make_generator(cpu, k), **options).prev_sample
+        noise = arrays.normals(x.shape, arrays.make_generator(cpu, k), cpu)
+        clean = chain.predict(x, output, arrays.asarray([k, k], cpu))
+        step = transition(tables.a[k], clean, tables.sigma[k], noise, tables.b[k], x)
+        same = same and bool(torch.allclose(step / sizes, expected / sizes, rtol=_TOLERANCE, atol=_TOLERANCE))
+    if not same:
+        raise ChainError(
+            f"this {type(scheduler).__name__} does not step as its configuration says in {len(chain)} of "
+            f"{chain.config['num_train_timesteps']} timesteps; use a newer diffusers, or as many inference steps as "
+            "training timesteps"
+        )
+
+
+def qualified(named: Any) -> str:
+    """Name a class `module.Class`, a function `module.Class.function`; what has no name by its type."""
+    return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__qualname__)}"
+
+
+@contextmanager
+def alone(policy: Any, device: Device) -> Iterator[None]:
+    """Plan for nobody: without gradients, and with random numbers that the policy's own do not depend on.
+
+    Raises:
+        SpecError: The policy is in training mode, in which a plan leaves traces.
+    """
+    if policy.training:
+        raise SpecError(f"this {type(policy).__name__} is in training mode: call .eval() before a warm-up")
+    import torch  # whose policy this is
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(0)
+        yield
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A library's policies that can be accelerated in place."""
+
+    classes: tuple[str, ...]
+    """Their qualified names, `module.Class`; subclasses are known too. Nothing is imported to find out."""
+    patches: Callable[[Any, Sampler], list[Patch]]
+    """Returns what makes a policy plan with a sampler, changing nothing; `asd_stats` and `WARM_UP` are of the names.
+
+    Raises ChainError or SpecError where policy and sampler do not fit.
+    """
+
+
+@dataclass
+class AsdStats:
+    """What the plans of an accelerated policy cost; a batch of B rows is B plans."""
+
+    last: SpeculationStats | None = None
+    """Of the latest call: `rounds` and `nfe` of each row, `seconds`. The time is that of sampling the actions, encoding
+    the observations is not in it."""
+    plans: int = 0
+    """Plans so far."""
+    steps: int = 0
+    """Steps of the sequential chain that they stand for."""
+    rounds: int = 0
+    """Sequential network calls that they waited for."""
+    nfe: int = 0
+    """Network evaluations (points) computed for them."""
+    seconds: float = 0.0
+    """Time spent sampling [s]; the rows of a batch share theirs."""
+    trial_calls: int = 0
+    """Network calls for no plan that was executed: those of warm-ups, and those that look at the network, time it or
+    record it during a plan where no warm-up has."""
+    trial_points: int = 0
+    """Points that these evaluated."""
+
+    @property
+    def algorithmic_speedup(self) -> float:
+        """Steps over rounds."""
+        return self.steps / self.rounds
+
+    def add(self, stats: SpeculationStats) -> None:
+        """Count one call."""
+        self.last = stats
+        self.plans += len(stats.rounds)
+        self.steps += stats.steps * len(stats.rounds)
+        self.rounds += sum(stats.rounds)
+        self.nfe += sum(stats.nfe)
+        self.seconds += stats.seconds
+        self.try_out(stats.trial_calls, stats.trial_points)
+
+    def try_out(self, calls: int, points: int) -> None:
+        """Count network calls that no plan needed, and their points."""
+        self.trial_calls += calls
+        self.trial_points += points
+
+
+class Planner:
+    """A sampler, and what it remembers from plan to plan of one policy."""
+
+    def __init__(self, sampler: Sampler, chain: GaussianChain, module: Any = None) -> None:
+        """Put a sampler in the place of the loop over a chain.
+
+        Args:
+            sampler: How to plan.
+            chain: The loop's.
+            module: A module of PyTorch's by whose weights measured times are kept in the user's cache; None keeps none.
+
+        Raises:
+            SpecError: The sampler's options do not fit the chain.
+        """
+        sampler.check(chain)
+        self.sampler = sampler
+        self.chain = chain
+        self.experience = Experience()
+        self.stats = AsdStats()
+        self._module = module
+        self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
+        self._times: Times | None = None  # once the network was looked at
+        self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
+
+    def begin_episode(self) -> None:
+        """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
+        self._last = None
+        if self._times is not None:
+            self._times.save(self.experience)
+
+    def warm_up(self, plan: Callable[[], object]) -> WarmUp:
+        """Do what a first plan would wait for; the plans made for it are none of the policy's, and teach nothing.
+
+        Args:
+            plan: Makes the library plan once, through `sample`, with a noise of its own.
+
+        Raises:
+            DenoiserError: As `sample`.
+        """
+        start, before = time.perf_counter(), (self.stats.trial_calls, self.stats.trial_points)
+        learning, self.experience.learning = self.experience.learning, False
+        last, self._last, self._warming = self._last, None, []
+        try:
+            for _ in range(2):
+                plan()
+                self._last = None
+                if not self._warming[-1].trial_calls:
+                    break
+            stats = self._warming[-1]
+        finally:
+            self.experience.learning = learning
+            self._last, self._warming = last, None
+        self.begin_episode()
+        calls, points = self.stats.trial_calls - before[0], self.stats.trial_points - before[1]
+        return WarmUp(calls, points, time.perf_counter() - start, stats.seconds, stats.spec)
+
+    @arrays.uncompiled
+    def sample(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        executed: int,
+        device: Device,
+        cond: Array | None = None,
+        generator: Generators = None,
+        noise: Array | None = None,
+        held: Held | None = None,
+    ) -> Array:
+        """Sample a batch of plans. The first call looks whether the network is one that can be sampled from.
+
+        Args:
+            denoiser: The policy's network.
+            shape: (B, horizon, action_dim).
+            executed: Actions that will be executed before the next plan.
+            device: The policy's.
+            cond: Conditioning [B, …], or None.
+            generator: Source of the noise; None for torch's global one.
+            noise: The start of the chain, of `shape`, in the place of a drawn one.
+            held: Coordinates that are given, not sampled.
+
+        Returns:
+            Plans of `shape`, float32.
+
+        Raises:
+            DenoiserError: The network is random, depends on the other rows of a batch, or its output is not finite.
+            ObservationError: The noise is not of `shape`.
+        """
+        calls = points = 0
+        if self._times is None:
+            calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
+            self._times = Times.of(self._module if self.sampler.chooses else None, self.chain, shape[1:], device)
+            self._times.load(self.experience)
+        if noise is not None:
+            if tuple(noise.shape) != shape:
+                raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
+            noise = arrays.asarray(noise, device, "float32")
+        tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
+        if self._last is not None and tuple(self._last.shape) != shape:
+            self._last = None  # another number of robots: these are not their plans
+        past = Past(self._last, self.experience)
+        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape=tape, held=held, past=past)
+        stats = result.stats.with_trials(calls, points)
+        if self._warming is None:
+            self._last = move_on(result.sample, executed)
+            self.stats.add(stats)
+        else:
+            self._warming.append(stats)
+            self.stats.try_out(stats.all_calls, stats.all_points)
+        return result.sample
+
+
+_LIVE = "live"  # in the place of a backend's spec, where a library runs its network itself
+
+
+class Times:
+    """Measured times of a network, kept in the user's cache.
+
+    The times alone: what plans have taught is not kept. It would be met by the noise that it was learned from when a
+    program begins with the same seed again, and drafts that know the noise that judges them change the law.
+    """
+
+    def __init__(self, path: Path | None, chain: GaussianChain, event: Sequence[int], device: Device) -> None:
+        """Name the file; None keeps nothing."""
+        self._path, self._chain, self._event, self._device = path, chain, tuple(event), device
+        self._kept = 0  # how many times are in the file
+
+    @classmethod
+    def of(cls, module: Any, chain: GaussianChain, event: Sequence[int], device: Device) -> Self:
+        """Name the file by a module's weights of now; None keeps nothing."""
+        return cls(module and weights_file(module.state_dict(), chain, event), chain, event, device)
+
+    def load(self, experience: Experience) -> None:
+        """Take the times that are kept, if they are of this hardware; warn where they are unreadable."""
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            known, backend = load_tuning(self._path, self._chain, self._event, self._device)
+        except CheckpointError as error:
+            warnings.warn(f"times are measured anew: {error}", stacklevel=2)
+            return
+        if backend == _LIVE:
+            experience.latency, experience.overhead = known.latency, known.overhead
+            self._kept = self._count(experience)
+
+    def save(self, experience: Experience) -> None:
+        """Keep the times of an experience, where there are more than in the file; warn where that is not possible."""
+        count = self._count(experience)
+        if self._path is None or count <= self._kept:
+            return
+        try:
+            save_tuning(
+                self._path,
+                Experience(latency=experience.latency, overhead=experience.overhead),
+                self._device,
+                _LIVE,
+            )
+        except OSError as error:
+            warnings.warn(f"measured times are not kept: {self._path}: {error.strerror}", stacklevel=2)
+        self._kept = count
+
+    @staticmethod
+    def _count(experience: Experience) -> int:
+        return len(experience.latency) + len(experience.overhead)

@@ -1,0 +1,152 @@
+"""The policies of real-stanford/diffusion_policy, live: `conditional_sample` is the one place where each samples.
+
+It is one loop in all of them (`diffusion_policy/policy/diffusion_*_policy.py`): the network's input has the known
+coordinates written into it, then `noise_scheduler.step`. Normalisers and image encoders are outside it, and stay as
+they are; encoders run once per plan.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asd_policy._common.arrays import Array, Generator
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.errors import ChainError, ObservationError
+from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.target import Held
+from asd_policy.samplers.types import WarmUp
+
+_UNETS = {
+    "unet_lowdim": "UnetLowdim",
+    "unet_image": "UnetImage",
+    "unet_hybrid_image": "UnetHybridImage",
+    "unet_video": "UnetVideo",
+}
+_TRANSFORMERS = {"transformer_lowdim": "TransformerLowdim", "transformer_hybrid_image": "TransformerHybridImage"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampling:
+    """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
+
+    policy: Any
+    planner: Planner
+    scheduler: Any
+    """The noise scheduler that the planner's chain was read from."""
+    options: Mapping[str, Any]
+    """Those of its step."""
+    own_reset: Callable[[], None]
+    """The policy's own method."""
+
+    def sample(
+        self,
+        data: Array,
+        mask: Array,
+        told: Mapping[str, Array | None],
+        generator: Generator | None,
+        options: Mapping[str, Any],
+    ) -> Array:
+        """Sample trajectories.
+
+        Args:
+            data: Known coordinates [B, T, D].
+            mask: Where they are known [B, T, D].
+            told: The network's conditioning by the names of its arguments, one of them at most.
+            generator: Source of the noise; None for torch's global one.
+            options: Of the scheduler's step.
+
+        Returns:
+            Trajectories [B, T, D] in the dtype of `data`.
+
+        Raises:
+            ChainError: The policy's noise scheduler or its options have been changed.
+            DenoiserError: See `Planner.sample`.
+            ObservationError: There are two kinds of conditioning.
+        """
+        policy = self.policy
+        same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == len(self.planner.chain)
+        if not same or options != self.options:
+            raise ChainError(
+                f"the policy was accelerated with another noise scheduler, {len(self.planner.chain)} inference steps "
+                f"or options of its step, which were {self.options}; accelerate it again"
+            )
+        given = {name: value for name, value in told.items() if value is not None}
+        if len(given) > 1:
+            raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
+        name = next(iter(given), None)
+
+        def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
+            return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
+
+        held = Held(mask, data.float()) if bool(mask.any()) else None
+        cond = None if name is None else given[name]
+        shape, executed = tuple(data.shape), policy.n_action_steps
+        plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, held=held)
+        return plans.to(data.dtype)
+
+    def of_unet(
+        self,
+        condition_data: Array,
+        condition_mask: Array,
+        local_cond: Array | None = None,
+        global_cond: Array | None = None,
+        generator: Generator | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Take the place of a U-Net policy's `conditional_sample`; see `sample`."""
+        told = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.sample(condition_data, condition_mask, told, generator, kwargs)
+
+    def of_transformer(
+        self,
+        condition_data: Array,
+        condition_mask: Array,
+        cond: Array | None = None,
+        generator: Generator | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
+        return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+
+    def warm_up(self, observation: Any) -> WarmUp:
+        """Plan for an observation as `predict_action` takes it; see `adapters.warm_up`.
+
+        Raises:
+            DenoiserError: See `Planner.sample`.
+            SpecError: The policy is in training mode.
+        """
+        with alone(self.policy, next(self.policy.parameters()).device):
+            return self.planner.warm_up(lambda: self.policy.predict_action(observation))
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self.own_reset()
+        self.planner.begin_episode()
+
+
+def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
+    check_own(policy, (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes), ("conditional_sample",))
+    scheduler = policy.noise_scheduler
+    chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
+    check_step(scheduler, chain, policy.kwargs)
+    planner = Planner(sampler, chain, policy)
+    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)
+    return [
+        Patch(policy, "conditional_sample", getattr(sampling, method)),
+        Patch(policy, "reset", sampling.reset),
+        Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, WARM_UP, sampling.warm_up),
+    ]
+
+
+def _classes(names: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"diffusion_policy.policy.diffusion_{file}_policy.Diffusion{name}Policy" for file, name in names.items()
+    )
+
+
+UNET_ADAPTER = Adapter(_classes(_UNETS), lambda policy, sampler: _patches(policy, sampler, "of_unet"))
+TRANSFORMER_ADAPTER = Adapter(
+    _classes(_TRANSFORMERS), lambda policy, sampler: _patches(policy, sampler, "of_transformer")
+)

@@ -1,0 +1,77 @@
+"""Normalisation of observations and actions: affine, and built as LeRobot's processors define it."""
+
+from dataclasses import dataclass
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+from asd_policy.errors import CheckpointError
+
+EPSILON = 1e-8  # LeRobot's `eps`: the range a constant feature is given
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map x → (x − origin) · gain + shift of one feature, and its inverse."""
+
+    origin: Array
+    """Shape [feature_dim], in the feature's own unit."""
+    gain: Array
+    """Shape [feature_dim]; never 0."""
+    shift: Array
+    """Shape [feature_dim]."""
+
+    def normalize(self, x: Array) -> Array:
+        """Map values [..., feature_dim] from physical units."""
+        return (x - self.origin) * self.gain + self.shift
+
+    def unnormalize(self, x: Array) -> Array:
+        """Map values [..., feature_dim] back to physical units."""
+        return (x - self.shift) / self.gain + self.origin
+
+    def to(self, device: Device) -> "Affine":
+        """Return the same map on another device."""
+        return Affine(*(arrays.asarray(part, device) for part in (self.origin, self.gain, self.shift)))
+
+
+def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int) -> Affine:
+    """Build the map of one feature from its statistics.
+
+    Args:
+        mode: MIN_MAX (to [-1, 1]), MEAN_STD or IDENTITY.
+        statistics: Tensors [dim] by name: `min` and `max`, or `mean` and `std`.
+        feature: The feature's name, for messages.
+        dim: Its length.
+
+    Raises:
+        CheckpointError: The mode is unknown, or a statistic is missing, misshapen, no floating-point number or
+            not finite.
+    """
+    import torch  # statistics are tensors; a map that is made needs none of it
+
+    def statistic(name: str) -> Array:
+        if name not in statistics:
+            raise CheckpointError(
+                f"normalisation {mode} of {feature!r} needs the statistic {name!r}; "
+                f"the checkpoint has {sorted(statistics) or 'none'}"
+            )
+        value = arrays.checked_float32(statistics[name], f"statistic {name!r} of {feature!r}")
+        if tuple(value.shape) != (dim,):
+            raise CheckpointError(f"statistic {name!r} of {feature!r} has shape {tuple(value.shape)}, not ({dim},)")
+        return value
+
+    if mode == "MIN_MAX":
+        low = statistic("min")
+        width = statistic("max") - low
+        if not bool(((width >= 0) & torch.isfinite(width)).all()):
+            raise CheckpointError(f"statistic 'max' of {feature!r} is below 'min', or too far above it")
+        width = torch.where(width == 0, torch.full_like(width, EPSILON), width)
+        return Affine(low, 2 / width, -torch.ones_like(low))
+    if mode == "MEAN_STD":
+        deviation = statistic("std")
+        if not bool((deviation >= 0).all()):
+            raise CheckpointError(f"statistic 'std' of {feature!r} is negative")
+        return Affine(statistic("mean"), 1 / (deviation + EPSILON), torch.zeros_like(deviation))
+    if mode == "IDENTITY":
+        zeros = torch.zeros(dim, dtype=torch.float32)
+        return Affine(zeros, torch.ones_like(zeros), zeros)
+    raise CheckpointError(f"normalisation mode {mode!r} of {feature!r} is not one of MIN_MAX, MEAN_STD, IDENTITY")

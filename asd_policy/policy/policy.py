@@ -1,0 +1,515 @@
+"""A diffusion policy in closed loop: observation history, normalisation, planning, action queue."""
+
+import copy
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import NUMPY, Array, Device
+from asd_policy._common.border import as_numbers, finite
+from asd_policy._common.clock import Stopwatch
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.errors import DenoiserError, ObservationError, SpecError
+from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.torch_eager import TorchEager
+from asd_policy.networks.denoiser import Denoiser, check_on_noise
+from asd_policy.policy.continuity import CONTINUITIES, Committed, commit, overlay
+from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.normalisation import Affine
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.base import Past, move_on
+from asd_policy.samplers.deadline import check_deadline
+from asd_policy.samplers.target import Held
+from asd_policy.samplers.types import Plan, WarmUp
+
+STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
+ENVIRONMENT_KEYS = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
+"""Policy feature → key in an environment's observation dictionary, by LeRobot's convention."""
+OBS = "obs"
+"""The one feature of policies whose library has a single observation vector."""
+_ALIASES = {name: (key,) for name, key in ENVIRONMENT_KEYS.items()} | {OBS: (STATE, ENVIRONMENT_KEYS[STATE])}
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """The three horizons of Diffusion Policy (arXiv 2303.04137), in control steps."""
+
+    n_obs_steps: int
+    """Observations the policy looks at, the current one included."""
+    horizon: int
+    """Actions a plan has, the first for the oldest of those observations."""
+    n_action_steps: int
+    """Actions executed before the next plan."""
+    first_action: int | None = None
+    """Place in a plan of the first action executed; None for n_obs_steps − 1, the action for the latest observation."""
+
+    @property
+    def executed(self) -> slice:
+        """The part of a plan that is executed."""
+        first = self.n_obs_steps - 1 if self.first_action is None else self.first_action
+        return slice(first, first + self.n_action_steps)
+
+
+class Policy:
+    """A diffusion policy and the sampler it plans with.
+
+    `select_action` controls one robot, and keeps history and queue; `reset_batch`, `observe` and `act` do the same for
+    several, planned for together. `plan` is stateless and batched.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        chain: GaussianChain,
+        sampler: Sampler,
+        horizons: Horizons,
+        observation: Mapping[str, Affine],
+        action: Affine,
+        device: Device,
+        inpaints: bool = False,
+        backend: Backend | None = None,
+    ) -> None:
+        """Put a policy together; `load_policy` does it from a checkpoint.
+
+        Args:
+            denoiser: The network, on `device`.
+            chain: Its noise schedule.
+            sampler: How to plan.
+            horizons: Of observation, plan and execution.
+            observation: Normalisation of each observation feature, in the order the network reads them.
+            action: Normalisation of the action.
+            device: Where to plan.
+            inpaints: Whether the network generates actions and observations side by side, those that are known held
+                (arXiv 2303.04137 with `obs_as_global_cond=False`), in place of being told the observations.
+            backend: What runs the network; None for PyTorch, operation by operation.
+
+        Raises:
+            BackendError: The backend cannot run here, or not this network.
+            SpecError: The sampler's options do not fit the chain.
+        """
+        sampler.check(chain)
+        self.inpaints = inpaints
+        self.network = denoiser
+        """As loaded."""
+        self.chain = chain
+        self.sampler = sampler
+        self.horizons = horizons
+        self.device = device
+        self.deadline_ms: float | None = None
+        """When plans have to be there, from their begin [ms]; None for no matter when."""
+        self.fallback = "jump"
+        """How plans are finished that are not at their end by then."""
+        self.experience = Experience()
+        """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
+        self._observation = {name: affine.to(device) for name, affine in observation.items()}
+        self._action = action.to(device)
+        self.generator = arrays.make_generator(device)
+        """Source of the noise of `select_action`."""
+        self._run_on(backend or TorchEager())
+        self.reset()
+
+    @property
+    def observation_dims(self) -> dict[str, int]:
+        """Length of each observation feature."""
+        return {name: len(affine.origin) for name, affine in self._observation.items()}
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action."""
+        return len(self._action.origin)
+
+    @property
+    def normalization(self) -> dict[str, Affine]:
+        """The map of each observation feature by its name, and of the action as "action"."""
+        return {**self._observation, "action": self._action}
+
+    @property
+    def event(self) -> tuple[int, int]:
+        """Shape of one sample: horizon and numbers for each of its steps."""
+        dims = sum(self.observation_dims.values()) if self.inpaints else 0
+        return self.horizons.horizon, self.action_dim + dims
+
+    @property
+    def job(self) -> Job:
+        """What the network is called for."""
+        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
+        return Job(self.chain, self.event, dims, self.device)
+
+    def held(self, cond: Array) -> Held | None:
+        """Return the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, give."""
+        if not self.inpaints:
+            return None
+        known = cond.reshape(len(cond), self.horizons.n_obs_steps, -1)
+        values = arrays.zeros((len(cond), *self.event), cond)
+        values[:, : self.horizons.n_obs_steps, self.action_dim :] = known
+        mask = arrays.zeros(values.shape, values, bool)
+        mask[:, : self.horizons.n_obs_steps, self.action_dim :] = True
+        return Held(mask, values)
+
+    def with_sampler(self, sampler: Sampler) -> "Policy":
+        """Return a policy with the same network and another sampler; history, noise and experience are its own.
+
+        Raises:
+            SpecError: The sampler's options do not fit the chain.
+        """
+        sampler.check(self.chain)
+        other = copy.copy(self)
+        other.sampler = sampler
+        other.experience = self.experience.copy()
+        other.generator = arrays.make_generator(self.device)
+        other.reset()
+        return other
+
+    def with_backend(self, backend: Backend) -> "Policy":
+        """Return a policy whose network runs on another backend; history, noise and experience are its own.
+
+        Raises:
+            BackendError: It cannot run here, or not this network.
+        """
+        other = self.with_sampler(self.sampler)
+        other._run_on(backend)
+        return other
+
+    def with_deadline(self, milliseconds: float | None, fallback: str = "jump") -> "Policy":
+        """Return a policy whose plans are to be there after so long: anytime planning, see `Sampler.sample`.
+
+        Args:
+            milliseconds: From a plan's begin [ms]; None for no matter how long.
+            fallback: How a plan is finished that is not at its end in time, "jump" or "last_plan". Such a plan is not
+                exact, and its `stats.cut` says so.
+
+        Raises:
+            SpecError: There is no such fallback, or the time is not a positive number.
+        """
+        check_deadline(milliseconds, fallback)
+        other = self.with_sampler(self.sampler)
+        other.deadline_ms, other.fallback = milliseconds, fallback
+        return other
+
+    def _run_on(self, backend: Backend) -> None:
+        self.backend = backend
+        """What runs the network."""
+        self.denoiser = backend.prepare(self.network, self.job)
+        """The network as the backend runs it."""
+        self.experience = self.experience.without_times()
+
+    def warm_up(self, robots: int = 1, continuity: str = CONTINUITIES[0]) -> WarmUp:
+        """Do what a first plan would wait for: look at the network, time it, choose, compile, record.
+
+        It plans for robots that rest in the middle of what the normalisation knows, and learns nothing of that.
+        Episodes, noise and experience stay as they are, but for the times that were measured.
+
+        Args:
+            robots: How many will be planned for together.
+            continuity: What plans will be told of the actions taken meanwhile, one of `continuity.CONTINUITIES`.
+
+        Raises:
+            DenoiserError: The network is not one that can be sampled from, see `check`.
+            SpecError: As `plan`.
+        """
+        start = time.perf_counter()
+        calls, points = self.check()
+        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self._observation.items()}
+        xp, frames = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
+        history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
+        generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
+        action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
+        committed = [commit(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
+        learning, self.experience.learning = self.experience.learning, False
+        try:
+            plans = [self.plan(history, generators, committed=committed)]
+            if plans[0].stats.trial_calls:  # one more, for which all is ready
+                plans.append(self.plan(history, generators, committed=committed))
+        finally:
+            self.experience.learning = learning
+        calls += sum(plan.stats.all_calls for plan in plans)
+        points += sum(plan.stats.all_points for plan in plans)
+        return WarmUp(calls, points, time.perf_counter() - start, plans[-1].seconds, plans[-1].stats.spec)
+
+    def check(self) -> tuple[int, int]:
+        """Call the network a few times, on noise, to see whether it is one that can be sampled from.
+
+        Returns:
+            How many calls that took, and points.
+
+        Raises:
+            DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
+        """
+        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
+        cond = np.random.default_rng(1).uniform(-1, 1, (3, dims)).astype(np.float32)
+        denoiser, device = self.denoiser, self.device
+        return check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
+
+    def reset(self, seed: SupportsIndex | None = None) -> None:
+        """Begin an episode: forget observations, queued actions and plans.
+
+        Args:
+            seed: Fixes the planning noise of the episode, 0 … 2⁶⁴ − 1; None goes on with the noise stream.
+
+        Raises:
+            SpecError: The seed is not one.
+        """
+        if seed is not None:
+            self.generator = arrays.make_generator(self.device, seed)
+        self.robots = [self._robot(self.generator)]
+
+    def reset_batch(self, seeds: Sequence[SupportsIndex]) -> None:
+        """Begin an episode of several robots at once, to be controlled by `observe` and `act`.
+
+        Args:
+            seeds: For each robot what fixes the planning noise of its episode.
+
+        Raises:
+            SpecError: One is not in 0 … 2⁶⁴ − 1.
+        """
+        self.robots = [self.new_robot(seed) for seed in seeds]
+
+    def new_robot(self, seed: SupportsIndex | None = None) -> Robot:
+        """Return a robot whose episode begins, for `robots`.
+
+        Args:
+            seed: What fixes the planning noise of its episode; None for one that the system makes up.
+
+        Raises:
+            SpecError: The seed is not in 0 … 2⁶⁴ − 1.
+        """
+        return self._robot(arrays.make_generator(self.device, seed))
+
+    def _robot(self, generator: Any) -> Robot:
+        return Robot(generator, deque(maxlen=self.horizons.n_obs_steps))
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The latest plans since the last reset, at most `control.PLANS_KEPT`, for the first robot."""
+        return self.robots[0].plans
+
+    def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
+        """Return the next action, planning when the queue is empty.
+
+        Args:
+            observation: A mapping with the policy's features, by LeRobot's names or the environment's
+                (`agent_pos`, `environment_state`), each [feature_dim]; or one array with all of them in a row. It is
+                copied; what else a mapping has is not looked at.
+
+        Returns:
+            The action [action_dim], float32, in the environment's units.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
+            DenoiserError: The network failed.
+        """
+        self.observe(0, observation)
+        return self.act([0])[0]
+
+    def observe(self, row: int, observation: Any) -> None:
+        """Take note of what a robot sees, before `act`.
+
+        Args:
+            row: Which of the robots.
+            observation: As for `select_action`.
+
+        Raises:
+            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
+        """
+        self.robots[row].observe(read_observation(observation, self.observation_dims, self.device))
+
+    def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Return the next action of each of some robots, with one batched plan for those whose queue is empty.
+
+        Args:
+            rows: The robots, all of which have observed.
+
+        Returns:
+            Actions [action_dim] in the order of `rows`, float32, in the environment's units.
+
+        Raises:
+            DenoiserError: The network failed.
+        """
+        due = [row for row in rows if not self.robots[row].queue]
+        if due:
+            for row, actions in zip(due, self.plan_for(due), strict=True):
+                self.robots[row].queue.extend(actions[: self.horizons.n_action_steps])
+        robots = [self.robots[row] for row in rows]
+        for robot in robots:
+            robot.steps += 1
+        return [robot.queue.popleft() for robot in robots]
+
+    def plan_for(
+        self, rows: Sequence[int], committed: Sequence[Committed | None] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Plan for some robots from what they see now, as one batch; what they have queued stays as it is.
+
+        Args:
+            rows: The robots, all of which have observed.
+            committed: What each of them does meanwhile, see `plan`.
+
+        Returns:
+            For each robot the rest of its plan [n, action_dim], float32, in the environment's units, from the action
+            for its latest observation (`Horizons.executed`) to the plan's end; `act` takes the first `n_action_steps`.
+
+        Raises:
+            DenoiserError: The network failed.
+        """
+        robots = [self.robots[row] for row in rows]
+        names = list(self._observation)
+        xp = arrays.namespace(robots[0].history[0][names[0]])
+        told = {
+            name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names
+        }
+        lasts = [robot.moved_on() for robot in robots]
+        known = next((last for last in lasts if last is not None), None)
+        if known is not None:  # the others' episodes begin
+            known = arrays.namespace(known).concatenate(
+                [arrays.zeros(known.shape, known) if last is None else last for last in lasts]
+            )
+        plan = self.plan(told, [robot.generator for robot in robots], known, committed=committed)
+        for row, robot in enumerate(robots):
+            robot.note(plan.row(row), plan.record(row, robot.steps))
+        # Copies: what is done to an action is not done to a plan.
+        return [chunk[self.horizons.executed.start :].copy() for chunk in arrays.to_numpy(plan.chunk)]
+
+    def move_on(self, sample: Array) -> Array:
+        """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
+        return move_on(sample, self.horizons.n_action_steps)
+
+    @arrays.uncompiled
+    def plan(
+        self,
+        history: Mapping[str, Any],
+        generator: Any = None,
+        last_plan: Array | None = None,
+        stopwatch: Stopwatch | None = None,
+        committed: Sequence[Committed | None] | None = None,
+    ) -> Plan:
+        """Sample a batch of action chunks.
+
+        Args:
+            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first, in any array.
+            generator: Source of the noise, see `Sampler.sample`.
+            last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
+                an episode. It makes the plan cheaper, not another one.
+            stopwatch: Told where the time goes.
+            committed: What each robot goes on to do while it is planned for, None for one that waits: the plan is made
+                up to go with that, and its first actions are those.
+
+        Raises:
+            DenoiserError: The network failed, or an action is not finite in the environment's units.
+            ObservationError: A feature is missing, a shape is wrong, or a value is no finite real number.
+            SpecError: The deadline is shorter than one network call, or no deadline can cut the sampler here.
+        """
+        start = time.perf_counter()
+        if stopwatch is not None:
+            stopwatch.mark("encode")
+        cond = self._condition(history)
+        shape = (len(cond), *self.event)
+        past = Past(last_plan, self.experience)
+        held, tape = self.held(cond), None
+        if committed is not None and any(each is not None and each.delay + each.soft for each in committed):
+            tape = NoiseTape.draw(shape, len(self.chain), generator, self.device)
+            held = self._commit(held, committed, tape)
+        result = self.sampler.sample(
+            self.denoiser,
+            self.chain,
+            shape,
+            cond,
+            generator,
+            tape,
+            held=held,
+            past=past,
+            stopwatch=stopwatch,
+            deadline_ms=self.deadline_ms,
+            fallback=self.fallback,
+            began=start,
+        )
+        chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
+        if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
+            finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
+        actions = chunk[:, self.horizons.executed]
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
+
+    def _condition(self, history: Mapping[str, Any]) -> Array:
+        """Return what the network is told of a history: normalised and flattened [B, n_obs_steps · feature dims]."""
+        parts = []
+        for name, affine in self._observation.items():
+            if name not in history:
+                raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
+            values, what = history[name], f"the history of {name!r}"
+            if not hasattr(values, "detach"):  # a tensor's numbers may be on a GPU, which is not waited for
+                values = finite(as_numbers(values, what), what)
+            steps, dim = self.horizons.n_obs_steps, len(affine.origin)
+            if tuple(values.shape[1:]) != (steps, dim):
+                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {steps}, {dim})")
+            parts.append(affine.normalize(arrays.asarray(values, self.device, "float32")))
+        cond = arrays.namespace(parts[0]).concatenate(parts, axis=-1)
+        return cond.reshape(len(cond), -1)
+
+    def _commit(self, held: Held | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Held:
+        """Return what is given of samples along a tape: committed actions beside what was given before."""
+        for told in (each.actions for each in committed if each is not None):
+            if told.shape[1:] != (self.action_dim,):
+                raise SpecError(f"committed actions have shape {told.shape}, not (n, {self.action_dim})")
+        laid = overlay(committed, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
+        actions, pull = (arrays.asarray(each, self.device) for each in laid)
+        values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
+        values[..., : self.action_dim], pulls[..., : self.action_dim] = self._action.normalize(actions), pull
+        mask = pulls == 1
+        soft = (pulls * ~mask) if any(each is not None and each.soft for each in committed) else None
+        own = Held.noised(mask, values, self.chain, tape, soft)
+        return own if held is None else own.beside(held)
+
+
+def read_observation(observation: Any, dims: Mapping[str, int], device: Device) -> dict[str, Array]:
+    """Return each feature of an observation as a float32 array [feature_dim] of the host, a checked copy.
+
+    Args:
+        observation: As for `Policy.select_action`.
+        dims: Length of each feature.
+        device: Where the policy plans: NumPy's arrays for a policy of NumPy's, else PyTorch's.
+
+    Raises:
+        ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
+    """
+    if not isinstance(observation, Mapping):
+        observation = _split(as_numbers(observation, "the observation"), dims)
+    features = {}
+    for name, dim in dims.items():
+        names = (name, *_ALIASES.get(name, ()))
+        key = next((key for key in names if key in observation), None)
+        if key is None:
+            raise ObservationError(
+                f"the observation has no {' or '.join(map(repr, names))}; it has {_names(observation)}, the policy "
+                f"reads {_describe(dims)}"
+            )
+        what = f"observation {key!r}"
+        values = as_numbers(observation[key], what)
+        if values.shape != (dim,):
+            raise ObservationError(f"{what} has shape {values.shape}, not ({dim},)")
+        features[name] = arrays.asarray(finite(values, what), NUMPY if device == NUMPY else "cpu")
+    return features
+
+
+def _split(flat: npt.NDArray[Any], dims: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
+    """Return the features of an observation that is one array."""
+    if flat.shape != (sum(dims.values()),):
+        raise ObservationError(
+            f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
+            f"of {_describe(dims)}"
+        )
+    return dict(zip(dims, np.split(flat, np.cumsum(list(dims.values()))[:-1]), strict=True))
+
+
+def _names(mapping: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, mapping)) or "nothing"
+
+
+def _describe(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())

@@ -1,0 +1,1 @@
+"""Autospeculative decoding: the sampler, its rounds, its drafts, its couplings, and what it learns."""

@@ -1,0 +1,145 @@
+"""What a policy's plans teach about its network, for the drafts and the window of later plans.
+
+Nothing here can make a sample wrong: a response only shapes guesses, a window only the cost. It is learned between
+plans, from whole committed paths; a response fitted with the data of the plan it drafts would see noise that has yet
+to judge it, and the law would be another one.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.samplers.asd.response import Response, fit, moments
+from asd_policy.samplers.pace import Pace
+
+T = TypeVar("T")
+
+_MOST_SQUARE = 100.0
+"""Mean square, over a plan's steps and coordinates, of noise and of changes of the prediction, beyond which nothing is
+learned of it. Both are of the order of 1, or less, for data that a chain's noise covers."""
+
+
+@dataclass
+class Experience:
+    """Sums over the plans of one network in one chain. Kept with the policy; `asd-policy tune` saves it."""
+
+    plans: int = 0
+    """Plans learned from."""
+    moments: dict[str, Array] = field(default_factory=dict)
+    """Sums for the response by name, see `response.moments`."""
+    responses: int = 0
+    """Plans that these are of: those whose sampler may follow the response."""
+    judgements: dict[tuple[str, str], tuple[Array, ...]] = field(default_factory=dict)
+    """By draft and verifier, how often a draft was judged and refused at each step, [K] and [K]."""
+    latency: dict[int, float] = field(default_factory=dict)
+    """Seconds of a network call by its number of points."""
+    overhead: dict[tuple[str, str, int], dict[int, float]] = field(default_factory=dict)
+    """By draft, verifier and batch, seconds of a round outside the network by its window."""
+    pace: Pace = field(default_factory=Pace)
+    """How long rounds and calls of plans with a deadline took."""
+    learning: bool = True
+    """Whether `learn` adds; off, a plan depends on its observation, its noise and nothing else."""
+    _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
+
+    def copy(self) -> "Experience":
+        """Return an experience with the same contents that goes its own way."""
+        return replace(
+            self,
+            moments={name: arrays.copied(sums) for name, sums in self.moments.items()},
+            judgements=dict(self.judgements),
+            latency=dict(self.latency),
+            overhead=dict(self.overhead),
+            pace=self.pace.copy(),
+            _made=dict(self._made),
+        )
+
+    def without_times(self) -> "Experience":
+        """Return a copy that knows of no latencies: those of another backend or device tell nothing."""
+        return replace(self.copy(), latency={}, overhead={}, pace=Pace(), _made={})
+
+    def freeze(self) -> None:
+        """Stop learning, with the last word on all that was learned."""
+        self.learning = False
+        self._made.clear()
+
+    def learn(
+        self,
+        points: Array,
+        clean: Array,
+        done: Array,
+        free: Array | None,
+        judged: Array,
+        refused: Array,
+        chain: GaussianChain,
+        pair: tuple[str, str],
+        horizon: int | None,
+    ) -> None:
+        """Add the committed paths of a batch of plans.
+
+        Args:
+            points: The points of the chain [B, K, D]; for plans that teach a response in its basis, `response.sines`.
+            clean: x̂0 there [B, K, D], alike.
+            done: How many steps of each are committed [B]: all K, but for plans that a deadline has stopped.
+            free: Coordinates that are sampled, not given, [B, D]; None for all. Those given have no noise.
+            judged: Which steps had a draft to be judged [B, K].
+            refused: For which of them it was refused [B, K].
+            chain: Whose.
+            pair: Names of the draft and of the verifier.
+            horizon: Length of the plans' time axis, for the response; None for plans that teach none, because their
+                sampler has no use for it.
+        """
+        if not self.learning:
+            return
+        device, xp = arrays.device_of(points), arrays.namespace(points)
+        tables = chain.tables(device, points.dtype)
+        a, b = tables.a[:-1, None], tables.b[:-1, None]
+        mean = a * clean[:, :-1]
+        mean += b * points[:, :-1]
+        noise = points[:, 1:] - mean  # [B, K − 1, D]
+        change = clean[:, 1:] - clean[:, :-1]
+        counted = arrays.arange(len(chain), done)[1:] < done[:, None]
+        if not bool(counted.all()):
+            noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
+        squares = [xp.einsum("bkd,bkd->bk", each, each) / each.shape[2] for each in (noise, change)]  # [B, K − 1]
+        # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
+        fine = arrays.where_true((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)  # not of NaN
+        counts = tuple(arrays.cast(flags[fine].sum(0), points.dtype) for flags in (judged, refused))
+        before = self.judgements.get(pair)
+        self.judgements[pair] = counts if before is None else tuple(a + b for a, b in zip(before, counts, strict=True))
+        self.plans += len(fine)
+        if horizon is None or not len(fine):
+            return
+        if len(fine) < len(points):
+            noise, change, *squares = (values[fine] for values in (noise, change, *squares))
+        sampled = xp.ones_like(points[:, 0]) if free is None else arrays.cast(free, points.dtype)
+        for name, sums in moments(noise, change, (squares[0], squares[1]), sampled[fine], horizon).items():
+            known = self.moments.get(name)
+            self.moments[name] = sums if known is None else arrays.asarray(known, device, sums.dtype) + sums
+        self.responses += len(fine)
+        self.response(device, points.dtype)  # fitted here, after a plan, and not in the next
+
+    def response(self, device: Device, dtype: Any) -> Response | None:
+        """Fit how predictions follow the points, as the plans so far say; None before the first.
+
+        It is fitted anew each time the number of these plans has doubled.
+        """
+        if not self.moments:
+            return None
+        return self.once_per_doubling((device, dtype), lambda: fit(self.moments, device, dtype), self.responses)
+
+    def once_per_doubling(self, key: Hashable, make: Callable[[], T], plans: int | None = None) -> T:
+        """Make what `key` names, or give what was made when it was last asked for, if plans have not doubled since.
+
+        Args:
+            key: Names it.
+            make: Makes it.
+            plans: How many it is made of; None for all.
+        """
+        plans = self.plans if plans is None else plans
+        before, made = self._made.get(key, (-1, None))
+        if before < 0 or plans >= max(1, 2 * before):
+            before, made = self._made[key] = plans, make()
+        return made
