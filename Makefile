@@ -54,7 +54,7 @@ edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on
 
 suites: $(SUITES)/.installed ## test the adapters of robosuite and gym-aloha, in a .venv-suites of its own (minutes)
 	@OMP_NUM_THREADS=1 MUJOCO_GL=egl $(SUITES)/bin/python -m pytest --noconftest -k 'Robosuite or Aloha' \
-		tests/test_envs.py tests/test_suites.py
+		tests/envs/test_envs.py tests/envs/test_suites.py
 
 # robosuite is installed without its dependencies: for keyboards it would have evdev compiled, which simulating does not need.
 $(SUITES)/.installed: pyproject.toml constraints.txt

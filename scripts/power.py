@@ -29,7 +29,10 @@ from asd_policy.samplers.asd.sampler import Asd
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- table: scripts/power.py -->", "<!-- /table -->"
 POWERS = (0.8, 0.95)
-LAW_LEVEL, VERIFIER_LEVEL = 1e-6, 1e-5  # of tests/test_exactness.py and tests/test_verify.py
+LAW_LEVEL, VERIFIER_LEVEL = (
+    1e-6,
+    1e-5,
+)  # of test_exactness.py and test_couplings.py in tests/samplers/asd
 FINEST = 1.1  # the bisection ends when its bracket is this ratio wide
 PATHS_RECORDED = 16  # plans of the checkpoint whose draft errors stand for all
 MUTANTS = [
@@ -50,7 +53,7 @@ GENTLE = [
     ("leak", "response", "reflection"),
     ("leak", "response", "block"),
 ]
-"""Mutants of tests/test_exactness.py that its test on the mixture is too small for."""
+"""Mutants of tests/samplers/asd/test_exactness.py that its test on the mixture is too small for."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def reweighted(sample: Tensor, size: float, others: Tensor) -> Tensor:
 
 
 def law_rows(options: Options) -> Iterator[Row]:
-    """Yield what the tests of tests/test_exactness.py and of test_verify.py's chains see in samples that changed."""
+    """Yield what the tests of test_exactness.py and of test_couplings.py's chains see in samples that changed."""
     differences = {"mean of a coordinate [sd]": shifted, "deviation of a coordinate, longer by a fraction": stretched}
 
     def normals(seed: int, dim: int, count: int) -> Tensor:

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, save_lerobot
+from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from support.small_checkpoints import save_random
 
 
 @pytest.fixture(autouse=True)
@@ -69,19 +68,3 @@ def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_config: DiffusionConfig) -> Path:
     """The same, for all tests that only read it."""
     return save_random(tmp_path_factory.mktemp("small") / "checkpoint", small_config)
-
-
-def save_random(folder: Path, small_config: DiffusionConfig) -> Path:
-    torch.manual_seed(0)
-    dims = {**small_config.input_dims, ACTION: small_config.action_dim}
-    statistics = {
-        name: {
-            "min": torch.linspace(-1.0, -0.5, dim),
-            "max": torch.linspace(0.5, 2.0, dim),
-            "mean": torch.linspace(-0.1, 0.1, dim),
-            "std": torch.linspace(0.5, 1.5, dim),
-        }
-        for name, dim in dims.items()
-    }
-    save_lerobot(folder, small_config, ConditionalUnet1d(small_config.unet).state_dict(), statistics, {"seed": 0})
-    return folder

@@ -1,4 +1,4 @@
-"""Is every damaged checkpoint refused in one line or harmless? The tests of tests/test_fuzz.py at large scale.
+"""Is every damaged checkpoint refused in one line or harmless? tests/checkpoints/test_fuzz.py at large scale.
 
     python scripts/maintenance/fuzz_checkpoints.py --count 10000
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 # The line above leads there.
-from test_fuzz import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+from support.fuzzing import (  # noqa: E402
     SAMPLES,
     attempt,
     damage_bytes,

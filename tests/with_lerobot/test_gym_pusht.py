@@ -4,13 +4,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE, STATE, make_config
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
 import asd_envs  # noqa: F401  registers the environments
 import asd_policy
+from conftest import IMAGE, STATE, make_config
 
 # Of lerobot/diffusion_pusht and lerobot/diffusion_pusht_keypoints; the latter are the fixtures' own.
 FEATURES = {

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -24,6 +23,7 @@ from asd_policy.evaluation.exactness import checks as equivalence
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.samplers.asd.sampler import Asd
+from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
 
 EVENT = (16, 2)
 

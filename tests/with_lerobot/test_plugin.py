@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import STEPS, make_config, observe
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from draccus.argparsing import parse
 from lerobot.configs.policies import PreTrainedConfig
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import asd_policy
+from conftest import STEPS, make_config, observe
 from lerobot_policy_asd import AsdDiffusionConfig
 from lerobot_policy_asd.modeling_asd_diffusion import AsdDiffusionPolicy
 from lerobot_policy_asd.processor_asd_diffusion import make_asd_diffusion_pre_post_processors
