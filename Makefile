@@ -31,11 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing pinned packages into $(VENV)"
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
-	@$(PY) scripts/browser.py || true
+	@$(PY) scripts/maintenance/browser.py || true
 	@touch $@
 
 browser: $(STAMP) ## install a Chromium for the tests of report.html, where `make install` could not
-	@$(PY) scripts/browser.py
+	@$(PY) scripts/maintenance/browser.py
 
 demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
 	@$(PY) scripts/demo.py --episodes $(EPISODES)

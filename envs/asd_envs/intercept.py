@@ -92,8 +92,8 @@ class InterceptEnv(Task):
     """A paddle on rails meets three pucks, one after the other, that slide over a table and bounce off its walls.
 
     A puck is on its way for 0.5 … 0.65 s and the paddle needs 0.25 … 0.6 s to be there, so an action that comes late
-    shows in the reward (`scripts/late_actions.py`). How much of its speed a wall leaves is drawn for each puck and not
-    observed, so where it will arrive is known only after its last bounce.
+    shows in the reward (`scripts/benchmarks/late_actions.py`). How much of its speed a wall leaves is drawn for each
+    puck and not observed, so where it will arrive is known only after its last bounce.
 
     ## Action space: `Box(1)`, the target position of the paddle
 

@@ -1,4 +1,4 @@
-"""asd/Intercept-v0: its physics, its reward, and what late actions cost (`scripts/late_actions.py`)."""
+"""asd/Intercept-v0: its physics, its reward, and what late actions cost (`scripts/benchmarks/late_actions.py`)."""
 
 import importlib
 import sys
@@ -27,7 +27,7 @@ from asd_envs.intercept import (
     predict_crossing,
 )
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts/benchmarks"
 
 
 @pytest.fixture

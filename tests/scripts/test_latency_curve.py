@@ -37,7 +37,7 @@ def results(value: float) -> dict[str, Any]:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script as a module; it imports another one."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts/benchmarks")
     return importlib.import_module("latency_curve")
 
 

@@ -167,7 +167,7 @@ def test_episodes_beyond_those_that_were_enough(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
+        patch.syspath_prepend(ROOT / "scripts/maintenance")
         chromium = importlib.import_module("browser").find()
     if chromium is None:
         pytest.skip("no Chromium: make browser, or install your distribution's chromium")

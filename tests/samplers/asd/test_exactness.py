@@ -1,6 +1,6 @@
 """The law of each draft × verifier × window against the sequential one; mutants that the same tests must catch.
 
-How small a difference they would see is measured by scripts/power.py.
+How small a difference they would see is measured by scripts/benchmarks/power.py.
 """
 
 import pytest

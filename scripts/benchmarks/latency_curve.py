@@ -2,7 +2,8 @@
 
     asd-policy bench --policy checkpoints/intercept --env asd/Intercept-v0 --samplers ddpm asd ddim:10 ddim:5 ddim:4 \
         ddim:3 ddim:2 --backends torch-eager onnx --plans 50 --out runs/bench-intercept
-    python scripts/latency_curve.py --checkpoints intercept --bench runs/bench-intercept/results.json --out runs/latency
+    python scripts/benchmarks/latency_curve.py --checkpoints intercept --bench runs/bench-intercept/results.json \
+        --out runs/latency
 
 By a clock that counts control steps, all that a sampler has to do with what its latency costs is the law of its plans.
 So all exact samplers share one curve, measured with one of them; DDIM's laws are others, each with a curve of its own.
@@ -303,7 +304,7 @@ def main() -> None:
     points = Points(options.out / "points.json", settings)
     for task in tasks:
         measure(task, options, points)
-    words = ["python", "scripts/latency_curve.py"]
+    words = ["python", "scripts/benchmarks/latency_curve.py"]
     for field in fields(options):
         value = getattr(options, field.name)
         if value != field.default:

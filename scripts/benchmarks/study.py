@@ -1,6 +1,6 @@
 """Measure the family of samplers and write the tables into docs/benchmarks.md.
 
-    python scripts/study.py all
+    python scripts/benchmarks/study.py all
 
 Run again after an interruption, and it goes on where it stopped; other code, weights or options start afresh.
 """
@@ -93,7 +93,7 @@ def main() -> None:
         }
         return Results(options.out / f"{part}.json", values)
 
-    line = provenance(shlex.join(["python", "scripts/study.py", *sys.argv[1:]]), options.seed)
+    line = provenance(shlex.join(["python", "scripts/benchmarks/study.py", *sys.argv[1:]]), options.seed)
     if options.part in ("all", "scaling"):
         records = results("scaling", "mixture_plans")
         problems = [

@@ -1,6 +1,6 @@
 """What does a call of ONNX Runtime cost on one thread of a CPU: by points, by how convolutions are written, by options?
 
-    OMP_NUM_THREADS=1 taskset -c 0 python scripts/onnx_latency.py --policy checkpoints/metaworld-pick-place
+    OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmarks/onnx_latency.py --policy checkpoints/metaworld-pick-place
 
 CPU time, not wall time: it is the same on a busy machine, and on one thread the two are equal on a quiet one. The calls
 of all variants take turns, so that what else the machine does meets all alike.

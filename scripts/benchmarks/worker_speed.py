@@ -1,6 +1,6 @@
 """How many episodes a second run on 1, 2, … Ray workers? Prints a table for docs/evaluation.md.
 
-    python scripts/worker_speed.py --policy checkpoints/avoid --env asd/Avoid-v0 --workers 1 2 4
+    python scripts/benchmarks/worker_speed.py --policy checkpoints/avoid --env asd/Avoid-v0 --workers 1 2 4
 
 Times begin when all workers have loaded the policy. The numbers of workers take turns, so that a drift of the machine
 meets all alike.

@@ -1,6 +1,6 @@
 """What does a late action cost in asd/Intercept-v0? The expert or a policy, its actions executed some steps late.
 
-python scripts/late_actions.py
+python scripts/benchmarks/late_actions.py
 """
 
 from collections import deque

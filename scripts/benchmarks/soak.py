@@ -1,7 +1,7 @@
 """Does `asd_policy.ControlLoop` grow or drift over an hour? Prints a table in Markdown for docs/control_loop.md.
 
-    python scripts/soak.py --policy checkpoints/avoid --env asd/Avoid-v0
-    python scripts/soak.py --policy checkpoints/avoid --env asd/Avoid-v0 --real --minutes 5
+    python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0
+    python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0 --real --minutes 5
 
 An hour of ticks in virtual time: the loop's threads are the real ones, its clock is at the next deadline at once, and a
 plan takes `--latency` of it. With `--real` the clock is the machine's. Drift is how far the deadline of a tick, or the

@@ -1,6 +1,6 @@
 """How far does float32 leave drafted points from where the coupling takes them to be, in units of each step's σ?
 
-python scripts/rounding.py
+python scripts/benchmarks/rounding.py
 """
 
 from dataclasses import dataclass

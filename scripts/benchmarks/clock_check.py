@@ -1,6 +1,7 @@
 """Is the clock of `asd-policy eval --clock async` right? An environment that really goes on, against counted steps.
 
-    python scripts/clock_check.py --policy checkpoints/intercept --env asd/Intercept-v0 --samplers ddpm asd ddim:2
+    python scripts/benchmarks/clock_check.py --policy checkpoints/intercept --env asd/Intercept-v0 \
+        --samplers ddpm asd ddim:2
 
 For each sampler episodes are run twice. Once by `asd_policy.ControlLoop`, which steps the environment at its rate in
 real time while another thread plans; what each plan took is kept. Then counted, with latencies drawn from those. The
@@ -140,7 +141,8 @@ def main() -> None:
     env.close()
     header = ["sampler", "plan p50 / p99 ms", "plans", "return in real time", "return counted", "difference"]
     print(markdown_table(header, rows))
-    words = f"python scripts/clock_check.py --policy {options.policy} --env {options.env} --backend {options.backend}"
+    script = "python scripts/benchmarks/clock_check.py"
+    words = f"{script} --policy {options.policy} --env {options.env} --backend {options.backend}"
     command = f"{words} --samplers {' '.join(options.samplers)} --episodes {options.episodes}"
     print(
         f"{options.episodes} episodes in real time, {3 * options.episodes} counted. {provenance(command, options.seed)}"

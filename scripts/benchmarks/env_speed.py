@@ -1,6 +1,6 @@
 """How many control steps of each environment fit into a second? Prints the table of docs/environments.md.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python scripts/env_speed.py --write docs/environments.md
+    OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmarks/env_speed.py --write docs/environments.md
 
 CPU time of one process, not wall time, so that waiting on a busy machine does not count. Actions are drawn uniformly,
 and an episode that ends begins anew outside the measured time.
@@ -24,7 +24,7 @@ from asd_policy._common.arrays import NUMPY
 from asd_policy._common.files import atomic_file
 from asd_policy._common.hardware import hardware
 
-BEGIN, END = "<!-- table: scripts/env_speed.py -->", "<!-- /table -->"
+BEGIN, END = "<!-- table: scripts/benchmarks/env_speed.py -->", "<!-- /table -->"
 BLOCK = 10  # control steps timed at once
 PACKAGES = ("mujoco", "gymnasium", "metaworld", "gymnasium-robotics", "gym-pusht", "robosuite", "gym-aloha")
 

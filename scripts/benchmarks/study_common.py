@@ -26,7 +26,7 @@ from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.base import Past
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 64
 """Plans that are sampled together: no count depends on it, memory does."""
 CALIBRATION_SEED = 1_000_000
@@ -173,7 +173,7 @@ class Results:
 def fingerprint(part: str, options: dict[str, Any]) -> str:
     """Return a digest of all that the results of a part depend on: package, script, weights, options."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    files = [*(ROOT / "asd_policy").rglob("*.py"), Path(__file__), ROOT / f"scripts/study_{part}.py"]
+    files = [*(ROOT / "asd_policy").rglob("*.py"), Path(__file__), ROOT / f"scripts/benchmarks/study_{part}.py"]
     files += (ROOT / "checkpoints").glob("*/model.safetensors")
     for path in sorted(files):
         digest.update(path.read_bytes())

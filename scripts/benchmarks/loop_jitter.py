@@ -1,6 +1,6 @@
 """How punctual is `asd_policy.ControlLoop` while a policy plans? Prints tables in Markdown for docs/control_loop.md.
 
-    python scripts/loop_jitter.py --policy checkpoints/avoid --env asd/Avoid-v0
+    python scripts/benchmarks/loop_jitter.py --policy checkpoints/avoid --env asd/Avoid-v0
 
 The environment tells observations and is not stepped: what is measured is the loop. It is reset, and shown as it is, in
 every case. Under load there is a busy process for each CPU, at the loop's own niceness.

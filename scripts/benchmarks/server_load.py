@@ -1,6 +1,6 @@
 """How many plans a second does a policy server make, how late are they, and who waits longest? Prints tables for docs.
 
-    python scripts/server_load.py
+    python scripts/benchmarks/server_load.py
 
 `asd-policy serve` runs in a process of its own on this machine. The clients are threads of this one; each asks for its
 next plan as soon as it has one, the most that a robot can ask for. What they show the server are the observations of
@@ -35,7 +35,7 @@ from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROLL_OUT = "asd:window=16"  # exact, so what it sees is what every exact sampler sees
 EPISODES = 4
 Robot = RemotePolicy | Policy

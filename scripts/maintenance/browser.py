@@ -1,6 +1,6 @@
 """Put a headless Chromium into the virtual environment, for the tests of report.html, where the system has none.
 
-python scripts/browser.py
+python scripts/maintenance/browser.py
 
 It comes from npm with the few libraries and the font it needs, so neither root nor a distribution's packages
 are asked for. What it needs of the system is Linux on x86-64 and a C library.

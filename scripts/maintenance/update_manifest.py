@@ -1,6 +1,6 @@
 """Measure bundled checkpoints with DDPM and write them into checkpoints/manifest.json.
 
-python scripts/update_manifest.py --episodes 100
+python scripts/maintenance/update_manifest.py --episodes 100
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from asd_policy import cli
 from asd_policy._common.files import write_json
 from asd_policy.cli.common import DONE
 
-BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints"
+BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints"
 MANIFEST = BUNDLED / "manifest.json"
 
 

@@ -1,6 +1,6 @@
 """How many episodes show that two success rates are equal within a margin? Prints a table for docs/statistics.md.
 
-python scripts/equivalence_sizes.py
+python scripts/benchmarks/equivalence_sizes.py
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """How small a difference would the tests of exactness see? Prints a table for docs/exactness.md.
 
-python scripts/power.py --write docs/exactness.md
+python scripts/benchmarks/power.py --write docs/exactness.md
 """
 
 import math
@@ -26,8 +26,8 @@ from asd_policy.evaluation.reports import report
 from asd_policy.samplers.asd.couplings import accepts, reflect
 from asd_policy.samplers.asd.sampler import Asd
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- table: scripts/power.py -->", "<!-- /table -->"
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- table: scripts/benchmarks/power.py -->", "<!-- /table -->"
 POWERS = (0.8, 0.95)
 LAW_LEVEL, VERIFIER_LEVEL = (
     1e-6,
