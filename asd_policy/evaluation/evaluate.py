@@ -188,7 +188,7 @@ def summarize(
     margin: float = MARGIN,
     hz: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the `samplers` list of results.json (see docs/evaluation.md) for what has finished.
+    """Return the `samplers` list of results.json (see docs/guide/evaluation.md) for what has finished.
 
     Args:
         samplers: From `settle`, in the order of the list.

@@ -1,4 +1,4 @@
-"""What samplers and policies return. Terms (round, nfe, acceptance length) as in docs/architecture.md."""
+"""What samplers and policies return. Terms (round, nfe, acceptance length) as in docs/theory/architecture.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""How many episodes show that two success rates are equal within a margin? Prints a table for docs/statistics.md.
+"""How many episodes show that two success rates are equal within a margin? A table for docs/theory/statistics.md.
 
 python scripts/benchmarks/equivalence_sizes.py
 """

@@ -1,4 +1,4 @@
-"""Measure the family of samplers and write the tables into docs/benchmarks.md.
+"""Measure the family of samplers and write the tables into docs/results/benchmarks.md.
 
     python scripts/benchmarks/study.py all
 
@@ -33,7 +33,7 @@ Part = Literal["all", "grid", "scaling", "wallclock", "ceiling", "response", "si
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the family of samplers and write the tables into docs/benchmarks.md."""
+    """Measure the family of samplers and write the tables into docs/results/benchmarks.md."""
 
     part: tyro.conf.Positional[Part] = "all"
     """Which study."""
@@ -69,7 +69,7 @@ class Options:
     """Of torch."""
     out: Path = Path("runs/study")
     """Folder for the records."""
-    docs: Path = ROOT / "docs/benchmarks.md"
+    docs: Path = ROOT / "docs/results/benchmarks.md"
     """File whose sections are replaced."""
 
 

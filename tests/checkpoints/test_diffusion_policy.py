@@ -150,7 +150,7 @@ def test_a_configuration_that_omegaconf_itself_has_pickled() -> None:
 
 
 def test_the_documented_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    document = (Path(__file__).parents[2] / "docs/guide/checkpoints.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "latest.ckpt" in block)
     (tmp_path / "checkpoints").mkdir()
     files.save_workspace(tmp_path / "checkpoints" / "latest.ckpt", files.workspace("unet"))

@@ -34,7 +34,7 @@ number = 3
 rude = Format(detect=lambda path: 1 / 0, load=copy.load, describe=copy.describe)
 """
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs/guide/checkpoints.md").read_text()
 EXAMPLE, ANY_FUNCTION = (
     next(block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL) if word in block)
     for word in ("our_formats", "accelerate_fn")

@@ -1,7 +1,7 @@
 """Damaged checkpoints: whatever is in their files, loading is refused in one line or gives a policy that plans.
 
-Damage of the weights' own digits cannot be seen without a digest, see docs/checkpoints.md. The same at large scale,
-over every loader: scripts/maintenance/fuzz_checkpoints.py.
+Damage of the weights' own digits cannot be seen without a digest, see docs/guide/checkpoints.md. The same at large
+scale, over every loader: scripts/maintenance/fuzz_checkpoints.py.
 """
 
 import json

@@ -195,7 +195,7 @@ def test_another_backend_says_what_runs_a_file(exported: Exported) -> None:
 
 def test_the_documented_blocks(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python runs, on a smaller policy; commands are ones that there are."""
-    document = (Path(__file__).parents[2] / "docs/onnx.md").read_text()
+    document = (Path(__file__).parents[2] / "docs/guide/onnx.md").read_text()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "metaworld-pick-place").symlink_to(exported.source)

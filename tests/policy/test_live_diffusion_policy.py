@@ -273,7 +273,7 @@ def test_restored_policies_are_as_they_were() -> None:
 
 
 def test_the_documented_policy(capsys: pytest.CaptureFixture[str]) -> None:
-    document = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    document = (Path(__file__).parents[2] / "docs/guide/checkpoints.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "ema_model" in block)
     policy = make()
     names = {"asd_policy": asd_policy, "workspace": SimpleNamespace(ema_model=policy), "obs_dict": observation()}

@@ -1,4 +1,4 @@
-"""What docs/lerobot.md tells people to type works, with a small policy and short episodes, offline."""
+"""What docs/guide/lerobot.md tells people to type works, with a small policy and short episodes, offline."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs/lerobot.md").read_text()
+DOCUMENT = (ROOT / "docs/guide/lerobot.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
 SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_length": "20"}

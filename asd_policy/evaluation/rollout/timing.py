@@ -10,7 +10,7 @@ from asd_policy.evaluation.rollout.episodes import Episode
 
 
 def summarize_timing(episodes: Sequence[Episode], hz: float) -> dict[str, Any] | None:
-    """Return the `timing` of a sampler in results.json (see docs/evaluation.md).
+    """Return the `timing` of a sampler in results.json (see docs/guide/evaluation.md).
 
     Args:
         episodes: Run by a clock. Those that failed are left out.
