@@ -49,7 +49,7 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(importlib.import_module("study_grid"), "PEER", "paradigms:window=4")
 
     docs = tmp_path / "docs/results/benchmarks.md"
-    docs.parent.mkdir()
+    docs.parent.mkdir(parents=True)
     docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
     words = "--checkpoints small --network small --row-by-row small --backends torch-eager --windows 4 100".split()
     words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()

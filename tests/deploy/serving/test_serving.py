@@ -607,7 +607,7 @@ def test_a_server_that_sends_nonsense(served: Served, monkeypatch: pytest.Monkey
 
 def test_the_generated_code_is_that_of_the_protocol(tmp_path: Path) -> None:
     words = ["-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run([sys.executable, *words, "asd_policy/serving/planner.proto"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *words, "asd_policy/deploy/serving/planner.proto"], cwd=ROOT, check=True)
     for name in ("planner_pb2.py", "planner_pb2.pyi"):
         made = tmp_path / "asd_policy/deploy/serving" / name
         assert made.read_text() == (ROOT / "asd_policy/deploy/serving" / name).read_text(), "make proto"
