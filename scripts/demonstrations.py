@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig
-from asd_policy.policy.policy import ENVIRONMENT_KEYS
+from asd_policy.policy.observation import ENVIRONMENT_KEYS
 
 Demonstration = dict[str, np.ndarray]
 """`agent_pos` [T, …], `environment_state` [T, …] and `action` [T, action_dim] of one episode."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from asd_policy import load_policy
 from asd_policy._common.files import atomic_file
 from asd_policy.checkpoints.lerobot.folder import ACTION
-from asd_policy.policy.policy import ENVIRONMENT_KEYS, Policy
+from asd_policy.policy.observation import ENVIRONMENT_KEYS
+from asd_policy.policy.policy import Policy
 from demonstrations import Demonstration
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,7 @@ from asd_policy.cli.common import make_console, progress_bar
 from asd_policy.evaluation.reports.report import shared_name
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.policy.normalisation import make_affine
-from asd_policy.policy.policy import ENVIRONMENT_KEYS
+from asd_policy.policy.observation import ENVIRONMENT_KEYS
 from demonstrations import Demonstration, make_windows
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10

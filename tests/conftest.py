@@ -8,7 +8,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from support.small_checkpoints import save_random
 
 

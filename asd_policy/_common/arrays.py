@@ -234,15 +234,26 @@ def sampling(device: Any) -> Iterator[None]:
         yield
 
 
-def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function that `torch.compile` around its caller leaves as it is, with all that it calls."""
+class _Uncompiled:
+    """A method that is looked up as one which the compiler leaves alone, where there is a compiler in the process.
 
-    @functools.wraps(function)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
+    A descriptor, and no function around the method: that would be one frame more in each traceback.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+        functools.update_wrapper(self, method)  # pyright: ignore[reportArgumentType]  a callable once it is looked up
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Callable[..., Any]:
         compiler: Any = sys.modules.get("torch._dynamo")  # importing it takes seconds, and it is there where it is used
-        return (compiler.disable(function) if compiler else function)(*arguments, **options)
+        method: Any = compiler.disable(self.method) if compiler else self.method
+        return method.__get__(owner, kind)
 
-    return run
+
+def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+    """Make a method that `torch.compile` around its caller leaves as it is, with all that it calls."""
+    made: Any = _Uncompiled(method)
+    return made
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:

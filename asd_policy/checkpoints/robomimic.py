@@ -23,7 +23,8 @@ from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_note
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
 from asd_policy.policy.normalisation import Affine, make_affine
-from asd_policy.policy.policy import Horizons, Policy
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 
 ACTION = "action"

@@ -50,10 +50,10 @@ from asd_policy.evaluation.rollout.vector import make_envs
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES
 from asd_policy.policy.episode_state import Pilot
+from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
-from asd_policy.samplers.types import MEASURED, UNCLOCKED
 
 EPISODES = 20
 MOST_EPISODES = 1000

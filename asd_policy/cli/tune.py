@@ -28,8 +28,8 @@ from asd_policy.policy.tuning import save_tuning
 from asd_policy.samplers.asd.autotune import DEFAULT, Setting, candidates, expected_costs, measure
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.base import Target
+from asd_policy.samplers.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -185,15 +185,15 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
     """Plan one by one at random observations until the experience has so many plans."""
     policy.reset(evaluate.learning_seed(seed))
     for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
-        batch, past = cond.unsqueeze(0), Past(None, policy.experience)
+        batch, past = cond.unsqueeze(0), WarmStart(None, policy.experience)
         policy.sampler.sample(
             policy.denoiser,
             policy.chain,
             (1, *policy.event),
             batch,
             policy.generator,
-            held=policy.held(batch),
-            past=past,
+            inpainting=policy.inpainting(batch),
+            warm_start=past,
         )
         advance()
 
@@ -207,6 +207,6 @@ def _measure(policy: Policy) -> dict[Setting, float]:
     with torch.inference_mode():
         encoded = encode(policy.denoiser, cond)
         launcher = launcher_of(policy.denoiser)
-        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.held(cond), launcher)
+        target = Target(policy.denoiser, policy.chain, shape, encoded, policy.inpainting(cond), launcher)
         measure(settings, target, tape, policy.experience)
     return expected_costs(settings, policy.experience, 1, len(policy.chain))

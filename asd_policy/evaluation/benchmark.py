@@ -23,7 +23,7 @@ from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.types import SpeculationStats, overhead_fraction
+from asd_policy.samplers.records import SpeculationStats, overhead_fraction
 
 EAGER = "torch-eager"
 """The backend that people run today: speedups are given against it too."""

@@ -25,7 +25,7 @@ from asd_policy.errors import RunError
 from asd_policy.evaluation.equivalence import LEVEL, equivalence_power, tost_paired, tost_unpaired
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import RESULTS, find_run
-from asd_policy.samplers.types import PlanRecord
+from asd_policy.policy.plan import PlanRecord
 
 VERSION = 1
 """Of results.json that can be read."""

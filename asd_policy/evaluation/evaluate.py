@@ -17,9 +17,10 @@ from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States
 from asd_policy.policy.episode_state import Pilot
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.types import PlanRecord, overhead_fraction
+from asd_policy.samplers.records import overhead_fraction
 
 Advance = Callable[[], object]
 WARM_UP_PLANS = 3

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array, Device
+from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy._common.clock import collect_imports
 from asd_policy.errors import DenoiserError
 
@@ -68,62 +69,34 @@ def encode(denoiser: Denoiser, cond: Array) -> Array:
     return encoded
 
 
-class MeteredDenoiser:
-    """Calls a denoiser and adds up the time inside it.
+@dataclass
+class Meter:
+    """Counts a network's calls, and the time inside them.
 
-    On a GPU the clock is read after the kernels have run: each call then waits for them, which a sampler that
+    On a GPU the clock is read after the kernels have run: each timed call then waits for them, which a sampler that
     reports `network_seconds` has to accept.
     """
 
-    def __init__(self, denoiser: Denoiser, device: Device) -> None:
-        """Wrap a denoiser for the length of one `sample` call, with the autocast that is on now for the device."""
-        self._denoiser = denoiser
-        self._device = device
-        self._autocast = arrays.ambient_autocast(device)
-        self.seconds = 0.0
-        self.calls = 0
-        """Of the denoiser."""
-        self.points = 0
-        """That these evaluated."""
-
-    def __call__(self, x: Array, timestep: Array, cond: Array | None) -> Array:
-        """Evaluate the denoiser on N points; the result has the dtype of `x`, whatever the network computes in.
-
-        Raises:
-            DenoiserError: Its output is not a tensor of floating-point numbers in the shape of its input.
-        """
-        with self._timed():
-            return self.unmetered(x, timestep, cond)
-
-    def unmetered(self, x: Array, timestep: Array, cond: Array | None) -> Array:
-        """Do the same without waiting for the result."""
-        self.count(1, len(x))
-        with self._autocast:
-            output = self._denoiser(x, timestep, cond)
-        check_form(output, x)
-        return arrays.cast(output, x.dtype)
+    device: Device = NUMPY
+    """Where the network runs."""
+    seconds: float = 0.0
+    """Inside the network [s]."""
+    calls: int = 0
+    """Of the network."""
+    points: int = 0
+    """That these evaluated."""
 
     def count(self, calls: int, points: int) -> None:
-        """Count calls; those that run as recordings are not seen here."""
+        """Count calls; replays of a recording are counted by who replays it."""
         self.calls += calls
         self.points += points
 
-    def encode(self, cond: Array | None) -> Array | None:
-        """Encode conditioning [B, …] where the denoiser does that.
-
-        Raises:
-            DenoiserError: As the function `encode`.
-        """
-        if cond is None:
-            return None
-        with self._timed(), self._autocast:
-            return encode(self._denoiser, cond)
-
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def timed(self) -> Iterator[None]:
+        """Add the time of a block to `seconds`."""
         start = time.perf_counter()
         yield
-        arrays.synchronize(self._device)
+        arrays.synchronize(self.device)
         self.seconds += time.perf_counter() - start
 
 

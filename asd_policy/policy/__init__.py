@@ -1,5 +1,7 @@
 """A diffusion policy in closed loop, and live policies of other libraries."""
 
-from asd_policy.policy.policy import Horizons, Policy
+from asd_policy.policy.observation import ENVIRONMENT_KEYS, ENVIRONMENT_STATE, OBS, STATE, StateEncoder
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.policy import Policy
 
-__all__ = ["Horizons", "Policy"]
+__all__ = ["ENVIRONMENT_KEYS", "ENVIRONMENT_STATE", "OBS", "STATE", "Horizons", "Policy", "StateEncoder"]

@@ -8,17 +8,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
-from asd_policy.samplers.base import Sampler, move_on
-from asd_policy.samplers.types import Plan, PlanRecord
+from asd_policy.policy.plan import Plan, PlanRecord
+from asd_policy.samplers.base import Sampler
+from asd_policy.samplers.warm_start import move_on
 
 PLANS_KEPT = 1000
 """Latest plans of a robot that are kept, and what they cost: its episode may be endless."""
 
 
 @dataclass
-class Robot:
-    """One robot that a policy controls, or one row of a vector environment."""
+class EpisodeState:
+    """What is kept of one robot that a policy controls, or of one row of a vector environment, during an episode."""
 
     generator: Any
     """Source of the noise of its plans."""
@@ -33,6 +35,11 @@ class Robot:
     records: list[PlanRecord] = field(default_factory=list)
     """What each of them cost."""
 
+    @property
+    def last_plan(self) -> PlanRecord | None:
+        """What its latest plan cost; None before the first."""
+        return self.records[-1] if self.records else None
+
     def observe(self, features: dict[str, Array]) -> None:
         """Take note of an observation; at the start of an episode it stands for those before it, too."""
         for _ in range(max(1, (self.history.maxlen or 1) - len(self.history))):
@@ -44,11 +51,37 @@ class Robot:
         self.records.append(record)
         del self.plans[:-PLANS_KEPT], self.records[:-PLANS_KEPT]
 
+    def next_action(self) -> npt.NDArray[np.float32]:
+        """Take the next action [action_dim] from the queue."""
+        self.steps += 1
+        return self.queue.popleft()
+
     def moved_on(self) -> Array | None:
-        """Return the last plan's sample as seen now [1, *event], for the next one's draft; None before the first."""
+        """Give the last plan's sample as seen now [1, *event], for the next one's draft; None before the first."""
         if not self.plans:
             return None
         return move_on(self.plans[-1].sample, self.steps - self.records[-1].at)
+
+
+def together(robots: Sequence[EpisodeState]) -> dict[str, Any]:
+    """Put what some robots have seen into one batch, as the arguments of `Policy.plan`.
+
+    Args:
+        robots: All of which have observed.
+
+    Returns:
+        `history`, each feature [B, n_obs_steps, feature_dim]; `generator`, one for each row; and `last_plan`
+        [B, *event], zeros for those whose episode begins, or None where all begin.
+    """
+    xp = arrays.namespace(next(iter(robots[0].history[0].values())))
+    names = robots[0].history[0]
+    history = {name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names}
+    lasts = [robot.moved_on() for robot in robots]
+    known = next((last for last in lasts if last is not None), None)
+    if known is not None:
+        begun = arrays.zeros(known.shape, known)
+        known = arrays.namespace(known).concatenate([begun if last is None else last for last in lasts])
+    return {"history": history, "generator": [robot.generator for robot in robots], "last_plan": known}
 
 
 class Pilot(Protocol):
@@ -60,7 +93,7 @@ class Pilot(Protocol):
         ...
 
     @property
-    def robots(self) -> list[Robot]:
+    def robots(self) -> list[EpisodeState]:
         """Those it controls."""
         ...
 

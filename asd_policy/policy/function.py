@@ -2,19 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
+from asd_policy._common.deprecated import warn_of_old
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.chain.noise_tape import Generators
+from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past, move_on
-from asd_policy.samplers.target import Held
-from asd_policy.samplers.types import SampleResult
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.records import SampleResult
+from asd_policy.samplers.warm_start import WarmStart, move_on
+
+
+class _OldKeywords(TypedDict, total=False):
+    held: Inpainting | None
 
 
 class AcceleratedFn:
@@ -55,8 +60,9 @@ class AcceleratedFn:
         shape: Sequence[int],
         cond: Array | None = None,
         generator: Generators = None,
-        held: Held | None = None,
+        inpainting: Inpainting | None = None,
         executed: int | None = None,
+        **old: Unpack[_OldKeywords],
     ) -> SampleResult:
         """Draw samples. The first call, and one for another event, begins with `reset` and a look at the function.
 
@@ -64,32 +70,31 @@ class AcceleratedFn:
             shape: (B, *event), for action chunks (B, horizon, action_dim).
             cond: What the function is given as conditioning [B, …], or None.
             generator: Source of the noise: one for the batch, one per row, or None for torch's global one.
-            held: Coordinates that are given, not sampled.
+            inpainting: Coordinates that are given, not sampled.
             executed: In receding-horizon control, how many steps of the last call's samples were executed since: moved
                 on by as many, they begin the drafts of these, row by row. None: the two calls are unrelated.
+            **old: Keywords of 0.1, for one release.
 
         Raises:
             DenoiserError: The function's output is misshapen or not finite; where it is looked at also if it is random
                 or a row depends on its neighbours.
             SpecError: `executed` does not fit the last call.
-            ValueError: The conditioning or the held values do not fit `shape`.
+            ValueError: The conditioning or the inpainting do not fit `shape`.
         """
+        if "held" in old:
+            warn_of_old("held=", "inpainting=")
+            inpainting = old["held"]
         calls = points = 0
+        where = self.device or ("cpu" if cond is None else arrays.device_of(cond))
         if self._event != tuple(shape[1:]):
             self.reset()
-            where = self.device or ("cpu" if cond is None else arrays.device_of(cond))
             calls, points = check_on_noise(self.denoise, self.chain.timesteps, shape[1:], cond, where)
             self._event = tuple(shape[1:])
         last = None if executed is None else self._moved_on(tuple(shape), executed)
+        tape = NoiseTape.draw(shape, len(self.chain), generator, where)
+        warm_start = WarmStart(last, self.experience)
         result = self.sampler.sample(
-            self.denoise,
-            self.chain,
-            shape,
-            cond,
-            generator,
-            device=self.device,
-            held=held,
-            past=Past(last, self.experience),
+            self.denoise, self.chain, shape, cond, tape, inpainting=inpainting, warm_start=warm_start
         )
         self._last = arrays.copied(result.sample)  # the caller may write into his own
         return replace(result, stats=result.stats.with_trials(calls, points))

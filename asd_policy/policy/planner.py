@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy.policy.continuity import Committed
-from asd_policy.policy.policy import Horizons
+from asd_policy.policy.plan import Horizons
 
 
 @dataclass(frozen=True)

@@ -4,59 +4,32 @@ import copy
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array, Device
-from asd_policy._common.border import as_numbers, finite
+from asd_policy._common.arrays import Array, Device
+from asd_policy._common.border import finite
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.errors import DenoiserError, ObservationError, SpecError
+from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Committed, commit, overlay
-from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.episode_state import EpisodeState, together
 from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import StateEncoder, read_observation
+from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past, move_on
-from asd_policy.samplers.deadline import check_deadline
-from asd_policy.samplers.target import Held
-from asd_policy.samplers.types import Plan, WarmUp
-
-STATE = "observation.state"
-ENVIRONMENT_STATE = "observation.environment_state"
-ENVIRONMENT_KEYS = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
-"""Policy feature → key in an environment's observation dictionary, by LeRobot's convention."""
-OBS = "obs"
-"""The one feature of policies whose library has a single observation vector."""
-_ALIASES = {name: (key,) for name, key in ENVIRONMENT_KEYS.items()} | {OBS: (STATE, ENVIRONMENT_KEYS[STATE])}
-
-
-@dataclass(frozen=True)
-class Horizons:
-    """The three horizons of Diffusion Policy (arXiv 2303.04137), in control steps."""
-
-    n_obs_steps: int
-    """Observations the policy looks at, the current one included."""
-    horizon: int
-    """Actions a plan has, the first for the oldest of those observations."""
-    n_action_steps: int
-    """Actions executed before the next plan."""
-    first_action: int | None = None
-    """Place in a plan of the first action executed; None for n_obs_steps − 1, the action for the latest observation."""
-
-    @property
-    def executed(self) -> slice:
-        """The part of a plan that is executed."""
-        first = self.n_obs_steps - 1 if self.first_action is None else self.first_action
-        return slice(first, first + self.n_action_steps)
+from asd_policy.samplers.deadline import Budget, check_deadline
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.records import WarmUp
+from asd_policy.samplers.warm_start import WarmStart, move_on
 
 
 class Policy:
@@ -72,10 +45,9 @@ class Policy:
         chain: GaussianChain,
         sampler: Sampler,
         horizons: Horizons,
-        observation: Mapping[str, Affine],
+        observation: StateEncoder | Mapping[str, Affine],
         action: Affine,
         device: Device,
-        inpaints: bool = False,
         backend: Backend | None = None,
     ) -> None:
         """Put a policy together; `load_policy` does it from a checkpoint.
@@ -85,11 +57,10 @@ class Policy:
             chain: Its noise schedule.
             sampler: How to plan.
             horizons: Of observation, plan and execution.
-            observation: Normalisation of each observation feature, in the order the network reads them.
+            observation: The encoder; or, for a network that is conditioned on states, the normalisation of each
+                observation feature, in the order the network reads them.
             action: Normalisation of the action.
             device: Where to plan.
-            inpaints: Whether the network generates actions and observations side by side, those that are known held
-                (arXiv 2303.04137 with `obs_as_global_cond=False`), in place of being told the observations.
             backend: What runs the network; None for PyTorch, operation by operation.
 
         Raises:
@@ -97,7 +68,6 @@ class Policy:
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
-        self.inpaints = inpaints
         self.network = denoiser
         """As loaded."""
         self.chain = chain
@@ -110,7 +80,9 @@ class Policy:
         """How plans are finished that are not at their end by then."""
         self.experience = Experience()
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
-        self._observation = {name: affine.to(device) for name, affine in observation.items()}
+        encoder = observation if isinstance(observation, StateEncoder) else StateEncoder(observation)
+        self.encoder = encoder.to(device)
+        """Makes conditioning of observations."""
         self._action = action.to(device)
         self.generator = arrays.make_generator(device)
         """Source of the noise of `select_action`."""
@@ -120,7 +92,12 @@ class Policy:
     @property
     def observation_dims(self) -> dict[str, int]:
         """Length of each observation feature."""
-        return {name: len(affine.origin) for name, affine in self._observation.items()}
+        return self.encoder.dims
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network generates observations beside the actions; see `StateEncoder.inpaints`."""
+        return self.encoder.inpaints
 
     @property
     def action_dim(self) -> int:
@@ -130,7 +107,7 @@ class Policy:
     @property
     def normalization(self) -> dict[str, Affine]:
         """The map of each observation feature by its name, and of the action as "action"."""
-        return {**self._observation, "action": self._action}
+        return {**self.encoder.features, "action": self._action}
 
     @property
     def event(self) -> tuple[int, int]:
@@ -144,8 +121,8 @@ class Policy:
         dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
         return Job(self.chain, self.event, dims, self.device)
 
-    def held(self, cond: Array) -> Held | None:
-        """Return the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, give."""
+    def inpainting(self, cond: Array) -> Inpainting | None:
+        """Give the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, determine."""
         if not self.inpaints:
             return None
         known = cond.reshape(len(cond), self.horizons.n_obs_steps, -1)
@@ -153,7 +130,7 @@ class Policy:
         values[:, : self.horizons.n_obs_steps, self.action_dim :] = known
         mask = arrays.zeros(values.shape, values, bool)
         mask[:, : self.horizons.n_obs_steps, self.action_dim :] = True
-        return Held(mask, values)
+        return Inpainting(mask, values)
 
     def with_sampler(self, sampler: Sampler) -> "Policy":
         """Return a policy with the same network and another sampler; history, noise and experience are its own.
@@ -218,7 +195,7 @@ class Policy:
         """
         start = time.perf_counter()
         calls, points = self.check()
-        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self._observation.items()}
+        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self.encoder.features.items()}
         xp, frames = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
         history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
         generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
@@ -260,7 +237,7 @@ class Policy:
         """
         if seed is not None:
             self.generator = arrays.make_generator(self.device, seed)
-        self.robots = [self._robot(self.generator)]
+        self.robots = [self._episode(self.generator)]
 
     def reset_batch(self, seeds: Sequence[SupportsIndex]) -> None:
         """Begin an episode of several robots at once, to be controlled by `observe` and `act`.
@@ -271,10 +248,10 @@ class Policy:
         Raises:
             SpecError: One is not in 0 … 2⁶⁴ − 1.
         """
-        self.robots = [self.new_robot(seed) for seed in seeds]
+        self.robots = [self.new_episode(seed) for seed in seeds]
 
-    def new_robot(self, seed: SupportsIndex | None = None) -> Robot:
-        """Return a robot whose episode begins, for `robots`.
+    def new_episode(self, seed: SupportsIndex | None = None) -> EpisodeState:
+        """Begin the episode of one robot more, for `robots`.
 
         Args:
             seed: What fixes the planning noise of its episode; None for one that the system makes up.
@@ -282,15 +259,20 @@ class Policy:
         Raises:
             SpecError: The seed is not in 0 … 2⁶⁴ − 1.
         """
-        return self._robot(arrays.make_generator(self.device, seed))
+        return self._episode(arrays.make_generator(self.device, seed))
 
-    def _robot(self, generator: Any) -> Robot:
-        return Robot(generator, deque(maxlen=self.horizons.n_obs_steps))
+    def _episode(self, generator: Any) -> EpisodeState:
+        return EpisodeState(generator, deque(maxlen=self.horizons.n_obs_steps))
 
     @property
     def plans(self) -> list[Plan]:
-        """The latest plans since the last reset, at most `control.PLANS_KEPT`, for the first robot."""
+        """The latest plans since the last reset, at most `episode_state.PLANS_KEPT`, for the first robot."""
         return self.robots[0].plans
+
+    @property
+    def last_plan(self) -> PlanRecord | None:
+        """What the latest plan since the last reset cost, for the first robot; None before the first."""
+        return self.robots[0].last_plan
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
         """Return the next action, planning when the queue is empty.
@@ -308,7 +290,10 @@ class Policy:
             DenoiserError: The network failed.
         """
         self.observe(0, observation)
-        return self.act([0])[0]
+        robot = self.robots[0]
+        if not robot.queue:
+            self._note([robot], self.plan(**together([robot])))
+        return robot.next_action()
 
     def observe(self, row: int, observation: Any) -> None:
         """Take note of what a robot sees, before `act`.
@@ -334,14 +319,17 @@ class Policy:
         Raises:
             DenoiserError: The network failed.
         """
-        due = [row for row in rows if not self.robots[row].queue]
-        if due:
-            for row, actions in zip(due, self.plan_for(due), strict=True):
-                self.robots[row].queue.extend(actions[: self.horizons.n_action_steps])
         robots = [self.robots[row] for row in rows]
-        for robot in robots:
-            robot.steps += 1
-        return [robot.queue.popleft() for robot in robots]
+        due = [robot for robot in robots if not robot.queue]
+        if due:
+            self._note(due, self.plan(**together(due)))
+        return [robot.next_action() for robot in robots]
+
+    def _note(self, robots: Sequence[EpisodeState], plan: Plan) -> None:
+        """Queue the actions of a plan for robots, and keep what it cost them."""
+        for row, (robot, actions) in enumerate(zip(robots, arrays.to_numpy(plan.actions), strict=True)):
+            robot.note(plan.row(row), plan.record(row, robot.steps))
+            robot.queue.extend(actions.copy())  # copies: what is done to an action is not done to a plan
 
     def plan_for(
         self, rows: Sequence[int], committed: Sequence[Committed | None] | None = None
@@ -360,18 +348,7 @@ class Policy:
             DenoiserError: The network failed.
         """
         robots = [self.robots[row] for row in rows]
-        names = list(self._observation)
-        xp = arrays.namespace(robots[0].history[0][names[0]])
-        told = {
-            name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names
-        }
-        lasts = [robot.moved_on() for robot in robots]
-        known = next((last for last in lasts if last is not None), None)
-        if known is not None:  # the others' episodes begin
-            known = arrays.namespace(known).concatenate(
-                [arrays.zeros(known.shape, known) if last is None else last for last in lasts]
-            )
-        plan = self.plan(told, [robot.generator for robot in robots], known, committed=committed)
+        plan = self.plan(**together(robots), committed=committed)
         for row, robot in enumerate(robots):
             robot.note(plan.row(row), plan.record(row, robot.steps))
         # Copies: what is done to an action is not done to a plan.
@@ -409,26 +386,16 @@ class Policy:
         start = time.perf_counter()
         if stopwatch is not None:
             stopwatch.mark("encode")
-        cond = self._condition(history)
+        cond = self.encoder.encode(history, self.horizons.n_obs_steps, self.device)
         shape = (len(cond), *self.event)
-        past = Past(last_plan, self.experience)
-        held, tape = self.held(cond), None
+        inpainting, noise = self.inpainting(cond), generator
         if committed is not None and any(each is not None and each.delay + each.soft for each in committed):
-            tape = NoiseTape.draw(shape, len(self.chain), generator, self.device)
-            held = self._commit(held, committed, tape)
+            noise = NoiseTape.draw(shape, len(self.chain), generator, self.device)
+            inpainting = self._commit(inpainting, committed, noise)
+        warm_start = WarmStart(last_plan, self.experience)
+        budget = Budget(self.deadline_ms, self.fallback, start, stopwatch)
         result = self.sampler.sample(
-            self.denoiser,
-            self.chain,
-            shape,
-            cond,
-            generator,
-            tape,
-            held=held,
-            past=past,
-            stopwatch=stopwatch,
-            deadline_ms=self.deadline_ms,
-            fallback=self.fallback,
-            began=start,
+            self.denoiser, self.chain, shape, cond, noise, inpainting=inpainting, warm_start=warm_start, budget=budget
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
         if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
@@ -436,23 +403,7 @@ class Policy:
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
-    def _condition(self, history: Mapping[str, Any]) -> Array:
-        """Return what the network is told of a history: normalised and flattened [B, n_obs_steps · feature dims]."""
-        parts = []
-        for name, affine in self._observation.items():
-            if name not in history:
-                raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
-            values, what = history[name], f"the history of {name!r}"
-            if not hasattr(values, "detach"):  # a tensor's numbers may be on a GPU, which is not waited for
-                values = finite(as_numbers(values, what), what)
-            steps, dim = self.horizons.n_obs_steps, len(affine.origin)
-            if tuple(values.shape[1:]) != (steps, dim):
-                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {steps}, {dim})")
-            parts.append(affine.normalize(arrays.asarray(values, self.device, "float32")))
-        cond = arrays.namespace(parts[0]).concatenate(parts, axis=-1)
-        return cond.reshape(len(cond), -1)
-
-    def _commit(self, held: Held | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Held:
+    def _commit(self, held: Inpainting | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Inpainting:
         """Return what is given of samples along a tape: committed actions beside what was given before."""
         for told in (each.actions for each in committed if each is not None):
             if told.shape[1:] != (self.action_dim,):
@@ -463,53 +414,5 @@ class Policy:
         values[..., : self.action_dim], pulls[..., : self.action_dim] = self._action.normalize(actions), pull
         mask = pulls == 1
         soft = (pulls * ~mask) if any(each is not None and each.soft for each in committed) else None
-        own = Held.noised(mask, values, self.chain, tape, soft)
+        own = Inpainting.noised(mask, values, self.chain, tape, soft)
         return own if held is None else own.beside(held)
-
-
-def read_observation(observation: Any, dims: Mapping[str, int], device: Device) -> dict[str, Array]:
-    """Return each feature of an observation as a float32 array [feature_dim] of the host, a checked copy.
-
-    Args:
-        observation: As for `Policy.select_action`.
-        dims: Length of each feature.
-        device: Where the policy plans: NumPy's arrays for a policy of NumPy's, else PyTorch's.
-
-    Raises:
-        ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
-    """
-    if not isinstance(observation, Mapping):
-        observation = _split(as_numbers(observation, "the observation"), dims)
-    features = {}
-    for name, dim in dims.items():
-        names = (name, *_ALIASES.get(name, ()))
-        key = next((key for key in names if key in observation), None)
-        if key is None:
-            raise ObservationError(
-                f"the observation has no {' or '.join(map(repr, names))}; it has {_names(observation)}, the policy "
-                f"reads {_describe(dims)}"
-            )
-        what = f"observation {key!r}"
-        values = as_numbers(observation[key], what)
-        if values.shape != (dim,):
-            raise ObservationError(f"{what} has shape {values.shape}, not ({dim},)")
-        features[name] = arrays.asarray(finite(values, what), NUMPY if device == NUMPY else "cpu")
-    return features
-
-
-def _split(flat: npt.NDArray[Any], dims: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
-    """Return the features of an observation that is one array."""
-    if flat.shape != (sum(dims.values()),):
-        raise ObservationError(
-            f"the observation has shape {flat.shape}; the policy reads ({sum(dims.values())},) or a mapping "
-            f"of {_describe(dims)}"
-        )
-    return dict(zip(dims, np.split(flat, np.cumsum(list(dims.values()))[:-1]), strict=True))
-
-
-def _names(mapping: Mapping[Any, Any]) -> str:
-    return ", ".join(map(repr, mapping)) or "nothing"
-
-
-def _describe(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name!r} ({dim},)" for name, dim in dims.items())

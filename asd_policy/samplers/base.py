@@ -1,23 +1,109 @@
-"""What every sampler shares: the call, the tape, the counting."""
+"""What every sampler shares: the call, the target it samples, the counting."""
 
 import abc
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Unpack
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array, Device
+from asd_policy._common.arrays import Array
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.networks.denoiser import Denoiser, MeteredDenoiser, check_finite
-from asd_policy.networks.recording import launcher_of
-from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.deadline import Deadline
+from asd_policy.networks.denoiser import Denoiser, Meter, check_finite, check_form, encode
+from asd_policy.networks.recording import Launcher, launcher_of
+from asd_policy.samplers.deadline import Budget, Deadline
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.old_keywords import OldKeywords, in_new_keywords
 from asd_policy.samplers.pace import pace_of
-from asd_policy.samplers.target import Held, Target
-from asd_policy.samplers.types import SampleResult, SpeculationStats
+from asd_policy.samplers.records import PlanCost, SampleResult, SpeculationStats
+from asd_policy.samplers.warm_start import WarmStart
+
+
+@dataclass(frozen=True)
+class Target:
+    """The conditional law of a batch of samples. Points are shaped [N, *event], or flattened [N, D] alike."""
+
+    denoiser: Denoiser
+    chain: GaussianChain
+    shape: tuple[int, ...]
+    """(B, *event)."""
+    cond: Array | None = None
+    """Conditioning [B, …], encoded where the network encodes it."""
+    inpainting: Inpainting | None = None
+    launcher: Launcher | None = None
+    """Records the network's calls; None where they are made one by one."""
+    deadline: Deadline | None = None
+    """When the samples have to be there; None for no matter when."""
+    stopwatch: Stopwatch | None = None
+    """Gets a mark where each stage begins; None where nobody asks."""
+    meter: Meter = field(default_factory=Meter)
+    """Counts the network's calls."""
+    timed: bool = True
+    """Whether the meter times them, too: not in a recording, which must not wait."""
+    autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    """The caller's autocast: it is for the network, not for the chain's arithmetic."""
+
+    def mark(self, stage: str) -> str:
+        """Begin one of `clock.STAGES`; return the one that ends."""
+        return "host" if self.stopwatch is None else self.stopwatch.mark(stage)
+
+    def allows(self, work: Hashable) -> bool:
+        """Tell whether the deadline, if there is one, leaves time for a piece of work; see `Deadline.allows`."""
+        return self.deadline is None or self.deadline.allows(work)
+
+    def recordable(self, cond: Array | None, inpainting: Inpainting | None) -> "Target":
+        """Copy the target for a recording, with conditioning and given values in the recording's own memory."""
+        return replace(
+            self, cond=cond, inpainting=inpainting, timed=False, launcher=None, deadline=None, stopwatch=None
+        )
+
+    def predict(self, x: Array, steps: Array, rows: Array | None = None, live: Array | None = None) -> Array:
+        """Predict x̂0 by one network call.
+
+        Args:
+            x: Points, one for each row [N, …], or windows of them, flattened, [R, n, D].
+            steps: The step k that leaves each point, [N] or [R, n].
+            rows: The batch row of each point [N], or of each window [R]; None for all rows in order.
+            live: Which points of windows to predict [R, n], zeros taking the place of the others; None for all, in one
+                shape whatever the data.
+        """
+        xp, points, k = arrays.namespace(x), x, steps
+        if steps.ndim == 2 and rows is not None:
+            points, k = x.reshape(-1, x.shape[-1]), steps.reshape(-1)
+            rows = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
+        whole, chosen = points, None if live is None or bool(live.all()) else arrays.where_true(live.reshape(-1))
+        if chosen is not None and rows is not None:
+            points, k, rows = points[chosen], k[chosen], rows[chosen]
+        seen = points if self.inpainting is None else self.inpainting.show(points, k, rows)
+        timesteps = self.chain.tables(arrays.device_of(x), x.dtype).timesteps[k]
+        x0_pred = self.chain.predict(seen, self.output(seen, timesteps, rows), k)
+        if self.inpainting is not None:
+            x0_pred = self.inpainting.fill(self.inpainting.guide(x0_pred, rows), rows)
+        if chosen is not None:
+            whole = xp.zeros_like(whole)
+            whole[chosen] = x0_pred
+            x0_pred = whole
+        return x0_pred.reshape(x.shape)
+
+    def output(self, seen: Array, timestep: Array, rows: Array | None = None) -> Array:
+        """Call the network at points [N, …], as the inpainting shows them, and timesteps [N]; in the points' shape.
+
+        Raises:
+            DenoiserError: Its output is no array of floating-point numbers in the shape of its input.
+        """
+        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        points = seen.reshape(len(seen), *self.shape[1:])
+        before = self.mark("network")
+        self.meter.count(1, len(seen))
+        with self.meter.timed() if self.timed else nullcontext(), self.autocast:
+            output = self.denoiser(points, timestep, cond)
+        check_form(output, points)
+        self.mark(before)
+        return arrays.cast(output, seen.dtype).reshape(seen.shape)
 
 
 @dataclass(frozen=True)
@@ -26,45 +112,12 @@ class Samples:
 
     sample: Array
     """Shape [B, *event]."""
-    rounds: list[int]
-    """Sequential network calls of each row."""
-    nfe: list[int]
-    """Network evaluations of each row."""
-    window: int = 1
-    """Most points that a call evaluated per row."""
+    costs: list[PlanCost]
+    """Of each row; whether it is exact `Sampler.sample` knows."""
     spec: str | None = None
     """Of the sampler with what it chose; None where it had nothing to choose."""
     recorded: bool = False
     """Whether recordings ran, which nobody can look into for the network's share of the time."""
-    refused: tuple[tuple[int, ...], ...] | None = None
-    """The steps of each row whose draft was refused; None for a sampler without drafts."""
-    unjudged: tuple[tuple[int, ...], ...] | None = None
-    """The steps of each row without a draft to judge; None for a sampler without drafts."""
-    cut: tuple[int, ...] = ()
-    """The rows that the deadline's fallback has finished."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """What earlier plans may tell a draft; no sampler's law depends on it."""
-
-    last_plan: Array | None = None
-    """For each row the sample before this one, moved on to the present, [B, *event]; zeros where there is none."""
-    experience: Experience | None = None
-    """Learned from the plans of a policy; a sampler that can learn adds its own."""
-
-    @property
-    def lacking(self) -> Array:
-        """Which rows have no last plan, for zeros stand for none [B]; only where there is a `last_plan`."""
-        assert self.last_plan is not None
-        return (self.last_plan == 0).reshape(len(self.last_plan), -1).all(1)
-
-
-def move_on(sample: Array, executed: int) -> Array:
-    """Return samples [B, horizon, …] as seen `executed` control steps later, their last step held."""
-    xp, executed = arrays.namespace(sample), min(executed, sample.shape[1])
-    last = xp.broadcast_to(sample[:, -1:], (len(sample), executed, *sample.shape[2:]))
-    return xp.concatenate([sample[:, executed:], last], axis=1)
 
 
 class Sampler(abc.ABC):
@@ -99,7 +152,7 @@ class Sampler(abc.ABC):
         """
 
     @abc.abstractmethod
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Sample along a tape; called by `sample`, which checks, draws and counts."""
 
     @arrays.uncompiled
@@ -109,38 +162,32 @@ class Sampler(abc.ABC):
         chain: GaussianChain,
         shape: Sequence[int],
         cond: Array | None = None,
-        generator: Generators = None,
-        tape: NoiseTape | None = None,
-        device: Device | str | None = None,
-        held: Held | None = None,
-        past: Past | None = None,
-        stopwatch: Stopwatch | None = None,
-        deadline_ms: float | None = None,
-        fallback: str = "jump",
-        began: float | None = None,
+        generator: Generators | NoiseTape = None,
+        inpainting: Inpainting | None = None,
+        warm_start: WarmStart | None = None,
+        budget: Budget | None = None,
+        **old: Unpack[OldKeywords],
     ) -> SampleResult:
         """Draw a batch of samples.
 
         With a deadline this is anytime planning: rows whose chains will not be at their end in time, by the times of
-        calls and rounds before, are finished by the fallback. The others are, to the bit, the samples without one.
+        calls and rounds before, are finished by the fallback: "jump", to the prediction x̂0 at the point that a row has
+        come to, or "last_plan", to the warm start's last plan, where there is one. The others are, to the bit, the
+        samples without a deadline. The times of before are those of the warm start's experience, or else of all calls
+        with this denoiser. The first call for a batch size times the network first, counted apart, and can be late; so
+        can one that the machine holds up.
 
         Args:
             denoiser: The network.
             chain: The target law.
             shape: (B, *event), for a policy (B, horizon, action_dim).
             cond: Conditioning [B, …], or None.
-            generator: Source of the noise: one for the batch, one per row, or None for torch's global one.
-            tape: The noise itself, in place of a generator.
-            device: Where to sample; by default where `tape` or `cond` is, else the CPU.
-            held: Coordinates that are given, not sampled.
-            past: What earlier plans tell.
-            stopwatch: Told where the time goes.
-            deadline_ms: When the samples have to be there [ms]; None for no matter when. The times of before are those
-                of `past`'s experience, or else of all calls with this denoiser. The first call for a batch size times
-                the network first, counted apart, and can be late; so can one that the machine holds up.
-            fallback: "jump", to the prediction x̂0 at the point that a row has come to; or "last_plan", to `past`'s
-                last plan, where there is one.
-            began: From when on, by `time.perf_counter` [s]; None for this call on.
+            generator: Source of the noise: one for the batch, one per row, or None for torch's global one; or a
+                `NoiseTape`, the noise itself. Samples are where the tape is, else where `cond` is, else on the CPU.
+            inpainting: Coordinates that are given, not sampled.
+            warm_start: What earlier plans tell.
+            budget: A deadline, and who is told where the time goes.
+            **old: Keywords of 0.1, for one release.
 
         Returns:
             Samples of `shape` and what they cost.
@@ -148,73 +195,103 @@ class Sampler(abc.ABC):
         Raises:
             SpecError: The sampler's options do not fit the chain, or the deadline is shorter than one network call.
             DenoiserError: The network's output is misshapen or not finite.
-            ValueError: The tape, the conditioning, the held values or the last plan do not fit `shape`.
+            ValueError: The tape, the conditioning, the inpainting or the last plan do not fit `shape`.
         """
-        start = time.perf_counter()
-        if stopwatch is not None:
-            stopwatch.mark("host")
+        start, shape = time.perf_counter(), tuple(shape)
+        if old:
+            return self.sample(denoiser, chain, shape, **in_new_keywords(old, shape, len(chain), cond, generator))
+        budget, warm_start = budget or Budget(), warm_start or WarmStart()
+        if budget.stopwatch is not None:
+            budget.stopwatch.mark("host")
         self.check(chain)
-        if tape is None:
-            where = device if device is not None else "cpu" if cond is None else arrays.device_of(cond)
-            tape = NoiseTape.draw(shape, len(chain), generator, where)
-        if tape.normals.shape != (shape[0], len(chain), *shape[1:]):
-            raise ValueError(
-                f"the tape has noise of shape {tuple(tape.normals.shape)}, but a batch {tuple(shape)} of "
-                f"{len(chain)} steps needs {(shape[0], len(chain), *shape[1:])}"
-            )
-        if cond is not None and len(cond) != shape[0]:
-            raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
-        past = past or Past()
-        for name, tensor in (
-            ("held mask", held and held.mask),
-            ("held values", held and held.values),
-            ("pull of the held values", held and held.pull),
-            ("last plan", past.last_plan),
-        ):
-            if tensor is not None and tuple(tensor.shape) != tuple(shape):
-                raise ValueError(f"the {name} has shape {tuple(tensor.shape)}, the samples {tuple(shape)}")
+        if isinstance(generator, NoiseTape):
+            tape = generator
+        else:
+            tape = NoiseTape.draw(shape, len(chain), generator, "cpu" if cond is None else arrays.device_of(cond))
+        _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
         place = arrays.device_of(tape.initial)
-        metered = MeteredDenoiser(denoiser, place)
-        launcher, deadline = launcher_of(denoiser), None
-        if deadline_ms is not None:
-            pace = pace_of(denoiser) if past.experience is None else past.experience.pace
-            jumps = fallback != "last_plan" or past.last_plan is None or bool(past.lacking.any())
-            deadline = Deadline(start if began is None else began, deadline_ms, fallback, pace, shape[0], jumps)
+        target = Target(
+            denoiser,
+            chain,
+            shape,
+            inpainting=inpainting,
+            launcher=launcher_of(denoiser),
+            deadline=_deadline(budget, start, denoiser, shape[0], warm_start),
+            stopwatch=budget.stopwatch,
+            meter=Meter(place),
+            autocast=arrays.ambient_autocast(place),
+        )
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(place):
-            if stopwatch is not None:
-                stopwatch.mark("encode")
-            target = Target(metered, chain, tuple(shape), metered.encode(cond), held, launcher, stopwatch, deadline)
+            target.mark("encode")
+            if cond is not None:
+                with target.meter.timed(), target.autocast:
+                    target = replace(target, cond=encode(denoiser, cond))
             target.mark("host")
-            samples = self.run(target, tape, past)
-            sample = target.hold(samples.sample)
+            samples = self.run(target, tape, warm_start)
+            sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
         check_finite(sample)
         sample = arrays.ordinary(sample)
-        if deadline is not None:
-            deadline.stop()
-        seconds = time.perf_counter() - start
-        cut = tuple(row in samples.cut for row in range(shape[0]))
-        drawn = (False,) * shape[0] if held is None else held.drawn
+        if target.deadline is not None:
+            target.deadline.stop()
+        return SampleResult(sample, self._stats(samples, target, time.perf_counter() - start))
+
+    def _stats(self, samples: Samples, target: Target, seconds: float) -> SpeculationStats:
+        meter, costs = target.meter, samples.costs
+        guided = (False,) * len(costs) if target.inpainting is None else target.inpainting.guided
         # Replays are not seen by the meter; of what it has seen, the algorithm's own calls are known.
-        own = (0, 0) if samples.recorded else (max(samples.rounds), sum(samples.nfe))
-        return SampleResult(
-            sample,
-            SpeculationStats(
-                steps=len(chain),
-                rounds=tuple(samples.rounds),
-                nfe=tuple(samples.nfe),
-                seconds=seconds,
-                network_seconds=None if samples.recorded else metered.seconds,
-                window=samples.window,
-                spec=samples.spec or self.spec,
-                refused=samples.refused,
-                unjudged=samples.unjudged,
-                cut=cut,
-                exact=tuple(self.exact and not (gone or soft) for gone, soft in zip(cut, drawn, strict=True)),
-                trial_calls=metered.calls - own[0],
-                trial_points=metered.points - own[1],
+        own_calls = 0 if samples.recorded else max(cost.rounds for cost in costs)
+        own_points = 0 if samples.recorded else sum(cost.nfe for cost in costs)
+        return SpeculationStats(
+            plans=tuple(
+                replace(cost, exact=self.exact and not (cost.cut or soft))
+                for cost, soft in zip(costs, guided, strict=True)
             ),
+            steps=len(target.chain),
+            seconds=seconds,
+            network_seconds=None if samples.recorded else meter.seconds,
+            spec=samples.spec or self.spec,
+            trial_calls=meter.calls - own_calls,
+            trial_points=meter.points - own_points,
         )
+
+
+def _check_inputs(
+    shape: tuple[int, ...],
+    chain: GaussianChain,
+    cond: Array | None,
+    tape: NoiseTape,
+    inpainting: Inpainting | None,
+    warm_start: WarmStart,
+) -> None:
+    """Refuse what does not fit the samples' shape.
+
+    Raises:
+        ValueError: It does not.
+    """
+    wanted = (shape[0], len(chain), *shape[1:])
+    if tape.normals.shape != wanted:
+        raise ValueError(
+            f"the tape has noise of shape {tuple(tape.normals.shape)}, but a batch {shape} of {len(chain)} steps needs "
+            f"{wanted}"
+        )
+    if cond is not None and len(cond) != shape[0]:
+        raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
+    if inpainting is not None:
+        inpainting.check(shape)
+    last = warm_start.last_plan
+    if last is not None and tuple(last.shape) != shape:
+        raise ValueError(f"the last plan has shape {tuple(last.shape)}, the samples {shape}")
+
+
+def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:
+    """Set the deadline of a budget, if it has one."""
+    if budget.deadline_ms is None:
+        return None
+    pace = pace_of(denoiser) if warm_start.experience is None else warm_start.experience.pace
+    jumps = budget.fallback != "last_plan" or warm_start.last_plan is None or bool(warm_start.lacking.any())
+    began = start if budget.began is None else budget.began
+    return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)
 
 
 def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:

@@ -3,8 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import TypeVar
 
+from asd_policy._common.clock import Stopwatch
 from asd_policy.errors import SpecError
 from asd_policy.samplers.pace import Pace
 
@@ -17,6 +19,20 @@ T = TypeVar("T")
 JUMP = "jump"
 
 _TIMINGS = 10  # of a call that looks longer than the deadline: the machine may have held it up
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a batch of samples may take, and who is told where it goes."""
+
+    deadline_ms: float | None = None
+    """When the samples have to be there [ms]; None for no matter when."""
+    fallback: str = "jump"
+    """How rows are finished that would miss the deadline, one of `FALLBACKS`."""
+    began: float | None = None
+    """From when on, by `time.perf_counter` [s]; None for the call of `Sampler.sample`."""
+    stopwatch: Stopwatch | None = None
+    """Gets a mark where each stage of `clock.STAGES` begins; recordings make none."""
 
 
 def check_deadline(milliseconds: float | None, fallback: str) -> None:

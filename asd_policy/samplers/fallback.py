@@ -5,8 +5,8 @@ from collections.abc import Callable
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.base import Target
+from asd_policy.samplers.warm_start import WarmStart
 
 
 def reserve(target: Target, tape: NoiseTape) -> None:
@@ -22,14 +22,14 @@ def reserve(target: Target, tape: NoiseTape) -> None:
     target.deadline.reserve(lambda: target.predict(tape.initial, start, rows))
 
 
-def fall_back(target: Target, jump: Callable[[], Array], rows: Array, past: Past) -> tuple[Array, Array]:
+def fall_back(target: Target, jump: Callable[[], Array], rows: Array, warm_start: WarmStart) -> tuple[Array, Array]:
     """Finish plans by their deadline's fallback.
 
     Args:
         target: With a deadline.
         jump: Returns the predictions x̂0 [R, …] at the points that the plans have come to, by one network call.
         rows: Which rows of the batch they are [R].
-        past: With the plans before them, if there are.
+        warm_start: With the plans before them, if there are.
 
     Returns:
         Samples [R, *event], and the network calls that each row waited for [R].
@@ -37,9 +37,11 @@ def fall_back(target: Target, jump: Callable[[], Array], rows: Array, past: Past
     deadline, xp = target.deadline, arrays.namespace(rows)
     assert deadline is not None
     event = target.shape[1:]
-    if deadline.fallback == "jump" or past.last_plan is None:
+    if deadline.fallback == "jump" or warm_start.last_plan is None:
         return deadline.jump(jump).reshape(len(rows), *event), xp.ones_like(rows)
-    last, lacks = (arrays.asarray(each, arrays.device_of(rows))[rows] for each in (past.last_plan, past.lacking))
+    last, lacks = (
+        arrays.asarray(each, arrays.device_of(rows))[rows] for each in (warm_start.last_plan, warm_start.lacking)
+    )
     if not bool(lacks.any()):
         return last, xp.zeros_like(rows)
     clean = deadline.jump(jump).reshape(last.shape)

@@ -14,9 +14,10 @@ from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.samplers.base import Past, Sampler, Samples, check_count
+from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.fallback import fall_back
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.records import sequential_costs
+from asd_policy.samplers.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FewSteps(Sampler):
         """Return what `scheduler.step` is told beyond output, timestep and point; noise [B, *event] is the tape's."""
         return {}
 
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Walk the shortened chain once."""
         x = tape.initial
         if arrays.device_of(x) == NUMPY:
@@ -71,22 +72,26 @@ class FewSteps(Sampler):
             target.deadline.reserve(partial(self._jump, target, x, *first))
         for k, timestep in enumerate(timesteps):
             now, step = torch.full_like(rows, timestep), torch.full_like(rows, places[k])
-            x = target.show(x, step)
+            x = x if target.inpainting is None else target.inpainting.show(x, step)
             if not target.allows("step"):
-                sample, calls = fall_back(target, partial(self._jump, target, x, now, step), rows, past)
-                counts = (k + calls).tolist()
-                return Samples(sample, counts, counts, cut=tuple(range(len(x))))
-            output = target.pull_output(x, target.output(x, now), step)
+                sample, calls = fall_back(target, partial(self._jump, target, x, now, step), rows, warm_start)
+                return Samples(sample, sequential_costs((k + calls).tolist(), cut=True))
+            output = self._output(target, x, now, step)
             x = self._step(scheduler, output, timestep, x, tape.normals[:, k])
-        return Samples(x, rounds=[self.steps] * len(x), nfe=[self.steps] * len(x))
+        return Samples(x, sequential_costs([self.steps] * len(x)))
+
+    def _output(self, target: Target, x: Array, timestep: Array, step: Array) -> Array:
+        """Call the network at points x of timesteps [B], the chain's steps [B], with the guidance in its output."""
+        output = target.output(x, timestep)
+        return output if target.inpainting is None else target.inpainting.guide_output(x, output, step, target.chain)
 
     def _places(self, target: Target) -> list[int]:
-        """Return the chain's step at each of the timesteps, if given coordinates have to be known there.
+        """Find the chain's step at each of the timesteps, if given coordinates have to be known there.
 
         Raises:
             SpecError: The chain leaves some of them out.
         """
-        if target.held is None or target.held.course is None:
+        if target.inpainting is None or target.inpainting.noisy_values is None:
             return [0] * self.steps  # which nothing looks at
         timesteps = _scheduler(self, target.chain).timesteps.tolist()
         places = {timestep: step for step, timestep in enumerate(target.chain.timesteps.tolist())}
@@ -98,8 +103,8 @@ class FewSteps(Sampler):
         return [places[timestep] for timestep in timesteps]
 
     def _jump(self, target: Target, x: Array, timestep: Array, step: Array) -> Array:
-        """Return the predictions x̂0 [B, *event] at points x of timesteps [B], all equal."""
-        output = target.pull_output(x, target.output(x, timestep), step)
+        """Predict x̂0 [B, *event] at points x of timesteps [B], all equal."""
+        output = self._output(target, x, timestep, step)
         taken = _predictor(self.steps, target.chain).step(output[..., None], int(timestep[0]), x[..., None])
         return taken.pred_original_sample.squeeze(-1)
 

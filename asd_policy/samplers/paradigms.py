@@ -17,9 +17,10 @@ from asd_policy._common.arrays import Array
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.samplers.base import Past, Sampler, Samples, check_count, number
+from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
 from asd_policy.samplers.fallback import fall_back, reserve
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.records import PlanCost
+from asd_policy.samplers.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Paradigms(Sampler):
         """Refuse a window longer than the chain."""
         check_count(f"window={self.window}", self.window, chain)
 
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Do rounds until every row is at the end of the chain."""
         chain, start = target.chain, tape.initial.reshape(len(tape.initial), -1)
         batch, size = start.shape
@@ -76,14 +77,16 @@ class Paradigms(Sampler):
         while len(rows) and target.allows(("paradigms", self.window)):
             self._advance(state, rows, target, tape)
             rows = arrays.where_true(state.cursor < len(chain))
-        sample = state.path[:, len(chain)].reshape(tape.initial.shape)
+        sample, cut = state.path[:, len(chain)].reshape(tape.initial.shape), set(rows.tolist())
         if len(rows):
             now = state.cursor[rows]
             point = state.path[rows, now]
-            sample[rows], calls = fall_back(target, lambda: target.predict(point, now, rows), rows, past)
+            sample[rows], calls = fall_back(target, lambda: target.predict(point, now, rows), rows, warm_start)
             state.rounds[rows] += calls
             state.nfe[rows] += calls
-        return Samples(sample, state.rounds.tolist(), state.nfe.tolist(), self.window, cut=tuple(rows.tolist()))
+        counts = enumerate(zip(state.rounds.tolist(), state.nfe.tolist(), strict=True))
+        costs = [PlanCost(rounds=rounds, nfe=nfe, window=self.window, cut=row in cut) for row, (rounds, nfe) in counts]
+        return Samples(sample, costs)
 
     def _advance(self, state: "_State", rows: Array, target: Target, tape: NoiseTape) -> None:
         """Do one round for `rows` [R], none of which is done: each gains a step at least."""
@@ -99,9 +102,9 @@ class Paradigms(Sampler):
 
         # Iterate: the step from every point, summed up from the window's start.
         point = state.path[row, xp.minimum(place, end)]  # [R, n, D]
-        clean = target.predict_window(point, steps, rows, live)
+        x0_pred = target.predict(point, steps, rows, live)
         a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # [R, n, 1]
-        following = transition(a, clean, sigma, tape.normals[row, steps].reshape(point.shape), b, point)
+        following = transition(a, x0_pred, sigma, tape.normals[row, steps].reshape(point.shape), b, point)
         new = point[:, :1] + (following - point).cumsum(1)  # [R, n, D] of the points after `place`
 
         # Slide: over the points that the round has moved little, to the first that it has not.

@@ -24,8 +24,8 @@ from asd_policy._common.hardware import hardware, versions
 from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.policy.continuity import Committed
+from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned, Planner
-from asd_policy.policy.policy import Horizons
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import asd_policy
 from asd_policy._common.hardware import hardware
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.samplers.asd.draft import roll_out
+from asd_policy.samplers.asd.draft import Window, roll_out
+from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response, sines
-from asd_policy.samplers.asd.sampler import begin
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.base import Target
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def main() -> None:
     shape = (options.plans, options.horizon, options.action_dim)
     tape = NoiseTape.draw(shape, len(chain), generator)
     rows, steps = torch.arange(options.plans), torch.arange(len(chain)).expand(options.plans, -1)
-    path = begin(
+    path = Path.begin(
         Target(lambda x, timestep, cond: x, chain, shape), tape, 2 * torch.rand(shape, generator=generator) - 1
     )
     alpha = torch.as_tensor(chain.input_scale, dtype=torch.float32) ** -2
@@ -51,7 +51,11 @@ def main() -> None:
     print("| drafts | median over steps | largest step |\n|---|---|---|")
     for name, response in (("held", None), ("response", follows)):
         known = torch.zeros_like(steps, dtype=torch.bool)
-        off = discrepancy(chain, *roll_out(path, rows, steps, known, chain, response)[:2], tape.normals.flatten(2))
+        off = discrepancy(
+            chain,
+            *roll_out(path, Window(rows, steps, compact=False), known, chain, response)[:2],
+            tape.normals.flatten(2),
+        )
         print(f"| {name} | {off.median():.1e} | {off.max():.1e} |")
     print(
         f"\nRoot mean square over {options.plans} plans of ‖x̃ − (m̂ + σξ)‖/σ, by step; K = {options.steps}, "

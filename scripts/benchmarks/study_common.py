@@ -24,7 +24,7 @@ from asd_policy.networks.denoiser import Denoiser
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.warm_start import WarmStart
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 64
@@ -93,8 +93,8 @@ def count(
         rows = slice(start, start + CHUNK)
         last_plan = states.last_plan[rows]
         generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(last_plan))]
-        past = Past(last_plan, experience)
-        result = sampler.sample(denoiser, chain, last_plan.shape, states.cond[rows], generators, past=past)
+        past = WarmStart(last_plan, experience)
+        result = sampler.sample(denoiser, chain, last_plan.shape, states.cond[rows], generators, warm_start=past)
         rounds += result.stats.rounds
         nfe += result.stats.nfe
     return Counts(np.asarray(rounds), np.asarray(nfe))

@@ -17,7 +17,7 @@ import study_common
 from asd_policy._common.arrays import Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.experience import CommittedPaths, Experience
 from asd_policy.samplers.asd.response import Response, fit
 from study_common import CALIBRATION_SEED, Results, Subject, console, count, markdown_table, summarize
 
@@ -45,19 +45,11 @@ class FullExperience(Experience):
     """[K, D, D]."""
 
     def learn(
-        self,
-        points: Tensor,
-        clean: Tensor,
-        done: Tensor,
-        free: Tensor | None,
-        judged: Tensor,
-        refused: Tensor,
-        chain: GaussianChain,
-        pair: tuple[str, str],
-        horizon: int | None,
+        self, committed: CommittedPaths, chain: GaussianChain, pair: tuple[str, str], horizon: int | None
     ) -> None:
         """Add the committed paths of a batch of plans."""
-        super().learn(points, clean, done, free, judged, refused, chain, pair, horizon)
+        super().learn(committed, chain, pair, horizon)
+        points, clean = committed.points, committed.x0_pred
         tables = chain.tables(points.device, points.dtype)
         a, b = tables.a[:-1, None], tables.b[:-1, None]
         noise = points[:, 1:] - (a * clean[:, :-1] + b * points[:, :-1])

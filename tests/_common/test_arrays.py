@@ -18,8 +18,8 @@ from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 ROWS = 40
 SPECS = [
@@ -53,12 +53,14 @@ def test_samplers_are_the_same(spec: str, given: bool, chain: GaussianChain) -> 
         experience, last, plans = Experience(), None, []
         cond = arrays.asarray(np.linspace(-1, 1, ROWS), device)
         mask = arrays.asarray(np.broadcast_to(np.eye(2, dtype=bool) & given, (ROWS, *EVENT)).copy(), device)
-        held = Held(mask, arrays.asarray(np.full((ROWS, *EVENT), 0.3), device))
+        held = Inpainting(mask, arrays.asarray(np.full((ROWS, *EVENT), 0.3), device))
         for seed in range(4):
             tape = make_tape(ROWS, chain, seed)
             tape = to_numpy(tape) if device == NUMPY else tape
-            past = Past(last, experience)
-            result = sampler.sample(denoise, chain, (ROWS, *EVENT), cond, tape=tape, held=held, past=past)
+            past = WarmStart(last, experience)
+            result = sampler.sample(
+                denoise, chain, (ROWS, *EVENT), cond, generator=tape, inpainting=held, warm_start=past
+            )
             last = result.sample
             stats_ = result.stats
             plans.append((arrays.to_numpy(last), stats_.rounds, stats_.nfe, stats_.refused, stats_.unjudged))

@@ -13,6 +13,7 @@ from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import SAMPLERS, make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import PicardDraft
+from asd_policy.samplers.deadline import Budget
 
 
 class Hand(HostClock):
@@ -51,7 +52,7 @@ def test_every_sampler_says_when_the_network_runs(name: str, mixture: MixtureDen
 
     stopwatch = Stopwatch(clock)
     spec = {"paradigms": "paradigms:window=4"}.get(name, name)  # the chain has twelve steps
-    result = make_sampler(spec).sample(network, chain, (1, 2, 2), stopwatch=stopwatch)
+    result = make_sampler(spec).sample(network, chain, (1, 2, 2), budget=Budget(stopwatch=stopwatch))
     assert stopwatch.stop() == dict.fromkeys(STAGES, 0.0) | {"network": float(max(result.stats.rounds))}
 
 
@@ -74,7 +75,7 @@ def test_a_round_has_its_stages(
     monkeypatch.setitem(VERIFIERS, "reflection", replace(verifier, judge=slow_judge))
     stopwatch = Stopwatch(clock)
     sampler = make_sampler("asd:window=4,draft=picard,verify=reflection")
-    rounds = max(sampler.sample(mixture, chain, (1, 2, 2), stopwatch=stopwatch).stats.rounds)
+    rounds = max(sampler.sample(mixture, chain, (1, 2, 2), budget=Budget(stopwatch=stopwatch)).stats.rounds)
     assert stopwatch.stop() == dict.fromkeys(STAGES, 0.0) | {"draft": 3.0 * rounds, "verify": 5.0 * rounds}
 
 

@@ -259,9 +259,9 @@ def test_exact_samplers_walk_a_chain_of_ddim() -> None:
     for k, timestep in enumerate(scheduler.timesteps):
         output = network(x, timestep.expand(4), None)
         x = scheduler.step(output, int(timestep), x, eta=0.8, variance_noise=tape.normals[:, k], return_dict=False)[0]
-    reference = make_sampler("ddpm").sample(network, chain, (4, 3, 2), tape=tape).sample
+    reference = make_sampler("ddpm").sample(network, chain, (4, 3, 2), generator=tape).sample
     torch.testing.assert_close(reference, x, rtol=1e-5, atol=1e-5)
-    assert torch.equal(make_sampler("asd:window=1").sample(network, chain, (4, 3, 2), tape=tape).sample, reference)
+    assert torch.equal(make_sampler("asd:window=1").sample(network, chain, (4, 3, 2), generator=tape).sample, reference)
 
 
 REFUSALS = [

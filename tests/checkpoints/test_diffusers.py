@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import asd_policy
 from asd_policy.checkpoints import find_format, inspection
 from asd_policy.errors import AsdError, CheckpointError, SpecError
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
 from support.fuzzing import count_refusals, damage_bytes, damage_json
 
 HORIZON, STATE, ACTION = 8, 3, 2
@@ -80,9 +80,9 @@ def test_plans_from_a_state_that_is_held(folder: Path) -> None:
     shape = (2, HORIZON, ACTION + STATE)
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[:, 0, ACTION:] = True
-    held = Held(mask, torch.full(shape, 0.5))
+    held = Inpainting(mask, torch.full(shape, 0.5))
     samples = {
-        spec: asd_policy.load_fn(folder, spec)(shape, generator=torch.Generator().manual_seed(0), held=held)
+        spec: asd_policy.load_fn(folder, spec)(shape, generator=torch.Generator().manual_seed(0), inpainting=held)
         for spec in ("ddpm", "asd:window=1", "asd:window=5")
     }
     for result in samples.values():

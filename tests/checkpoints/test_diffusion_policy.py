@@ -25,7 +25,8 @@ from asd_policy.checkpoints.untrusted.archives import TorchArchive
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.cli import run
 from asd_policy.errors import AsdError, CheckpointError
-from asd_policy.policy.policy import OBS, Policy
+from asd_policy.policy.observation import OBS
+from asd_policy.policy.policy import Policy
 from support import training_files as files
 
 GOLDEN = load_file(files.GOLDEN)

@@ -16,7 +16,7 @@ from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.errors import AsdError, CheckpointError
 from asd_policy.networks.unet import ConditionalUnet1d
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 
 PROCESSOR = "policy_preprocessor.json"
 STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"

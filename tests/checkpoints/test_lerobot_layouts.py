@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import asd_policy
 from asd_policy.checkpoints import inspection
 from asd_policy.errors import CheckpointError
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"

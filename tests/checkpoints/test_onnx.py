@@ -123,7 +123,9 @@ def test_plans_are_the_policys(exported: Exported, spec: str) -> None:
         policy = load_policy(path, spec)
         tape = NoiseTape.draw((3, *policy.event), len(policy.chain), torch.Generator().manual_seed(0))
         cond = example(policy.job, 3, torch.Generator().manual_seed(1))[2]
-        chunks.append(policy.sampler.sample(policy.denoiser, policy.chain, (3, *policy.event), cond, tape=tape).sample)
+        chunks.append(
+            policy.sampler.sample(policy.denoiser, policy.chain, (3, *policy.event), cond, generator=tape).sample
+        )
     assert float((chunks[1] - chunks[0]).abs().max()) < 1e-5
 
 

@@ -23,9 +23,9 @@ from asd_policy import cli
 from asd_policy.evaluation.evaluate import prepare
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS, find_run
-from asd_policy.networks.denoiser import MeteredDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import autotune as choice
+from asd_policy.samplers.base import Target
 
 EPISODES = 12
 SPECS = ("ddim:2", "asd:window=5")
@@ -331,13 +331,13 @@ def test_a_deadline_cuts_plans_and_says_so(
     small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock that moves by 10 ms with every network call: four steps and a jump fit into 55 ms."""
-    now, call = [0.0], MeteredDenoiser.unmetered
+    now, call = [0.0], Target.output
 
-    def slowed(self: MeteredDenoiser, *arguments: Any) -> Any:
+    def slowed(self: Target, *arguments: Any) -> Any:
         now[0] += 0.01
         return call(self, *arguments)
 
-    monkeypatch.setattr(MeteredDenoiser, "unmetered", slowed)
+    monkeypatch.setattr(Target, "output", slowed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     options = {"episodes": 2, "deadline_ms": 55, "fallback": "jump"}
     assert cli.run(words(small_checkpoint, tmp_path, specs=("ddpm", "ddim:2"), **options)) == 0

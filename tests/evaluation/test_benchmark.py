@@ -23,7 +23,7 @@ from asd_policy.networks.backends import BACKENDS, Backend, Job
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.types import SpeculationStats
+from asd_policy.samplers.records import PlanCost, SpeculationStats
 from support.contract import CONTRACT, SAMPLER_CONTRACT, one_line
 
 DDPM, ASD = make_sampler("ddpm"), make_sampler("asd:window=4")
@@ -169,7 +169,8 @@ def test_rounds_rotate_and_share_states_and_noise(policy: Policy, monkeypatch: p
 
 
 def timing(seconds: float, rounds: int = 5, network: float = 0.0) -> Timing:
-    stats = SpeculationStats(10, (rounds,), (2 * rounds,), seconds, network, window=2)
+    plans = (PlanCost(rounds=rounds, nfe=2 * rounds, window=2),)
+    stats = SpeculationStats(plans=plans, steps=10, seconds=seconds, network_seconds=network)
     return Timing(seconds, seconds, stats)
 
 
@@ -195,7 +196,8 @@ def test_counts_by_hand() -> None:
 
 
 def test_the_rows_of_a_batch_wait_for_the_slowest() -> None:
-    stats = SpeculationStats(10, (2, 6), (4, 12), 1.0, 1.0)
+    plans = (PlanCost(rounds=2, nfe=4), PlanCost(rounds=6, nfe=12))
+    stats = SpeculationStats(plans=plans, steps=10, seconds=1.0, network_seconds=1.0)
     found = benchmark.summarize([Timing(1.0, 1.0, stats)], None, None)
     assert found["rounds_mean"] == 4
     assert found["calls_mean"] == 6

@@ -19,8 +19,8 @@ from asd_policy.evaluation.equivalence import tost_paired, tost_unpaired
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import Journal
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.types import PlanRecord
 
 DDPM, ASD = "ddpm", "asd:window=8,draft=picard,verify=block"
 
@@ -28,7 +28,17 @@ DDPM, ASD = "ddpm", "asd:window=8,draft=picard,verify=block"
 def make_episode(
     index: int, success: bool = True, spec: str = ASD, rounds: int = 10, seconds: float = 0.1, plans: int = 2
 ) -> Episode:
-    plan = PlanRecord(0, rounds, 20, 8, 1, seconds, 0.9 * seconds, None, None)
+    plan = PlanRecord(
+        at=0,
+        rounds=rounds,
+        nfe=20,
+        window=8,
+        batch=1,
+        seconds=seconds,
+        network_seconds=0.9 * seconds,
+        refused=None,
+        unjudged=None,
+    )
     total = float(success) + index / 10
     return Episode(spec, index, success, total, 8 * plans, None, None, plans * (plan,))
 

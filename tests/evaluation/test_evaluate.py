@@ -18,10 +18,10 @@ from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.policy import episode_state as control
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd import autotune as choice
-from asd_policy.samplers.types import PlanRecord
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
 
@@ -90,7 +90,17 @@ def fake_episode(
     spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
 ) -> Episode:
     seconds = milliseconds / 1e3
-    plan = PlanRecord(0, rounds, 2 * rounds, 8, 1, seconds, 0.9 * seconds, None, None)
+    plan = PlanRecord(
+        at=0,
+        rounds=rounds,
+        nfe=2 * rounds,
+        window=8,
+        batch=1,
+        seconds=seconds,
+        network_seconds=0.9 * seconds,
+        refused=None,
+        unjudged=None,
+    )
     full = make_sampler(spec).spec
     return Episode(full, index, success, float(success), 10, mode if success else None, None, (plan, plan))
 

@@ -10,9 +10,9 @@ import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy import adapters
-from asd_policy.policy.adapters.base import Adapter, Patch, Planner
+from asd_policy.policy.adapters.base import Adapter, LivePlanner, Patch
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
 
 CPU = torch.device("cpu")
 SHAPE = (3, 2, 2)
@@ -85,11 +85,11 @@ def test_a_policy_of_this_package_needs_no_restoring(checkpoint: Path) -> None:
 
 
 @pytest.fixture
-def planner(chain: GaussianChain) -> Planner:
-    return Planner(make_sampler("asd:window=5"), chain)
+def planner(chain: GaussianChain) -> LivePlanner:
+    return LivePlanner(make_sampler("asd:window=5"), chain)
 
 
-def test_plans_learn_until_the_episode_ends(planner: Planner, mixture: MixtureDenoiser) -> None:
+def test_plans_learn_until_the_episode_ends(planner: LivePlanner, mixture: MixtureDenoiser) -> None:
     def plan(rows: int = 3) -> Tensor:
         return planner.sample(mixture, (rows, 2, 2), 1, CPU, generator=torch.Generator().manual_seed(0))
 
@@ -104,15 +104,15 @@ def test_plans_learn_until_the_episode_ends(planner: Planner, mixture: MixtureDe
     assert (planner.stats.plans, planner.experience.plans) == (5, 5)
 
 
-def test_given_coordinates_are_kept(planner: Planner, mixture: MixtureDenoiser) -> None:
+def test_given_coordinates_are_kept(planner: LivePlanner, mixture: MixtureDenoiser) -> None:
     mask = torch.zeros(SHAPE, dtype=torch.bool)
     mask[:, 0] = True
-    sample = planner.sample(mixture, SHAPE, 1, CPU, held=Held(mask, torch.full(SHAPE, 0.25)))
+    sample = planner.sample(mixture, SHAPE, 1, CPU, inpainting=Inpainting(mask, torch.full(SHAPE, 0.25)))
     assert (sample[:, 0] == 0.25).all()
     assert (sample[:, 1] != 0.25).all()
 
 
-def test_the_network_is_tried_once(planner: Planner, mixture: MixtureDenoiser) -> None:
+def test_the_network_is_tried_once(planner: LivePlanner, mixture: MixtureDenoiser) -> None:
     sizes: list[int] = []
 
     def denoise(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:

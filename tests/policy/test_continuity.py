@@ -19,7 +19,7 @@ from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.continuity import Committed, overlay, pulls
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.target import Held, Target
+from asd_policy.samplers.inpainting import Inpainting
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 SPECS = ["ddpm", "asd:window=4", "asd:window=4,draft=frozen,verify=reflection", "ddim:5", "paradigms:window=4"]
@@ -111,15 +111,17 @@ def test_given_values_are_shown_as_noisy_as_the_forward_process_makes_them(sched
     """DDPM's chain towards a known sample has the forward process's marginals: q(x_k | x_0)."""
     rows = 20_000
     tape = NoiseTape.draw((rows, 1), len(schedule), torch.Generator().manual_seed(0), dtype=DTYPE)
-    held = Held.noised(torch.ones((rows, 1), dtype=torch.bool), torch.full((rows, 1), 0.7, dtype=DTYPE), schedule, tape)
-    assert held.course is not None
+    held = Inpainting.noised(
+        torch.ones((rows, 1), dtype=torch.bool), torch.full((rows, 1), 0.7, dtype=DTYPE), schedule, tape
+    )
+    assert held.noisy_values is not None
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     options = {key: value for key, value in schedule.config.items() if not key.startswith("_")}
     kept = DDPMScheduler(**options).alphas_cumprod.double()
     for k in range(0, len(schedule), 9):
         alpha = float(kept[int(schedule.timesteps[k])])
-        seen = held.course[:, k, 0]
+        seen = held.noisy_values[:, k, 0]
         assert float(seen.mean()) == pytest.approx(0.7 * math.sqrt(alpha), abs=5 / math.sqrt(rows))
         assert float(seen.std()) == pytest.approx(math.sqrt(1 - alpha), rel=0.03)
 
@@ -133,10 +135,11 @@ def test_pulled_outputs_predict_what_pulled_predictions_are(prediction: str) -> 
     generator = torch.Generator().manual_seed(1)
     x, output, values = torch.randn((3, 5, *EVENT), generator=generator, dtype=DTYPE)
     pull = torch.rand((5, *EVENT), generator=generator, dtype=DTYPE)
-    target = Target(lambda x, t, c: output, chain, (5, *EVENT), None, Held(pull > 2, values, pull=pull))
+    guided = Inpainting(pull > 2, values, guidance=pull)
     step = torch.tensor([0, 5, 10, 15, 19])
     torch.testing.assert_close(
-        chain.predict(x, target.pull_output(x, output, step), step), target.pull(chain.predict(x, output, step))
+        chain.predict(x, guided.guide_output(x, output, step, chain), step),
+        guided.guide(chain.predict(x, output, step)),
     )
 
 
@@ -170,9 +173,9 @@ def test_asd_beside_ddpm_in_a_window_of_one(seed: int, mixture: MixtureDenoiser,
     mask = torch.zeros((3, *EVENT), dtype=torch.bool)
     mask[:, 0, 1] = True
     values = torch.full((3, *EVENT), 0.2, dtype=DTYPE)
-    held = Held.noised(mask, values, chain, tape, torch.full((3, *EVENT), 0.3, dtype=DTYPE) * ~mask)
+    held = Inpainting.noised(mask, values, chain, tape, torch.full((3, *EVENT), 0.3, dtype=DTYPE) * ~mask)
     samples = [
-        make_sampler(spec).sample(mixture, chain, (3, *EVENT), tape=tape, held=held)
+        make_sampler(spec).sample(mixture, chain, (3, *EVENT), generator=tape, inpainting=held)
         for spec in ("ddpm", "asd:window=1")
     ]
     assert torch.equal(samples[0].sample, samples[1].sample)

@@ -14,8 +14,8 @@ from asd_policy.errors import ChainError, DenoiserError, SpecError
 from asd_policy.evaluation.exactness.mutants import mixture_p_value
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 LEVEL = 1e-6
@@ -77,7 +77,7 @@ def test_conditioning_and_held_values_reach_the_function(mixture: MixtureDenoise
     sample((2, 2, 2), torch.tensor([[1.0], [2.0]]))
     assert {float(value) for _, cond in seen[3:] for value in cond.flatten()} == {1.0, 2.0}
     mask = torch.tensor([[True, False], [False, False]]).expand(2, 2, 2)
-    result = sample((2, 2, 2), torch.ones(2, 1), held=Held(mask, torch.full((2, 2, 2), 7.0)))
+    result = sample((2, 2, 2), torch.ones(2, 1), inpainting=Inpainting(mask, torch.full((2, 2, 2), 7.0)))
     assert (result.sample[:, 0, 0] == 7).all()
     assert (seen[-1][0][:, 0, 0] == 7).all()
 
@@ -85,11 +85,11 @@ def test_conditioning_and_held_values_reach_the_function(mixture: MixtureDenoise
 def test_the_last_samples_begin_the_next_only_where_they_are_related(
     mixture: MixtureDenoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pasts: list[Past] = []
+    pasts: list[WarmStart] = []
     run = Asd.sample
 
     def spy(self: Asd, *arguments: Any, **options: Any) -> Any:
-        pasts.append(options["past"])
+        pasts.append(options["warm_start"])
         return run(self, *arguments, **options)
 
     monkeypatch.setattr(Asd, "sample", spy)

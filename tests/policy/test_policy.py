@@ -13,9 +13,10 @@ import asd_policy
 from asd_policy._common import arrays
 from asd_policy.errors import MAX_MESSAGE
 from asd_policy.policy import episode_state as control
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE, Policy
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.warm_start import WarmStart
 
 OBSERVATION = {"agent_pos": np.zeros(4), "environment_state": np.zeros(3)}
 
@@ -265,11 +266,11 @@ def test_seeds_that_are_none(seed: Any, device: str) -> None:
 def test_the_last_plan_begins_the_next(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved on by the actions executed; an episode's first plan has none."""
     fast = asd_policy.accelerate(policy, "asd:window=4")
-    pasts: list[Past] = []
+    pasts: list[WarmStart] = []
     sample = Asd.sample
 
     def spy(self: Asd, *arguments: Any, **options: Any) -> Any:
-        pasts.append(options["past"])
+        pasts.append(options["warm_start"])
         return sample(self, *arguments, **options)
 
     monkeypatch.setattr(Asd, "sample", spy)

@@ -16,13 +16,13 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.networks.denoiser import MeteredDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.base import Target
 from asd_policy.samplers.ddpm import walk
+from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.pace import REMEMBERED, Pace, pace_of
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.warm_start import WarmStart
 
 ROWS = 6
 CALL, POINT = 0.010, 0.001  # seconds of a network call, and of each of its points
@@ -58,8 +58,8 @@ SPECS = ["ddpm", "ddim:10", "dpmsolver:10", "paradigms:window=4", "asd:window=4"
 def test_a_deadline_that_is_met_changes_nothing(spec: str, machine: Machine, chain: GaussianChain) -> None:
     sampler, tape = make_sampler(spec), make_tape(ROWS, chain, 0)
     shape = (ROWS, *EVENT)
-    without = sampler.sample(machine, chain, shape, tape=tape)
-    within = sampler.sample(machine, chain, shape, tape=tape, deadline_ms=1e6)
+    without = sampler.sample(machine, chain, shape, generator=tape)
+    within = sampler.sample(machine, chain, shape, generator=tape, budget=Budget(deadline_ms=1e6))
     assert torch.equal(within.sample, without.sample)
     assert within.stats.rounds == without.stats.rounds
     assert within.stats.cut == (False,) * ROWS
@@ -68,12 +68,17 @@ def test_a_deadline_that_is_met_changes_nothing(spec: str, machine: Machine, cha
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_once_the_times_are_known_plans_are_there_in_time(spec: str, machine: Machine, chain: GaussianChain) -> None:
-    sampler, past, shape = make_sampler(spec), Past(None, Experience()), (ROWS, *EVENT)
+    sampler, past, shape = make_sampler(spec), WarmStart(None, Experience()), (ROWS, *EVENT)
     cuts = 0
     for seed in range(5):
         for milliseconds in (30, 60, 90, 120):
             result = sampler.sample(
-                machine, chain, shape, tape=make_tape(ROWS, chain, seed), past=past, deadline_ms=milliseconds
+                machine,
+                chain,
+                shape,
+                generator=make_tape(ROWS, chain, seed),
+                warm_start=past,
+                budget=Budget(deadline_ms=milliseconds),
             )
             cuts += sum(result.stats.cut)
             assert result.sample.isfinite().all()
@@ -91,20 +96,24 @@ def test_whatever_the_deadline_few_plans_are_late(
     sampler, shape = make_sampler(spec), (ROWS, *EVENT)
     last = torch.ones(shape, dtype=DTYPE)
     for milliseconds in range(17, 90, 6):
-        past = Past(last, Experience())
+        past = WarmStart(last, Experience())
         for seed in range(2):  # rounds of all sizes are known
             sampler.sample(
-                machine, chain, shape, tape=make_tape(ROWS, chain, seed), past=past, deadline_ms=1e6, fallback=fallback
+                machine,
+                chain,
+                shape,
+                generator=make_tape(ROWS, chain, seed),
+                warm_start=past,
+                budget=Budget(deadline_ms=1e6, fallback=fallback),
             )
         late = [
             sampler.sample(
                 machine,
                 chain,
                 shape,
-                tape=make_tape(ROWS, chain, seed),
-                past=past,
-                deadline_ms=milliseconds,
-                fallback=fallback,
+                generator=make_tape(ROWS, chain, seed),
+                warm_start=past,
+                budget=Budget(deadline_ms=milliseconds, fallback=fallback),
             ).stats.seconds
             > milliseconds / 1000 + 1e-9
             for seed in range(REMEMBERED + 8)
@@ -116,10 +125,15 @@ def test_the_last_plan_needs_no_time(machine: Machine, chain: GaussianChain) -> 
     """Calls of 16 ms: 6 steps fit into 100 ms, for which a jump leaves no room."""
     shape, rounds = (ROWS, *EVENT), {}
     for fallback in ("jump", "last_plan"):
-        past = Past(torch.ones(shape, dtype=DTYPE), Experience())
+        past = WarmStart(torch.ones(shape, dtype=DTYPE), Experience())
         results = [
             make_sampler("ddpm").sample(
-                machine, chain, shape, tape=make_tape(ROWS, chain, 0), past=past, deadline_ms=100, fallback=fallback
+                machine,
+                chain,
+                shape,
+                generator=make_tape(ROWS, chain, 0),
+                warm_start=past,
+                budget=Budget(deadline_ms=100, fallback=fallback),
             )
             for _ in range(2)
         ]
@@ -129,10 +143,15 @@ def test_the_last_plan_needs_no_time(machine: Machine, chain: GaussianChain) -> 
 
 def test_the_time_before_and_after_the_sampler_counts(machine: Machine, chain: GaussianChain) -> None:
     """A deadline that began 50 ms ago has 50 of 100 left, and what comes after a jump is kept back with it."""
-    shape, tape, past = (1, *EVENT), make_tape(1, chain, 0), Past(None, Experience())
+    shape, tape, past = (1, *EVENT), make_tape(1, chain, 0), WarmStart(None, Experience())
     results = [
         make_sampler("ddpm").sample(
-            machine, chain, shape, tape=tape, past=past, deadline_ms=100, began=machine.now - 0.05
+            machine,
+            chain,
+            shape,
+            generator=tape,
+            warm_start=past,
+            budget=Budget(deadline_ms=100, began=machine.now - 0.05),
         )
         for _ in range(2)
     ]
@@ -147,7 +166,7 @@ def test_without_a_policy_times_are_those_of_the_network(machine: Machine, chain
     for seed in range(4):
         before = machine.now
         make_sampler("asd:window=12").sample(
-            network, chain, (1, *EVENT), tape=make_tape(1, chain, seed), deadline_ms=50
+            network, chain, (1, *EVENT), generator=make_tape(1, chain, seed), budget=Budget(deadline_ms=50)
         )
         seconds.append(machine.now - before)
     assert seconds[0] > 0.05
@@ -158,7 +177,9 @@ def test_without_a_policy_times_are_those_of_the_network(machine: Machine, chain
 
 def test_what_was_never_timed_is_taken_for_a_call(machine: Machine, chain: GaussianChain) -> None:
     """Of 40 ms two calls of 11 take 22, to know their time: one and a jump do not fit into the rest."""
-    result = make_sampler("ddpm").sample(machine, chain, (1, *EVENT), tape=make_tape(1, chain, 0), deadline_ms=40)
+    result = make_sampler("ddpm").sample(
+        machine, chain, (1, *EVENT), generator=make_tape(1, chain, 0), budget=Budget(deadline_ms=40)
+    )
     assert result.stats.rounds == (1,)
     assert result.stats.seconds == pytest.approx(0.033)
 
@@ -175,7 +196,9 @@ def test_a_call_that_was_held_up_does_not_refuse_a_deadline(machine: Machine, ch
             machine.slow = 10 if self.calls < 6 else 1
             return machine(x, timestep, cond)
 
-    result = make_sampler("ddpm").sample(HeldUp(), chain, (1, *EVENT), tape=make_tape(1, chain, 0), deadline_ms=40)
+    result = make_sampler("ddpm").sample(
+        HeldUp(), chain, (1, *EVENT), generator=make_tape(1, chain, 0), budget=Budget(deadline_ms=40)
+    )
     assert result.stats.cut == (True,)
 
 
@@ -184,7 +207,14 @@ def test_a_cut_plan_is_the_prediction_at_the_point_that_it_had_come_to(machine: 
     experience = Experience()
     # Calls of 16 ms: 5 steps and a jump fit into 100 ms, 6 and a jump do not.
     results = [
-        make_sampler("ddpm").sample(machine, chain, shape, tape=tape, past=Past(None, experience), deadline_ms=100)
+        make_sampler("ddpm").sample(
+            machine,
+            chain,
+            shape,
+            generator=tape,
+            warm_start=WarmStart(None, experience),
+            budget=Budget(deadline_ms=100),
+        )
         for _ in range(2)
     ]
     stats = results[1].stats
@@ -197,18 +227,25 @@ def test_a_cut_plan_is_the_prediction_at_the_point_that_it_had_come_to(machine: 
         clean = target.predict(x, torch.full((ROWS,), k))
         x = tables.a[k] * clean + tables.sigma[k] * tape.normals[:, k] + tables.b[k] * x
     torch.testing.assert_close(results[1].sample, target.predict(x, torch.full((ROWS,), 5)), rtol=0, atol=1e-12)
-    assert torch.equal(walk(target, tape)[0], make_sampler("ddpm").sample(machine, chain, shape, tape=tape).sample)
+    assert torch.equal(walk(target, tape)[0], make_sampler("ddpm").sample(machine, chain, shape, generator=tape).sample)
 
 
 @pytest.mark.parametrize("spec", ["asd:window=4", "paradigms:window=4,tol=0.7"])
 def test_rows_that_are_done_are_what_they_would_have_been(spec: str, machine: Machine, chain: GaussianChain) -> None:
     sampler, shape = make_sampler(spec), (40, *EVENT)
     tape = make_tape(40, chain, 1)
-    full = sampler.sample(machine, chain, shape, tape=tape)
+    full = sampler.sample(machine, chain, shape, generator=tape)
     known = Experience()
     known.freeze()
     results = [
-        sampler.sample(machine, chain, shape, tape=tape, past=Past(None, known), deadline_ms=milliseconds)
+        sampler.sample(
+            machine,
+            chain,
+            shape,
+            generator=tape,
+            warm_start=WarmStart(None, known),
+            budget=Budget(deadline_ms=milliseconds),
+        )
         for milliseconds in np.linspace(1500, 300, 40)
     ]
     result = next(result for result in results if 0 < sum(result.stats.cut) < 40)
@@ -232,10 +269,9 @@ def test_the_rest_of_the_last_plan(spec: str, machine: Machine, chain: GaussianC
             machine,
             chain,
             shape,
-            tape=make_tape(ROWS, chain, 2),
-            past=Past(plans, known),
-            deadline_ms=40,
-            fallback="last_plan",
+            generator=make_tape(ROWS, chain, 2),
+            warm_start=WarmStart(plans, known),
+            budget=Budget(deadline_ms=40, fallback="last_plan"),
         )
         for plans in (last, last, lacking)
     )
@@ -255,18 +291,20 @@ def test_a_deadline_below_one_call_names_the_floor(
     with pytest.raises(
         SpecError, match=r"deadline_ms=10 is shorter than one network call, which takes 16 ms here for 6"
     ):
-        make_sampler(spec).sample(machine, chain, (ROWS, *EVENT), deadline_ms=10, fallback=fallback)
+        make_sampler(spec).sample(machine, chain, (ROWS, *EVENT), budget=Budget(deadline_ms=10, fallback=fallback))
 
 
 @pytest.mark.parametrize("milliseconds", [0, -3, math.nan, math.inf])
 def test_a_deadline_is_a_positive_number(milliseconds: float, machine: Machine, chain: GaussianChain) -> None:
     with pytest.raises(SpecError, match=f"deadline_ms={milliseconds:g} is not a positive number"):
-        make_sampler("asd:window=4").sample(machine, chain, (1, *EVENT), deadline_ms=milliseconds)
+        make_sampler("asd:window=4").sample(machine, chain, (1, *EVENT), budget=Budget(deadline_ms=milliseconds))
 
 
 def test_an_unknown_fallback_is_refused(machine: Machine, chain: GaussianChain) -> None:
     with pytest.raises(SpecError, match="fallback=guess is not one of jump, last_plan"):
-        make_sampler("asd:window=4").sample(machine, chain, (1, *EVENT), deadline_ms=50, fallback="guess")
+        make_sampler("asd:window=4").sample(
+            machine, chain, (1, *EVENT), budget=Budget(deadline_ms=50, fallback="guess")
+        )
 
 
 def test_a_machine_that_slows_down_is_noticed_and_forgiven(machine: Machine, chain: GaussianChain) -> None:
@@ -278,7 +316,12 @@ def test_a_machine_that_slows_down_is_noticed_and_forgiven(machine: Machine, cha
 
     def plan(seed: int) -> tuple[float, int]:
         result = sampler.sample(
-            machine, chain, (1, *EVENT), tape=make_tape(1, chain, seed), past=Past(None, known), deadline_ms=120
+            machine,
+            chain,
+            (1, *EVENT),
+            generator=make_tape(1, chain, seed),
+            warm_start=WarmStart(None, known),
+            budget=Budget(deadline_ms=120),
         )
         return result.stats.seconds, result.stats.rounds[0]
 
@@ -297,7 +340,12 @@ def test_an_accident_does_not_forbid_rounds_for_ever(machine: Machine, chain: Ga
 
     def rounds(seed: int) -> int:
         result = sampler.sample(
-            machine, chain, (1, *EVENT), tape=make_tape(1, chain, seed), past=Past(None, known), deadline_ms=200
+            machine,
+            chain,
+            (1, *EVENT),
+            generator=make_tape(1, chain, seed),
+            warm_start=WarmStart(None, known),
+            budget=Budget(deadline_ms=200),
         )
         return result.stats.rounds[0]
 
@@ -352,13 +400,13 @@ def slow_policy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    call = MeteredDenoiser.unmetered
+    call = Target.output
 
-    def slowed(self: MeteredDenoiser, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+    def slowed(self: Target, seen: Tensor, timestep: Tensor, rows: Tensor | None = None) -> Tensor:
         now[0] += 0.01
-        return call(self, x, timestep, cond)
+        return call(self, seen, timestep, rows)
 
-    monkeypatch.setattr(MeteredDenoiser, "unmetered", slowed)
+    monkeypatch.setattr(Target, "output", slowed)
     return lambda spec: asd_policy.load_policy(checkpoint).with_sampler(make_sampler(spec))
 
 

@@ -107,11 +107,11 @@ def test_paradigms_is_the_published_algorithm(
     scheduler = DDPMParallelScheduler(**options)
     scheduler.set_timesteps(len(chain))
     tape = draw_tape(chain, 5)
-    together = Paradigms(window, tol).sample(mixture, chain, (5, *EVENT), tape=tape)
+    together = Paradigms(window, tol).sample(mixture, chain, (5, *EVENT), generator=tape)
     for row in range(5):
         recorder = Recorder(mixture)
         own = row_of(tape, row)
-        result = Paradigms(window, tol).sample(recorder, chain, (1, *EVENT), tape=own)
+        result = Paradigms(window, tol).sample(recorder, chain, (1, *EVENT), generator=own)
         plan, rounds = published(mixture, scheduler, own, window, tol)
         assert [timesteps for _, timesteps in recorder.calls] == [timesteps for _, timesteps in rounds]
         for (points, _), (expected, _) in zip(recorder.calls, rounds, strict=True):
@@ -129,8 +129,8 @@ def test_no_tolerance_is_the_sequential_plan(
     window: int, tol: float, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:
     tape = draw_tape(chain, 6)
-    reference = make_sampler("ddpm").sample(mixture, chain, (6, *EVENT), tape=tape).sample
-    result = Paradigms(window, tol).sample(mixture, chain, (6, *EVENT), tape=tape)
+    reference = make_sampler("ddpm").sample(mixture, chain, (6, *EVENT), generator=tape).sample
+    result = Paradigms(window, tol).sample(mixture, chain, (6, *EVENT), generator=tape)
     torch.testing.assert_close(result.sample, reference, rtol=0, atol=1e-7)
     if window == 1:
         assert result.stats.rounds == result.stats.nfe == (len(chain),) * 6
@@ -145,8 +145,8 @@ def test_no_tolerance_is_the_sequential_plan_of_ddim_with_noise() -> None:
     def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         return torch.sin(2 * x)
 
-    reference = make_sampler("ddpm").sample(network, chain, (3, *EVENT), tape=tape).sample
-    result = Paradigms(4, 0).sample(network, chain, (3, *EVENT), tape=tape).sample
+    reference = make_sampler("ddpm").sample(network, chain, (3, *EVENT), generator=tape).sample
+    result = Paradigms(4, 0).sample(network, chain, (3, *EVENT), generator=tape).sample
     torch.testing.assert_close(result, reference, rtol=0, atol=1e-9)
 
 
@@ -182,8 +182,8 @@ def test_lone_outliers_of_the_iteration_do_not_stay(mixture: MixtureDenoiser, ch
         return output
 
     tape = draw_tape(chain, 1)
-    reference = make_sampler("ddpm").sample(mixture, chain, (1, *EVENT), tape=tape).sample
-    result = Paradigms(12, 0).sample(network, chain, (1, *EVENT), tape=tape).sample
+    reference = make_sampler("ddpm").sample(mixture, chain, (1, *EVENT), generator=tape).sample
+    result = Paradigms(12, 0).sample(network, chain, (1, *EVENT), generator=tape).sample
     torch.testing.assert_close(result, reference, rtol=0, atol=1e-9)
 
 
@@ -192,8 +192,8 @@ def test_approximate_means_another_law(spec: str, mixture: MixtureDenoiser, chai
     """Another plan on the same tape, and another law: what the label says."""
     count = 20_000
     tape = draw_tape(chain, count)
-    reference = make_sampler("ddpm").sample(mixture, chain, (count, *EVENT), tape=tape).sample.flatten(1)
-    sample = make_sampler(spec).sample(mixture, chain, (count, *EVENT), tape=tape).sample.flatten(1)
+    reference = make_sampler("ddpm").sample(mixture, chain, (count, *EVENT), generator=tape).sample.flatten(1)
+    sample = make_sampler(spec).sample(mixture, chain, (count, *EVENT), generator=tape).sample.flatten(1)
     assert not torch.allclose(sample, reference, atol=0.01)
     pairs = zip(sample.T.numpy(), reference.T.numpy(), strict=True)
     results: list[Any] = [stats.ks_2samp(first, second, method="asymp") for first, second in pairs]
@@ -250,7 +250,7 @@ def test_few_steps_converge_to_the_flow(spec: str, bounds: tuple[float, ...]) ->
     tape = draw_tape(chain, 5, event=(1, 2))
     target = flow(tape.initial, chain, mean, deviation)
     for steps, bound in zip((10, 50, 200), bounds, strict=True):
-        sample = make_sampler(spec.format(steps)).sample(network, chain, (5, 1, 2), tape=tape).sample
+        sample = make_sampler(spec.format(steps)).sample(network, chain, (5, 1, 2), generator=tape).sample
         assert float((sample - target).abs().max()) < bound
 
 
@@ -261,7 +261,7 @@ def test_order_one_is_ddim() -> None:
     network = MixtureDenoiser(chain, torch.zeros((1, *EVENT), dtype=DTYPE), torch.tensor([0.5], dtype=DTYPE))
     tape = draw_tape(chain, 4)
     first, second = (
-        make_sampler(spec).sample(network, chain, (4, *EVENT), tape=tape).sample
+        make_sampler(spec).sample(network, chain, (4, *EVENT), generator=tape).sample
         for spec in ("ddim:12", "dpmsolver:12,order=1")
     )
     torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
@@ -296,7 +296,7 @@ def test_few_steps_are_those_of_diffusers(
     for spec, kind, more, options in peers:
         tape = draw_tape(chain, 2)
         try:
-            sample = make_sampler(spec).sample(wave, chain, (2, *EVENT), tape=tape).sample
+            sample = make_sampler(spec).sample(wave, chain, (2, *EVENT), generator=tape).sample
         except SpecError as error:
             assert "\n" not in str(error)
             continue
@@ -318,7 +318,7 @@ def test_few_steps_are_those_of_diffusers(
 @pytest.mark.parametrize("name", FEW)
 def test_schedules_that_only_ddpm_knows_by_name(name: str, schedule: str) -> None:
     chain = GaussianChain.from_scheduler({"num_train_timesteps": 40, "beta_schedule": schedule})
-    sample = make_sampler(f"{name}:8").sample(wave, chain, (2, *EVENT), tape=draw_tape(chain, 2)).sample
+    sample = make_sampler(f"{name}:8").sample(wave, chain, (2, *EVENT), generator=draw_tape(chain, 2)).sample
     assert bool(sample.isfinite().all())
 
 
@@ -328,7 +328,7 @@ def test_clipping_bounds_the_plan(name: str) -> None:
     chain = GaussianChain.from_scheduler({"num_train_timesteps": 40, "prediction_type": "sample"})
     sample = (
         make_sampler(f"{name}:8")
-        .sample(lambda x, timestep, cond: 3 * x, chain, (5, *EVENT), tape=draw_tape(chain, 5))
+        .sample(lambda x, timestep, cond: 3 * x, chain, (5, *EVENT), generator=draw_tape(chain, 5))
         .sample
     )
     assert float(sample.abs().max()) == 1
@@ -348,7 +348,7 @@ def test_last_noise_level_of_ddim(name: str) -> None:
         chain = GaussianChain.from_scheduler(config, eta=1.0)
         tape = draw_tape(chain, 3)
         plans.append(
-            make_sampler(f"{name}:8").sample(lambda x, timestep, cond: x * 0, chain, (3, *EVENT), tape=tape).sample
+            make_sampler(f"{name}:8").sample(lambda x, timestep, cond: x * 0, chain, (3, *EVENT), generator=tape).sample
         )
     assert not plans[0].any()
     assert bool(plans[1].all())
@@ -358,7 +358,7 @@ def test_last_noise_level_of_ddim(name: str) -> None:
 def test_events_of_one_axis_can_be_thresholded(name: str) -> None:
     chain = GaussianChain.from_scheduler({"num_train_timesteps": 40, "thresholding": True, "sample_max_value": 2.0})
     plans = [
-        make_sampler(f"{name}:8").sample(wave, chain, (3, *event), tape=draw_tape(chain, 3, event=event)).sample
+        make_sampler(f"{name}:8").sample(wave, chain, (3, *event), generator=draw_tape(chain, 3, event=event)).sample
         for event in ((4,), (2, 2))
     ]
     assert torch.equal(plans[0], plans[1].flatten(1))
@@ -368,14 +368,14 @@ def test_events_of_one_axis_can_be_thresholded(name: str) -> None:
 def test_plans_do_not_share_a_scheduler(name: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     """A multistep solver remembers predictions: of its own plan alone, even if another begins in its middle."""
     sampler, tape = make_sampler(f"{name}:6"), draw_tape(chain, 2)
-    alone = sampler.sample(mixture, chain, (2, *EVENT), tape=tape).sample
+    alone = sampler.sample(mixture, chain, (2, *EVENT), generator=tape).sample
 
     def nested(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        sampler.sample(wave, chain, (2, *EVENT), tape=tape)
+        sampler.sample(wave, chain, (2, *EVENT), generator=tape)
         return mixture(x, timestep, cond)
 
-    assert torch.equal(sampler.sample(nested, chain, (2, *EVENT), tape=tape).sample, alone)
-    assert torch.equal(sampler.sample(mixture, chain, (1, *EVENT), tape=row_of(tape, 1)).sample[0], alone[1])
+    assert torch.equal(sampler.sample(nested, chain, (2, *EVENT), generator=tape).sample, alone)
+    assert torch.equal(sampler.sample(mixture, chain, (1, *EVENT), generator=row_of(tape, 1)).sample[0], alone[1])
 
 
 REFUSALS = [

@@ -16,8 +16,9 @@ from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS, Path
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd, Round
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.deadline import Budget
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 EVENT = (2, 2)
@@ -47,8 +48,8 @@ def test_window_one_is_ddpm_bit_for_bit(
     draft: str, batch: int, dtype: torch.dtype, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:
     tape = NoiseTape.draw((batch, *EVENT), len(chain), torch.Generator().manual_seed(4), dtype=dtype)
-    reference = make_sampler("ddpm").sample(mixture, chain, (batch, *EVENT), tape=tape)
-    result = Asd(window=1, draft=draft).sample(mixture, chain, (batch, *EVENT), tape=tape)
+    reference = make_sampler("ddpm").sample(mixture, chain, (batch, *EVENT), generator=tape)
+    result = Asd(window=1, draft=draft).sample(mixture, chain, (batch, *EVENT), generator=tape)
     assert torch.equal(result.sample, reference.sample)
     assert result.stats.rounds == result.stats.nfe == (len(chain),) * batch
 
@@ -64,8 +65,8 @@ def test_perfect_drafts_commit_the_drafted_points(draft: str, window: int, chain
         return target.expand_as(x)
 
     tape = NoiseTape.draw((3, *EVENT), len(chain), torch.Generator().manual_seed(5))
-    reference = make_sampler("ddpm").sample(constant, alone, (3, *EVENT), tape=tape)
-    result = Asd(window, draft, "reflection").sample(constant, alone, (3, *EVENT), tape=tape)
+    reference = make_sampler("ddpm").sample(constant, alone, (3, *EVENT), generator=tape)
+    result = Asd(window, draft, "reflection").sample(constant, alone, (3, *EVENT), generator=tape)
     if draft == "frozen":  # one round to learn it, then whole windows
         assert torch.equal(result.sample, reference.sample)
         assert result.stats.rounds == (1 + -(-(len(chain) - 1) // window),) * 3
@@ -77,10 +78,10 @@ def test_perfect_drafts_commit_the_drafted_points(draft: str, window: int, chain
 def test_rows_do_not_depend_on_their_neighbours(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     """Every row has a cursor of its own: alone or in a batch, its sample and its counts are the same."""
     tape = NoiseTape.draw((6, *EVENT), len(chain), torch.Generator().manual_seed(6), dtype=DTYPE)
-    together = setting.sample(mixture, chain, (6, *EVENT), tape=tape)
+    together = setting.sample(mixture, chain, (6, *EVENT), generator=tape)
     for row in range(6):
         own = NoiseTape(tape.initial[row : row + 1], tape.normals[row : row + 1], tape.uniforms[row : row + 1])
-        alone = setting.sample(mixture, chain, (1, *EVENT), tape=own)
+        alone = setting.sample(mixture, chain, (1, *EVENT), generator=own)
         torch.testing.assert_close(alone.sample[0], together.sample[row], rtol=0, atol=1e-9)
         assert alone.stats.rounds[0] == together.stats.rounds[row]
         assert alone.stats.nfe[0] == together.stats.nfe[row]
@@ -142,12 +143,14 @@ def test_every_network_call_is_counted(
     spec: str, deadline: float | None, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:
     """Those that time it as well, apart from those of the algorithm; a second plan needs none of them."""
-    network, known = Counted(mixture), Past(None, Experience())
+    network, known = Counted(mixture), WarmStart(None, Experience())
     trials = []
     for _ in range(2):
         network.calls = network.points = 0
         try:
-            result = make_sampler(spec).sample(network, chain, (3, *EVENT), past=known, deadline_ms=deadline)
+            result = make_sampler(spec).sample(
+                network, chain, (3, *EVENT), warm_start=known, budget=Budget(deadline_ms=deadline)
+            )
         except SpecError:  # no call here is as short as that
             assert deadline == 1e-1
             return
@@ -162,8 +165,8 @@ def test_every_network_call_is_counted(
 def test_samples_are_ordinary_tensors(spec: str, held: bool, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     """They can be written into and be part of a loss, and so can what is made of them."""
     values = torch.zeros(3, *EVENT)
-    given = Held(values == 1, values) if held else None
-    sample = make_sampler(spec).sample(mixture, chain, (3, *EVENT), held=given).sample
+    given = Inpainting(values == 1, values) if held else None
+    sample = make_sampler(spec).sample(mixture, chain, (3, *EVENT), inpainting=given).sample
     assert not sample.is_inference() and not sample.requires_grad
     sample[:, 0] = 1
     loss = torch.nn.Linear(2, 1)(sample).sum()
@@ -188,14 +191,14 @@ def test_static_shapes_change_nothing(
 ) -> None:
     """A GPU computes finished rows and points beyond the end as well, and must take no notice of them."""
     tape = NoiseTape.draw((6, *EVENT), len(chain), torch.Generator().manual_seed(9), dtype=DTYPE)
-    compact = setting.sample(mixture, chain, (6, *EVENT), tape=tape)
+    compact = setting.sample(mixture, chain, (6, *EVENT), generator=tape)
     advance = Round.__call__
 
     def advance_all(round_: Round, path: Path, rows: Tensor, compact: bool) -> None:
         advance(round_, path, torch.arange(len(path.x)), False)
 
     monkeypatch.setattr(Round, "__call__", advance_all)
-    static = setting.sample(mixture, chain, (6, *EVENT), tape=tape)
+    static = setting.sample(mixture, chain, (6, *EVENT), generator=tape)
     torch.testing.assert_close(static.sample, compact.sample, rtol=0, atol=1e-9)
     assert static.stats.rounds == compact.stats.rounds
 
@@ -206,7 +209,7 @@ def test_what_is_passed_in_is_left_alone(setting: Asd, mixture: MixtureDenoiser,
     tape = NoiseTape.draw((3, *EVENT), len(chain), torch.Generator().manual_seed(8), dtype=DTYPE)
     given = [tape.initial, tape.normals, tape.uniforms, torch.ones((3, *EVENT), dtype=DTYPE)]
     before = [tensor.clone() for tensor in given]
-    setting.sample(mixture, chain, (3, *EVENT), tape=tape, past=Past(last_plan=given[-1]))
+    setting.sample(mixture, chain, (3, *EVENT), generator=tape, warm_start=WarmStart(last_plan=given[-1]))
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
 
 
@@ -214,10 +217,10 @@ def test_ddim_is_approximate_and_deterministic(mixture: MixtureDenoiser, chain: 
     sampler = make_sampler("ddim:5")
     assert not sampler.exact
     tape = NoiseTape.draw((4, *EVENT), len(chain), torch.Generator().manual_seed(1), dtype=DTYPE)
-    result = sampler.sample(mixture, chain, (4, *EVENT), tape=tape)
-    assert torch.equal(result.sample, sampler.sample(mixture, chain, (4, *EVENT), tape=tape).sample)
+    result = sampler.sample(mixture, chain, (4, *EVENT), generator=tape)
+    assert torch.equal(result.sample, sampler.sample(mixture, chain, (4, *EVENT), generator=tape).sample)
     assert result.stats.rounds == (5,) * 4
-    noisy = make_sampler("ddim:5,eta=1").sample(mixture, chain, (4, *EVENT), tape=tape)
+    noisy = make_sampler("ddim:5,eta=1").sample(mixture, chain, (4, *EVENT), generator=tape)
     assert not torch.allclose(noisy.sample, result.sample)
 
 
@@ -287,7 +290,7 @@ def test_broken_networks_are_named(
 def test_tape_and_conditioning_must_fit(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     tape = NoiseTape.draw((2, *EVENT), len(chain) + 1)
     with pytest.raises(ValueError, match="the tape has noise of shape"):
-        make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), tape=tape)
+        make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), generator=tape)
     with pytest.raises(ValueError, match="conditioning for 3 rows, but a batch of 2"):
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), cond=torch.zeros(3, 1))
 
@@ -305,6 +308,8 @@ def test_autocast_is_for_the_network(chain: GaussianChain) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for seed in range(2):  # the second draws on what the first has taught
             generator = torch.Generator().manual_seed(seed)
-            result = Asd(5).sample(network, chain, (3, *EVENT), generator=generator, past=Past(None, experience))
+            result = Asd(5).sample(
+                network, chain, (3, *EVENT), generator=generator, warm_start=WarmStart(None, experience)
+            )
             assert result.sample.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}

@@ -15,7 +15,8 @@ import asd_policy
 from asd_policy.deploy.serving import RemotePolicy, wire
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving.server import Limits, PolicyServer
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE, Policy
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.policy import Policy
 
 FIXED = "asd:window=4,draft=picard,verify=reflection"
 """A sampler whose plans depend on observation and noise alone."""

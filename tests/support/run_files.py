@@ -11,7 +11,7 @@ from asd_policy._common.files import write_json
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import Journal
-from asd_policy.samplers.types import PlanRecord
+from asd_policy.policy.plan import PlanRecord
 
 STEPS = 100
 
@@ -58,7 +58,17 @@ def episodes(specs: tuple[str, ...] = SPECS) -> list[Episode]:
     for index, spec in itertools.product(range(8), specs):
         rounds = {"ddpm": [100] * 4, "ddim:10": [10] * 4}.get(spec) or random.integers(5, 12, 4).tolist()
         plans = tuple(
-            PlanRecord(8 * number, count, 150, 8, 2, 0.004 * count, 0.003 * count, None, None)
+            PlanRecord(
+                at=8 * number,
+                rounds=count,
+                nfe=150,
+                window=8,
+                batch=2,
+                seconds=0.004 * count,
+                network_seconds=0.003 * count,
+                refused=None,
+                unjudged=None,
+            )
             for number, count in enumerate(rounds)
         )
         error = f"RuntimeError: {HOSTILE}" if (index, spec) == (2, "ddpm") else None

@@ -35,7 +35,7 @@ def main() -> None:
     found = {"cond": states.cond, "initial": tape.initial, "normals": tape.normals, "uniforms": tape.uniforms}
     for spec in SPECS:
         sampler = asd_policy.make_sampler(spec)
-        result = sampler.sample(policy.denoiser, policy.chain, shape, states.cond, tape=tape)
+        result = sampler.sample(policy.denoiser, policy.chain, shape, states.cond, generator=tape)
         found |= {f"{spec} sample": result.sample, f"{spec} rounds": torch.tensor(result.stats.rounds)}
     arrays: dict[str, Any] = {name: values.numpy() for name, values in found.items()}
     np.savez(folder / "plans.npz", **arrays)

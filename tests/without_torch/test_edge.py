@@ -29,7 +29,7 @@ def test_plans_are_those_of_pytorch(spec: str, plans: dict[str, Any]) -> None:
     policy = asd_policy.load_policy(FOLDER / "policy.onnx", spec)
     tape = NoiseTape(*(plans[name] for name in ("initial", "normals", "uniforms")))
     shape = plans[f"{spec} sample"].shape
-    result = policy.sampler.sample(policy.denoiser, policy.chain, shape, plans["cond"], tape=tape)
+    result = policy.sampler.sample(policy.denoiser, policy.chain, shape, plans["cond"], generator=tape)
     assert isinstance(result.sample, np.ndarray)
     np.testing.assert_allclose(result.sample, plans[f"{spec} sample"], rtol=0, atol=1e-4)
     assert list(result.stats.rounds) == plans[f"{spec} rounds"].tolist()

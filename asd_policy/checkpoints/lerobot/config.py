@@ -7,7 +7,7 @@ from typing import Any
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import UnetConfig
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 
 ACTION, IDENTITY = "action", "IDENTITY"
 MAX_HORIZON = 4096  # [control steps]; nothing in the weights bounds it, and a plan needs memory for all of it

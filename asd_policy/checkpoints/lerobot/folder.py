@@ -31,7 +31,8 @@ from asd_policy.checkpoints.lerobot.statistics import NORMALIZER, UNNORMALIZER, 
 from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.networks.unet import ConditionalUnet1d
-from asd_policy.policy.policy import Horizons, Policy
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 
 __all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]

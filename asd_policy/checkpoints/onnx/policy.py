@@ -13,6 +13,7 @@ from asd_policy.checkpoints.onnx.record import KEY, Map, Record, read_record
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel
 from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import StateEncoder
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 
@@ -60,10 +61,9 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
         chain=record.chain,
         sampler=sampler,
         horizons=record.horizons,
-        observation={name: _affine(each) for name, each in record.observation.items()},
+        observation=StateEncoder({name: _affine(each) for name, each in record.observation.items()}, record.inpaints),
         action=_affine(record.action),
         device=device,
-        inpaints=record.inpaints,
         backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
     )
 

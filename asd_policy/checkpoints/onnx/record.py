@@ -17,7 +17,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import check, configuration
 from asd_policy.checkpoints.onnx.chain import contradiction
 from asd_policy.errors import CheckpointError
-from asd_policy.policy.policy import Horizons
+from asd_policy.policy.plan import Horizons
 
 if TYPE_CHECKING:
     from asd_policy.policy.policy import Policy

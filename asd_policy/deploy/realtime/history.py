@@ -10,7 +10,7 @@ import numpy.typing as npt
 from asd_policy._common.arrays import NUMPY
 from asd_policy._common.border import as_numbers, finite
 from asd_policy.errors import ObservationError
-from asd_policy.policy.policy import read_observation
+from asd_policy.policy.observation import read_observation
 
 
 class History:

@@ -9,8 +9,9 @@ import numpy as np
 from asd_policy._common.border import finite
 from asd_policy.errors import LoopError
 from asd_policy.policy.continuity import CONTINUITIES, Committed
+from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
-from asd_policy.policy.policy import Horizons, Policy
+from asd_policy.policy.policy import Policy
 
 
 class PolicyPlanner:

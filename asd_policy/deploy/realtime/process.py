@@ -9,8 +9,9 @@ from typing import Any, Self
 from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.errors import LoopError
 from asd_policy.policy.continuity import Committed
+from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
-from asd_policy.policy.policy import Horizons, Policy
+from asd_policy.policy.policy import Policy
 
 ENDING = 2.0
 """Time that the process has to end [s]."""

@@ -23,9 +23,10 @@ from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.tokens import check_token
 from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy.continuity import Committed
-from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.episode_state import EpisodeState
+from asd_policy.policy.observation import read_observation
+from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
-from asd_policy.policy.policy import Horizons, read_observation
 
 T = TypeVar("T", bound=Message)
 
@@ -161,7 +162,7 @@ class RemotePolicy:
             SpecError: The seed is not one.
         """
         self._seed = None if seed is None else read_seed(seed)
-        self._robot = Robot(None, deque(maxlen=self.horizons.n_obs_steps))
+        self._robot = EpisodeState(None, deque(maxlen=self.horizons.n_obs_steps))
         self._begins = True
         self._first = 0  # step of a control loop at which the episode began
         self.last_plan = None

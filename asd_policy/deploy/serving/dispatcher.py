@@ -18,9 +18,9 @@ from asd_policy.deploy.serving.metrics import Metrics
 from asd_policy.deploy.serving.sessions import Session
 from asd_policy.errors import AsdError
 from asd_policy.policy.continuity import Committed
-from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.episode_state import EpisodeState
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers.types import PlanRecord
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Request:
     answer: Future[Answer] = field(default_factory=Future)
     """Where the plan will be."""
 
-    def robot(self, device: Any) -> Robot:
+    def robot(self, device: Any) -> EpisodeState:
         """Return the session's robot as it is to be planned for; its own stays as it is, should the plan fail."""
         known = self.session.robot
         kept = slice(0) if self.begins else slice(-1, None)

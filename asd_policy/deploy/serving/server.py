@@ -368,7 +368,7 @@ class _Planner:
     async def _open(self, request: pb.OpenRequest, context: Any) -> pb.OpenReply:
         policy, horizons = self._policy, self._policy.horizons
         try:
-            session = self._sessions.open(policy.new_robot(), context.peer())
+            session = self._sessions.open(policy.new_episode(), context.peer())
         except NoPlace as error:
             why = f"{error}; one is free when a robot closes, or its lease ends"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why, self._sessions.lease) from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asd_policy.deploy.serving.wire import host_of, is_loopback
-from asd_policy.policy.episode_state import Robot
+from asd_policy.policy.episode_state import EpisodeState
 
 _ID_BYTES = 16  # as many as nobody guesses
 
@@ -52,7 +52,7 @@ class Shares:
 class Session:
     """A robot's place on the server."""
 
-    robot: Robot
+    robot: EpisodeState
     """Noise and last plan; changed by the thread that plans, and only while `busy`."""
     lease: float
     """How long it lasts without a plan [s]."""
@@ -94,7 +94,7 @@ class Sessions:
         now = time.monotonic()
         return sum(session.holds(now) for session in list(self._open.values()))
 
-    def open(self, robot: Robot, peer: str = "") -> bytes:
+    def open(self, robot: EpisodeState, peer: str = "") -> bytes:
         """Give a robot a place; return the session's name.
 
         Args:

@@ -20,7 +20,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.warm_start import WarmStart
 
 CALIBRATION = 16  # plans at each observation that a sampler learns from before it is watched
 BATCH = 64  # plans sampled at once
@@ -133,9 +133,9 @@ def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
     if not isinstance(sampler, Asd):
         return sampler
-    past, held = Past(None, policy.experience.copy()), policy.held(conds[:1])
+    past, held = WarmStart(None, policy.experience.copy()), policy.inpainting(conds[:1])
     result = sampler.sample(
-        policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, held=held, past=past
+        policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, inpainting=held, warm_start=past
     )
     return make_sampler(result.stats.spec)
 
@@ -174,28 +174,32 @@ def draw(
         for start in range(0, count, BATCH):
             rows = min(BATCH, count - start)
             batch = cond.expand(rows, -1)
-            held, shape = policy.held(batch), (rows, *policy.event)
+            held, shape = policy.inpainting(batch), (rows, *policy.event)
             if watch and watched + rows <= max(BATCH, PATHS // len(conds)):
                 recorder = PathRecorder(policy.denoiser, chain, rows, dim, free)
                 result = sampler.sample(
-                    recorder, chain, shape, recorder.tag(batch), generator, held=held, past=past(rows)
+                    recorder, chain, shape, recorder.tag(batch), generator, inpainting=held, warm_start=past(rows)
                 )
                 recorders.append((recorder, result.sample.flatten(1)[:, free].cpu().double().numpy()))
                 watched += rows
             else:
-                result = sampler.sample(policy.denoiser, chain, shape, batch, generator, held=held, past=past(rows))
+                result = sampler.sample(
+                    policy.denoiser, chain, shape, batch, generator, inpainting=held, warm_start=past(rows)
+                )
             plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
     return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
 
 
-def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator) -> list[Callable[[int], Past]]:
+def _pasts(
+    policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator
+) -> list[Callable[[int], WarmStart]]:
     """Return for each observation what a batch of so many plans there may know: all that it may know in use.
 
     The last plan is one at that observation, and what a sampler learns it has learned from plans at all of them.
     """
     if not sampler.learns:
-        return [lambda rows: Past()] * len(conds)
+        return [lambda rows: WarmStart()] * len(conds)
     experience = policy.experience.copy()
     shape = (CALIBRATION, *policy.event)
     last_plans = [
@@ -205,8 +209,8 @@ def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Gen
             shape,
             batch,
             generator,
-            held=policy.held(batch),
-            past=Past(None, experience),
+            inpainting=policy.inpainting(batch),
+            warm_start=WarmStart(None, experience),
         ).sample
         for batch in conds.unsqueeze(1).expand(-1, CALIBRATION, -1)
     ]
@@ -216,13 +220,13 @@ def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Gen
 
 def _free(policy: Policy, conds: Tensor) -> Tensor:
     """Return which numbers of a plan, in a row, are sampled and not given [D]."""
-    held = policy.held(conds[:1])
+    held = policy.inpainting(conds[:1])
     mask = conds.new_zeros((1, *policy.event), dtype=torch.bool) if held is None else held.mask
     return ~mask[0].flatten()
 
 
-def _past(experience: Experience, last_plans: Tensor, rows: int) -> Past:
-    return Past(last_plans[torch.arange(rows, device=last_plans.device) % len(last_plans)], experience)
+def _past(experience: Experience, last_plans: Tensor, rows: int) -> WarmStart:
+    return WarmStart(last_plans[torch.arange(rows, device=last_plans.device) % len(last_plans)], experience)
 
 
 def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:

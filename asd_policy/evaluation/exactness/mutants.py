@@ -22,12 +22,13 @@ from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers.asd import draft, engine
 from asd_policy.samplers.asd.couplings import VERIFIERS, Judge, Verdict, Verifier
-from asd_policy.samplers.asd.draft import Follow, Path, follow_window, roll_out
+from asd_policy.samplers.asd.draft import Follow, Window, follow_window, roll_out
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past
 from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.warm_start import WarmStart
 
 EVENT = (2, 2)
 DTYPE = torch.float64
@@ -80,13 +81,13 @@ def draw(
     """
     experience, earlier_tape = Experience(), make_tape(_EARLIER_PLANS, chain, seed + 1000)
     shape = (_EARLIER_PLANS, *EVENT)
-    earlier = Asd(5).sample(denoiser, chain, shape, tape=earlier_tape, past=Past(None, experience))
+    earlier = Asd(5).sample(denoiser, chain, shape, generator=earlier_tape, warm_start=WarmStart(None, experience))
     experience.freeze()
-    past = Past(earlier.sample[torch.arange(count) % _EARLIER_PLANS], experience)
+    past = WarmStart(earlier.sample[torch.arange(count) % _EARLIER_PLANS], experience)
     tape = make_tape(count, chain, seed)
     cond = None if recorder is None else recorder.tag(torch.zeros((count, 0), dtype=DTYPE))
     watched = recorder or denoiser
-    return sampler.sample(watched, chain, (count, *EVENT), cond, tape=tape, past=past).sample.flatten(1)
+    return sampler.sample(watched, chain, (count, *EVENT), cond, generator=tape, warm_start=past).sample.flatten(1)
 
 
 def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> float:
@@ -103,7 +104,7 @@ def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: i
 
 def draw_sequentially(denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> Tensor:
     """Return samples [count, D] of the reference sampler."""
-    return Ddpm().sample(denoiser, chain, (count, *EVENT), tape=make_tape(count, chain, seed)).sample.flatten(1)
+    return Ddpm().sample(denoiser, chain, (count, *EVENT), generator=make_tape(count, chain, seed)).sample.flatten(1)
 
 
 def gaussian_law(denoiser: Denoiser, chain: GaussianChain) -> tuple[Tensor, Tensor]:
@@ -244,19 +245,11 @@ Drafted = tuple[Tensor, Tensor, Tensor]
 def _peek(size: float) -> Callable[..., Drafted]:
     """Draft with guesses that know a little of the noise of the very step they are for."""
 
-    def broken(
-        path: Path,
-        rows: Tensor,
-        steps: Tensor,
-        known: Tensor,
-        chain: GaussianChain,
-        response: Response | None,
-        compact: bool,
-    ) -> Drafted:
+    def broken(path: Path, window: Window, known: Tensor, chain: GaussianChain, response: Response | None) -> Drafted:
         own = path.normals[torch.arange(len(path.x)), path.cursor]
         normals = path.normals if response is None else response.turn(path.normals)
-        seen = replace(path, clean=path.clean + size * normals, latest=path.latest + size * own)
-        return roll_out(seen, rows, steps, known, chain, response)
+        seen = replace(path, x0_pred=path.x0_pred + size * normals, latest=path.latest + size * own)
+        return roll_out(seen, window, known, chain, response)
 
     return broken
 
@@ -285,29 +278,22 @@ def _halfway(values: Tensor, others: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, (values + others) / 2, values)
 
 
-def _smooth(
-    path: Path,
-    rows: Tensor,
-    steps: Tensor,
-    known: Tensor,
-    chain: GaussianChain,
-    response: Response | None,
-    compact: bool,
-) -> Drafted:
+def _smooth(path: Path, window: Window, known: Tensor, chain: GaussianChain, response: Response | None) -> Drafted:
     """Draft with guesses that are averaged with what this plan saw at the next step."""
-    at, after = (rows.unsqueeze(1), steps), (rows.unsqueeze(1), steps + 1)
+    rows = window.rows.unsqueeze(1)
+    at, after = (rows, window.steps), (rows, window.steps + 1)
     both = (path.seen[at] & path.seen[after]).unsqueeze(2)
     if response is None:
-        clean = path.clean.clone()
-        clean[at] = _halfway(clean[at], clean[after], both)
-        return roll_out(replace(path, clean=clean), rows, steps, known, chain, None)
-    seen = path.clean[after]
+        x0_pred = path.x0_pred.clone()
+        x0_pred[at] = _halfway(x0_pred[at], x0_pred[after], both)
+        return roll_out(replace(path, x0_pred=x0_pred), window, known, chain, None)
+    seen = path.x0_pred[after]
 
-    def follow(*window: Any) -> Any:
-        return _Smoothed(follow_window(*window), seen, both)
+    def follow(*arguments: Any) -> Any:
+        return _Smoothed(follow_window(*arguments), seen, both)
 
     with mock.patch.object(draft, "follow_window", follow):
-        return roll_out(path, rows, steps, known, chain, response)
+        return roll_out(path, window, known, chain, response)
 
 
 @dataclass(frozen=True)
@@ -322,22 +308,14 @@ class _LeakyGain:
         return self.table[self.rows.unsqueeze(1), steps].unsqueeze(2)
 
 
-def _leak(
-    path: Path,
-    rows: Tensor,
-    steps: Tensor,
-    known: Tensor,
-    chain: GaussianChain,
-    response: Response | None,
-    compact: bool,
-) -> Drafted:
+def _leak(path: Path, window: Window, known: Tensor, chain: GaussianChain, response: Response | None) -> Drafted:
     """Draft with J_k fitted to how this plan's own prediction changed from x_k to x_{k+1}, which has ξ_k in it."""
-    dx, dy = path.points.diff(dim=1), path.clean.diff(dim=1)
+    dx, dy = path.points.diff(dim=1), path.x0_pred.diff(dim=1)
     gain = (dx * dy).sum(2) / dx.square().sum(2).clamp(min=1e-12)
     gain = torch.where(path.seen[:, :-1] & path.seen[:, 1:], gain, 0).clamp(0, 2)
-    leaky: Any = _LeakyGain(gain, rows)
+    leaky: Any = _LeakyGain(gain, window.rows)
     basis = torch.eye(path.x.shape[1], dtype=path.x.dtype) if response is None else response.basis
-    return roll_out(path, rows, steps, known, chain, Response(basis, leaky))
+    return roll_out(path, window, known, chain, Response(basis, leaky))
 
 
 _VERDICTS: dict[str, Callable[..., Verdict]] = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from asd_policy.evaluation.reports import plots, report
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.samplers.types import PlanRecord
+from asd_policy.policy.plan import PlanRecord
 
 Results = dict[str, Any]
 Episodes = Sequence[Episode]

@@ -12,8 +12,8 @@ import asd_policy
 from asd_policy._common.hardware import hardware
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers.types import MEASURED, UNCLOCKED
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table

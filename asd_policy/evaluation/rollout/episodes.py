@@ -10,8 +10,8 @@ import numpy as np
 from asd_policy._common.shapes import check_shape
 from asd_policy.errors import EnvError, ObservationError
 from asd_policy.evaluation.rollout.vector import End, Envs, EnvsLost, Moment
-from asd_policy.policy.episode_state import Pilot, Robot
-from asd_policy.samplers.types import PlanRecord, Timing
+from asd_policy.policy.episode_state import EpisodeState, Pilot
+from asd_policy.policy.plan import PlanRecord, Timing
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Row:
     """The account of an episode that is running."""
 
     index: int
-    robot: Robot
+    robot: EpisodeState
     total: float = 0.0
     steps: int = 0
     end: End | None = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import parse
-from asd_policy.samplers.types import MEASURED
+from asd_policy.policy.plan import MEASURED
 
 LONGEST = 1e9
 """Longest latency that may be given [ms]."""

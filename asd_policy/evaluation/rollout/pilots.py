@@ -19,10 +19,10 @@ from asd_policy._common import arrays
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.rollout.latencies import Latency
 from asd_policy.policy.continuity import CONTINUITIES, REMEMBERED, Actions, Committed, commit, seam
-from asd_policy.policy.episode_state import Pilot, Robot
+from asd_policy.policy.episode_state import EpisodeState, Pilot
+from asd_policy.policy.plan import UNCLOCKED, Timing
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.types import UNCLOCKED, Timing
 
 RATES = (1e-3, 1e6)
 """The lowest and the highest control frequency [Hz]; with others floating point has no control steps to count."""
@@ -148,7 +148,7 @@ class Clocked(abc.ABC):
         return self.policy.sampler
 
     @property
-    def robots(self) -> list[Robot]:
+    def robots(self) -> list[EpisodeState]:
         """Those that the policy keeps."""
         return self.policy.robots
 
@@ -275,13 +275,13 @@ class Async(Clocked):
 PILOTS: dict[str, type[Clocked]] = {"sync": Sync, "async": Async}
 
 
-def _timing(robot: Robot) -> Timing:
+def _timing(robot: EpisodeState) -> Timing:
     """Return when the last plan came."""
     timing = robot.records[-1].timing
     assert timing is not None  # every plan that a pilot has made has one
     return timing
 
 
-def _note(robot: Robot, **changes: Any) -> None:
+def _note(robot: EpisodeState, **changes: Any) -> None:
     """Note something of the last plan's timing."""
     robot.records[-1] = replace(robot.records[-1], timing=replace(_timing(robot), **changes))

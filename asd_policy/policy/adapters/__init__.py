@@ -8,7 +8,7 @@ from asd_policy.policy.adapters import diffusion_policy, lerobot
 from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, qualified
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.types import WarmUp
+from asd_policy.samplers.records import WarmUp
 
 P = TypeVar("P")
 

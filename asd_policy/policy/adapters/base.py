@@ -18,9 +18,9 @@ from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past, move_on
-from asd_policy.samplers.target import Held
-from asd_policy.samplers.types import SpeculationStats, WarmUp
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.records import SpeculationStats, WarmUp
+from asd_policy.samplers.warm_start import WarmStart, move_on
 
 WARM_UP = "asd_warm_up"
 """On an accelerated object: its method that does what a first plan would wait for."""
@@ -187,7 +187,7 @@ class AsdStats:
         self.trial_points += points
 
 
-class Planner:
+class LivePlanner:
     """A sampler, and what it remembers from plan to plan of one policy."""
 
     def __init__(self, sampler: Sampler, chain: GaussianChain, module: Any = None) -> None:
@@ -253,7 +253,7 @@ class Planner:
         cond: Array | None = None,
         generator: Generators = None,
         noise: Array | None = None,
-        held: Held | None = None,
+        inpainting: Inpainting | None = None,
     ) -> Array:
         """Sample a batch of plans. The first call looks whether the network is one that can be sampled from.
 
@@ -265,7 +265,7 @@ class Planner:
             cond: Conditioning [B, …], or None.
             generator: Source of the noise; None for torch's global one.
             noise: The start of the chain, of `shape`, in the place of a drawn one.
-            held: Coordinates that are given, not sampled.
+            inpainting: Coordinates that are given, not sampled.
 
         Returns:
             Plans of `shape`, float32.
@@ -286,8 +286,8 @@ class Planner:
         tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
-        past = Past(self._last, self.experience)
-        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape=tape, held=held, past=past)
+        warm_start = WarmStart(self._last, self.experience)
+        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape, inpainting, warm_start)
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
             self._last = move_on(result.sample, executed)

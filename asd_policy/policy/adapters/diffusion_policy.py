@@ -12,10 +12,10 @@ from typing import Any
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError, ObservationError
-from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
+from asd_policy.policy.adapters.base import WARM_UP, Adapter, LivePlanner, Patch, alone, check_own, check_step
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.target import Held
-from asd_policy.samplers.types import WarmUp
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.records import WarmUp
 
 _UNETS = {
     "unet_lowdim": "UnetLowdim",
@@ -31,7 +31,7 @@ class _Sampling:
     """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
 
     policy: Any
-    planner: Planner
+    planner: LivePlanner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
     options: Mapping[str, Any]
@@ -61,7 +61,7 @@ class _Sampling:
 
         Raises:
             ChainError: The policy's noise scheduler or its options have been changed.
-            DenoiserError: See `Planner.sample`.
+            DenoiserError: See `LivePlanner.sample`.
             ObservationError: There are two kinds of conditioning.
         """
         policy = self.policy
@@ -79,10 +79,10 @@ class _Sampling:
         def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
 
-        held = Held(mask, data.float()) if bool(mask.any()) else None
+        held = Inpainting(mask, data.float()) if bool(mask.any()) else None
         cond = None if name is None else given[name]
         shape, executed = tuple(data.shape), policy.n_action_steps
-        plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, held=held)
+        plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, inpainting=held)
         return plans.to(data.dtype)
 
     def of_unet(
@@ -113,7 +113,7 @@ class _Sampling:
         """Plan for an observation as `predict_action` takes it; see `adapters.warm_up`.
 
         Raises:
-            DenoiserError: See `Planner.sample`.
+            DenoiserError: See `LivePlanner.sample`.
             SpecError: The policy is in training mode.
         """
         with alone(self.policy, next(self.policy.parameters()).device):
@@ -130,7 +130,7 @@ def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
     scheduler = policy.noise_scheduler
     chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
     check_step(scheduler, chain, policy.kwargs)
-    planner = Planner(sampler, chain, policy)
+    planner = LivePlanner(sampler, chain, policy)
     sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),

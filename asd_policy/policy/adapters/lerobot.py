@@ -11,9 +11,9 @@ from typing import Any
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError
-from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, Planner, alone, check_own, check_step
+from asd_policy.policy.adapters.base import WARM_UP, Adapter, LivePlanner, Patch, alone, check_own, check_step
 from asd_policy.samplers import Sampler
-from asd_policy.samplers.types import WarmUp
+from asd_policy.samplers.records import WarmUp
 
 _MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 
@@ -23,7 +23,7 @@ class _Sampling:
     """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
 
     policy: Any
-    planner: Planner
+    planner: LivePlanner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
     own_reset: Callable[[], None]
@@ -40,7 +40,7 @@ class _Sampling:
 
         Raises:
             ChainError: The policy's noise scheduler has been changed.
-            DenoiserError: See `Planner.sample`.
+            DenoiserError: See `LivePlanner.sample`.
             ObservationError: The noise does not fit.
         """
         model, config = self.policy.diffusion, self.policy.config
@@ -61,7 +61,7 @@ class _Sampling:
         """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
 
         Raises:
-            DenoiserError: See `Planner.sample`.
+            DenoiserError: See `LivePlanner.sample`.
             SpecError: The policy is in training mode.
         """
         model, config = self.policy.diffusion, self.policy.config
@@ -87,7 +87,7 @@ def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
     chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
     check_step(model.noise_scheduler, chain, {})
-    planner = Planner(sampler, chain, model)
+    planner = LivePlanner(sampler, chain, model)
     sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
     return [
         Patch(model, "conditional_sample", sampling.conditional_sample),

@@ -20,23 +20,13 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
-from asd_policy.samplers.asd.engine import Round, begin, is_compact, respond
+from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.asd.path import Path
+from asd_policy.samplers.base import Target
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Windows to choose from; a larger one saves few rounds on any network seen so far."""
-PRIOR_REFUSALS = {
-    ("response", "block"): 0.040,
-    ("response", "reflection"): 0.050,
-    ("warm", "block"): 0.052,
-    ("warm", "reflection"): 0.065,
-}
-"""Drafts and verifiers to choose from, the default first, and how many of the steps judged a trained policy refuses.
-
-`frozen` and `picard` are left out: they cost what `warm` does and are refused more often. A pair that no plan was made
-with yet counts as refused in proportion to these figures, so that it is tried where it may pay, and only there.
-"""
 _TIMED_WINDOWS = (2, 16, 64)  # the engine's time is nearly linear in between
 _TIMED_CALLS = 3
 
@@ -54,6 +44,13 @@ class Setting(NamedTuple):
         return self.draft, self.verify
 
 
+_PRIORS = {(name, verify): share for name, draft in DRAFTS.items() for verify, share in draft.refusals.items()}
+PRIOR_REFUSALS = dict(sorted(_PRIORS.items(), key=lambda prior: prior[1]))
+"""Drafts and verifiers to choose from, the best guess first, and how many of the steps judged a trained policy refuses.
+
+A pair that no plan was made with yet counts as refused in proportion to these figures, so that it is tried where it may
+pay, and only there.
+"""
 DEFAULT = Setting(32, *next(iter(PRIOR_REFUSALS)))
 """Where there is no experience to measure for, as in a lone `Sampler.sample` call."""
 
@@ -110,7 +107,9 @@ def measure(settings: Sequence[Setting], target: Target, tape: NoiseTape, experi
     for window in dict.fromkeys(setting.window for setting in settings):
         if batch * window not in experience.latency:
             experience.latency[batch * window] = _time_call(target, tape.initial, window)
-    silent = _Silent(target.denoiser, target.chain, target.shape, target.cond, target.held, target.launcher)
+    silent = _Silent(
+        target.denoiser, target.chain, target.shape, target.cond, target.inpainting, target.launcher, meter=target.meter
+    )
     windows = sorted({min(window, len(target.chain)) for window in _TIMED_WINDOWS})
     for pair in dict.fromkeys(setting.pair for setting in settings):
         if (*pair, batch) not in experience.overhead:
@@ -174,9 +173,9 @@ def expected_seconds(
 class _Silent(Target):
     """A target whose network takes no time."""
 
-    def predict_window(self, point: Array, steps: Array, rows: Array, live: Array | None) -> Array:
-        """Return zeros."""
-        return arrays.namespace(point).zeros_like(point)
+    def predict(self, x: Array, steps: Array, rows: Array | None = None, live: Array | None = None) -> Array:
+        """Predict zeros."""
+        return arrays.namespace(x).zeros_like(x)
 
 
 def _time_call(target: Target, initial: Array, window: int) -> float:
@@ -187,8 +186,8 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
     points = initial[rows]
     if target.launcher is None:
         return min(_seconds(lambda: target.predict(points, steps, rows), device) for _ in range(1 + _TIMED_CALLS))
-    recorded = target.recordable(target.cond, target.held)
-    target.count(1 + _TIMED_CALLS, (1 + _TIMED_CALLS) * len(points))  # of the replays
+    recorded = target.recordable(target.cond, target.inpainting)
+    target.meter.count(1 + _TIMED_CALLS, (1 + _TIMED_CALLS) * len(points))  # of the replays
     return _replay_seconds(lambda: recorded.predict(points, steps, rows), target.launcher, device)
 
 
@@ -196,11 +195,11 @@ def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: E
     """Return the seconds of a round from the start of the chain."""
     device, rows = arrays.device_of(tape.initial), arrays.arange(len(tape.initial), tape.initial)
     draft = DRAFTS[setting.draft]
-    response = respond(draft, tape, experience)
+    response = response_for(draft, tape, experience)
     round_ = Round(silent, draft, VERIFIERS[setting.verify], response, setting.window)
-    paths = [begin(silent, tape, None) for _ in range(1 + _TIMED_CALLS)]
+    paths = [Path.begin(silent, tape, None) for _ in range(1 + _TIMED_CALLS)]
     if silent.launcher is None:
-        return min(_seconds(lambda path=path: round_(path, rows, is_compact(path)), device) for path in paths)
+        return min(_seconds(lambda path=path: round_(path, rows, path.compact), device) for path in paths)
     return _replay_seconds(lambda: round_(paths[0], rows, compact=False), silent.launcher, device)
 
 

@@ -6,63 +6,22 @@ further on does not. So a draft says for which steps it takes an earlier predict
 roll-out carries the last prediction on to the others; nothing else can leak.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response
 
 SLOPE_DECAY = 0.8
 """Weight of a step's own slope in that of the step after it."""
 DISTANCE_POWER = 4
 """How sharply what was seen at a point ceases to count, as the step's point moves away by the step's noise."""
-
-
-@dataclass
-class Path:
-    """Where a batch of B plans of D numbers stands in a chain of K steps, and what was seen on the way.
-
-    What is kept by step has one place more, K, for results of points beyond the end: nobody reads it.
-    """
-
-    x: Array
-    """The last exact point of each row [B, D]."""
-    cursor: Array
-    """The step that leaves it, 0 … K, [B]."""
-    free: Array
-    """How many of its numbers are sampled, not given, [B, 1]."""
-    normals: Array
-    """The noise of each step [B, K + 1, D]; zero for what is given, which follows no noise."""
-    uniforms: Array
-    """The uniforms of each step [B, K + 1]."""
-    points: Array
-    """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one. This and what
-    was seen there are kept in the basis of the draft's response, if it has one."""
-    clean: Array
-    """x̂0 there [B, K + 1, D]."""
-    seen: Array
-    """Whether there was one [B, K + 1]."""
-    shift: Array
-    """From the point evaluated before it at that step to this one [B, K + 1, D]; zero where there was none."""
-    change: Array
-    """What x̂0 did on the way [B, K + 1, D]."""
-    latest: Array
-    """x̂0 at the last committed step [B, D]; before the first, the first guess."""
-    innovation: Array
-    """σξ of that step [B, D]; zero before the first."""
-    rejected: Array
-    """Whether the last round ended by a rejection [B]; true before the first."""
-    refused: Array
-    """Whether each step was taken after its draft was refused [B, K + 1]."""
-    judged: Array
-    """Whether each step had a draft to be judged [B, K + 1]."""
-    rounds: Array
-    """Rounds so far [B]."""
-    nfe: Array
-    """Points evaluated so far [B]."""
 
 
 class Draft:
@@ -72,6 +31,9 @@ class Draft:
     """Whether the first guess of a plan is the plan before it; else it is zero."""
     responds: bool = False
     """Whether guesses follow the noise, as the policy's `Experience` says they do."""
+    refusals: Mapping[str, float] = MappingProxyType({})
+    """For each coupling that `asd` may choose this draft with: the share of judged steps that it refuses on a trained
+    policy, a guess until there are plans. Empty for a draft that is only used when it is asked for."""
 
     def quota(self, path: Path, rows: Array, window: int) -> Array:
         """Return how many points, 1 … θ, the coming round evaluates for each of `rows` [R]."""
@@ -110,6 +72,7 @@ class WarmDraft(PicardDraft):
     """Picard, starting from the last plan moved on by the actions executed since."""
 
     starts_from_last_plan = True
+    refusals = MappingProxyType({"block": 0.052, "reflection": 0.065})
 
 
 class ResponseDraft(WarmDraft):
@@ -122,6 +85,7 @@ class ResponseDraft(WarmDraft):
     """
 
     responds = True
+    refusals = MappingProxyType({"block": 0.040, "reflection": 0.050})
 
 
 DRAFTS: dict[str, Draft] = {
@@ -133,55 +97,53 @@ DRAFTS: dict[str, Draft] = {
 """Every draft by its name in a sampler spec."""
 
 
-def places(rows: Array, steps: Array, compact: bool) -> tuple[Any, Any]:
-    """Index a window of what is kept by step: where it is one row's, by slices, which read without a copy.
+@dataclass(frozen=True)
+class Window:
+    """The steps of one round: for R rows of the batch n steps each, from the row's cursor on."""
 
-    Args:
-        rows: Which rows [R].
-        steps: Consecutive steps of each [R, S].
-        compact: Whether numbers may be looked at. On a GPU that would wait for it.
-    """
-    if not compact or len(rows) > 1:
-        return rows[:, None], steps
-    row, first = int(rows[0]), int(steps[0, 0])
-    return slice(row, row + 1), slice(first, first + steps.shape[1])
+    rows: Array
+    """Which rows of the batch [R]."""
+    steps: Array
+    """Consecutive steps of each [R, n]."""
+    compact: bool
+    """Whether numbers may be looked at, to leave out what no row has use for. On a GPU that would wait for it."""
+
+    @cached_property
+    def places(self) -> tuple[Any, Any]:
+        """Where the window is in what a `Path` keeps by step: for one row slices, which read without a copy."""
+        if not self.compact or len(self.rows) > 1:
+            return self.rows[:, None], self.steps
+        row, first = int(self.rows[0]), int(self.steps[0, 0])
+        return slice(row, row + 1), slice(first, first + self.steps.shape[1])
 
 
 def roll_out(
-    path: Path,
-    rows: Array,
-    steps: Array,
-    known: Array,
-    chain: GaussianChain,
-    response: Response | None,
-    compact: bool = False,
+    path: Path, window: Window, known: Array, chain: GaussianChain, response: Response | None
 ) -> tuple[Array, Array, Array]:
     """Draft the chain from each row's exact point, along its noise.
 
     Args:
         path: Of the batch.
-        rows: Which rows [R].
-        steps: Consecutive steps from each row's cursor [R, S].
-        known: For which of them the guess is an earlier prediction [R, S].
+        window: The round's steps.
+        known: For which of them the guess is an earlier prediction [R, n].
         chain: The target's.
         response: How predictions follow the points; None for not at all.
-        compact: As for `places`.
 
     Returns:
-        Points x̃, the first one exact, guesses of x̂0 at them, and the points in the response's basis, each [R, S, D].
+        Points x̃, the first one exact, guesses of x̂0 at them, and the points in the response's basis, each [R, n, D].
     """
     xp, tables = arrays.namespace(path.x), chain.tables(arrays.device_of(path.x), path.x.dtype)
-    at = places(rows, steps, compact)
-    a, b, sigma = (table[steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # each [R, S, 1]
+    rows, at = window.rows, window.places
+    a, b, sigma = (table[window.steps][:, :, None] for table in (tables.a, tables.b, tables.sigma))  # each [R, n, 1]
     turn = (lambda values: values) if response is None else response.turn
     x, guess = turn(path.x[rows]), turn(path.latest[rows])
     noises = sigma * turn(path.normals[at])
-    clean = path.clean[at]
-    follow = None if response is None else follow_window(path, rows, steps, at, clean, noises, sigma, response)
+    x0_pred = path.x0_pred[at]
+    follow = None if response is None else follow_window(path, window, x0_pred, noises, sigma, response)
     usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
     points, guesses = [], []
     # Views of all slots at once: one by one they would cost as much as the arithmetic.
-    by_slot = (arrays.slots(values) for values in (a, b, noises, clean, usable))
+    by_slot = (arrays.slots(values) for values in (a, b, noises, x0_pred, usable))
     for slot, (a_k, b_k, noise, own, use) in enumerate(zip(*by_slot, strict=True)):
         guess = xp.where(use, own, guess) if follow is None else follow(slot, own, x, guess, use)
         points.append(x)
@@ -215,12 +177,12 @@ class Follow:
     way: Sequence[Array]
     """This way, divided by its squared length, S times [R, D]."""
 
-    def __call__(self, slot: int, clean: Array, x: Array, before: Array, usable: Array) -> Array:
+    def __call__(self, slot: int, x0_pred: Array, x: Array, before: Array, usable: Array) -> Array:
         """Guess x̂0 [R, D] at x [R, D].
 
         Args:
             slot: Of the window.
-            clean: What was seen at the anchor [R, D].
+            x0_pred: What was predicted at the anchor [R, D].
             x: The point.
             before: The guess for the step before [R, D].
             usable: 1 where something was seen, else 0, [R, 1].
@@ -230,7 +192,7 @@ class Follow:
         # In units of that way; further than it has been, a slope says little.
         again = (self.way[slot] * moved).sum(-1)[..., None].clip(-1, 1)
         own = self.gain[slot] * moved
-        own += clean
+        own += x0_pred
         own += again * self.missed[slot]
         moved *= moved
         distance = moved.sum(-1)[..., None] * self.precision[slot]
@@ -241,28 +203,21 @@ class Follow:
 
 
 def follow_window(
-    path: Path,
-    rows: Array,
-    steps: Array,
-    at: tuple[Any, Any],
-    clean: Array,
-    noises: Array,
-    sigma: Array,
-    response: Response,
+    path: Path, window: Window, x0_pred: Array, noises: Array, sigma: Array, response: Response
 ) -> Follow:
-    """Return how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
-    xp = arrays.namespace(clean)
+    """Prepare how guesses follow the points of a window; arguments as in `roll_out`, all in the response's basis."""
+    xp, at, steps = arrays.namespace(x0_pred), window.places, window.steps
     anchor, shift, change = (values[at] for values in (path.points, path.shift, path.change))
     gain = response.gain[steps]
-    innovation = response.turn(path.innovation[rows])[:, None]
+    innovation = response.turn(path.innovation[window.rows])[:, None]
     # Neighbours met nearly the same slope on nearly the same way; with the steps before, never those behind, it is less
     # rough than from one pair of predictions.
     slots = arrays.arange(steps.shape[1], steps)
     lag = slots[:, None] - slots
-    weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), clean.dtype), 0)
+    weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), x0_pred.dtype), 0)
     shift, change = weights @ shift, weights @ change
-    tiny = arrays.tiny(clean)
+    tiny = arrays.tiny(x0_pred)
     drift = gain * xp.concatenate([innovation, noises[:, :-1]], axis=1)
-    precision = 1 / (path.free[rows][:, None] * sigma * sigma).clip(min=tiny)
+    precision = 1 / (path.free[window.rows][:, None] * sigma * sigma).clip(min=tiny)
     way = shift / (shift * shift).sum(-1)[..., None].clip(min=tiny)
     return Follow(*map(arrays.slots, (gain, drift, anchor, precision, change - gain * shift, way)))

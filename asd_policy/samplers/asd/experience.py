@@ -22,6 +22,24 @@ _MOST_SQUARE = 100.0
 learned of it. Both are of the order of 1, or less, for data that a chain's noise covers."""
 
 
+@dataclass(frozen=True)
+class CommittedPaths:
+    """What a batch of B finished plans has seen along its committed points."""
+
+    points: Array
+    """The points of the chain [B, K, D]."""
+    x0_pred: Array
+    """The predictions x̂0 there [B, K, D]."""
+    done: Array
+    """How many steps of each are committed [B]: all K, but for plans that a deadline has stopped."""
+    free: Array | None
+    """Coordinates that are sampled, not given, [B, D]; None for all. Those given have no noise."""
+    judged: Array
+    """Which steps had a draft to be judged [B, K]."""
+    refused: Array
+    """For which of them it was refused [B, K]."""
+
+
 @dataclass
 class Experience:
     """Sums over the plans of one network in one chain. Kept with the policy; `asd-policy tune` saves it."""
@@ -66,26 +84,12 @@ class Experience:
         self._made.clear()
 
     def learn(
-        self,
-        points: Array,
-        clean: Array,
-        done: Array,
-        free: Array | None,
-        judged: Array,
-        refused: Array,
-        chain: GaussianChain,
-        pair: tuple[str, str],
-        horizon: int | None,
+        self, committed: CommittedPaths, chain: GaussianChain, pair: tuple[str, str], horizon: int | None
     ) -> None:
         """Add the committed paths of a batch of plans.
 
         Args:
-            points: The points of the chain [B, K, D]; for plans that teach a response in its basis, `response.sines`.
-            clean: x̂0 there [B, K, D], alike.
-            done: How many steps of each are committed [B]: all K, but for plans that a deadline has stopped.
-            free: Coordinates that are sampled, not given, [B, D]; None for all. Those given have no noise.
-            judged: Which steps had a draft to be judged [B, K].
-            refused: For which of them it was refused [B, K].
+            committed: The paths; for plans that teach a response in its basis, `response.sines`.
             chain: Whose.
             pair: Names of the draft and of the verifier.
             horizon: Length of the plans' time axis, for the response; None for plans that teach none, because their
@@ -93,20 +97,21 @@ class Experience:
         """
         if not self.learning:
             return
+        points, x0_pred, done = committed.points, committed.x0_pred, committed.done
         device, xp = arrays.device_of(points), arrays.namespace(points)
         tables = chain.tables(device, points.dtype)
         a, b = tables.a[:-1, None], tables.b[:-1, None]
-        mean = a * clean[:, :-1]
+        mean = a * x0_pred[:, :-1]
         mean += b * points[:, :-1]
         noise = points[:, 1:] - mean  # [B, K − 1, D]
-        change = clean[:, 1:] - clean[:, :-1]
+        change = x0_pred[:, 1:] - x0_pred[:, :-1]
         counted = arrays.arange(len(chain), done)[1:] < done[:, None]
         if not bool(counted.all()):
             noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
         squares = [xp.einsum("bkd,bkd->bk", each, each) / each.shape[2] for each in (noise, change)]  # [B, K − 1]
         # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
         fine = arrays.where_true((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)  # not of NaN
-        counts = tuple(arrays.cast(flags[fine].sum(0), points.dtype) for flags in (judged, refused))
+        counts = tuple(arrays.cast(flags[fine].sum(0), points.dtype) for flags in (committed.judged, committed.refused))
         before = self.judgements.get(pair)
         self.judgements[pair] = counts if before is None else tuple(a + b for a, b in zip(before, counts, strict=True))
         self.plans += len(fine)
@@ -114,7 +119,7 @@ class Experience:
             return
         if len(fine) < len(points):
             noise, change, *squares = (values[fine] for values in (noise, change, *squares))
-        sampled = xp.ones_like(points[:, 0]) if free is None else arrays.cast(free, points.dtype)
+        sampled = xp.ones_like(points[:, 0]) if committed.free is None else arrays.cast(committed.free, points.dtype)
         for name, sums in moments(noise, change, (squares[0], squares[1]), sampled[fine], horizon).items():
             known = self.moments.get(name)
             self.moments[name] = sums if known is None else arrays.asarray(known, device, sums.dtype) + sums

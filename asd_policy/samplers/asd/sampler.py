@@ -1,23 +1,23 @@
-"""Autospeculative decoding (arXiv 2505.03983): draft many steps, check them in one batched call, stay exact."""
+"""Autospeculative decoding (ASD, arXiv 2505.03983) with a choice of drafts and verifiers, and its own best setting."""
 
 from dataclasses import dataclass, fields, replace
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.networks.recording import Launcher
 from asd_policy.samplers.asd.autotune import DEFAULT, Setting, choose
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
-from asd_policy.samplers.asd.engine import Round, begin, is_compact, learn, respond, steps_of
-from asd_policy.samplers.asd.response import Response
-from asd_policy.samplers.base import Past, Sampler, Samples, check_count
+from asd_policy.samplers.asd.engine import Round, response_for
+from asd_policy.samplers.asd.experience import CommittedPaths
+from asd_policy.samplers.asd.response import sines, turn
+from asd_policy.samplers.asd.rounds import EagerRounds, ReplayedRounds, RoundRecording, Rounds
+from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.fallback import fall_back, reserve
-from asd_policy.samplers.recorded import StaticRounds, shapes
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.fallback import fall_back
+from asd_policy.samplers.recorded import shapes
+from asd_policy.samplers.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -84,81 +84,55 @@ class Asd(Sampler):
         if self.window is not None:
             check_count(f"window={self.window}", self.window, chain)
 
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
-        """Do rounds until every row is at the end of the chain."""
-        setting = choose(self.window, self.draft, self.verify, target, tape, past.experience)
-        # The same numbers to the bit, without the engine; but a deadline cannot cut a chain that is one recording.
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
+        """Choose a setting, do rounds until every row is at the end of the chain, and learn from them."""
+        setting = choose(self.window, self.draft, self.verify, target, tape, warm_start.experience)
+        # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
         if setting.window == 1 and (target.launcher is None or target.deadline is None):
-            return replace(Ddpm().run(target, tape, past), spec=Asd(*setting).spec)
-        draft = DRAFTS[setting.draft]
-        last_plan = past.last_plan if draft.starts_from_last_plan else None
-        response = respond(draft, tape, past.experience)
-        if target.launcher is not None:
-            return self._replay(target.launcher, target, tape, setting, last_plan, response, past)
-        path = begin(target, tape, last_plan)
-        round_ = Round(target, draft, VERIFIERS[setting.verify], response, setting.window)
-        compact = is_compact(path)
-        rows = arrays.arange(len(path.x), path.x)
-        going = path.cursor < len(target.chain)
-        reserve(target, tape)
-        while bool(going.any()) and target.allows(("round", setting)):
-            round_(path, arrays.where_true(going) if compact else rows, compact)
-            going = path.cursor < len(target.chain)
-        cut = arrays.where_true(going)
-        if len(cut):
-            sample, calls = fall_back(target, lambda: target.predict(path.x[cut], path.cursor[cut], cut), cut, past)
-            path.x[cut] = sample.reshape(len(cut), -1)
-            path.rounds[cut] += calls
-            path.nfe[cut] += calls
-        if past.experience is not None:
-            learn(past.experience, path, target, setting.pair, self.responds)
-        steps = len(target.chain)
-        return Samples(
-            path.x.reshape(target.shape),
-            path.rounds.tolist(),
-            path.nfe.tolist(),
-            setting.window,
-            Asd(*setting).spec,
-            refused=steps_of(path.refused[:, :steps]),
-            unjudged=steps_of(~path.judged[:, :steps]),
-            cut=tuple(cut.tolist()),
-        )
+            return replace(Ddpm().run(target, tape, warm_start), spec=Asd(*setting).spec)
+        rounds = _begin(setting, target, tape, warm_start)
+        with rounds.queue():
+            while (advance := rounds.next()) is not None and target.allows(("round", setting)):
+                advance()
+            x, counts = rounds.result()
+        unfinished = arrays.where_true(counts.cursor < len(target.chain))
+        jumped: dict[int, int] = {}
+        if len(unfinished):
+            rows = arrays.asarray(unfinished, arrays.device_of(x))
+            sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
+            x[rows] = sample.reshape(len(rows), -1)
+            jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
+        self._learn(rounds, target, setting, warm_start)
+        spec = Asd(rounds.window, *setting.pair).spec
+        costs = counts.costs(rounds.window, jumped)
+        return Samples(x.reshape(target.shape), costs, spec, rounds.recorded)
 
-    def _replay(
-        self,
-        launcher: Launcher,
-        target: Target,
-        tape: NoiseTape,
-        setting: Setting,
-        last_plan: Array | None,
-        response: Response | None,
-        past: Past,
-    ) -> Samples:
-        """Do the rounds by recordings."""
-        how = DRAFTS[setting.draft], VERIFIERS[setting.verify], response, setting.window
-        key = ("asd", *setting, *shapes(target, tape))
-        recorded = launcher.keep(key, lambda: StaticRounds(launcher, target, tape, *how))
-        sample, counts = recorded(target, tape, last_plan, response)
-        cut = arrays.where_true(counts.cursor < len(target.chain))
-        if len(cut):
-            rows = arrays.asarray(cut, arrays.device_of(sample))
-            finished, calls = fall_back(target, lambda: recorded.jump()[rows], rows, past)
-            sample[rows] = finished.reshape(len(cut), -1)
-            for counted in (counts.rounds, counts.nfe):
-                counted[cut] += arrays.asarray(calls, arrays.device_of(counted))
-        if past.experience is not None and past.experience.learning:
-            with launcher.queue():
-                learn(past.experience, recorded.path, target, setting.pair, self.responds)
-            launcher.settle()  # the sums are read, copied and saved outside of the queue
-        ran = Asd(recorded.window, *setting.pair).spec
-        return Samples(
-            sample.reshape(target.shape),
-            counts.rounds.tolist(),
-            counts.nfe.tolist(),
-            recorded.window,
-            ran,
-            recorded=True,
-            refused=steps_of(counts.refused),
-            unjudged=steps_of(~counts.judged),
-            cut=tuple(cut.tolist()),
-        )
+    def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:
+        """Add the plans' committed paths to the experience of their policy."""
+        experience = warm_start.experience
+        if experience is None or not experience.learning:
+            return
+        with rounds.learning():
+            path, steps = rounds.path, len(target.chain)
+            points, x0_pred = path.points[:, :steps], path.x0_pred[:, :steps]
+            if self.responds and not DRAFTS[setting.draft].responds:  # the others' are in that basis
+                inverse = sines(target.shape[1], arrays.device_of(path.x), path.x.dtype).T
+                points, x0_pred = turn(inverse, points), turn(inverse, x0_pred)
+            counts, given = path.counts(), target.inpainting
+            free = None if given is None else ~given.mask.reshape(len(path.x), -1)
+            committed = CommittedPaths(points, x0_pred, counts.cursor, free, counts.judged, counts.refused)
+            horizon = target.shape[1] if self.responds else None
+            experience.learn(committed, target.chain, setting.pair, horizon)
+
+
+def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Rounds:
+    """Begin the rounds of a batch of plans, as replays where the network's calls can be recorded."""
+    draft, verifier = DRAFTS[setting.draft], VERIFIERS[setting.verify]
+    last_plan = warm_start.last_plan if draft.starts_from_last_plan else None
+    response = response_for(draft, tape, warm_start.experience)
+    round_, launcher = Round(target, draft, verifier, response, setting.window), target.launcher
+    if launcher is None:
+        return EagerRounds(round_, tape, last_plan)
+    key = ("asd", *setting, *shapes(target, tape))
+    recording = launcher.keep(key, lambda: RoundRecording(launcher, round_, tape))
+    return ReplayedRounds(recording, round_, tape, last_plan)

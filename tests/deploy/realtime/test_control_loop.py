@@ -31,8 +31,8 @@ from asd_policy.deploy.realtime.timebase import RealTime, VirtualTime
 from asd_policy.errors import MAX_MESSAGE
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.policy.continuity import Committed
+from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
-from asd_policy.policy.policy import Horizons
 
 LONG = 60.0  # [s] for what takes milliseconds, on a machine that is busy
 HZ = 50.0
@@ -352,7 +352,7 @@ def test_a_planner_that_is_too_slow_is_not_gone_back_to(robot: Robot, planner: P
 def test_from_rest_a_plan_begins_with_its_first_action(
     robot: Robot, planner: Planner, safe_action: list[float] | None
 ) -> None:
-    """Held by safe actions or not, the robot is where the plan begins: a later action would be a jump."""
+    """Inpainting by safe actions or not, the robot is where the plan begins: a later action would be a jump."""
     make_loop(robot, planner, 5, safe_action=safe_action, ticks=14).run()
     planned = [action for action in robot.actions if action != SAFE]
     assert planned[:5] == [0, 1, 2, 3, 4]

@@ -16,7 +16,7 @@ import pytest
 from asd_policy.deploy.serving import RemotePolicy, wire
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.errors import MAX_MESSAGE, ServingError
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from support.fuzzing import SCALE
 from support.policy_servers import OBSERVATION
 

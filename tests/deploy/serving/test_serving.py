@@ -311,7 +311,7 @@ def test_a_late_request_is_dropped_even_if_nobody_says_so(small_checkpoint: Path
     policy = asd_policy.load_policy(small_checkpoint, FIXED)
     dispatcher = Dispatcher(policy, 2, 4, Metrics())
     session = Sessions(Shares(1), 60.0)
-    opened = session.renew(session.open(policy.new_robot()))
+    opened = session.renew(session.open(policy.new_episode()))
     assert opened is not None
     late = Request(opened, [], 0, True, deadline=time.monotonic() - 1)
     dispatcher.submit(late)

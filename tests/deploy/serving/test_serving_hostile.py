@@ -21,7 +21,7 @@ from asd_policy.deploy.serving import server, wire
 from asd_policy.deploy.serving.server import Limits
 from asd_policy.deploy.serving.sessions import NoPlace, Shares
 from asd_policy.errors import ServingError
-from asd_policy.policy.policy import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from support.policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health, observation, serving
 
 TOKEN = "correct-horse-battery-staple"

@@ -27,8 +27,9 @@ from asd_policy.networks.denoiser import check_deterministic
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
-from asd_policy.samplers.base import Past, Samples
-from asd_policy.samplers.target import Target
+from asd_policy.samplers.base import Samples, Target
+from asd_policy.samplers.records import sequential_costs
+from asd_policy.samplers.warm_start import WarmStart
 
 ROOT = Path(__file__).parents[3]
 FEW = 199  # permutations, where a p-value need not be small
@@ -201,7 +202,7 @@ class Drafted(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Accept every chain."""
 
-    def run(self, target: Target, tape: NoiseTape, past: Past) -> Samples:
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Walk the chain, every step by way of its draft."""
         chain, x, held = target.chain, tape.initial, torch.zeros_like(tape.initial)
         tables = chain.tables(x.device, x.dtype)
@@ -222,7 +223,7 @@ class Drafted(Sampler):
             step = torch.where(taken[:, None], flat + v, instead.get(self.broken, mirrored)).view_as(x)
             x = transition(tables.a[k], clean, sigma, step, tables.b[k], x)
             held = clean
-        return Samples(x, rounds=[len(chain)] * len(x), nfe=[len(chain)] * len(x))
+        return Samples(x, sequential_costs([len(chain)] * len(x)))
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_the_recorded_path_is_the_path_taken(mixture: MixtureDenoiser, chain: Ga
     found = []
     for sampler in (make_sampler("ddpm"), make_sampler("asd:window=1"), make_sampler("asd:window=6")):
         recorder = law.PathRecorder(network, chain, rows=3, dim=4)
-        sampler.sample(recorder, chain, (3, 2, 2), recorder.tag(torch.zeros(3, 2)), tape=tape)
+        sampler.sample(recorder, chain, (3, 2, 2), recorder.tag(torch.zeros(3, 2)), generator=tape)
         found.append(recorder)
         np.testing.assert_allclose(recorder.points[:, 0], tape.initial.flatten(1))
         assert np.isfinite(recorder.predictions).all()
@@ -286,7 +287,7 @@ def test_false_alarms_about_speculation(mixture: MixtureDenoiser, chain: Gaussia
     recorder = law.PathRecorder(network, chain, rows=3200, dim=4)
     tape = NoiseTape.draw((3200, 2, 2), len(chain), torch.Generator().manual_seed(0), dtype=torch.float64)
     cond = recorder.tag(torch.zeros((3200, 1), dtype=torch.float64))
-    sample = sampler.sample(recorder, chain, (3200, 2, 2), cond, tape=tape).sample.flatten(1).numpy()
+    sample = sampler.sample(recorder, chain, (3200, 2, 2), cond, generator=tape).sample.flatten(1).numpy()
     points = np.concatenate([recorder.points, sample[:, None]], axis=1)
     p_values = []
     for part in np.split(np.arange(3200), 200):

@@ -21,9 +21,9 @@ from asd_policy.evaluation.rollout.environments import MAX_STEPS, make_env, open
 from asd_policy.evaluation.rollout.episodes import Episode, run_group
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import Envs, make_envs
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.types import PlanRecord
 
 SEED = 5
 SPEC = "asd:window=5,draft=response,verify=block"
@@ -134,7 +134,9 @@ def test_an_episode_that_goes_wrong(fault: str, message: str, steps: int, count:
 
 
 def test_episodes_as_json() -> None:
-    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,))
+    plan = PlanRecord(
+        at=8, rounds=7, nfe=140, window=32, batch=2, seconds=0.25, network_seconds=None, refused=(3, 90), unjudged=(31,)
+    )
     for episode in (
         Episode(SPEC, 3, True, 1.5, 40, "1-0-1", None, (plan, replace(plan, refused=None, unjudged=None))),
         Episode("ddpm", 0, False, None, 0, None, "the environment raised RuntimeError: no", ()),

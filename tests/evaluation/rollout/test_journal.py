@@ -15,13 +15,15 @@ import pytest
 from asd_policy.errors import RunError
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import NAME, Journal, find_run
-from asd_policy.samplers.types import PlanRecord
+from asd_policy.policy.plan import PlanRecord
 
 RUN = {"policy": "here", "seed": 0, "envs": 2, "sha256": {"weights": 64 * "a"}}
 
 
 def episode(index: int) -> Episode:
-    plan = PlanRecord(0, 9, 90, 10, 1, 0.1, 0.09, (1,), ())
+    plan = PlanRecord(
+        at=0, rounds=9, nfe=90, window=10, batch=1, seconds=0.1, network_seconds=0.09, refused=(1,), unjudged=()
+    )
     return Episode("ddpm", index, True, 1.0, 7, None, None, (plan, plan))
 
 

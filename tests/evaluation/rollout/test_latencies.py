@@ -11,7 +11,7 @@ from asd_policy.errors import SpecError
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import NAME, Journal
 from asd_policy.evaluation.rollout.latencies import Measured, read_latency
-from asd_policy.samplers.types import PlanRecord
+from asd_policy.policy.plan import PlanRecord
 
 SPECS = ("ddpm", "asd:window=5,draft=frozen,verify=block")
 
@@ -20,7 +20,20 @@ def journal(folder: Path, *seconds: float) -> Path:
     """Return the journal of a run of `ddpm` whose plans took so long, and of the other sampler with plans of 0.3 s."""
     written = Journal.start(folder, {})
     for spec, times in zip(SPECS, (seconds, (0.3,)), strict=True):
-        plans = tuple(PlanRecord(0, 9, 90, 10, 1, each, None, None, None) for each in times)
+        plans = tuple(
+            PlanRecord(
+                at=0,
+                rounds=9,
+                nfe=90,
+                window=10,
+                batch=1,
+                seconds=each,
+                network_seconds=None,
+                refused=None,
+                unjudged=None,
+            )
+            for each in times
+        )
         written.add(Episode(spec, 0, True, 1.0, 7, None, None, plans))
     written.close()
     return folder / NAME
@@ -80,7 +93,17 @@ def test_a_benchmark(tmp_path: Path) -> None:
 def test_a_run_whose_plans_were_made_together(tmp_path: Path) -> None:
     written = Journal.start(tmp_path, {})
     for spec, batch in zip(SPECS, (1, 8), strict=True):
-        plan = PlanRecord(0, 9, 90, 10, batch, 0.1, None, None, None)
+        plan = PlanRecord(
+            at=0,
+            rounds=9,
+            nfe=90,
+            window=10,
+            batch=batch,
+            seconds=0.1,
+            network_seconds=None,
+            refused=None,
+            unjudged=None,
+        )
         written.add(Episode(spec, 0, True, 1.0, 7, None, None, (plan,)))
     written.close()
     path = str(tmp_path / NAME)

@@ -23,9 +23,9 @@ from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import make_envs
 from asd_policy.policy.continuity import CONTINUITIES, Committed
+from asd_policy.policy.plan import PlanRecord, Timing
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
-from asd_policy.samplers.types import PlanRecord, Timing
 
 ENV = "faulty_envs:faulty/None-v0"  # 20 steps, and every action counts in the reward
 SPEC = "asd:window=5,draft=response,verify=block"
@@ -53,7 +53,19 @@ def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
         for row in rows:
             robot = policy.robots[row]
             number = len(robot.records)
-            robot.records.append(PlanRecord(robot.steps, 1, 1, 1, len(rows), 0.1, None, None, None))
+            robot.records.append(
+                PlanRecord(
+                    at=robot.steps,
+                    rounds=1,
+                    nfe=1,
+                    window=1,
+                    batch=len(rows),
+                    seconds=0.1,
+                    network_seconds=None,
+                    refused=None,
+                    unjudged=None,
+                )
+            )
             chunks.append(np.array([[number, robot.steps + ahead] for ahead in range(REST)], np.float32))
         return chunks
 
@@ -106,7 +118,7 @@ def test_sync(delay: int, expected: list[Taken], stale: list[int], policy: Polic
         (3, span(0, 0, 11) + span(1, 11, 19) + span(2, 19, 27), [0, 0, 0, 0]),
         # A plan has actions for 15 steps, so one begun at step 8 that comes in step 18 is missed in three.
         (10, span(0, 0, 15) + [(0, 14)] * 3 + span(1, 18, 23) + [(1, 22)] * 5 + span(2, 28, 33), [0, 3, 5, 0]),
-        # Past as a whole when it comes: its last action is left, and the next plan begins in that step.
+        # WarmStart as a whole when it comes: its last action is left, and the next plan begins in that step.
         (20, span(0, 0, 15) + [(0, 14)] * 13 + [(1, 22)] * 20 + [(2, 42)], [0, 13, 19, 0]),
     ],
 )
@@ -205,7 +217,18 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
     """Fresh actions at 0 … 7, 11 … 18 and 22 … 26 of 27 steps, so 18 gaps of one step and two of four."""
     _, timings = control(policy, "sync", 3, 27)
     plans = tuple(
-        PlanRecord(at, 1, 1, 1, 1, 0.1, None, None, None, timing=timing)
+        PlanRecord(
+            at=at,
+            rounds=1,
+            nfe=1,
+            window=1,
+            batch=1,
+            seconds=0.1,
+            network_seconds=None,
+            refused=None,
+            unjudged=None,
+            timing=timing,
+        )
         for at, timing in zip((0, 8, 19), timings, strict=True)
     )
     episode = Episode(SPEC, 0, True, 1.0, 27, None, None, plans)
@@ -230,7 +253,18 @@ def test_what_a_run_by_a_clock_adds_up_to(policy: Policy) -> None:
 
 
 def test_an_episode_of_a_clock_as_json() -> None:
-    plan = PlanRecord(8, 7, 140, 32, 2, 0.25, None, (3, 90), (31,), timing=Timing(0.25, 3, 1, 0.5))
+    plan = PlanRecord(
+        at=8,
+        rounds=7,
+        nfe=140,
+        window=32,
+        batch=2,
+        seconds=0.25,
+        network_seconds=None,
+        refused=(3, 90),
+        unjudged=(31,),
+        timing=Timing(0.25, 3, 1, 0.5),
+    )
     episode = Episode(SPEC, 3, True, 1.5, 40, None, None, (plan, replace(plan, timing=None)))
     values = episode.to_json()
     assert Episode.from_json(values) == episode

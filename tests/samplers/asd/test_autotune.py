@@ -21,7 +21,7 @@ from asd_policy.samplers.asd.autotune import (
     expected_seconds,
 )
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
 
@@ -148,12 +148,14 @@ def test_auto_measures_and_chooses(
     dial = Dial(mixture, per_call, per_point)
     monkeypatch.setattr("time.perf_counter", dial.perf_counter)
     known = Experience()
-    generator, past = torch.Generator().manual_seed(0), Past(None, known)
-    results = [make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, past=past) for _ in range(6)]
+    generator, past = torch.Generator().manual_seed(0), WarmStart(None, known)
+    results = [
+        make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past) for _ in range(6)
+    ]
     assert results[-1].stats.window == expected
     assert known.latency[1] == per_call + per_point
     measured = len(dial.sizes)
-    make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, past=past)
+    make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past)
     assert len(dial.sizes) - measured <= len(chain)  # measured once
 
 

@@ -12,12 +12,15 @@ from asd_policy.errors import DenoiserError
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
-from asd_policy.samplers.asd.draft import DISTANCE_POWER, DRAFTS, Path, roll_out
+from asd_policy.samplers.asd.draft import DISTANCE_POWER, DRAFTS, Window, roll_out
+from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response
-from asd_policy.samplers.asd.sampler import Asd, Round, begin
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held, Target
+from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.base import Target
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 EVENT = (2, 2)
@@ -33,10 +36,12 @@ def make_round(
     draft: str, verify: str, window: int, mixture: MixtureDenoiser, chain: GaussianChain, rows: int
 ) -> tuple[Round, Path]:
     experience = Experience()
-    Asd(4).sample(mixture, chain, (50, *EVENT), tape=make_tape(50, chain, 9), past=Past(None, experience))
+    Asd(4).sample(
+        mixture, chain, (50, *EVENT), generator=make_tape(50, chain, 9), warm_start=WarmStart(None, experience)
+    )
     response = experience.response(torch.device("cpu"), DTYPE) if DRAFTS[draft].responds else None
     target = Target(mixture, chain, (rows, *EVENT))
-    return Round(target, DRAFTS[draft], VERIFIERS[verify], response, window), begin(
+    return Round(target, DRAFTS[draft], VERIFIERS[verify], response, window), Path.begin(
         target, make_tape(rows, chain), None
     )
 
@@ -48,7 +53,7 @@ def test_a_round_ends_at_a_step_that_was_refused_or_not_judged(
 ) -> None:
     """And commits exactly one such step, so that they count the rounds."""
     sampler = Asd(window, draft, verify)
-    stats = sampler.sample(mixture, chain, (9, *EVENT), tape=make_tape(9, chain)).stats
+    stats = sampler.sample(mixture, chain, (9, *EVENT), generator=make_tape(9, chain)).stats
     assert stats.refused is not None and stats.unjudged is not None
     assert any(stats.refused)
     for rounds, refused, unjudged in zip(stats.rounds, stats.refused, stats.unjudged, strict=True):
@@ -79,7 +84,7 @@ def test_static_rounds_are_compact_ones(
             round_(compact, going, compact=True)
         for name in ("x", "cursor", "rounds", "rejected"):
             torch.testing.assert_close(getattr(static, name), getattr(compact, name), rtol=0, atol=1e-12)
-        for name in ("points", "clean", "seen", "shift", "change", "refused", "judged", "normals", "uniforms"):
+        for name in ("points", "x0_pred", "seen", "shift", "change", "refused", "judged", "normals", "uniforms"):
             found, expected = (getattr(path, name)[:, : len(chain)] for path in (static, compact))
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert (static.cursor == len(chain)).all()
@@ -96,14 +101,14 @@ def test_a_slope_is_followed_along_the_way_it_was_seen_on(
     generator = torch.Generator().manual_seed(0)
     slope, turn = torch.randn((2, 4, 4), generator=generator, dtype=DTYPE)
     before, here = torch.randn((2, 1, 4), generator=generator, dtype=DTYPE)
-    path = begin(Target(mixture, chain, (1, *EVENT)), make_tape(1, chain), None)
+    path = Path.begin(Target(mixture, chain, (1, *EVENT)), make_tape(1, chain), None)
     response = Response(torch.linalg.qr(turn).Q, torch.full((len(chain), 4), gain, dtype=DTYPE))
-    path.points[:, 0], path.clean[:, 0], path.seen[:, 0] = response.turn(here), response.turn(here @ slope), True
+    path.points[:, 0], path.x0_pred[:, 0], path.seen[:, 0] = response.turn(here), response.turn(here @ slope), True
     first = torch.zeros((1, 1), dtype=torch.int64)
 
     def guess(x: Tensor) -> Tensor:
         path.x = x
-        return roll_out(path, first[0], first, path.seen[:, :1], chain, response)[1][:, 0]
+        return roll_out(path, Window(first[0], first, compact=False), path.seen[:, :1], chain, response)[1][:, 0]
 
     def check(move: Tensor, own: Tensor) -> None:
         distance = move.square().mean() / chain.sigma[0] ** 2
@@ -124,10 +129,10 @@ def test_a_static_round_waits_for_nothing(draft: str, verify: str, chain: Gaussi
     """On tensors without data there is nothing to branch on, to read, or to take a shape from: as in a CUDA graph."""
     chain.tables(torch.device("meta"), DTYPE)
     tape = NoiseTape(*(torch.empty(size, dtype=DTYPE, device="meta") for size in ((3, 2, 2), (3, 12, 2, 2), (3, 12))))
-    held = Held(torch.empty((3, *EVENT), dtype=torch.bool, device="meta"), tape.initial)
+    held = Inpainting(torch.empty((3, *EVENT), dtype=torch.bool, device="meta"), tape.initial)
     target = Target(lambda x, timestep, cond: x * timestep.view(-1, 1, 1), chain, (3, *EVENT), None, held)
     response = Response(*(torch.empty(size, dtype=DTYPE, device="meta") for size in ((4, 4), (12, 4))))
-    path = begin(target, tape, None)
+    path = Path.begin(target, tape, None)
     round_ = Round(target, DRAFTS[draft], VERIFIERS[verify], response if DRAFTS[draft].responds else None, 5)
     round_(path, torch.arange(3, device="meta"), compact=False)
     assert path.x.shape == (3, 4)
@@ -135,20 +140,20 @@ def test_a_static_round_waits_for_nothing(draft: str, verify: str, chain: Gaussi
         round_(path, torch.arange(3, device="meta"), compact=True)
 
 
-# Held coordinates.
+# Inpainting coordinates.
 
 
 @pytest.fixture
-def held() -> Held:
+def held() -> Inpainting:
     mask = torch.tensor([[True, False], [False, True]]).expand(6, *EVENT)
     values = torch.linspace(-1, 1, 24, dtype=DTYPE).view(6, *EVENT)
-    return Held(mask, values)
+    return Inpainting(mask, values)
 
 
 @pairs
 @pytest.mark.parametrize("window", [1, 2, 5, 12])
 def test_held_coordinates_are_given(
-    draft: str, verify: str, window: int, held: Held, mixture: MixtureDenoiser, chain: GaussianChain
+    draft: str, verify: str, window: int, held: Inpainting, mixture: MixtureDenoiser, chain: GaussianChain
 ) -> None:
     seen: list[Tensor] = []
 
@@ -160,9 +165,9 @@ def test_held_coordinates_are_given(
         return mixture(x, timestep)
 
     cond = torch.arange(6.0)[:, None]
-    past = Past(torch.zeros((6, *EVENT), dtype=DTYPE), Experience())
+    past = WarmStart(torch.zeros((6, *EVENT), dtype=DTYPE), Experience())
     result = Asd(window, draft, verify).sample(
-        network, chain, (6, *EVENT), cond, tape=make_tape(6, chain), held=held, past=past
+        network, chain, (6, *EVENT), cond, generator=make_tape(6, chain), inpainting=held, warm_start=past
     )
     assert seen
     assert torch.equal(result.sample[held.mask], held.values[held.mask])
@@ -172,8 +177,8 @@ def test_held_coordinates_are_given(
 @pytest.mark.parametrize("spec", ["ddpm", "ddim:5", "dpmsolver:5", "paradigms:window=4", "asd:window=4"])
 def test_holding_everything_leaves_nothing_to_sample(spec: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     values = torch.rand((3, *EVENT), dtype=DTYPE)
-    held = Held(torch.ones((3, *EVENT), dtype=torch.bool), values)
-    result = make_sampler(spec).sample(mixture, chain, (3, *EVENT), tape=make_tape(3, chain), held=held)
+    held = Inpainting(torch.ones((3, *EVENT), dtype=torch.bool), values)
+    result = make_sampler(spec).sample(mixture, chain, (3, *EVENT), generator=make_tape(3, chain), inpainting=held)
     assert torch.equal(result.sample, values)
 
 
@@ -182,21 +187,21 @@ def test_held_coordinates_cost_nothing(draft: str, verify: str, chain: GaussianC
     """Whatever the network says of them, drafts are judged by the others: here they are right from the start."""
     alone = GaussianChain.from_scheduler({**chain.config, "prediction_type": "sample"}, len(chain))
     mask = torch.tensor([[True, False], [False, True]]).expand(3, *EVENT)
-    held = Held(mask, torch.full((3, *EVENT), 0.3, dtype=DTYPE))
+    held = Inpainting(mask, torch.full((3, *EVENT), 0.3, dtype=DTYPE))
 
     def wild(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         return torch.where(mask[:1], 100 * timestep.view(-1, 1, 1).double().sin(), 0)
 
-    result = Asd(12, draft, verify).sample(wild, alone, (3, *EVENT), tape=make_tape(3, chain), held=held)
+    result = Asd(12, draft, verify).sample(wild, alone, (3, *EVENT), generator=make_tape(3, chain), inpainting=held)
     assert max(result.stats.rounds) <= 2
 
 
 def test_what_does_not_fit_is_refused(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     wrong = torch.zeros((3, 2), dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"held mask has shape \(3, 2\), the samples \(3, 2, 2\)"):
-        Asd(4).sample(mixture, chain, (3, *EVENT), held=Held(wrong, torch.zeros(3, *EVENT)))
+    with pytest.raises(ValueError, match=r"inpainting's mask has shape \(3, 2\), the samples \(3, 2, 2\)"):
+        Asd(4).sample(mixture, chain, (3, *EVENT), inpainting=Inpainting(wrong, torch.zeros(3, *EVENT)))
     with pytest.raises(ValueError, match="last plan has shape"):
-        Asd(4).sample(mixture, chain, (3, *EVENT), past=Past(torch.zeros(1, *EVENT)))
+        Asd(4).sample(mixture, chain, (3, *EVENT), warm_start=WarmStart(torch.zeros(1, *EVENT)))
 
 
 # Extremes.
@@ -217,7 +222,7 @@ def test_a_gap_that_overflows_commits_the_target(
         return value.view(-1, 1, 1).to(x).expand_as(x)
 
     tape = NoiseTape.draw((4, *EVENT), len(chain), torch.Generator().manual_seed(0), dtype=dtype)
-    result = Asd(5, draft, verify).sample(jumping, alone, (4, *EVENT), tape=tape)
+    result = Asd(5, draft, verify).sample(jumping, alone, (4, *EVENT), generator=tape)
     torch.testing.assert_close(result.sample, torch.ones_like(result.sample), rtol=0, atol=size * 1e-5)
 
 

@@ -26,9 +26,10 @@ from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.base import Past, Sampler
+from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddpm import Ddpm
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 N = 40_000
 FEW = 20_000  # plans whose steps are watched, or of which some numbers are given
@@ -75,18 +76,20 @@ def draw_with_a_given_coordinate(sampler: Sampler, seed: int, noised: bool, mixt
     """
     chain = short_chain()
 
-    def held(tape: NoiseTape) -> Held:
+    def held(tape: NoiseTape) -> Inpainting:
         mask = torch.zeros(tape.initial.shape, dtype=torch.bool)
         mask[:, 0, 1] = True
         values = torch.full(mask.shape, 0.2, dtype=torch.float64)
-        return Held.noised(mask, values, chain, tape) if noised else Held(mask, values)
+        return Inpainting.noised(mask, values, chain, tape) if noised else Inpainting(mask, values)
 
     experience = Experience()
     before, tape = make_tape(500, chain, 7), make_tape(FEW, chain, seed)
-    past = Past(None, experience)
-    Asd(5).sample(mixture, chain, (500, 2, 2), tape=before, held=held(before), past=past)
-    past = Past(torch.full((FEW, 2, 2), 0.2, dtype=torch.float64), experience)
-    return sampler.sample(mixture, chain, (FEW, 2, 2), tape=tape, held=held(tape), past=past).sample.flatten(1)
+    past = WarmStart(None, experience)
+    Asd(5).sample(mixture, chain, (500, 2, 2), generator=before, inpainting=held(before), warm_start=past)
+    past = WarmStart(torch.full((FEW, 2, 2), 0.2, dtype=torch.float64), experience)
+    return sampler.sample(
+        mixture, chain, (FEW, 2, 2), generator=tape, inpainting=held(tape), warm_start=past
+    ).sample.flatten(1)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["shown as it is", "shown noised"])
@@ -181,7 +184,7 @@ def test_mutants_fail_in_their_steps(
 def test_a_tape_used_twice_is_caught(verify: str, gaussian: MixtureDenoiser, chain: GaussianChain) -> None:
     """A last plan made of the same noise knows it: tapes of successive plans have to be independent."""
     tape, sampler = make_tape(N, chain, 4), Asd(5, "warm", verify)
-    first = sampler.sample(gaussian, chain, (N, 2, 2), tape=tape).sample
-    again = sampler.sample(gaussian, chain, (N, 2, 2), tape=tape, past=Past(first)).sample
+    first = sampler.sample(gaussian, chain, (N, 2, 2), generator=tape).sample
+    again = sampler.sample(gaussian, chain, (N, 2, 2), generator=tape, warm_start=WarmStart(first)).sample
     assert gaussian_p_value(first.flatten(1), gaussian, chain) > LEVEL
     assert gaussian_p_value(again.flatten(1), gaussian, chain) < LEVEL

@@ -17,10 +17,10 @@ from asd_policy.networks.denoiser import Denoiser
 from asd_policy.policy.tuning import load_tuning, save_tuning
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.draft import DRAFTS
-from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.experience import CommittedPaths, Experience
 from asd_policy.samplers.asd.response import Response, sines
-from asd_policy.samplers.base import Past
-from asd_policy.samplers.target import Held
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 CPU = torch.device("cpu")
 DTYPE = torch.float64
@@ -58,7 +58,9 @@ def denoise(chain: GaussianChain, covariance: Tensor) -> tuple[Denoiser, Tensor]
 def learn(network: Denoiser, chain: GaussianChain, plans: int, window: int = 12) -> Experience:
     experience = Experience()
     tape = NoiseTape.draw((plans, DIM), len(chain), torch.Generator().manual_seed(1), dtype=DTYPE)
-    make_sampler(f"asd:window={window}").sample(network, chain, (plans, DIM), tape=tape, past=Past(None, experience))
+    make_sampler(f"asd:window={window}").sample(
+        network, chain, (plans, DIM), generator=tape, warm_start=WarmStart(None, experience)
+    )
     return experience
 
 
@@ -92,7 +94,7 @@ def test_a_known_response_saves_rounds(data: Tensor, chain: GaussianChain) -> No
     rounds = {}
     for draft in ("warm", "response"):
         sampler = make_sampler(f"asd:window=12,draft={draft}")
-        result = sampler.sample(network, chain, (200, DIM), tape=tape, past=Past(None, experience))
+        result = sampler.sample(network, chain, (200, DIM), generator=tape, warm_start=WarmStart(None, experience))
         rounds[draft] = sum(result.stats.rounds)
     assert rounds["response"] < 0.8 * rounds["warm"]
 
@@ -107,7 +109,8 @@ def test_noise_alone_teaches_nothing(chain: GaussianChain) -> None:
         noise = torch.randn((50, DIM), generator=generator, dtype=DTYPE)
         points[:, k + 1] = tables.a[k] * clean[:, k] + tables.b[k] * points[:, k] + tables.sigma[k] * noise
     nothing = torch.zeros((50, len(chain)), dtype=torch.bool)
-    experience.learn(points, clean, torch.full((50,), len(chain)), None, nothing, nothing, chain, PAIR, DIM)
+    paths = CommittedPaths(points, clean, torch.full((50,), len(chain)), None, nothing, nothing)
+    experience.learn(paths, chain, PAIR, DIM)
     response = experience.response(CPU, DTYPE)
     assert response is not None
     unshrunk = 1 / tables.sigma[:-1].min()
@@ -119,7 +122,7 @@ def test_the_response_is_learned_where_it_may_be_read(spec: str, data: Tensor, c
     """Other plans teach how often their drafts are refused, no more."""
     network, experience = denoise(chain, data)[0], Experience()
     tape = NoiseTape.draw((3, DIM), len(chain), dtype=DTYPE)
-    make_sampler(spec).sample(network, chain, (3, DIM), tape=tape, past=Past(None, experience))
+    make_sampler(spec).sample(network, chain, (3, DIM), generator=tape, warm_start=WarmStart(None, experience))
     assert bool(experience.moments) is (spec in ("asd:window=4,draft=response", "asd"))
     assert experience.responses == (3 if experience.moments else 0)
     assert experience.plans == (0 if spec == "ddpm" else 3)
@@ -132,7 +135,9 @@ def test_what_is_learned_grows_like_a_plan(event: tuple[int, ...], chain: Gaussi
     experience, size = Experience(), math.prod(event)
     shape = (2, *event)
     for _ in range(2):
-        make_sampler("asd:window=4").sample(lambda x, t, c: 0.3 * x, chain, shape, past=Past(None, experience))
+        make_sampler("asd:window=4").sample(
+            lambda x, t, c: 0.3 * x, chain, shape, warm_start=WarmStart(None, experience)
+        )
     response = experience.response(CPU, torch.float32)
     assert response is not None
     assert response.basis.shape == (event[0], event[0])
@@ -154,13 +159,15 @@ def test_given_coordinates_are_no_part_of_it(data: Tensor, chain: GaussianChain)
 
     mask = torch.zeros((200, DIM, 2), dtype=torch.bool)
     mask[:, :, 1] = True
-    held = Held(mask, torch.rand(mask.shape, generator=generator, dtype=DTYPE))
+    held = Inpainting(mask, torch.rand(mask.shape, generator=generator, dtype=DTYPE))
     sampler, alone, given = make_sampler("asd:window=12"), Experience(), Experience()
     for _ in range(2):
         tape = NoiseTape.draw(mask.shape, len(chain), generator, dtype=DTYPE)
         single = NoiseTape(tape.initial[:, :, 0], tape.normals[:, :, :, 0], tape.uniforms)
-        expected = sampler.sample(network, chain, (200, DIM), tape=single, past=Past(None, alone))
-        found = sampler.sample(beside, chain, mask.shape, tape=tape, held=held, past=Past(None, given))
+        expected = sampler.sample(network, chain, (200, DIM), generator=single, warm_start=WarmStart(None, alone))
+        found = sampler.sample(
+            beside, chain, mask.shape, generator=tape, inpainting=held, warm_start=WarmStart(None, given)
+        )
         torch.testing.assert_close(found.sample[:, :, 0], expected.sample)
         assert found.stats.rounds == expected.stats.rounds
     learned, own = (experience.response(CPU, DTYPE) for experience in (given, alone))
@@ -174,7 +181,8 @@ def test_a_discarded_plan_is_not_counted(chain: GaussianChain) -> None:
     points = torch.full((2, len(chain), DIM), math.nan)
     points[1] = 0
     nothing, experience = torch.zeros((2, len(chain)), dtype=torch.bool), Experience()
-    experience.learn(points, points, torch.full((2,), len(chain)), None, nothing, nothing, chain, PAIR, DIM)
+    paths = CommittedPaths(points, points, torch.full((2,), len(chain)), None, nothing, nothing)
+    experience.learn(paths, chain, PAIR, DIM)
     assert (experience.plans, experience.responses) == (1, 1)
 
 
@@ -196,7 +204,9 @@ def test_frozen_it_stays(data: Tensor, chain: GaussianChain) -> None:
     experience.freeze()
     before = {name: sums.clone() for name, sums in experience.moments.items()}
     tape = NoiseTape.draw((3, DIM), len(chain), torch.Generator().manual_seed(2), dtype=DTYPE)
-    make_sampler("asd:window=4").sample(network, chain, (3, DIM), tape=tape, past=Past(None, experience))
+    make_sampler("asd:window=4").sample(
+        network, chain, (3, DIM), generator=tape, warm_start=WarmStart(None, experience)
+    )
     assert experience.plans == 5
     assert all(torch.equal(before[name], experience.moments[name]) for name in before)
 
@@ -296,7 +306,8 @@ def test_what_has_no_sense_teaches_nothing(value: float, chain: GaussianChain) -
         experience = Experience()
         flags = judged[rows], refused[rows]
         done = torch.full((3,), len(chain))[rows]
-        experience.learn(points[rows], clean[rows], done, free[rows], *flags, chain, PAIR, DIM)
+        paths = CommittedPaths(points[rows], clean[rows], done, free[rows], *flags)
+        experience.learn(paths, chain, PAIR, DIM)
         learned.append((*experience.moments.values(), *experience.judgements[PAIR]))
     for whole, without in zip(*learned, strict=True):
         torch.testing.assert_close(whole, without)
@@ -327,7 +338,8 @@ def test_of_a_plan_that_was_stopped_only_committed_steps_are_learned(chain: Gaus
     for beyond in (0.0, 1e6):
         points[:, 4:], clean[:, 4:] = beyond, beyond
         experience = Experience()
-        experience.learn(points, clean, torch.full((3,), 4), None, nothing, nothing, chain, PAIR, DIM)
+        paths = CommittedPaths(points, clean, torch.full((3,), 4), None, nothing, nothing)
+        experience.learn(paths, chain, PAIR, DIM)
         learned.append(experience.moments)
     assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
     assert (learned[0]["noise"][1:4] > 0).all()

@@ -24,11 +24,15 @@ from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.base import Past
+from asd_policy.samplers.asd.rounds import RoundRecording
+from asd_policy.samplers.base import Target
 from asd_policy.samplers.ddpm import walk
-from asd_policy.samplers.recorded import StaticRounds, StaticWalk, shapes
-from asd_policy.samplers.target import Held, Target
+from asd_policy.samplers.deadline import Budget
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.recorded import WalkRecording, shapes
+from asd_policy.samplers.warm_start import WarmStart
 
 ROWS = 9
 SPECS = ["ddpm", *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS)]
@@ -109,13 +113,18 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
     """Plan after plan on one recording, with last plans and what was learned."""
     sampler = make_sampler(spec)
     mask = torch.eye(2, dtype=torch.bool).expand(ROWS, *EVENT) & given
-    held = Held(mask, torch.full((ROWS, *EVENT), 0.3, dtype=DTYPE)) if given else None
+    held = Inpainting(mask, torch.full((ROWS, *EVENT), 0.3, dtype=DTYPE)) if given else None
     pasts, results = (Experience(), Experience()), []
     last: tuple[Tensor | None, Tensor | None] = (None, None)
     for seed in range(4):
         results = [
             sampler.sample(
-                denoiser, chain, (ROWS, *EVENT), tape=make_tape(ROWS, chain, seed), held=held, past=Past(plan, known)
+                denoiser,
+                chain,
+                (ROWS, *EVENT),
+                generator=make_tape(ROWS, chain, seed),
+                inpainting=held,
+                warm_start=WarmStart(plan, known),
             )
             for denoiser, plan, known in zip((launched.network, launched), last, pasts, strict=True)
         ]
@@ -135,7 +144,7 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
 
 def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain) -> None:
     """And not at all while no plan can be done."""
-    result = make_sampler("asd:window=4").sample(launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0))
+    result = make_sampler("asd:window=4").sample(launched, chain, (1, *EVENT), generator=make_tape(1, chain, 0))
     rounds, log = result.stats.rounds[0], launched.launcher.log
     assert log[:4] == ["launch"] * 4  # the start, and as many rounds as the shortest plan has: 12 steps, 4 a round
     assert log[4:6] == ["launch", "wait"]
@@ -148,7 +157,7 @@ def test_what_is_learned_can_be_read_outside_of_the_queue(launched: Launched, ch
     for learning in (True, False):
         experience.learning = learning
         make_sampler("asd:window=4").sample(
-            launched, chain, (1, *EVENT), tape=make_tape(1, chain, 0), past=Past(None, experience)
+            launched, chain, (1, *EVENT), generator=make_tape(1, chain, 0), warm_start=WarmStart(None, experience)
         )
         assert (launched.launcher.log[-1] == "settle") is learning
         launched.launcher.log.clear()
@@ -156,9 +165,9 @@ def test_what_is_learned_can_be_read_outside_of_the_queue(launched: Launched, ch
 
 def test_the_result_is_the_callers(launched: Launched, chain: GaussianChain) -> None:
     sampler = make_sampler("asd:window=4")
-    first = sampler.sample(launched, chain, (2, *EVENT), tape=make_tape(2, chain, 0)).sample
+    first = sampler.sample(launched, chain, (2, *EVENT), generator=make_tape(2, chain, 0)).sample
     before = first.clone()
-    sampler.sample(launched, chain, (2, *EVENT), tape=make_tape(2, chain, 1))
+    sampler.sample(launched, chain, (2, *EVENT), generator=make_tape(2, chain, 1))
     assert torch.equal(first, before)
 
 
@@ -168,7 +177,7 @@ def test_recordings_are_made_for_each_shape_and_bounded(
     monkeypatch.setattr("asd_policy.networks.recording.MOST_RECORDINGS", 2)
     recorded = []
     for rows in (1, 2, 3, 2, 1):
-        make_sampler("ddpm").sample(launched, chain, (rows, *EVENT), tape=make_tape(rows, chain, 0))
+        make_sampler("ddpm").sample(launched, chain, (rows, *EVENT), generator=make_tape(rows, chain, 0))
         recorded.append(launched.launcher.recorded)
     assert recorded == [1, 2, 3, 3, 4]  # that of one row was forgotten
 
@@ -225,14 +234,14 @@ def test_what_a_recording_reads_is_kept(kind: str, mixture: MixtureDenoiser, cha
     """By what replays it: a graph holds nothing but addresses."""
     launcher, tape, held = Addresses(), make_tape(3, chain, 0), torch.zeros((3, *EVENT), dtype=DTYPE)
     draft, verifier = DRAFTS["response"], VERIFIERS["block"]
-    target = Target(mixture, chain, (3, *EVENT), None, Held(held > 0, held), launcher)
+    target = Target(mixture, chain, (3, *EVENT), None, Inpainting(held > 0, held), launcher)
     kept: Any = (
-        StaticWalk(launcher, target, tape, lambda *own: walk(*own)[0])
+        WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0])
         if kind == "walk"
-        else StaticRounds(launcher, target, tape, draft, verifier, None, 4)
+        else RoundRecording(launcher, Round(target, draft, verifier, None, 4), tape)
     )
     if kind == "rounds":
-        kept._clean = torch.zeros_like(kept.path.x)
+        kept._x0_pred = torch.zeros_like(kept.path.x)
         launcher.record(kept._predict)
     del target, tape, held
     gc.collect()
@@ -247,23 +256,23 @@ def test_without_memory_the_window_shrinks_and_says_so(launched: Launched, chain
     launched.launcher.room = 7
     sampler, tape = make_sampler("asd:window=12"), make_tape(2, chain, 0)
     with pytest.warns(UserWarning, match="window=12 at batch 2 needs more memory than the device has: .* window=6"):
-        result = sampler.sample(launched, chain, (2, *EVENT), tape=tape)
+        result = sampler.sample(launched, chain, (2, *EVENT), generator=tape)
     assert result.stats.window == 3
     assert result.stats.spec == "asd:window=3,draft=response,verify=block"
     recorded = launched.launcher.recorded
-    assert sampler.sample(launched, chain, (2, *EVENT), tape=tape).stats.window == 3
+    assert sampler.sample(launched, chain, (2, *EVENT), generator=tape).stats.window == 3
     assert launched.launcher.recorded == recorded  # not tried again at every plan
     launched.launcher.room = 1
     with pytest.raises(BackendError, match="no memory for a batch of 3"):
-        make_sampler("ddpm").sample(launched, chain, (3, *EVENT), tape=make_tape(3, chain, 0))
+        make_sampler("ddpm").sample(launched, chain, (3, *EVENT), generator=make_tape(3, chain, 0))
     with pytest.raises(BackendError, match="no memory for a batch of 3"), pytest.warns(UserWarning, match="window=1$"):
-        make_sampler("asd:window=2").sample(launched, chain, (3, *EVENT), tape=make_tape(3, chain, 0))
+        make_sampler("asd:window=2").sample(launched, chain, (3, *EVENT), generator=make_tape(3, chain, 0))
 
 
 def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None:
     known = Experience()
     tape = make_tape(1, chain, 0)
-    make_sampler("asd").sample(launched, chain, (1, *EVENT), tape=tape, past=Past(None, known))
+    make_sampler("asd").sample(launched, chain, (1, *EVENT), generator=tape, warm_start=WarmStart(None, known))
     assert set(known.latency) == {1, 2, 3, 4, 6, 8, 12}
     # Seven windows, three of each of four pairs, and what then ran.
     assert launched.launcher.recorded == 7 + 4 * 2 + (1 if known.plans == 0 else 2)
@@ -290,9 +299,16 @@ def test_a_deadline_stops_recorded_rounds(
     monkeypatch.setattr(launched.launcher, "record", slow)
     sampler, tape, known = make_sampler(f"asd:window=4,draft={draft}"), make_tape(ROWS, chain, 5), Experience()
     known.freeze()
-    full = sampler.sample(launched, chain, (ROWS, *EVENT), tape=tape, past=Past(None, known))
+    full = sampler.sample(launched, chain, (ROWS, *EVENT), generator=tape, warm_start=WarmStart(None, known))
     stopped = [
-        sampler.sample(launched, chain, (ROWS, *EVENT), tape=tape, past=Past(None, known), deadline_ms=10 * calls + 5)
+        sampler.sample(
+            launched,
+            chain,
+            (ROWS, *EVENT),
+            generator=tape,
+            warm_start=WarmStart(None, known),
+            budget=Budget(deadline_ms=10 * calls + 5),
+        )
         for calls in (20, *range(4, 20))
     ]
     for calls, result in zip(range(4, 20), stopped[1:], strict=True):
@@ -309,4 +325,4 @@ def test_a_deadline_stops_recorded_rounds(
 
 def test_one_recording_cannot_be_cut(launched: Launched, chain: GaussianChain) -> None:
     with pytest.raises(SpecError, match="ddpm is one recording on this backend, which no deadline can cut"):
-        make_sampler("ddpm").sample(launched, chain, (1, *EVENT), deadline_ms=1000)
+        make_sampler("ddpm").sample(launched, chain, (1, *EVENT), budget=Budget(deadline_ms=1000))

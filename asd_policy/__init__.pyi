@@ -1,0 +1,44 @@
+from .chain.gaussian import GaussianChain as GaussianChain
+from .chain.noise_tape import NoiseTape as NoiseTape
+from .checkpoints.loading import load_fn as load_fn
+from .checkpoints.loading import load_policy as load_policy
+from .deploy.realtime.loop import ControlLoop as ControlLoop
+from .deploy.realtime.options import LoopOptions as LoopOptions
+from .deploy.realtime.process import ProcessPlanner as ProcessPlanner
+from .deploy.realtime.telemetry import Telemetry as Telemetry
+from .errors import AsdError as AsdError
+from .errors import BackendError as BackendError
+from .errors import ChainError as ChainError
+from .errors import CheckpointError as CheckpointError
+from .errors import DenoiserError as DenoiserError
+from .errors import EnvError as EnvError
+from .errors import LoopError as LoopError
+from .errors import ObservationError as ObservationError
+from .errors import RunError as RunError
+from .errors import ServingError as ServingError
+from .errors import SpecError as SpecError
+from .networks.backends import make_backend as make_backend
+from .networks.backends.base import Backend as Backend
+from .policy.adapters import accelerate as accelerate
+from .policy.adapters import restore as restore
+from .policy.adapters import warm_up as warm_up
+from .policy.continuity import Committed as Committed
+from .policy.function import AcceleratedFn as AcceleratedFn
+from .policy.function import accelerate_fn as accelerate_fn
+from .policy.plan import Horizons as Horizons
+from .policy.plan import Plan as Plan
+from .policy.plan import PlanRecord as PlanRecord
+from .policy.policy import Policy as Policy
+from .samplers import make_sampler as make_sampler
+from .samplers.asd.experience import Experience as Experience
+from .samplers.base import Sampler as Sampler
+from .samplers.deadline import Budget as Budget
+from .samplers.inpainting import Inpainting as Inpainting
+from .samplers.records import PlanCost as PlanCost
+from .samplers.records import SampleResult as SampleResult
+from .samplers.records import SpeculationStats as SpeculationStats
+from .samplers.records import WarmUp as WarmUp
+from .samplers.warm_start import WarmStart as WarmStart
+
+__version__: str
+__all__: list[str]

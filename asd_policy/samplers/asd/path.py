@@ -1,0 +1,155 @@
+"""Where a batch of plans stands in its chain, what was seen on the way, and what that cost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import NUMPY, Array
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.samplers.base import Target
+from asd_policy.samplers.records import PlanCost
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How far a batch of plans has come and what it cost, on the host."""
+
+    cursor: Array
+    """Steps of each row that are committed [B]; K, but for those that a deadline has stopped."""
+    rounds: Array
+    """Of each row [B]."""
+    nfe: Array
+    """Points evaluated for each row [B]."""
+    refused: Array
+    """Which steps' draft was refused [B, K]."""
+    judged: Array
+    """Which steps had a draft to be judged [B, K]."""
+
+    def costs(self, window: int, jumped: dict[int, int]) -> list[PlanCost]:
+        """List what each row cost.
+
+        Args:
+            window: Points of a round θ.
+            jumped: The rows that a deadline's fallback has finished, and how many network calls that took.
+        """
+        rounds, nfe = ([int(count) for count in counts] for counts in (self.rounds, self.nfe))
+        refused, unjudged = (
+            [tuple(np.flatnonzero(row).tolist()) for row in arrays.to_numpy(mask)]
+            for mask in (self.refused, ~self.judged)
+        )
+        return [
+            PlanCost(
+                rounds=rounds[row] + jumped.get(row, 0),
+                nfe=nfe[row] + jumped.get(row, 0),
+                window=window,
+                refused=refused[row],
+                unjudged=unjudged[row],
+                cut=row in jumped,
+            )
+            for row in range(len(rounds))
+        ]
+
+
+@dataclass
+class Path:
+    """Where a batch of B plans of D numbers stands in a chain of K steps, and what was seen on the way.
+
+    What is kept by step has one place more, K, for results of points beyond the end: nobody reads it.
+    """
+
+    x: Array
+    """The last exact point of each row [B, D]."""
+    cursor: Array
+    """The step that leaves it, 0 … K, [B]."""
+    free: Array
+    """How many of its numbers are sampled, not given, [B, 1]."""
+    normals: Array
+    """The noise of each step [B, K + 1, D]; zero for what is given, which follows no noise."""
+    uniforms: Array
+    """The uniforms of each step [B, K + 1]."""
+    points: Array
+    """The last point evaluated at each step [B, K + 1, D]; of steps before the cursor, the committed one. This and what
+    was seen there are kept in the basis of the draft's response, if it has one."""
+    x0_pred: Array
+    """The prediction x̂0 there [B, K + 1, D]."""
+    seen: Array
+    """Whether there was one [B, K + 1]."""
+    shift: Array
+    """From the point evaluated before it at that step to this one [B, K + 1, D]; zero where there was none."""
+    change: Array
+    """What x̂0 did on the way [B, K + 1, D]."""
+    latest: Array
+    """x̂0 at the last committed step [B, D]; before the first, the first guess."""
+    innovation: Array
+    """σξ of that step [B, D]; zero before the first."""
+    rejected: Array
+    """Whether the last round ended by a rejection [B]; true before the first."""
+    refused: Array
+    """Whether each step was taken after its draft was refused [B, K + 1]."""
+    judged: Array
+    """Whether each step had a draft to be judged [B, K + 1]."""
+    rounds: Array
+    """Rounds so far [B]."""
+    nfe: Array
+    """Points evaluated so far [B]."""
+
+    @classmethod
+    def begin(cls, target: Target, tape: NoiseTape, last_plan: Array | None) -> "Path":
+        """Put a batch of plans at the start of the chain.
+
+        Args:
+            target: What is sampled.
+            tape: Its noise.
+            last_plan: The first guess of x̂0 [B, *event]; None for zeros.
+        """
+        xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
+        batch, steps = tape.uniforms.shape
+        normals = tape.normals.reshape(batch, steps, -1)
+        free, latest = xp.ones_like(x), xp.zeros_like(x)
+        if last_plan is not None:  # a copy: it is the caller's
+            latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
+        if target.inpainting is not None:
+            free = xp.where(target.inpainting.mask.reshape(x.shape), 0, free)
+            normals = free[:, None] * normals
+            latest = target.inpainting.fill(latest)
+
+        def by_step(width: int) -> Array:
+            return arrays.zeros((batch, steps + 1, width), x)
+
+        def none() -> Array:
+            return arrays.zeros((batch, steps + 1), x, bool)
+
+        def count() -> Array:
+            return arrays.zeros((batch,), x, int)
+
+        size = x.shape[1]
+        return cls(
+            x=arrays.copied(x),
+            cursor=count(),
+            free=free.sum(1)[:, None],
+            normals=xp.concatenate([normals, normals[:, :1]], axis=1),
+            uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
+            points=by_step(size),
+            x0_pred=by_step(size),
+            seen=none(),
+            shift=by_step(size),
+            change=by_step(size),
+            latest=latest,
+            innovation=xp.zeros_like(x),
+            rejected=~arrays.zeros((batch,), x, bool),
+            refused=none(),
+            judged=none(),
+            rounds=count(),
+            nfe=count(),
+        )
+
+    @property
+    def compact(self) -> bool:
+        """Whether rounds leave out what is done: on a CPU. A GPU computes it, in shapes that never change."""
+        return arrays.device_of(self.x) == NUMPY or self.x.device.type == "cpu"
+
+    def counts(self) -> Counts:
+        """Take the counts of now."""
+        steps = self.uniforms.shape[1] - 1
+        return Counts(self.cursor, self.rounds, self.nfe, self.refused[:, :steps], self.judged[:, :steps])

@@ -1,0 +1,234 @@
+"""The rounds of a batch of plans, one after the other: called from Python, or recorded once and replayed."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
+from functools import partial
+from typing import Protocol
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from asd_policy.samplers.asd.engine import Round
+from asd_policy.samplers.asd.path import Counts, Path
+from asd_policy.samplers.fallback import reserve
+from asd_policy.samplers.recorded import Inputs, copy_into, no_room
+
+
+class Rounds(Protocol):
+    """A batch of plans under way."""
+
+    window: int
+    """Points θ that a round evaluates per row."""
+    path: Path
+    """Where the plans stand."""
+    recorded: bool
+    """Whether they are replays, which nobody can look into."""
+
+    def queue(self) -> AbstractContextManager[None]:
+        """Enter the context that rounds run in."""
+        ...
+
+    def next(self) -> Callable[[], None] | None:
+        """Give the next round to run; None when every row is at the end of the chain."""
+        ...
+
+    def result(self) -> tuple[Array, Counts]:
+        """Give the rows' last exact points, flattened [B, D], which are samples at the end, and the counts."""
+        ...
+
+    def jump(self, rows: Array) -> Array:
+        """Predict x̂0 [R, D] at the points that rows [R] have come to, by one network call."""
+        ...
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Enter the context that the path is learned from in."""
+        ...
+
+
+class EagerRounds:
+    """Rounds called from Python. On a CPU they leave out what is done."""
+
+    recorded = False
+
+    def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        self.window = round_.window
+        self.path = Path.begin(round_.target, tape, last_plan)
+        self._round = round_
+        self._rows = arrays.arange(len(self.path.x), self.path.x)
+        reserve(round_.target, tape)
+
+    def queue(self) -> AbstractContextManager[None]:
+        """Enter nothing."""
+        return nullcontext()
+
+    def next(self) -> Callable[[], None] | None:
+        """Give a round of the rows that are not done."""
+        path = self.path
+        going = path.cursor < len(self._round.target.chain)
+        if not bool(going.any()):
+            return None
+        return partial(self._round, path, arrays.where_true(going) if path.compact else self._rows, path.compact)
+
+    def result(self) -> tuple[Array, Counts]:
+        """Give points and counts of now."""
+        return self.path.x, self.path.counts()
+
+    def jump(self, rows: Array) -> Array:
+        """Predict x̂0 for these rows alone."""
+        return self._round.target.predict(self.path.x[rows], self.path.cursor[rows], rows)
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Enter nothing."""
+        return nullcontext()
+
+
+class RoundRecording:
+    """The start of a plan and its round, each as one recording, in memory of their own."""
+
+    def __init__(self, launcher: Launcher, first: Round, tape: NoiseTape) -> None:
+        """Record them, for a smaller window where there is no room for this one, and say so.
+
+        Args:
+            launcher: Of the target's network.
+            first: The first plan's round; later ones have its shapes, draft and verifier.
+            tape: The first plan's.
+
+        Raises:
+            BackendError: There is no room for one point per row.
+        """
+        self.launcher = launcher
+        self.inputs = inputs = Inputs.like(first.target, tape, first.response)
+        self.window = first.window
+        """Points that a round evaluates per row."""
+        self._own = own = first.target.recordable(inputs.cond, inputs.inpainting)
+        self._steps = len(own.chain)
+        self.path = Path.begin(own, inputs.tape, inputs.last_plan)
+        """Of the plan that ran last."""
+        # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
+        self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
+        self._rows = arrays.arange(len(tape.initial), tape.initial)
+        self._jump: Callable[[], None] | None = None  # recorded with the first deadline
+        while True:
+            round_ = Round(own, first.draft, first.verifier, inputs.response, self.window)
+            try:
+                self.start = launcher.record(self._start)
+                self.advance = launcher.record(partial(self._advance, round_))
+                return
+            except OutOfDeviceMemory:
+                if self.window == 1:
+                    raise no_room(len(tape.initial)) from None
+                warnings.warn(
+                    f"window={self.window} at batch {len(tape.initial)} needs more memory than the device has: "
+                    f"planning with window={self.window // 2}",
+                    stacklevel=2,
+                )
+                self.window //= 2
+
+    def _start(self) -> None:
+        begun = Path.begin(self._own, self.inputs.tape, self.inputs.last_plan)
+        copy_into(*([getattr(path, field.name) for field in fields(Path)] for path in (begun, self.path)))
+        self._count()
+
+    def _advance(self, round_: Round) -> None:
+        round_(self.path, self._rows, compact=False)
+        self._count()
+
+    def _count(self) -> None:
+        counts, steps = self.path.counts(), self._steps
+        for place, counted in enumerate((counts.cursor, counts.rounds, counts.nfe)):
+            self._counts[place] = counted
+        self._counts[3 : 3 + steps] = counts.refused.T
+        self._counts[3 + steps :] = counts.judged.T
+
+    def fetch(self) -> Callable[[], tuple[Array, Counts]]:
+        """Copy points and counts as they will be once what was launched so far is done; see `Launcher.fetch`."""
+        wait = self.launcher.fetch(self.path.x, self._counts)
+
+        def read() -> tuple[Array, Counts]:
+            sample, counts = wait()
+            refused, judged = (part.T != 0 for part in counts[3:].reshape(2, self._steps, -1))
+            return sample, Counts(counts[0], counts[1], counts[2], refused, judged)
+
+        return read
+
+    def jump(self) -> Array:
+        """Predict x̂0 at the points that all rows have come to, flattened [B, D]; waits for it."""
+        with self.launcher.queue():
+            if self._jump is None:
+                self._x0_pred = arrays.copied(self.path.x)
+                self._jump = self.launcher.record(self._predict)
+            self._jump()
+            return self.launcher.fetch(self._x0_pred, self._counts)()[0]
+
+    def _predict(self) -> None:
+        self._x0_pred[...] = self._own.predict(self.path.x, self.path.cursor.clip(max=self._steps - 1), self._rows)
+
+
+class ReplayedRounds:
+    """Rounds as replays of a recording.
+
+    The host reads whether all rows are done one round late, while the next one runs: rows that are done stay as they
+    are, so a round too many changes nothing, and nobody waits for it but the next plan. Before a deadline it waits for
+    each round, to know what time it is.
+    """
+
+    recorded = True
+
+    def __init__(self, recording: RoundRecording, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Begin a plan; to be called in the recording's queue.
+
+        Raises:
+            SpecError: The target's deadline is shorter than one network call.
+        """
+        self.window, self.path = recording.window, recording.path
+        self._recording, self._target = recording, round_.target
+        self._launched = 0
+        self._fetched: deque[Callable[[], tuple[Array, Counts]]] = deque()
+        self._read: tuple[Array, Counts] | None = None
+        with recording.launcher.queue():
+            recording.inputs.load(round_.target, tape, round_.response, last_plan)
+            recording.start()
+            if round_.target.deadline is not None:
+                round_.target.deadline.reserve(self._timed_jump)
+
+    def _timed_jump(self) -> None:
+        self._target.meter.count(1, len(self.path.x))
+        self._recording.jump()
+
+    def queue(self) -> AbstractContextManager[None]:
+        """Enter the recordings' queue."""
+        return self._recording.launcher.queue()
+
+    def next(self) -> Callable[[], None] | None:
+        """Give a replay, if the rows were not all done when they were last looked at."""
+        late = 1 if self._target.deadline is None else 0
+        if len(self._fetched) > late:
+            self._read = self._fetched.popleft()()
+            if int(self._read[1].cursor.min()) == len(self._target.chain):
+                return None
+        return self._advance
+
+    def _advance(self) -> None:
+        self._recording.advance()
+        self._launched += 1
+        if self._target.deadline is not None or self._launched * self.window >= len(self._target.chain):
+            self._fetched.append(self._recording.fetch())  # earlier no plan can be done
+
+    def result(self) -> tuple[Array, Counts]:
+        """Give points and counts as they were last looked at."""
+        return self._read or self._recording.fetch()()
+
+    def jump(self, rows: Array) -> Array:
+        """Predict x̂0 for the whole batch, and give these rows."""
+        return self._recording.jump()[rows]
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Enter the queue; what is learned is read, copied and saved outside of it."""
+        with self._recording.launcher.queue():
+            yield
+        self._recording.launcher.settle()

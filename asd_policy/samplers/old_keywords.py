@@ -1,0 +1,60 @@
+"""The keywords that `Sampler.sample` had in 0.1, for one release."""
+
+from typing import Any, TypedDict
+
+from asd_policy._common.arrays import Array, Device
+from asd_policy._common.clock import Stopwatch
+from asd_policy._common.deprecated import warn_of_old
+from asd_policy.chain.noise_tape import Generators, NoiseTape
+from asd_policy.samplers.deadline import Budget
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
+
+
+class OldKeywords(TypedDict, total=False):
+    """Each with the parameter that has taken its place."""
+
+    tape: NoiseTape | None
+    """`generator`."""
+    device: Device | str | None
+    """`generator`: a tape that was drawn there."""
+    held: Inpainting | None
+    """`inpainting`."""
+    past: WarmStart | None
+    """`warm_start`."""
+    stopwatch: Stopwatch | None
+    """`budget`, and so the next three."""
+    deadline_ms: float | None
+    fallback: str
+    began: float | None
+
+
+def in_new_keywords(
+    old: OldKeywords, shape: tuple[int, ...], steps: int, cond: Array | None, generator: Generators | NoiseTape
+) -> dict[str, Any]:
+    """Translate old keywords to the new ones, and warn of them.
+
+    Args:
+        old: As they were given.
+        shape: (B, *event).
+        steps: Length K of the chain.
+        cond: The call's.
+        generator: The call's, under its new meaning.
+
+    Raises:
+        TypeError: There has never been such a keyword.
+    """
+    unknown = old.keys() - OldKeywords.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"sample() got an unexpected keyword argument {min(unknown)!r}")
+    warn_of_old("Sampler.sample's " + ", ".join(old), "generator, inpainting, warm_start and budget")
+    noise, device = old.get("tape") or generator, old.get("device")
+    if device is not None and not isinstance(noise, NoiseTape):
+        noise = NoiseTape.draw(shape, steps, noise, device)
+    return {
+        "cond": cond,
+        "generator": noise,
+        "inpainting": old.get("held"),
+        "warm_start": old.get("past"),
+        "budget": Budget(old.get("deadline_ms"), old.get("fallback", "jump"), old.get("began"), old.get("stopwatch")),
+    }
