@@ -21,8 +21,8 @@ try:
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
-_load, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = sorted([*__all__, "__version__"])
+_load, _, _public = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted([*_public, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]  it reads the stub instead
 deprecated.keep_modules()
 
 

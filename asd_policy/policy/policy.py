@@ -292,7 +292,8 @@ class Policy:
         self.observe(0, observation)
         robot = self.robots[0]
         if not robot.queue:
-            self._note([robot], self.plan(**together([robot])))
+            (rest,) = self._keep([robot], self.plan(**together([robot])))
+            robot.queue.extend(rest[: self.horizons.n_action_steps])
         return robot.next_action()
 
     def observe(self, row: int, observation: Any) -> None:
@@ -319,17 +320,11 @@ class Policy:
         Raises:
             DenoiserError: The network failed.
         """
-        robots = [self.robots[row] for row in rows]
-        due = [robot for robot in robots if not robot.queue]
+        due = [row for row in rows if not self.robots[row].queue]
         if due:
-            self._note(due, self.plan(**together(due)))
-        return [robot.next_action() for robot in robots]
-
-    def _note(self, robots: Sequence[EpisodeState], plan: Plan) -> None:
-        """Queue the actions of a plan for robots, and keep what it cost them."""
-        for row, (robot, actions) in enumerate(zip(robots, arrays.to_numpy(plan.actions), strict=True)):
-            robot.note(plan.row(row), plan.record(row, robot.steps))
-            robot.queue.extend(actions.copy())  # copies: what is done to an action is not done to a plan
+            for row, rest in zip(due, self.plan_for(due), strict=True):
+                self.robots[row].queue.extend(rest[: self.horizons.n_action_steps])
+        return [self.robots[row].next_action() for row in rows]
 
     def plan_for(
         self, rows: Sequence[int], committed: Sequence[Committed | None] | None = None
@@ -348,7 +343,10 @@ class Policy:
             DenoiserError: The network failed.
         """
         robots = [self.robots[row] for row in rows]
-        plan = self.plan(**together(robots), committed=committed)
+        return self._keep(robots, self.plan(**together(robots), committed=committed))
+
+    def _keep(self, robots: Sequence[EpisodeState], plan: Plan) -> list[npt.NDArray[np.float32]]:
+        """Keep a plan and its cost with the robots that it is for; return its rest for each, as `plan_for`."""
         for row, robot in enumerate(robots):
             robot.note(plan.row(row), plan.record(row, robot.steps))
         # Copies: what is done to an action is not done to a plan.
