@@ -1,13 +1,17 @@
-"""Links of the documents lead somewhere, and every page of results names a command that this repository has."""
+"""Links of the documents lead somewhere, their commands exist, and the worked example of CONTRIBUTING.md is true."""
 
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from asd_policy.cli import app
+from asd_policy.evaluation.exactness import mutants
+from asd_policy.samplers.asd import draft
+from asd_policy.samplers.asd.sampler import Asd
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "plugins", "checkpoints", "envs", "scripts", "tests")
@@ -33,7 +37,7 @@ def commands(document: Path) -> Iterator[list[str]]:
     for block in re.findall(r"^```sh\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
-            for at, word in enumerate(words):
+            for at, word in enumerate(words if words[:1] != ["pip"] else []):
                 if word.startswith("scripts/") or word.endswith("asd-policy"):
                     yield words[at:]
                     break
@@ -52,21 +56,43 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
             assert fragment in anchors(target), f"{link}: no heading of {name(target)} is #{fragment}"
 
 
-@pytest.mark.parametrize("page", RESULTS, ids=name)
-def test_results_name_a_command_that_exists(page: Path) -> None:
-    found = list(commands(page))
-    assert found, "no shell block with a command of this repository"
-    for program, *words in found:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_commands_and_their_options_exist(document: Path) -> None:
+    for program, *words in commands(document):
         if program.startswith("scripts/"):
             source = (ROOT / program).read_text()
-            for word in words:
-                if word.startswith("--"):
-                    option = word.removeprefix("--").removeprefix("no-").replace("-", "_")
-                    assert re.search(rf"^    {option}: ", source, re.MULTILINE), f"{program} has no option {word}"
+            for option in (word for word in words if word.startswith("--")):
+                field = option.removeprefix("--").removeprefix("no-").replace("-", "_")
+                declared = rf'^    {field}: |"{option}"'  # of a dataclass, or of argparse
+                assert re.search(declared, source, re.MULTILINE), f"{program} has no option {option}"
         else:
             assert app._parse(words) is not None
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=name)
+def test_every_page_of_results_names_its_command(page: Path) -> None:
+    assert list(commands(page)), "no shell block with a command of this repository"
 
 
 def test_every_page_of_results_is_listed() -> None:
     index = (ROOT / "docs/results/README.md").read_text()
     assert [page.name for page in RESULTS if f"({page.name})" not in index] == []
+
+
+def test_the_draft_of_the_worked_example_is_exact() -> None:
+    """As CONTRIBUTING.md has it, registered for as long as the test lasts."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    written = "\n".join(block for block in blocks if "LazyDraft" in block)
+    chain, network = mutants.short_chain(), mutants.gaussian_denoiser()
+    mean, deviation = mutants.gaussian_law(network, chain)
+
+    def p_value() -> float:
+        sample = mutants.draw(Asd(5, "lazy", "reflection"), network, chain, 2, 40_000)
+        return mutants.normal_p_value((sample - mean) / deviation)
+
+    with mock.patch.dict(draft.DRAFTS):
+        exec(written, vars(draft) | {"DRAFTS": draft.DRAFTS})
+        assert p_value() > 1e-6
+        with mutants.mutated("peek"):
+            assert p_value() < 1e-6
