@@ -1,4 +1,4 @@
-"""Measure every sampler on one GPU in one run: networks of 4.6 M, 64 M and 250 M trained parameters, K = 100.
+"""Measure every sampler on one GPU in one run: networks of 4.7 M, 64 M and 250 M trained parameters, K = 100.
 
     PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 

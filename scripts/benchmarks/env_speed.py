@@ -1,6 +1,6 @@
-"""How many control steps of each environment fit into a second? Prints the table of docs/guide/environments.md.
+"""How many control steps of each environment fit into a second? Prints the table of docs/results/environment_speed.md.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmarks/env_speed.py --write docs/guide/environments.md
+    OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmarks/env_speed.py --write docs/results/environment_speed.md
 
 CPU time of one process, not wall time, so that waiting on a busy machine does not count. Actions are drawn uniformly,
 and an episode that ends begins anew outside the measured time.

@@ -1,4 +1,4 @@
-"""How many episodes show that two success rates are equal within a margin? A table for docs/theory/statistics.md.
+"""How many episodes show that two success rates are equal within a margin? A table for docs/results/episodes.md.
 
 python scripts/benchmarks/equivalence_sizes.py
 """

@@ -1,4 +1,4 @@
-"""How punctual is `asd_policy.ControlLoop` while a policy plans? Tables for docs/guide/control_loop.md.
+"""How punctual is `asd_policy.ControlLoop` while a policy plans? Tables for docs/results/control_loop.md.
 
     python scripts/benchmarks/loop_jitter.py --policy checkpoints/avoid --env asd/Avoid-v0
 

@@ -1,6 +1,6 @@
-"""How small a difference would the tests of exactness see? Prints a table for docs/theory/exactness.md.
+"""How small a difference would the tests of exactness see? Prints a table for docs/results/power.md.
 
-python scripts/benchmarks/power.py --write docs/theory/exactness.md
+python scripts/benchmarks/power.py --write docs/results/power.md
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How many plans a second does a policy server make, how late are they, and who waits longest? Prints tables for docs.
+"""How many plans a second does a policy server make, and how late are they? Tables for docs/results/serving.md.
 
     python scripts/benchmarks/server_load.py
 

@@ -1,4 +1,4 @@
-"""Does `asd_policy.ControlLoop` grow or drift over an hour? Prints a table in Markdown for docs/guide/control_loop.md.
+"""Does `asd_policy.ControlLoop` grow or drift over an hour? Prints a table in Markdown for docs/results/soak.md.
 
     python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0
     python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0 --real --minutes 5

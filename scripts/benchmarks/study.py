@@ -1,4 +1,4 @@
-"""Measure the family of samplers and write the tables into docs/results/benchmarks.md.
+"""Measure the family of samplers and write the tables into docs/results.
 
     python scripts/benchmarks/study.py all
 
@@ -29,11 +29,20 @@ from study_common import ROOT, Results, Subject, bundled, console, load, provena
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
 Part = Literal["all", "grid", "scaling", "wallclock", "ceiling", "response", "sizes"]
+PAGES = {
+    "grid": "rounds.md",
+    "scaling": "scaling.md",
+    "wallclock": "wall_clock.md",
+    "ceiling": "network_calls.md",
+    "response": "response.md",
+    "sizes": "sizes.md",
+}
+"""The page that each part writes its section into."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure the family of samplers and write the tables into docs/results/benchmarks.md."""
+    """Measure the family of samplers and write the tables into docs/results."""
 
     part: tyro.conf.Positional[Part] = "all"
     """Which study."""
@@ -69,14 +78,15 @@ class Options:
     """Of torch."""
     out: Path = Path("runs/study")
     """Folder for the records."""
-    docs: Path = ROOT / "docs/results/benchmarks.md"
-    """File whose sections are replaced."""
+    docs: Path = ROOT / "docs/results"
+    """Folder of the pages, one for each part, whose sections are replaced."""
 
 
 def main() -> None:
     """Run the chosen studies, each with its section."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
+    options.docs.mkdir(parents=True, exist_ok=True)
 
     sizes = options.states, options.calibration, options.seed
 
@@ -103,7 +113,7 @@ def main() -> None:
         network = subject(options.network)
         problems.append(study_scaling.trained(network, options.network_steps))
         curves = [study_scaling.measure(problem, options.seed, records) for problem in problems]
-        study_scaling.plot(curves, options.docs.parent / "scaling.svg")
+        study_scaling.plot(curves, options.docs / "scaling.svg")
         write_section(options.docs, "scaling", [SCALING_NOTE, *map(study_scaling.markdown, curves), line])
     if options.part in ("all", "grid"):
         records = results("grid")
@@ -201,8 +211,9 @@ there.
 """
 
 
-def write_section(path: Path, name: str, parts: Sequence[str]) -> None:
-    """Put text between the markers of a section, which come to the end of the file where there are none."""
+def write_section(folder: Path, name: str, parts: Sequence[str]) -> None:
+    """Put text between the markers of a section, which come to the end of its page where there are none."""
+    path = folder / PAGES[name]
     begin, end = f"<!-- study:{name} -->", f"<!-- /study:{name} -->"
     text = "\n".join(parts)
     section = f"{begin}\n{text}\n{end}"

@@ -33,6 +33,8 @@ SPREADS = (0.05, 0.2)
 """Standard deviation of the narrowest and of the widest mode; their means are uniform in ±1."""
 TRAIN_STEPS = 1000
 """Training steps of the mixtures' schedule: a chain of K steps visits K of its noise levels."""
+COLOURS_OF_MORE = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
+"""In the plot, of drafts beyond the first four."""
 LEARNING_WINDOW = 64
 """Of the plans that `response` learns from; what they teach does not depend on it."""
 
@@ -142,7 +144,7 @@ def plot(problems: Sequence[list[dict[str, Any]]], path: Path) -> None:
 
     # Text as text and no date or random ids: a small file that is the same for the same data.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "asd", "font.size": 10})
-    colours = dict(zip(DRAFTS, ("tab:red", "tab:orange", "tab:green", "tab:blue"), strict=True))
+    colours = dict(zip(DRAFTS, ("tab:red", "tab:orange", "tab:green", "tab:blue", *COLOURS_OF_MORE), strict=False))
     figure, axes = pyplot.subplots(1, len(problems), figsize=(4 * len(problems), 4.2), squeeze=False)
     for axis, records in zip(axes[0], problems, strict=True):
         steps = np.array(sorted({record["steps"] for record in records}))

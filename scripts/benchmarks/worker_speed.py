@@ -1,4 +1,4 @@
-"""How many episodes a second run on 1, 2, … Ray workers? Prints a table for docs/guide/evaluation.md.
+"""How many episodes a second run on 1, 2, … Ray workers? Prints a table for docs/results/workers.md.
 
     python scripts/benchmarks/worker_speed.py --policy checkpoints/avoid --env asd/Avoid-v0 --workers 1 2 4
 

@@ -14,7 +14,7 @@ def test_the_table_is_replaced(
     monkeypatch.syspath_prepend(SCRIPTS)
     import env_speed
 
-    document = tmp_path / "environments.md"
+    document = tmp_path / "environment_speed.md"
     document.write_text(f"before\n{env_speed.BEGIN}\nold\n{env_speed.END}\nafter\n")
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     envs = ("asd/Avoid-v0", "asd/MetaWorld-reach-v0", "asd/PointMaze-UMaze-v0")

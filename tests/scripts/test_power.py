@@ -1,4 +1,4 @@
-"""The studies behind docs/theory/exactness.md run, on sizes of seconds, and their bisection finds what it should."""
+"""The studies behind docs/results/power.md run, on sizes of seconds, and their bisection finds what it should."""
 
 import importlib.util
 import sys

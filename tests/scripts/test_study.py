@@ -48,9 +48,9 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(common, "ROLL_OUT", "asd:window=8")
     monkeypatch.setattr(importlib.import_module("study_grid"), "PEER", "paradigms:window=4")
 
-    docs = tmp_path / "docs/results/benchmarks.md"
-    docs.parent.mkdir(parents=True)
-    docs.write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
+    docs = tmp_path / "docs/results"
+    docs.mkdir(parents=True)
+    (docs / study.PAGES["grid"]).write_text("# Kept\n\n<!-- study:grid -->\nold\n<!-- /study:grid -->\n\nKept too.\n")
     words = "--checkpoints small --network small --row-by-row small --backends torch-eager --windows 4 100".split()
     words += "--states 30 --calibration 3 --mixture-plans 3 --clock-plans 2".split()
     words += "--steps 20 40 --network-steps 5 10 --sized-plans 2".split()
@@ -58,12 +58,13 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(sys, "argv", ["study.py", "all", *words])
     study.main()
 
-    text = docs.read_text()
+    pages = {part: (docs / page).read_text() for part, page in study.PAGES.items()}
+    text = pages["grid"]
     assert text.startswith("# Kept") and "Kept too." in text and "old" not in text
     for part in ("grid", "scaling", "wallclock", "ceiling", "response", "sizes"):
-        assert text.count(f"<!-- study:{part} -->") == text.count(f"<!-- /study:{part} -->") == 1
+        assert pages[part].count(f"<!-- study:{part} -->") == pages[part].count(f"<!-- /study:{part} -->") == 1
     assert all(f"`{draft}` + `{verifier}`" in text for draft in DRAFTS for verifier in VERIFIERS)
-    assert (docs.parent / "scaling.svg").stat().st_size < 100_000
+    assert (docs / "scaling.svg").stat().st_size < 100_000
 
     # The second time nothing is measured, and everything is as it was.
     monkeypatch.setattr(importlib.import_module("study_grid"), "count", None)
@@ -73,7 +74,7 @@ def test_every_part_writes_its_section_and_resumes(
     monkeypatch.setattr(importlib.import_module("study_response"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_sizes"), "ProcessPoolExecutor", None)
     study.main()
-    assert docs.read_text() == text
+    assert {part: (docs / page).read_text() for part, page in study.PAGES.items()} == pages
 
 
 def test_results_of_other_options_are_not_taken_up(common: ModuleType, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 ONNX Runtime convolves the samples of a batch one after the other, each time reading all the weights for a matrix
 product that is only `horizon` wide: a batch costs as much as its rows. Here activations are kept as [N, T, C], the taps
 of a convolution are gathered side by side, and all time steps of all rows go into one product
-[N·T, taps·C_in] × [taps·C_in, C_out]. docs/guide/onnx.md has what that gains. Mish is written with one
+[N·T, taps·C_in] × [taps·C_in, C_out]. docs/results/onnx.md has what that gains. Mish is written with one
 exponential, because ONNX Runtime's Softplus is not vectorised.
 
 Nodes that are not known here stay as they are, between transpositions.

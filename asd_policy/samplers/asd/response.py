@@ -3,7 +3,7 @@
 By Tweedie's formula J_k = √ᾱ_k/(1 − ᾱ_k) · Cov(x_0 | x_k) (Efron 2011). What an observation leaves open of an action
 chunk is smooth in time and grows from its beginning, like a random walk, whose covariance the sines below diagonalise;
 and one action says little about another's noise. So they nearly diagonalise J_k, for each action by itself: a step has
-D gains, and turning a vector takes D · horizon products. docs/results/benchmarks.md has what that costs in rounds
+D gains, and turning a vector takes D · horizon products. docs/results/response.md has what that costs in rounds
 against the full matrix.
 """
 
