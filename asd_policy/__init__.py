@@ -2,8 +2,9 @@
 
 import os
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from asd_policy._common.version import PACKAGE_VERSION as __version__
 
 if TYPE_CHECKING:
     from asd_policy.chain.gaussian import GaussianChain
@@ -40,11 +41,6 @@ if TYPE_CHECKING:
 # ONNX Runtime looks up its vendor's telemetry host when it is imported, and keeps a device id in the user's cache. Who
 # wants that sets the variable to 0; to be read it has to be there before anything here imports ONNX Runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-try:
-    __version__ = version("asd-policy")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
 
 __all__ = [
     "AcceleratedFn",

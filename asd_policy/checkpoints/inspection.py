@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import asd_policy
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
@@ -47,7 +47,7 @@ def inspect(path: str) -> dict[str, Any]:
         "command": "inspect",
         "policy": path,
         "path": str(folder),
-        "package": asd_policy.__version__,
+        "package": PACKAGE_VERSION,
         "format": name,
         **asdict(description),
         "notes": [*description.notes, *unknown_options(description.scheduler)],

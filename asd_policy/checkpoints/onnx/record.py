@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import check, configuration
 from asd_policy.checkpoints.onnx.chain import contradiction
@@ -77,8 +78,6 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
         graph: sha256 of the serialised graph.
         source: What was exported.
     """
-    import asd_policy
-
     chain = policy.chain
     maps = {
         name: {part: [float(number) for number in getattr(affine, part).tolist()] for part in _AFFINE}
@@ -86,7 +85,7 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
     }
     record = {
         "version": VERSION,
-        "package": asd_policy.__version__,
+        "package": PACKAGE_VERSION,
         "source": source,
         "network": network,
         "parameters": parameters,
@@ -127,7 +126,7 @@ def read_record(text: str) -> Record:
     version = top.get("version")
     if version.value != VERSION:
         raise CheckpointError(
-            f"the record is of version {version.value!r:.40}, and this asd_policy {_package()} reads {VERSION}; "
+            f"the record is of version {version.value!r:.40}, and this asd_policy {PACKAGE_VERSION} reads {VERSION}; "
             f"export the policy anew with `asd-policy export`"
         )
     features = top.get("observation")
@@ -149,12 +148,6 @@ def read_record(text: str) -> Record:
             f"the record's event is {event!r:.60}, but its horizon and features make samples of {list(record.event)}"
         )
     return record
-
-
-def _package() -> str:
-    import asd_policy
-
-    return asd_policy.__version__
 
 
 @dataclass(frozen=True)

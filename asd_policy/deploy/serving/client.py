@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-import asd_policy
 from asd_policy._common.arrays import NUMPY, read_seed
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.tokens import check_token
@@ -235,7 +235,7 @@ class RemotePolicy:
         Raises:
             ServingError: The server cannot be reached, refuses, describes no policy, or another than before.
         """
-        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
+        opened = self._call("Open", pb.OpenRequest(package=PACKAGE_VERSION), pb.OpenReply, end)
         wrong = _wrong(opened)
         if wrong is None and self._identity not in (None, opened.policy):
             wrong = "has another policy or sampler than before"

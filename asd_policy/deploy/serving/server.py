@@ -18,9 +18,9 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-import asd_policy
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.dispatcher import Dispatcher, Request
@@ -383,9 +383,7 @@ class _Planner:
             backend=policy.backend.spec,
             exact=policy.sampler.exact,
         )
-        return pb.OpenReply(
-            session=session, lease=self._sessions.lease, policy=identity, package=asd_policy.__version__
-        )
+        return pb.OpenReply(session=session, lease=self._sessions.lease, policy=identity, package=PACKAGE_VERSION)
 
     async def _close(self, request: pb.CloseRequest, context: Any) -> pb.CloseReply:
         self._sessions.close(request.session)

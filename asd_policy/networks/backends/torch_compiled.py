@@ -10,7 +10,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job
 from asd_policy.networks.backends.few_points import FEW
-from asd_policy.networks.backends.torch_network import TorchDenoiser, prepare, try_out
+from asd_policy.networks.backends.torch_network import TorchDenoiser, torch_denoiser, try_out
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -72,7 +72,7 @@ def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> Torch
     Raises:
         BackendError: It is not a module of PyTorch's, or cannot be compiled here.
     """
-    denoiser = prepare(network, job, backend)
+    denoiser = torch_denoiser(network, job, backend)
     denoiser.run = Compiled(denoiser.core, backend.spec)
     for points in SIZES:
         try_out(denoiser, job, points)

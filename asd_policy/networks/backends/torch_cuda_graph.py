@@ -27,6 +27,6 @@ class TorchCudaGraph(TorchBackend):
                 "onnx run there"
             )
         from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
-        from asd_policy.networks.backends.torch_network import prepare
+        from asd_policy.networks.backends.torch_network import torch_denoiser
 
-        return GraphedDenoiser(prepare(network, job, self), job.device)
+        return GraphedDenoiser(torch_denoiser(network, job, self), job.device)

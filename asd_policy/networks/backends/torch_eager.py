@@ -22,8 +22,8 @@ class TorchEager(TorchBackend):
         """
         from torch import nn
 
-        from asd_policy.networks.backends.torch_network import prepare
+        from asd_policy.networks.backends.torch_network import torch_denoiser
 
         if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
             return network
-        return prepare(network, job, self)
+        return torch_denoiser(network, job, self)

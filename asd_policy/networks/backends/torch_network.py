@@ -71,7 +71,7 @@ def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
     denoiser(x, timestep, cond)
 
 
-def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
+def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
     """Return a network of PyTorch's in a backend's dtype, tried out where that is not float32.
 
     Args:

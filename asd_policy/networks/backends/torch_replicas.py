@@ -36,4 +36,4 @@ class TorchReplicas(TorchBackend):
         """
         from asd_policy.networks.backends.torch_parallel import Replicas
 
-        return Replicas(network, job, self)
+        return Replicas(network, job, self, None if self.devices is None else self.devices.split("+"))
