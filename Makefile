@@ -67,8 +67,8 @@ $(SUITES)/.installed: pyproject.toml constraints.txt
 
 $(EDGE)/.installed: $(STAMP)
 	@test -x $(EDGE)/bin/python || $(PYTHON) -m venv $(EDGE)
-	@echo "installing numpy, onnxruntime and safetensors into $(EDGE)"
-	@$(EDGE)/bin/python -m $(PIP) hatchling editables numpy onnxruntime safetensors pytest || $(NO_PIP)
+	@echo "installing numpy, array-api-compat, onnxruntime and safetensors into $(EDGE)"
+	@$(EDGE)/bin/python -m $(PIP) hatchling editables numpy array-api-compat onnxruntime safetensors pytest || $(NO_PIP)
 	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
 	@touch $@
 

@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 
-from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy and safetensors,
-and the files beside it; no environment, and no package besides. What the time does not allow, or the machine does not
-have, is left out, and results.json says so. Run again with the same --out, it takes up the networks that are trained.
+from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy, safetensors and
+array-api-compat, and the files beside it; no environment and no other package. What the time does not allow, or the
+machine does not have, is left out, and results.json says so. A second run with the same --out takes up the networks
+that the first one has trained.
 """
 
 import argparse

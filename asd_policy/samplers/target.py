@@ -132,7 +132,7 @@ class Target:
         flat, step = point.reshape(-1, point.shape[-1]), steps.reshape(-1)
         if live is None or bool(live.all()):
             return self.predict(flat, step, owners).reshape(point.shape)
-        which = arrays.where_true(live.reshape(-1))
+        which = xp.nonzero(live.reshape(-1))[0]
         clean = xp.zeros_like(flat)
         clean[which] = self.predict(flat[which], step[which], owners[which])
         return clean.reshape(point.shape)

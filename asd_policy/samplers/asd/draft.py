@@ -178,10 +178,10 @@ def roll_out(
     noises = sigma * turn(path.normals[at])
     clean = path.clean[at]
     follow = None if response is None else follow_window(path, rows, steps, at, clean, noises, sigma, response)
-    usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
+    usable = known[:, :, None] if follow is None else xp.astype(known, x.dtype)[:, :, None]
     points, guesses = [], []
     # Views of all slots at once: one by one they would cost as much as the arithmetic.
-    by_slot = (arrays.slots(values) for values in (a, b, noises, clean, usable))
+    by_slot = (xp.unstack(values, axis=1) for values in (a, b, noises, clean, usable))
     for slot, (a_k, b_k, noise, own, use) in enumerate(zip(*by_slot, strict=True)):
         guess = xp.where(use, own, guess) if follow is None else follow(slot, own, x, guess, use)
         points.append(x)
@@ -259,10 +259,11 @@ def follow_window(
     # rough than from one pair of predictions.
     slots = arrays.arange(steps.shape[1], steps)
     lag = slots[:, None] - slots
-    weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), clean.dtype), 0)
+    weights = xp.where(lag >= 0, SLOPE_DECAY ** xp.astype(lag.clip(min=0), clean.dtype), 0)
     shift, change = weights @ shift, weights @ change
-    tiny = arrays.tiny(clean)
+    tiny = float(xp.finfo(clean.dtype).smallest_normal)
     drift = gain * xp.concatenate([innovation, noises[:, :-1]], axis=1)
     precision = 1 / (path.free[rows][:, None] * sigma * sigma).clip(min=tiny)
     way = shift / (shift * shift).sum(-1)[..., None].clip(min=tiny)
-    return Follow(*map(arrays.slots, (gain, drift, anchor, precision, change - gain * shift, way)))
+    by_slot = (gain, drift, anchor, precision, change - gain * shift, way)
+    return Follow(*(xp.unstack(values, axis=1) for values in by_slot))

@@ -166,7 +166,7 @@ class Round:
         at = of if compact and len(rows) == 1 else (rows[:, None], xp.where(live, steps, end))
         if self.response is not None:
             clean = self.response.turn(clean)
-            again = arrays.cast(path.seen[at], point.dtype)[:, :, None]
+            again = xp.astype(path.seen[at], point.dtype)[:, :, None]
             path.shift[at] = again * (turned - path.points[at])
             path.change[at] = again * (clean - path.clean[at])
         path.points[at], path.clean[at], path.seen[at] = turned, clean, live

@@ -98,13 +98,13 @@ class Asd(Sampler):
         path = begin(target, tape, last_plan)
         round_ = Round(target, draft, VERIFIERS[setting.verify], response, setting.window)
         compact = is_compact(path)
-        rows = arrays.arange(len(path.x), path.x)
+        xp, rows = arrays.namespace(path.x), arrays.arange(len(path.x), path.x)
         going = path.cursor < len(target.chain)
         reserve(target, tape)
         while bool(going.any()) and target.allows(("round", setting)):
-            round_(path, arrays.where_true(going) if compact else rows, compact)
+            round_(path, xp.nonzero(going)[0] if compact else rows, compact)
             going = path.cursor < len(target.chain)
-        cut = arrays.where_true(going)
+        cut = xp.nonzero(going)[0]
         if len(cut):
             sample, calls = fall_back(target, lambda: target.predict(path.x[cut], path.cursor[cut], cut), cut, past)
             path.x[cut] = sample.reshape(len(cut), -1)
@@ -139,7 +139,7 @@ class Asd(Sampler):
         key = ("asd", *setting, *shapes(target, tape))
         recorded = launcher.keep(key, lambda: StaticRounds(launcher, target, tape, *how))
         sample, counts = recorded(target, tape, last_plan, response)
-        cut = arrays.where_true(counts.cursor < len(target.chain))
+        cut = arrays.namespace(counts.cursor).nonzero(counts.cursor < len(target.chain))[0]
         if len(cut):
             rows = arrays.asarray(cut, arrays.device_of(sample))
             finished, calls = fall_back(target, lambda: recorded.jump()[rows], rows, past)
