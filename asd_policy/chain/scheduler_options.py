@@ -127,7 +127,7 @@ def configuration(scheduler: Any) -> dict[str, Any]:
     return {"_class_name": name} | {key: given.get(key, default) for key, default in _DEFAULTS[name].items()}
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check_options(config: Mapping[str, Any]) -> None:
     """Refuse values that are of the wrong type or out of range, and variances that depend on the network."""
     variance_type = config.get("variance_type")
     if variance_type in ("learned", "learned_range"):

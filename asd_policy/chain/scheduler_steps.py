@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asd_policy._common import arrays
-from asd_policy.chain.scheduler_options import BETA, INTEGER, check, check_eta, configuration, is_a
+from asd_policy.chain.scheduler_options import BETA, INTEGER, check_eta, check_options, configuration, is_a
 from asd_policy.errors import ChainError
 
 
@@ -22,7 +22,7 @@ def read_schedule(
     Arguments and errors are those of `GaussianChain.from_scheduler`.
     """
     config = configuration(scheduler)
-    check(config)
+    check_options(config)
     check_eta(config["_class_name"], eta)
     with arrays.on_cpu():
         return _coefficients(config, num_inference_steps, eta), config

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.chain.scheduler_options import check, configuration
+from asd_policy.chain.scheduler_options import check_options, configuration
 from asd_policy.checkpoints.onnx.chain import contradiction
 from asd_policy.errors import CheckpointError
 from asd_policy.policy.policy import Horizons
@@ -37,7 +37,7 @@ Map = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Record:
+class PolicyRecord:
     """What an exported file says of the policy it is."""
 
     package: str
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value.tolist()
 
 
-def read_record(text: str) -> Record:
+def read_record(text: str) -> PolicyRecord:
     """Read a record; it comes from an untrusted file.
 
     Raises:
@@ -130,7 +130,7 @@ def read_record(text: str) -> Record:
             f"export the policy anew with `asd-policy export`"
         )
     features = top.get("observation")
-    record = Record(
+    record = PolicyRecord(
         package=top.get("package").text(),
         source=top.get("source").mapping(),
         network=top.get("network").text(),
@@ -230,7 +230,7 @@ def _read_chain(entry: _Entry) -> GaussianChain:
     # The samplers of few steps make their schedulers of it.
     stored = entry.get("config")
     config = configuration(stored.mapping())
-    check(config)
+    check_options(config)
     if config["trained_betas"] is not None:
         stored.get("trained_betas").numbers(config["num_train_timesteps"])
     timesteps = entry.get("timesteps").numbers()

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from asd_policy._common.arrays import read_seed
 from asd_policy._common.border import clipped
-from asd_policy.deploy.realtime.worker import Worker
+from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import LoopError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Link:
 
     def __init__(self, read_observation: ReadObservation, write_action: WriteAction) -> None:
         """Start the thread that reads."""
-        self.reader = Worker("asd_policy reading", read_observation)
+        self.reader = CallThread("asd_policy reading", read_observation)
         """The thread."""
         self.write = write_action
         self._void = False

@@ -11,7 +11,7 @@ from asd_policy.deploy.realtime.options import LoopOptions, checked_action
 from asd_policy.deploy.realtime.planner import check_plan
 from asd_policy.deploy.realtime.telemetry import Recorder
 from asd_policy.deploy.realtime.timebase import Timebase
-from asd_policy.deploy.realtime.worker import Worker
+from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import AsdError, LoopError
 from asd_policy.policy.continuity import REMEMBERED, commit, seam
 from asd_policy.policy.planner import Planner
@@ -24,7 +24,7 @@ class Ticker:
         self,
         link: Link,
         planner: Planner,
-        worker: Worker,
+        worker: CallThread,
         options: LoopOptions,
         patience: float,
         recorder: Recorder,

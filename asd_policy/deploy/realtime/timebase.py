@@ -4,7 +4,7 @@ import threading
 import time
 from typing import Protocol
 
-from asd_policy.deploy.realtime.worker import Outcome, Worker
+from asd_policy.deploy.realtime.worker import CallThread, Outcome
 
 
 class Timebase(Protocol):
@@ -18,7 +18,7 @@ class Timebase(Protocol):
         """Return at an instant of this clock [s], at once if it is past, or when `stop` is set."""
         ...
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
         """Return what the planner has come to by now, None while it plans; it began at the instant `since` [s]."""
         ...
 
@@ -36,7 +36,7 @@ class RealTime:
         if left > 0:
             stop.wait(left)
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
         """Look whether there is one."""
         return planner.outcome()
 
@@ -64,6 +64,6 @@ class VirtualTime:
         """Set the clock forward."""
         self._now = max(self._now, instant)
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
         """Return nothing until the latency is over, then wait."""
         return planner.outcome(None) if self._now >= since + self._latency else None
