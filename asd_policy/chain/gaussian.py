@@ -114,7 +114,7 @@ class GaussianChain:
         return cls(config=config, **coefficients)
 
     def tables(self, device: Device, dtype: Any) -> ChainTables:
-        """Return the coefficients as tensors; made once per device and dtype."""
+        """Convert the coefficients to tensors, once per device and dtype."""
         key = (device, dtype)
         if key not in self._tables:
 
@@ -180,5 +180,5 @@ def transition(a: Array, clean: Array, sigma: Array, noise: Array, b: Array, x: 
 
 
 def push(a: Array, clean: Array, sigma: Array, noise: Array) -> Array:
-    """Return the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
+    """Compute the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
     return a * clean + sigma * noise

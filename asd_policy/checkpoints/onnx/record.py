@@ -69,7 +69,7 @@ class PolicyRecord:
 
 
 def write_record(policy: "Policy", network: str, parameters: int, graph: str, source: Mapping[str, Any]) -> str:
-    """Return the record of a policy as JSON.
+    """Write the record of a policy as JSON.
 
     Args:
         policy: What is exported.
@@ -105,7 +105,7 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and mappings of other kinds, as JSON has them."""
+    """Convert NumPy's numbers and arrays, and mappings of other types, for JSON."""
     return dict(value) if isinstance(value, Mapping) else value.tolist()
 
 
@@ -177,7 +177,7 @@ class _Entry:
         return value if least <= value <= most and not isinstance(value, bool) else self._refuse(wanted)
 
     def numbers(self, count: int | None = None) -> Floats:
-        """Return an array [count], or of any length but 0."""
+        """Read an array [count], or one of any length but 0."""
         wanted = f"a list of {count or 'finite'} numbers"
         values = self._array(self._is(list, wanted), wanted)
         return values if len(values) and count in (None, len(values)) else self._refuse(wanted)

@@ -129,7 +129,7 @@ class StoredTensor:
 
 
 def read_pickle(data: bytes, source: str) -> Any:
-    """Return what a pickle describes: plain values, with records and stored tensors in the place of objects.
+    """Read what a pickle describes: plain values, with records and stored tensors in the place of objects.
 
     Containers may hold themselves, as pickled objects do: walk them along known paths, not all over.
 
@@ -262,7 +262,7 @@ def _check_key(key: Any) -> None:
 
 
 def _expect(value: Any, kind: Any) -> Any:
-    """Return a value of a kind, or raise the TypeError of a damaged pickle."""
+    """Check the type of a value; another one is the TypeError of a damaged pickle."""
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} where the pickle needs something else")
     return value
@@ -276,7 +276,7 @@ def _global(module: str, name: str) -> Global:
 
 
 def _maker(maker: Any, called: bool) -> str:
-    """Return the name of what makes an object; refuse one that a pickle has no reason to call."""
+    """Find the name of what makes an object; refuse one that a pickle has no reason to call."""
     if isinstance(maker, Record) and maker.kind in DILL_TYPES:
         return maker.kind
     name = _expect(maker, Global).name
@@ -289,7 +289,7 @@ def _maker(maker: Any, called: bool) -> str:
 
 
 def _make(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return what stands for a call or a new object."""
+    """Make what stands for a call or a new object."""
     if name in MAPPINGS:
         return {}
     if name != TENSOR or (arguments and isinstance(arguments[0], Record)):  # such a storage is of another dtype
@@ -308,7 +308,7 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _storage(identifier: Any) -> Storage | Record:
-    """Return the storage that `torch.save` calls ("storage", class, key, device, numel); of other dtypes a record."""
+    """Read a storage, for `torch.save` ("storage", class, key, device, numel); a record where the dtype is another."""
     _, kind, key, _, numel = _expect(identifier, tuple)
     named = isinstance(key, str) and len(key) <= MAX_NAME
     if not (isinstance(kind, Global) and named and _counts((numel,))):
@@ -317,7 +317,7 @@ def _storage(identifier: Any) -> Storage | Record:
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    """Return whether values are a tuple of sizes or strides that a tensor can have; True and False are none."""
+    """Tell whether values are a tuple of sizes or strides that a tensor can have; True and False are no numbers."""
     if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
         return False
     return all(type(value) is int and 0 <= value < 2**63 for value in values)

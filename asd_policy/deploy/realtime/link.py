@@ -39,7 +39,7 @@ class Link:
         self._void = self.reader.busy
 
     def read(self, patience: float) -> Any:
-        """Return an observation, or None if there is none in time; the next call then waits for the same one.
+        """Read an observation; None if there is none in time, and the next call then waits for the same one.
 
         Args:
             patience: How long to wait [s].
@@ -81,7 +81,7 @@ class EnvLink:
         self._observation, _ = env.reset(seed=None if seed is None else read_seed(seed))
 
     def read_observation(self) -> Any:
-        """Return what the last reset or step brought."""
+        """Give the observation that the last reset or step brought."""
         return self._observation
 
     def write_action(self, action: npt.NDArray[np.float32]) -> None:

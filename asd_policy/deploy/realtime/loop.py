@@ -204,7 +204,7 @@ class ControlLoop:
         return self.telemetry()
 
     def telemetry(self) -> Telemetry:
-        """Return what the loop has done so far; from any thread, while it runs and after it."""
+        """Report what the loop has done so far; from any thread, while it runs and after it."""
         return self._recorder.telemetry()
 
     @property

@@ -154,11 +154,11 @@ class Ticker:
         self._recorder.state, self.fault, self._recorder.fault = "running", None, None
 
     def _rest(self) -> npt.NDArray[np.float32]:
-        """Return the actions of the plan [n, action_dim] from the one for this step on."""
+        """Slice the plan's actions [n, action_dim] from the one for this step on."""
         return self._chunk[self._steps - self._chunk_step :]
 
     def _ahead(self) -> npt.NDArray[np.float32]:
-        """Return what the robot goes on to do [n, action_dim]: the rest of the plan, or its last action."""
+        """List the actions that the robot goes on with [n, action_dim]: the rest of the plan, or its last action."""
         return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1) :]
 
     def _action(self) -> npt.NDArray[np.float32] | None:

@@ -11,15 +11,15 @@ class Timebase(Protocol):
     """A clock that never goes back."""
 
     def now(self) -> float:
-        """Return the time [s] since an instant that does not matter."""
+        """Read the clock [s], which counts from any instant."""
         ...
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
-        """Return at an instant of this clock [s], at once if it is past, or when `stop` is set."""
+        """Wait until an instant of this clock [s], not at all if it is past, or until `stop` is set."""
         ...
 
     def outcome(self, planner: CallThread, since: float) -> Outcome | None:
-        """Return what the planner has come to by now, None while it plans; it began at the instant `since` [s]."""
+        """Take the planner's outcome, None while it plans; the plan was begun at the instant `since` [s]."""
         ...
 
 
@@ -57,7 +57,7 @@ class VirtualTime:
         self._now = 0.0
 
     def now(self) -> float:
-        """Return the last deadline [s]."""
+        """Read the last deadline [s]."""
         return self._now
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
@@ -65,5 +65,5 @@ class VirtualTime:
         self._now = max(self._now, instant)
 
     def outcome(self, planner: CallThread, since: float) -> Outcome | None:
-        """Return nothing until the latency is over, then wait."""
+        """Hold the outcome back until the latency is over, then wait for it."""
         return planner.outcome(None) if self._now >= since + self._latency else None

@@ -167,7 +167,7 @@ class RemotePolicy:
         self.last_plan = None
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
-        """Return the next action; the server plans when the queue is empty.
+        """Give the next action; the server plans when the queue is empty.
 
         Args:
             observation: As for `Policy.select_action`.
@@ -226,7 +226,7 @@ class RemotePolicy:
         return self._identity
 
     def _end(self) -> float:
-        """Return until when something that begins now may take, on the clock `time.monotonic` [s]."""
+        """Compute when something that begins now has to end, on the clock `time.monotonic` [s]."""
         return time.monotonic() + self._timeout
 
     def _open(self, end: float) -> None:
@@ -250,7 +250,7 @@ class RemotePolicy:
             self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
     def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
-        """Return a plan for what the robot sees now."""
+        """Ask for a plan for what the robot sees now."""
         start = time.perf_counter()
         try:
             reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
@@ -308,7 +308,7 @@ class RemotePolicy:
             raise ServingError(f"the server at {self.address} sent no {reply.DESCRIPTOR.full_name}") from None
 
     def _error(self, error: grpc.RpcError) -> ServingError:
-        """Return what a call's end means."""
+        """Translate a call's status to an error."""
         # What a call of one message raises is also a call, though its type does not say so.
         code, details = error.code(), error.details() or ""
         wait = next((sent.value for sent in error.trailing_metadata() or () if sent.key == wire.RETRY_AFTER), None)
@@ -327,7 +327,7 @@ class RemotePolicy:
 
 
 def _wrong(opened: pb.OpenReply) -> str | None:
-    """Return what cannot be in a server's description of its policy; memory and loops here follow its numbers."""
+    """Explain why a server's description of its policy is refused, else None; memory and loops here follow its numbers."""
     for name, value, least, most in _numbers(opened):
         if not least <= value <= most:
             return f"describes no policy: {name}={value} is not in {least} … {most}"

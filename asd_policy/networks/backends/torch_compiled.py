@@ -67,7 +67,7 @@ class Compiled:
 
 
 def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
-    """Return a network, compiled for any number of points.
+    """Compile a network for any number of points.
 
     Raises:
         BackendError: It is not a module of PyTorch's, or cannot be compiled here.
@@ -80,7 +80,7 @@ def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> Torch
 
 
 def _reason(error: BaseException) -> str:
-    """Return in a line why the compiler failed."""
+    """Explain in one line why the compiler failed."""
     said = str(error).strip() or type(error).__name__
     if re.search(r"\bC(\+\+)? compiler\b", said):
         return "it needs a C++ compiler and finds none that works; install g++ or clang, or name one in CXX"

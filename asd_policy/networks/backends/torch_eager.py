@@ -15,7 +15,7 @@ class TorchEager(TorchBackend):
     name: ClassVar[str] = "torch-eager"
 
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network with its conditioning computed once; a function that is no module, as it is.
+        """Make the network compute its conditioning once per plan; a function that is no module stays as it is.
 
         Raises:
             BackendError: The network cannot be computed in the dtype on the job's device.

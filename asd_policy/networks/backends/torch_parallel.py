@@ -47,7 +47,7 @@ class Replicas:
             self._replicas.append(torch_denoiser(there, replace(job, device=device), backend))
 
     def encode(self, cond: Tensor) -> Tensor:
-        """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E], by the first replica."""
+        """Encode conditioning [B, cond_dim] once per plan, by the first replica: [B, E]."""
         return self._replicas[0].encode(cond)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
@@ -79,12 +79,12 @@ class Replicas:
 
 @lru_cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Return threads, started once. PyTorch lets go of the interpreter inside an operation, so that theirs overlap."""
+    """Start threads, once. PyTorch releases the interpreter inside an operation, so that theirs overlap."""
     return ThreadPoolExecutor(count, thread_name_prefix="torch-replicas")
 
 
 def _find_devices(backend: TorchBackend, names: Sequence[str] | None) -> list[torch.device]:
-    """Return the devices to use.
+    """Find the devices to use.
 
     Raises:
         BackendError: One is not there.
