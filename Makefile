@@ -67,8 +67,8 @@ $(SUITES)/.installed: pyproject.toml constraints.txt
 
 $(EDGE)/.installed: $(STAMP)
 	@test -x $(EDGE)/bin/python || $(PYTHON) -m venv $(EDGE)
-	@echo "installing lazy-loader, numpy, onnxruntime and safetensors into $(EDGE)"
-	@$(EDGE)/bin/python -m $(PIP) hatchling editables lazy-loader numpy onnxruntime safetensors pytest || $(NO_PIP)
+	@echo "installing array-api-compat, lazy-loader, numpy, onnxruntime and safetensors into $(EDGE)"
+	@$(EDGE)/bin/python -m $(PIP) hatchling editables array-api-compat lazy-loader numpy onnxruntime safetensors pytest || $(NO_PIP)
 	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
 	@touch $@
 

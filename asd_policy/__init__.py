@@ -5,22 +5,18 @@ importing torch takes seconds.
 """
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import lazy_loader
 
 from asd_policy._common import deprecated
+from asd_policy._common.version import PACKAGE_VERSION
 
 # ONNX Runtime looks up its vendor's telemetry host when it is imported, and keeps a device id in the user's cache. Who
 # wants that sets the variable to 0; to be read it has to be there before anything here imports ONNX Runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-try:
-    __version__ = version("asd-policy")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
-
+__version__ = PACKAGE_VERSION
 _load, _, _public = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted([*_public, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]  it reads the stub instead
 deprecated.keep_modules()

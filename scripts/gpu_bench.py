@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 
-from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy and safetensors,
-and the files beside it; no environment, and no package besides. What the time does not allow, or the machine does not
-have, is left out, and results.json says so. Run again with the same --out, it takes up the networks that are trained.
+from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy, safetensors,
+array-api-compat and lazy-loader, and the files beside it; no environment and no other package. What the time does not allow, or the
+machine does not have, is left out, and results.json says so. A second run with the same --out takes up the networks
+that the first one has trained.
 """
 
 import argparse
@@ -103,7 +104,7 @@ class Budget:
         return self._end - time.monotonic()
 
     def slice_of(self, seconds: float) -> Callable[[], bool]:
-        """Return what says whether a part of so many seconds that begins now may go on."""
+        """Make a function that tells whether a part of so many seconds that begins now may go on."""
         end = min(time.monotonic() + seconds, self._end)
         return lambda: time.monotonic() < end
 
@@ -167,18 +168,18 @@ class Run:
         return sound
 
     def share_of(self, parts: Sequence[tuple[Subject, int]]) -> float:
-        """Return the seconds that the first of the parts still to come may take: its share of what trainings leave."""
+        """Compute the seconds that the first of the parts still to come may take: its share of what trainings leave."""
         to_train = {subject for subject, _ in parts if subject.training_share and not self.folder(subject).exists()}
         training = self._seconds * sum(subject.training_share for subject in to_train)
         weights = [self.size.batches[batch] for _, batch in parts]
         return max(self.budget.left - training, 0) * weights[0] / sum(weights)
 
     def folder(self, subject: Subject) -> Path:
-        """Return where a network that is trained here is kept."""
+        """Name the folder of a network that is trained here."""
         return self.out / f"network-{subject.name}"
 
     def policy_of(self, subject: Subject) -> Policy:
-        """Return the policy with a network, loaded or trained now."""
+        """Load or train a network, and make its policy."""
         if subject.down_dims is None:
             return self.checkpoint
         folder = self.folder(subject)
@@ -224,7 +225,7 @@ class Run:
             say("  " + line(each))
 
     def contenders(self, policy: Policy, what: str) -> list[Contender]:
-        """Return what can run here of what is to be entered."""
+        """List what of the entries can run here."""
         entered = []
         for spec, samplers in self.size.entered:
             try:
@@ -241,7 +242,7 @@ class Run:
         return entered
 
     def states(self, policy: Policy) -> States:
-        """Return the recorded states, with the plans that this network would have made before them."""
+        """Make the recorded states, with the plans that this network would have made before them."""
         recording = self.recording.first_states(self.size.states)
         last_plans = gpu_bench_data.last_plans(policy, recording, self.seed)
         return States(recording.cond.to(policy.device), last_plans, recording.episode)
@@ -258,7 +259,7 @@ class Run:
 
 
 def line(each: dict[str, Any]) -> str:
-    """Return one contender's results in a line."""
+    """Format one contender's results in a line."""
     latency, interval = each["latency_ms"], each["wall_clock_speedup_ci95"]
     percentiles = " / ".join(f"{latency[key]:.3g}" for key in ("p50", "p95", "p99", "max"))
     speedup = "" if each["wall_clock_speedup"] is None else f", {each['wall_clock_speedup']:.2f}×"

@@ -46,7 +46,7 @@ class Recording:
     """How it was recorded."""
 
     def first_states(self, count: int) -> "Recording":
-        """Return the recording with so many of its states."""
+        """Cut the recording to its first states."""
         return replace(
             self,
             cond=self.cond[:count],
@@ -131,7 +131,7 @@ def load(path: Path) -> Recording:
 
 
 def last_plans(policy: Policy, recording: Recording, seed: int) -> Tensor:
-    """Return what a policy of its own planned before each state [N, *event], moved on to it; zeros at the start.
+    """Plan before each state with a policy's own sampler [N, *event], moved on to the state; zeros at the start.
 
     The states were met with another network's plans; what they were drafted from has to be the network's own.
     """

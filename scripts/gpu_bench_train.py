@@ -107,14 +107,14 @@ def train(
 
 
 def mixing(chain: GaussianChain) -> tuple[Tensor, Tensor]:
-    """Return √ᾱ and √(1 − ᾱ) of each step of a chain whose network predicts noise, float32 [K]."""
+    """Compute √ᾱ and √(1 − ᾱ) of each step of a chain whose network predicts noise, float32 [K]."""
     # x̂0 = (x − √(1 − ᾱ) ε) / √ᾱ
     signal = 1 / torch.as_tensor(chain.input_scale)
     return signal.float(), (-torch.as_tensor(chain.output_scale) * signal).float()
 
 
 def learning_rate(share: float) -> float:
-    """Return the learning rate when a share 0 … 1 of the time has passed."""
+    """Compute the learning rate when a share 0 … 1 of the time has passed."""
     if share < WARM_UP_SHARE:
         return PEAK_LEARNING_RATE * share / WARM_UP_SHARE
     return PEAK_LEARNING_RATE * (1 + math.cos(math.pi * min(share, 1))) / 2

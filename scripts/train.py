@@ -67,7 +67,7 @@ class Options:
 
 
 def record_episode(env: gymnasium.Env[Any, Any], noise: float, seed: int) -> Demonstration | None:
-    """Return one demonstration, or None where the expert failed.
+    """Record one demonstration; None where the expert failed.
 
     The expert's own action is recorded and a noisy one executed, so that the data shows how to recover
     (as in DART, arXiv 1703.09327).
@@ -112,7 +112,7 @@ def demonstrate(options: Options, progress: Progress) -> list[Demonstration]:
 
 
 def measure_statistics(windows: dict[str, Tensor]) -> Statistics:
-    """Return minimum, maximum, mean and standard deviation of every feature.
+    """Compute minimum, maximum, mean and standard deviation of every feature.
 
     A coordinate that (almost) never moves gets a range of 1 either way: scaled by its own tiny range, the first
     unseen value would be thrown far outside of what the network knows.

@@ -1,7 +1,8 @@
-"""The seam between PyTorch and NumPy: what the two spell differently, and nothing else.
+"""The seam between PyTorch and NumPy, so that the same samplers run on a GPU and on a board without PyTorch.
 
-The samplers are written in what both have in common (operators, indexing, functions of equal name), so that one text
-serves a GPU and a board without PyTorch. Annotations say `Array` and are checked as tensors'.
+The samplers use operators, indexing, and the functions of `namespace(x)`, which `array_api_compat` names alike for both
+libraries. Here is what the array API lacks: devices that tell NumPy from PyTorch's CPU, arrays like another, special
+functions, noise, and PyTorch's contexts. Annotations say `Array`, which a type checker takes for a tensor.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import numpy as numpy_functions
 
 from asd_policy._common import normal
 from asd_policy.errors import CheckpointError, SpecError
@@ -32,35 +34,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NUMPY: Any = "numpy"
-"""The device of NumPy's arrays; that of a tensor is its `device`."""
+"""The device of NumPy's arrays, which have none of their own; a tensor's is its `device`."""
 SEEDS = 2**64
 """Number of seeds: 0 … 2⁶⁴ − 1."""
 
 
-def is_numpy(x: Any) -> bool:
-    """Return whether this is an array of NumPy's."""
-    return isinstance(x, np.ndarray)
-
-
 def namespace(x: Any) -> Any:
-    """Return the module whose functions take an array like this: torch or numpy."""
-    if isinstance(x, np.ndarray):
-        return np
-    import torch
+    """Find the functions for an array: the array API's, and the others of its library.
 
-    return torch
+    `array_api_compat.array_namespace` takes five times as long, and every round asks.
+    """
+    if isinstance(x, np.ndarray):
+        return numpy_functions
+    import array_api_compat.torch as torch_functions  # only here: it imports torch
+
+    return torch_functions
 
 
 def device_of(x: Any) -> Any:
-    """Return where an array is."""
+    """Find the device of an array. `array_api_compat.device` says "cpu" for NumPy and for PyTorch's CPU alike."""
     return NUMPY if isinstance(x, np.ndarray) else x.device
 
 
 def find_device(name: Any) -> Device:
-    """Return a device by its name; where PyTorch is not installed, "cpu" means NumPy.
+    """Find a device by its name; where PyTorch is not installed, "cpu" means NumPy.
 
     Raises:
-        SpecError: It cannot be used here.
+        SpecError: The device cannot be used here.
     """
     if name == NUMPY or (name == "cpu" and find_spec("torch") is None):
         return NUMPY
@@ -76,7 +76,7 @@ def find_device(name: Any) -> Device:
 
 
 def on_cpu() -> AbstractContextManager[Any]:
-    """Return the context in which tensors are made on the CPU, whatever the user's default device."""
+    """Make a context in which new tensors are on the CPU, whatever the user's default device."""
     if find_spec("torch") is None:
         return contextlib.nullcontext()
     import torch
@@ -85,12 +85,12 @@ def on_cpu() -> AbstractContextManager[Any]:
 
 
 def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
-    """Return values as an array on a device.
+    """Convert values to an array on a device.
 
     Args:
-        values: An array of either library, or what makes one.
+        values: An array of either library, or anything that one can be made of.
         device: `NUMPY`, or a torch device.
-        dtype: The name of a dtype, such as "float32", or the device's library's own; None for that of the values.
+        dtype: A dtype's name, such as "float32", or a dtype of the device's library; None keeps that of the values.
     """
     if device == NUMPY:
         array: Any = to_numpy(values)
@@ -104,17 +104,17 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def checked_float32(values: Any, name: str) -> Array:
-    """Return a tensor from an untrusted file in float32, whatever the user's default dtype.
+    """Convert a tensor from an untrusted file to float32, whatever the user's default dtype.
 
-    Integers, flags and complex numbers are not what networks and their statistics are stored as, and eight bits mean
-    nothing without the scales beside them.
+    Integers, booleans and complex numbers are refused, because no network or statistics are stored as these; floats of
+    eight bits, because they mean nothing without the scales beside them.
 
     Args:
         values: The tensor.
-        name: Where it is, for messages.
+        name: Name of the tensor, for messages.
 
     Raises:
-        CheckpointError: It is of another dtype than `FLOATS`, or holds what is no finite number in float32.
+        CheckpointError: The dtype is none of `FLOATS`, or a number is not finite in float32.
     """
     if str(values.dtype).removeprefix("torch.") not in FLOATS:
         raise CheckpointError(f"{name} holds {values.dtype}, not floating-point numbers ({', '.join(FLOATS)})")
@@ -125,12 +125,12 @@ def checked_float32(values: Any, name: str) -> Array:
 
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:
-    """Return an array as NumPy's."""
+    """Convert an array to NumPy's."""
     return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
 def zeros(shape: Sequence[int], like: Any, kind: type | None = None) -> Array:
-    """Return zeros where `like` is, of its dtype, or of bool or int (64 bits)."""
+    """Make zeros on the device of `like`, in its dtype, or in bool or int64."""
     if isinstance(like, np.ndarray):
         zeroed: Any = np.zeros(shape, like.dtype if kind is None else kind)
         return zeroed
@@ -141,7 +141,7 @@ def zeros(shape: Sequence[int], like: Any, kind: type | None = None) -> Array:
 
 
 def arange(count: int, like: Any) -> Array:
-    """Return 0 … count − 1, int64, where `like` is."""
+    """Count 0 … count − 1 in int64 on the device of `like`."""
     if isinstance(like, np.ndarray):
         counted: Any = np.arange(count)
         return counted
@@ -150,61 +150,22 @@ def arange(count: int, like: Any) -> Array:
     return torch.arange(count, device=like.device)
 
 
-def cast(x: Any, dtype: Any) -> Array:
-    """Return an array in a dtype of its library."""
-    cast: Any = x.astype(dtype, copy=False) if isinstance(x, np.ndarray) else x.to(dtype)
-    return cast
-
-
-def double(x: Any) -> Array:
-    """Return an array in 64 bits."""
-    return cast(x, namespace(x).float64)
-
-
 def copied(x: Any) -> Array:
-    """Return a copy of an array."""
+    """Copy an array."""
     copy: Any = x.copy() if isinstance(x, np.ndarray) else x.clone()
     return copy
 
 
-def tiny(x: Any) -> float:
-    """Return the smallest normal number of an array's dtype."""
-    return float(namespace(x).finfo(x.dtype).tiny)
-
-
-def is_floating(x: Any) -> bool:
-    """Return whether an array has floating-point numbers."""
-    return np.issubdtype(x.dtype, np.floating) if isinstance(x, np.ndarray) else x.is_floating_point()
-
-
-def slots(x: Any) -> Sequence[Array]:
-    """Return the entries of x [R, n, …] along its second axis, n views [R, …]."""
-    views: Any = np.moveaxis(x, 1, 0) if isinstance(x, np.ndarray) else x.unbind(1)
-    return views
-
-
-def where_true(mask: Any) -> Array:
-    """Return the indices at which a mask [n] is true."""
-    found: Any = np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().squeeze(1)
-    return found
-
-
-def take_along(x: Any, index: Any) -> Array:
-    """Return the entries of x [R, n] at places index [R, m] of each row."""
-    taken: Any = np.take_along_axis(x, index, 1) if isinstance(x, np.ndarray) else x.gather(1, index)
-    return taken
-
-
 def running_maximum(x: Any) -> Array:
-    """Return the largest entry so far in each row of x [R, n]."""
+    """Compute the running maximum along each row of x [R, n]."""
     highest: Any = np.maximum.accumulate(x, axis=1) if isinstance(x, np.ndarray) else x.cummax(1).values
     return highest
 
 
 def log_ndtr(x: Any) -> Array:
-    """Return ln Φ, the logarithm of the standard normal's CDF, elementwise."""
+    """Compute ln Φ, the logarithm of the standard normal CDF, elementwise."""
     if isinstance(x, np.ndarray):
-        logarithm: Any = normal.log_ndtr(x)
+        logarithm: Any = normal.log_cdf(x)
         return logarithm
     import torch
 
@@ -212,9 +173,9 @@ def log_ndtr(x: Any) -> Array:
 
 
 def ndtri(p: Any) -> Array:
-    """Return the standard normal's quantile, elementwise."""
+    """Compute the standard normal quantile, elementwise."""
     if isinstance(p, np.ndarray):
-        quantile: Any = normal.ndtri(p)
+        quantile: Any = normal.quantile(p)
         return quantile
     import torch
 
@@ -223,7 +184,7 @@ def ndtri(p: Any) -> Array:
 
 @contextlib.contextmanager
 def sampling(device: Any) -> Iterator[None]:
-    """Enter the context of a sampler's arithmetic: no gradients, no autocast, no warning where ∞ · 0 is masked."""
+    """Enter the context of a sampler's arithmetic: no gradients, no autocast, no warnings of ∞ · 0, which is masked."""
     if device == NUMPY:
         with np.errstate(all="ignore"):
             yield
@@ -257,7 +218,7 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:
-    """Return the context for calling a network whose gradients nobody wants."""
+    """Make the context for calling a network without gradients."""
     if device == NUMPY:
         return contextlib.nullcontext()
     import torch
@@ -266,13 +227,13 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
 
 
 def ordinary(x: Any) -> Array:
-    """Return an array that may be written into and be part of a loss: a copy of what `sampling` has made."""
+    """Make an array writable and usable in a loss: copy it if it was made in `sampling`, else return it as it is."""
     made: Any = x if isinstance(x, np.ndarray) or not x.is_inference() else x.clone()
     return made
 
 
 def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
-    """Return a context with the autocast that is on now for a device, to enter again where it is off."""
+    """Make a context that restores the autocast that is on now for a device, for use where it is off."""
     if device == NUMPY:
         return contextlib.nullcontext()
     import torch
@@ -282,7 +243,7 @@ def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
 
 
 def synchronize(device: Any) -> None:
-    """Wait for a device that works on its own."""
+    """Wait until a GPU has done its work; a CPU has done it already."""
     if device != NUMPY and device.type == "cuda":
         import torch
 
@@ -290,14 +251,14 @@ def synchronize(device: Any) -> None:
 
 
 def read_seed(seed: SupportsIndex) -> int:
-    """Return a seed of any integer type as Python's.
+    """Convert a seed of any integer type to Python's int.
 
     Raises:
-        SpecError: It is none of 0 … 2⁶⁴ − 1.
+        SpecError: The seed is none of 0 … 2⁶⁴ − 1.
     """
     try:
         number = operator.index(seed)
-    except Exception:  # whatever what is no number raises
+    except Exception:  # a type of the user's may raise anything
         number = -1
     if not 0 <= number < SEEDS:
         raise SpecError(f"seed {seed!r} is not a whole number in 0 … {SEEDS - 1}")
@@ -305,7 +266,7 @@ def read_seed(seed: SupportsIndex) -> int:
 
 
 def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
-    """Return a source of noise for a device; None for a seed that the system makes up.
+    """Make a source of noise for a device; without a seed, the system chooses one.
 
     Raises:
         SpecError: The seed is none of 0 … 2⁶⁴ − 1.
@@ -324,7 +285,7 @@ def make_generator(device: Any, seed: SupportsIndex | None = None) -> Any:
 
 
 def normals(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None) -> Array:
-    """Return standard normal numbers; of None for a generator the library's global one."""
+    """Draw standard normal numbers; without a generator, from the library's global one."""
     if device == NUMPY:
         drawn: Any = _global(generator).standard_normal(shape, dtype or np.float32)
         return drawn
@@ -334,7 +295,7 @@ def normals(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None
 
 
 def uniforms(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None) -> Array:
-    """Return numbers that are uniform in [0, 1); of None for a generator the library's global one."""
+    """Draw uniform numbers in [0, 1); without a generator, from the library's global one."""
     if device == NUMPY:
         drawn: Any = _global(generator).random(shape, dtype or np.float32)
         return drawn

@@ -14,7 +14,7 @@ from asd_policy.errors import AsdError, ObservationError
 
 
 def as_numbers(value: Any, what: str, kind: type[AsdError] = ObservationError) -> npt.NDArray[Any]:
-    """Return real numbers as an array of NumPy's, which may share their memory.
+    """Convert real numbers to an array of NumPy's, which may share their memory.
 
     Args:
         value: An array of any strides, byte order and precision, a tensor anywhere, or nested lists.
@@ -38,7 +38,7 @@ def as_numbers(value: Any, what: str, kind: type[AsdError] = ObservationError) -
 
 
 def finite(values: npt.NDArray[Any], what: str, kind: type[AsdError] = ObservationError) -> npt.NDArray[np.float32]:
-    """Return numbers in 32 bits, as an array of their own.
+    """Convert numbers to float32, in an array of its own.
 
     Args:
         values: Real numbers of any precision.
@@ -59,7 +59,7 @@ def finite(values: npt.NDArray[Any], what: str, kind: type[AsdError] = Observati
 
 
 def clipped(action: npt.ArrayLike, space: Any) -> npt.NDArray[Any]:
-    """Return an action [action_dim] that is in an environment's action space, a Box.
+    """Clip an action [action_dim] to an environment's action space, a Box.
 
     An unnormalised one may overshoot the demonstrations' range by a rounding error.
     """

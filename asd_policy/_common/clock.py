@@ -36,7 +36,7 @@ class Clock(abc.ABC):
 
     @abc.abstractmethod
     def seconds(self, ticks: Sequence[Any]) -> list[float]:
-        """Return the time from each tick to the next [s]; waits for the last of them."""
+        """Measure the time from each tick to the next [s]; this waits for the last of them."""
 
 
 class HostClock(Clock):
@@ -47,7 +47,7 @@ class HostClock(Clock):
         return time.perf_counter()
 
     def seconds(self, ticks: Sequence[float]) -> list[float]:
-        """Return the differences."""
+        """Subtract each tick from the next [s]."""
         return [later - earlier for earlier, later in zip(ticks[:-1], ticks[1:], strict=True)]
 
 
@@ -73,7 +73,7 @@ class DeviceClock(Clock):
 
 
 def clock_of(device: "torch.device") -> Clock:
-    """Return the clock that goes with a device: events on a GPU, the monotonic clock on a CPU.
+    """Choose the clock of a device: events on a GPU, the monotonic clock on a CPU.
 
     Raises:
         SpecError: A device of another kind.
@@ -106,7 +106,7 @@ class Stopwatch:
         return before
 
     def stop(self) -> dict[str, float]:
-        """Return the time spent in each of `STAGES` [s] from the start until now."""
+        """Sum up the time spent in each of `STAGES` [s] from the start until now."""
         total = dict.fromkeys(STAGES, 0.0)
         between = self._clock.seconds([*self._ticks, self._clock.tick()])
         for stage, seconds in zip(self._stages, between, strict=True):

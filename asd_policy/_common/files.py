@@ -15,7 +15,7 @@ NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, er
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder of this package: $ASD_POLICY_CACHE, else asd_policy in the system's usual one.
+    """Find the user's cache folder of this package: $ASD_POLICY_CACHE, else asd_policy in the system's usual one.
 
     Raises:
         FileNotFoundError: Nothing says where that is.
@@ -78,7 +78,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """Return a name beside `path` that nobody else has: containers that share a folder may all have process id 1."""
+    """Make up a name beside `path` that nobody else has: containers that share a folder may all have process id 1."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.{ending}")
 
 

@@ -14,7 +14,7 @@ from asd_policy._common.arrays import NUMPY, Device
 
 
 def hardware(device: Device) -> str:
-    """Return what a device is: the GPU's name, or the CPU's with the number of threads torch uses."""
+    """Describe a device: the GPU's name, or the CPU's with the number of threads that torch uses."""
     if device == NUMPY:
         return f"{_processor()}, {os.cpu_count()} CPUs"
     import torch
@@ -27,7 +27,7 @@ def hardware(device: Device) -> str:
 
 
 def library(device: Device) -> str:
-    """Return the library whose arrays a device has, with its version."""
+    """Name the library whose arrays a device has, with its version."""
     if device == NUMPY:
         return f"numpy {np.__version__}"
     import torch
@@ -51,7 +51,7 @@ _PACKAGES = ("numpy", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "diff
 
 
 def versions(device: Device) -> dict[str, str | None]:
-    """Return the versions of what a measurement's speed depends on; None for what is not installed."""
+    """List the versions of what a measurement's speed depends on; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -70,7 +70,7 @@ def versions(device: Device) -> dict[str, str | None]:
 
 
 def power_state(device: Device) -> dict[str, Any]:
-    """Return what decides how fast a device runs just now, as far as it can be read; None for what cannot.
+    """Read what decides how fast a device runs just now; None for what cannot be read.
 
     For a CPU the governor and frequencies [kHz] of its first core; for a GPU clocks [MHz], power [W] and temperature
     [°C] as nvidia-smi says them. For both the host's load average over a minute, and the CPUs that may be used.
@@ -93,7 +93,7 @@ def power_state(device: Device) -> dict[str, Any]:
 
 
 def float32_precision() -> dict[str, str | bool]:
-    """Return what PyTorch may round float32 to in a GPU's matrix products and convolutions: TensorFloat-32 or not."""
+    """Report to what PyTorch may round float32 in a GPU's matrix products and convolutions: TensorFloat-32 or not."""
     import torch
 
     return {"matmul": torch.get_float32_matmul_precision(), "convolution_tf32": torch.backends.cudnn.allow_tf32}

@@ -12,7 +12,7 @@ _CLOSE = 0.85  # of difflib's ratio: a letter too few or too many in seven
 
 
 def unknown_names(given: Iterable[str], known: Collection[str], where: str, error: type[AsdError]) -> list[str]:
-    """Return the names that are not known; refuse one that is a known one misspelt, whose default would be taken.
+    """List the unknown names; refuse a misspelt known one, because its default would be taken in silence.
 
     Args:
         given: The names.
@@ -34,7 +34,7 @@ def unknown_names(given: Iterable[str], known: Collection[str], where: str, erro
 
 
 def unknown_note(unknown: Collection[str], where: str) -> tuple[str, ...]:
-    """Return a note on names that nobody here knows; none where there are none."""
+    """Write a note on unknown names; none where there are none."""
     shown = ", ".join(name[:_LONGEST] for name in list(unknown)[:10])
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
     return (f"{where} has names that are not known here and are not looked at: {shown}{more}",) if unknown else ()

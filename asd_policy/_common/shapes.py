@@ -70,7 +70,7 @@ def check_shape(value: Any, kind: Any, name: str) -> None:
 
 @lru_cache
 def _keys(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the types of an object's keys, and which it must have."""
+    """List the types of an object's keys, and the keys that it must have."""
     hints = get_type_hints(kind, include_extras=True)
     if is_typeddict(kind):
         return hints, kind.__required_keys__

@@ -9,7 +9,7 @@ from asd_policy.errors import SpecError
 T = TypeVar("T")
 
 
-def parse(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
+def parse_spec(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
     """Make an instance of the class that a spec names. A bare value stands for its first option: `ddim:10`.
 
     Args:

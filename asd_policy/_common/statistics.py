@@ -18,7 +18,7 @@ _Z95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Return Wilson's 95 % interval of a success rate (Wilson 1927)."""
+    """Compute Wilson's 95 % interval of a success rate (Wilson 1927)."""
     from scipy import stats
 
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
@@ -26,7 +26,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def enough_episodes(successes: Sequence[Sequence[bool]], half_width: float, every: int) -> int | None:
-    """Return after how many episodes Wilson's 95 % intervals of all success rates are narrow enough, or None if never.
+    """Find after how many episodes Wilson's 95 % interval of every success rate is narrow enough; None if never.
 
     To stop at a width, and not at an outcome, keeps an interval nearly honest (Frey, The American Statistician 64(3),
     2010); the tests simulate how nearly.
@@ -48,7 +48,7 @@ def enough_episodes(successes: Sequence[Sequence[bool]], half_width: float, ever
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
-    """Return a 95 % interval of the difference of two success rates over the same trials.
+    """Compute a 95 % interval of the difference of two success rates over the same trials.
 
     Newcombe's method 10 (Statistics in Medicine 17, 1998): the two Wilson intervals squared and added, with the
     correlation of the pairs. Unlike a bootstrap it has a width when no pair differs.
@@ -76,7 +76,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Return Student's 95 % interval of a mean, or None for fewer than two values."""
+    """Compute Student's 95 % interval of a mean; None for fewer than two values."""
     from scipy import stats
 
     if len(values) < 2:
@@ -87,7 +87,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> tuple[float, Interval | None]:
-    """Return the mean difference of pairs and its 95 % bootstrap interval, bias-corrected and accelerated (BCa).
+    """Compute the mean difference of pairs and its 95 % bootstrap interval, bias-corrected and accelerated (BCa).
 
     Efron, J. Am. Stat. Assoc. 82, 1987: it follows the skew that returns have, which Student's interval does not.
 
@@ -115,7 +115,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> tuple[f
 
 
 def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:
-    """Return a 95 % interval of the difference of the success rates of two groups of trials.
+    """Compute a 95 % interval of the difference of the success rates of two groups of trials.
 
     Newcombe's method 10 for unpaired proportions (Statistics in Medicine 17, 1998, p. 873): the two Wilson intervals,
     squared and added.
@@ -130,7 +130,7 @@ def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> Inte
 
 
 def entropy(modes: Counter[str]) -> float | None:
-    """Return the plug-in entropy of observed modes [nat], or None where there are none.
+    """Compute the plug-in entropy of observed modes [nat]; None where there are none.
 
     It underestimates by about (number of modes − 1)/(2 n): compare only counts of equal size.
     """
@@ -142,7 +142,7 @@ def entropy(modes: Counter[str]) -> float | None:
 
 
 def latency(seconds: Floats) -> dict[str, float]:
-    """Return the `latency_ms` of results.json: mean, percentiles and maximum of latencies [s], in milliseconds."""
+    """Compute the `latency_ms` of results.json: mean, percentiles and maximum of latencies [s], in milliseconds."""
     milliseconds = 1e3 * seconds
     return {
         "mean": float(milliseconds.mean()),
@@ -152,7 +152,7 @@ def latency(seconds: Floats) -> dict[str, float]:
 
 
 def welch_difference(first: tuple[float, Interval, int], second: tuple[float, Interval, int]) -> Interval:
-    """Return Welch's 95 % interval of the difference of two means of independent values (Biometrika 34, 1947).
+    """Compute Welch's 95 % interval of the difference of two means of independent values (Biometrika 34, 1947).
 
     Args:
         first: Mean, its interval by `mean_interval` and the number of values; counted positive.
@@ -174,7 +174,7 @@ def welch_difference(first: tuple[float, Interval, int], second: tuple[float, In
 
 
 def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Interval | None]:
-    """Return the ratio of two means of pairs, and its 95 % interval; None for fewer than two pairs.
+    """Compute the ratio of two means of pairs, and its 95 % interval; None for fewer than two pairs.
 
     Pairs are resampled, so that what slows both of a pair down widens nothing.
 
@@ -187,7 +187,7 @@ def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Inter
 
 
 def cluster_ratio(numerator: Floats, denominator: Floats, paired: bool) -> tuple[float, Interval | None]:
-    """Return the ratio of two means over clusters of values, and its 95 % interval (percentile bootstrap).
+    """Compute the ratio of two means over clusters of values, and its 95 % interval (percentile bootstrap).
 
     Whole clusters are resampled: plans of one episode are more alike than others (Davison and Hinkley, Bootstrap
     Methods and their Application, 1997, section 3.8).

@@ -114,7 +114,7 @@ class GaussianChain:
         return cls(config=config, **coefficients)
 
     def tables(self, device: Device, dtype: Any) -> ChainTables:
-        """Return the coefficients as tensors; made once per device and dtype."""
+        """Convert the coefficients to tensors, once per device and dtype."""
         key = (device, dtype)
         if key not in self._tables:
 
@@ -164,10 +164,10 @@ def _threshold(raw: Array, threshold: Threshold) -> Array:
     """Clamp each sample of [N, *event] to a quantile of its own and scale it to ±1."""
     # In float32 at least, like the scheduler: neither quantiles nor clamps by tensors exist for all shorter types.
     xp = arrays.namespace(raw)
-    wide = raw if raw.dtype in (xp.float32, xp.float64) else arrays.cast(raw, xp.float32)
+    wide = raw if raw.dtype in (xp.float32, xp.float64) else xp.astype(raw, xp.float32)
     flat = wide.reshape(len(raw), -1)
     limit = xp.quantile(xp.abs(flat), threshold.ratio, axis=1, keepdims=True).clip(min=1, max=threshold.maximum)
-    return arrays.cast((xp.clip(flat, -limit, limit) / limit).reshape(raw.shape), raw.dtype)
+    return xp.astype((flat.clip(-limit, limit) / limit).reshape(raw.shape), raw.dtype, copy=False)
 
 
 def transition(a: Array, clean: Array, sigma: Array, noise: Array, b: Array, x: Array) -> Array:
@@ -180,5 +180,5 @@ def transition(a: Array, clean: Array, sigma: Array, noise: Array, b: Array, x: 
 
 
 def push(a: Array, clean: Array, sigma: Array, noise: Array) -> Array:
-    """Return the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
+    """Compute the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
     return a * clean + sigma * noise

@@ -72,17 +72,17 @@ _VALID: dict[str, tuple[_Kind, Callable[[Any], bool], str]] = {
 
 
 def unknown_options(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a note on options of a scheduler's configuration that nobody here knows; none where there are none."""
+    """Write a note on unknown options of a scheduler's configuration; none where there are none."""
     return unknown_note([name for name in _names(config) if name not in _KNOWN], _WHERE)
 
 
 def _names(config: Mapping[str, Any]) -> list[str]:
-    """Return the names of a configuration's options; others begin with an underscore."""
+    """List the names of a configuration's options; other names begin with an underscore."""
     return [str(name) for name in config if not str(name).startswith("_")]
 
 
 def _prediction(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the flag `predict_epsilon` of diffusers before 0.13 says in today's words, if it is there."""
+    """Translate the flag `predict_epsilon` of diffusers before 0.13, if it is there, to a `prediction_type`."""
     flag = config.get("predict_epsilon")
     if flag is None or "prediction_type" in config:
         return {}
@@ -92,7 +92,7 @@ def _prediction(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configuration(scheduler: Any) -> dict[str, Any]:
-    """Return a supported scheduler's `_class_name` and options, defaults filled in; other keys are left out."""
+    """Read a supported scheduler's `_class_name` and options, defaults filled in; other keys are left out."""
     given = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(given, Mapping):
         raise ChainError(
@@ -127,7 +127,7 @@ def configuration(scheduler: Any) -> dict[str, Any]:
     return {"_class_name": name} | {key: given.get(key, default) for key, default in _DEFAULTS[name].items()}
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check_options(config: Mapping[str, Any]) -> None:
     """Refuse values that are of the wrong type or out of range, and variances that depend on the network."""
     variance_type = config.get("variance_type")
     if variance_type in ("learned", "learned_range"):
@@ -163,5 +163,5 @@ def check_eta(name: str, eta: Any) -> None:
 
 
 def is_a(value: Any, kind: _Kind) -> bool:
-    """Return whether a value is of a type, where True is no number."""
+    """Tell whether a value is of a type; True and False are no numbers."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from asd_policy._common import arrays
-from asd_policy.chain.scheduler_options import BETA, INTEGER, check, check_eta, configuration, is_a
+from asd_policy.chain.scheduler_options import BETA, INTEGER, check_eta, check_options, configuration, is_a
 from asd_policy.errors import ChainError
 
 
 def read_schedule(
     scheduler: Any, num_inference_steps: int | None, eta: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the coefficients of a scheduler's steps by the names of `GaussianChain`, and its whole configuration.
+    """Compute the coefficients of a scheduler's steps, by the names of `GaussianChain`, and its whole configuration.
 
     Arguments and errors are those of `GaussianChain.from_scheduler`.
     """
     config = configuration(scheduler)
-    check(config)
+    check_options(config)
     check_eta(config["_class_name"], eta)
     with arrays.on_cpu():
         return _coefficients(config, num_inference_steps, eta), config
 
 
 def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, eta: float | None) -> dict[str, Any]:
-    """Return what `GaussianChain` holds beside the configuration, which was checked."""
+    """Compute what `GaussianChain` holds beside the configuration, which has been checked."""
     timesteps = _timesteps(
         config, config["num_train_timesteps"] if num_inference_steps is None else num_inference_steps
     )
@@ -73,7 +73,7 @@ def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, et
 
 
 def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a, b and σ [K] of `DDPMScheduler.step` at ᾱ = `now` [K].
+    """Compute a, b and σ [K] of `DDPMScheduler.step` at ᾱ = `now` [K].
 
     diffusers 0.42 takes the logarithm of the variance for fixed_large_log and then, where its exponential is due, its
     square root: not a number below β = 1. What is left are chains that add no noise at all: a single step, or two
@@ -101,7 +101,7 @@ def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Te
 def _ddim(
     config: Mapping[str, Any], timesteps: Tensor, cumulative: Tensor, eta: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a, b, σ and excess [K] of `DDIMScheduler.step`, from ᾱ [num_train_timesteps]."""
+    """Compute a, b, σ and excess [K] of `DDIMScheduler.step`, from ᾱ [num_train_timesteps]."""
     # The step's own idea of the timestep before, which is not the next of the chain where spacings are uneven.
     previous = timesteps - config["num_train_timesteps"] // len(timesteps)
     last = torch.ones_like(cumulative[0]) if config["set_alpha_to_one"] else cumulative[0]
@@ -124,12 +124,12 @@ def _ddim(
 
 
 def _first(timesteps: Tensor, where: Tensor) -> int:
-    """Return the first timestep where a condition [K] holds."""
+    """Find the first timestep where a condition [K] holds."""
     return int(timesteps[where][0])
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
-    """Return the float32 noise variances β [num_train_timesteps] of the schedule's name."""
+    """Compute the schedule's noise variances β [num_train_timesteps], float32."""
     count, start, end = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
     if config["trained_betas"] is not None:
         betas = torch.tensor(_trained_betas(config), dtype=torch.float32)
@@ -152,7 +152,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def _trained_betas(config: Mapping[str, Any]) -> list[float]:
-    """Return the β that a configuration lists, checked."""
+    """Check and convert the β that a configuration lists."""
     given, count = config["trained_betas"], config["num_train_timesteps"]
     betas = given.tolist() if isinstance(given, np.ndarray) else given
     if not isinstance(betas, list | tuple):
@@ -168,19 +168,19 @@ def _trained_betas(config: Mapping[str, Any]) -> list[float]:
 
 # math's functions, not numpy's: an ulp in a β near 1 is many in ᾱ.
 def _cosine(time: float) -> float:
-    """Return ᾱ at a time in 0 … 1 (Nichol and Dhariwal, arXiv 2102.09672, eq. 17)."""
+    """Compute ᾱ at a time in 0 … 1 (Nichol and Dhariwal, arXiv 2102.09672, eq. 17)."""
     return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
 def _laplace(time: float) -> float:
-    """Return what diffusers takes for ᾱ at a time in 0 … 1: the root of that of Hang et al., arXiv 2407.03297."""
+    """Compute diffusers' ᾱ at a time in 0 … 1: the square root of that of Hang et al., arXiv 2407.03297."""
     offset = 0.5 - time
     ratio = math.exp(-0.5 * math.copysign(1, offset) * math.log(1 - 2 * abs(offset) + 1e-6))
     return math.sqrt(ratio / (1 + ratio))
 
 
 def _timesteps(config: Mapping[str, Any], steps: Any) -> Tensor:
-    """Return the K timesteps, noisiest first, as `set_timesteps` chooses them (arXiv 2305.08891, table 2)."""
+    """Choose the K timesteps as `set_timesteps` does, noisiest first (arXiv 2305.08891, table 2)."""
     train = config["num_train_timesteps"]
     if not is_a(steps, INTEGER) or not 1 <= steps <= train:
         raise ChainError(f"num_inference_steps {steps!r} is not in 1 … {train} (an integer up to num_train_timesteps)")

@@ -41,7 +41,7 @@ class Description:
 
 
 def pinned_steps(scheduler: Mapping[str, Any], steps: Any) -> tuple[str, ...]:
-    """Return a note where diffusers 0.11, which training code pins, takes another chain than later versions."""
+    """Write a note where diffusers 0.11, which training code pins, takes another chain than later versions."""
     train = scheduler.get("num_train_timesteps")
     if scheduler.get("_class_name") != "DDPMScheduler" or not (type(steps) is type(train) is int and steps < train):
         return ()
@@ -66,7 +66,7 @@ class Format:
     """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""
 
     def files(self, path: Path) -> dict[str, Path]:
-        """Return the files that tell a checkpoint from others, by their names in it: those that `load` reads.
+        """List the files that tell a checkpoint from others, by their names in it: those that `load` reads.
 
         Of a folder whose format does not say which these are, all regular files that lie in it.
 

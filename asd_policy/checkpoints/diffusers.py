@@ -65,7 +65,7 @@ class Unet1dDenoiser:
 
 
 def is_unet1d(folder: Path) -> bool:
-    """Return whether a folder holds a `UNet1DModel` of diffusers."""
+    """Tell whether a folder holds a `UNet1DModel` of diffusers."""
     return _place(folder) is not None
 
 
@@ -126,7 +126,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
 
 
 def _defaults() -> dict[str, Any]:
-    """Return the options of a `UNet1DModel` and their defaults."""
+    """List the options of a `UNet1DModel` and their defaults."""
     from diffusers.models.unets.unet_1d import UNet1DModel
 
     parameters = signature(UNet1DModel.__init__).parameters
@@ -134,29 +134,29 @@ def _defaults() -> dict[str, Any]:
 
 
 def _options(config: dict[str, Any]) -> list[str]:
-    """Return the names of a configuration's options; diffusers' own notes begin with an underscore."""
+    """List the names of a configuration's options; diffusers' own notes begin with an underscore."""
     return [name for name in config if not name.startswith("_")]
 
 
 def _place(folder: Path) -> str | None:
-    """Return where in a folder the model is: "unet/", or "" for the folder itself."""
+    """Find the model in a folder: "unet/", or "" for the folder itself."""
     places = (at for at in ("unet/", "") if find_json(folder, at + CONFIG).get("_class_name") == "UNet1DModel")
     return next(places, None)
 
 
 def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return where the model is, and its configuration."""
+    """Find the model in a folder, and read its configuration."""
     at = _place(folder) or ""
     return at, read_json(folder, at + CONFIG)
 
 
 def _read_scheduler(folder: Path, at: str) -> dict[str, Any]:
-    """Return the scheduler's configuration."""
+    """Read the scheduler's configuration."""
     return read_json(folder, f"scheduler/{SCHEDULER}" if at else SCHEDULER)
 
 
 def _weights(folder: Path, at: str) -> str:
-    """Return the name of the weights' file.
+    """Find the name of the weights' file.
 
     Raises:
         CheckpointError: There is none.
@@ -188,7 +188,7 @@ def _check(config: dict[str, Any], defaults: dict[str, Any], name: str) -> None:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Return whether a value from JSON is of a default's kind; some are not looked at before the first sample."""
+    """Tell whether a value from JSON has the type of a default; diffusers checks some only at the first sample."""
     if default is None:
         return value is None or isinstance(value, str | int)
     if isinstance(default, bool):

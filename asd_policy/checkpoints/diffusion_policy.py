@@ -73,7 +73,7 @@ class _Layout:
 
 
 def is_diffusion_policy(path: Path) -> bool:
-    """Return whether a file looks like a workspace's checkpoint, or is a damaged zip file that might be one."""
+    """Tell whether a file looks like a workspace's checkpoint, or is a damaged zip file that might be one."""
     return mentions(path, STATES, LIGHTNING)
 
 
@@ -163,12 +163,12 @@ def _shape(features: Settings, name: str) -> Any:
 
 
 def _class_name(section: Settings) -> str:
-    """Return the last part of a section's `_target_`; nothing where it has none."""
+    """Read the last part of a section's `_target_`; empty where it has none."""
     return section.text("_target_", "").rpartition(".")[2]
 
 
 def _configuration(payload: Settings, source: str) -> Settings:
-    """Return the workspace's configuration; of a file of Lightning, that among the hyper-parameters."""
+    """Read the workspace's configuration; in a file of Lightning it is among the hyper-parameters."""
     if LIGHTNING not in payload or CONFIG in payload:
         return payload.whole(CONFIG)
     given = payload.find("hyper_parameters")
@@ -181,7 +181,7 @@ def _configuration(payload: Settings, source: str) -> Settings:
 
 
 def _state(payload: Settings, config: Settings, source: str) -> Settings:
-    """Return the state dict that is to be run: the averaged one, where the training kept one."""
+    """Read the state dict to run: the averaged one, where the training kept one."""
     training = config.find("training")
     if LIGHTNING in payload:
         if training.flag("use_ema", False):
@@ -209,14 +209,14 @@ def _some(names: Settings) -> str:
 
 
 def _plain_names(tensors: Mapping[str, Value], lightning: bool) -> tuple[dict[str, Value], list[str]]:
-    """Return tensors by the names that a policy gives them, and what wrappers had put before these."""
+    """Rename tensors to the names that a policy gives them; return also the prefixes that wrappers had added."""
     plain, outer = unwrap_names(tensors, ("",), MODULES if lightning else ())
     plain, inner = unwrap_names(plain, ("", MODEL_PREFIX))
     return plain, outer + inner
 
 
 def _live(target: str) -> str:
-    """Return how a policy that cannot be loaded is accelerated all the same, if it can."""
+    """Explain how a policy that cannot be loaded can still be accelerated, if it can."""
     if any(target in adapter.classes for adapter in (UNET_ADAPTER, TRANSFORMER_ADAPTER)):
         return ": load it with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
     return ", and asd_policy.accelerate does not know its class either"
@@ -239,11 +239,11 @@ def _transformer_layout(policy: Settings, source: str) -> _Layout:
 
 
 def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout:
-    """Return the layout of plans.
+    """Read the layout of plans.
 
     Args:
         policy: Its configuration.
-        told: Whether the network is told the observations; otherwise it inpaints.
+        told: Whether the observations condition the network; otherwise it inpaints.
         current: Whether execution begins with the action for the latest observation, or with the one after it.
         source: The file, for messages.
     """
@@ -264,7 +264,7 @@ def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout
 
 
 def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Return the `ConditionalUnet1D`; defaults are those of its constructor."""
+    """Build the `ConditionalUnet1D`; defaults are those of its constructor."""
     _check_network(model, "ConditionalUnet1D", source)
     config = UnetConfig(
         action_dim=layout.width,
@@ -288,7 +288,7 @@ def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], sourc
 
 
 def _transformer(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Return the `TransformerForDiffusion`; defaults are those of its constructor."""
+    """Build the `TransformerForDiffusion`; defaults are those of its constructor."""
     _check_network(model, "TransformerForDiffusion", source)
     config = TransformerConfig(
         input_dim=layout.width,
@@ -324,13 +324,13 @@ _NETWORKS = {"DiffusionUnetLowdimPolicy": _unet, "DiffusionTransformerLowdimPoli
 
 
 def _scheduler(scheduler: Settings) -> dict[str, Any]:
-    """Return the noise scheduler's configuration in diffusers' words."""
+    """Translate the noise scheduler's configuration to diffusers' names."""
     options = {key: value for key, value in scheduler.plain().items() if key != "_target_"}
     return {"_class_name": _class_name(scheduler)} | options
 
 
 def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the network's tensors, and the normaliser's by the rest of their names; there are no others."""
+    """Split the tensors into the network's, and the normaliser's by the rest of their names; refuse all others."""
     weights, normalizer = {}, {}
     for key, tensor in tensors.items():
         if key in _DUMMIES and tensor.numel() == 0:
@@ -349,7 +349,7 @@ def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor
 
 
 def _affine(normalizer: Mapping[str, Tensor], field: str, dim: int, source: str) -> Affine:
-    """Return the map of a field of a `LinearNormalizer` (`model/common/normalizer.py`), x · scale + offset."""
+    """Read the map of a field of a `LinearNormalizer` (`model/common/normalizer.py`), x · scale + offset."""
     parts = {}
     for name in ("scale", "offset"):
         key = f"{field}.{name}"

@@ -25,7 +25,7 @@ FORMATS["exported ONNX file"] = onnx_policy.FORMAT
 
 
 def locate(path: str | Path) -> Path:
-    """Return where a checkpoint is on this machine; one that is not here and looks like a Hub id is fetched.
+    """Find a checkpoint on this machine; one that is not here and looks like a Hub id is downloaded.
 
     Raises:
         CheckpointError: The path cannot be looked at; or it has the form of a Hub id and is a mistyped path, or the Hub
@@ -44,7 +44,7 @@ def locate(path: str | Path) -> Path:
 
 
 def find_format(path: Path) -> tuple[str, Format]:
-    """Return the name and the format of a checkpoint; plugins are asked where no format of this package fits.
+    """Find the name and the format of a checkpoint; plugins are asked where no format of this package fits.
 
     Raises:
         CheckpointError: No such path, or no known format.

@@ -15,12 +15,12 @@ _FILES = {".bin", ".ckpt", ".json", ".onnx", ".pkl", ".pt", ".pth", ".safetensor
 
 
 def is_hub_id(text: str) -> bool:
-    """Return whether a text has the form of a Hub id, `owner/name` or `owner/name@revision`."""
+    """Tell whether a text has the form of a Hub id, `owner/name` or `owner/name@revision`."""
     return _ID.fullmatch(text) is not None
 
 
 def looks_like_a_path(text: str) -> str | None:
-    """Return why what has the form of a Hub id is a mistyped path, for which nobody should be asked; None for an id.
+    """Explain why a text in the form of a Hub id is a mistyped path, which the Hub is not asked for; None for an id.
 
     A text with a revision is always an id.
 
@@ -39,7 +39,7 @@ def looks_like_a_path(text: str) -> str | None:
 
 
 def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
-    """Return the folder of a Hub repository in the cache, after download of what is not there yet.
+    """Download what the cache lacks of a Hub repository; return its folder there.
 
     Args:
         hub_id: As `is_hub_id` takes it; the revision is a branch, a tag or a commit, `main` if none is given.

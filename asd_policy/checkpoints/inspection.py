@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import asd_policy
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
@@ -21,7 +21,7 @@ from asd_policy.samplers import SAMPLERS, make_sampler
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """Return what can be said of a checkpoint, as the JSON object of `asd-policy inspect`.
+    """Describe a checkpoint, as the JSON object of `asd-policy inspect`.
 
     Args:
         path: As for `load_policy`.
@@ -47,7 +47,7 @@ def inspect(path: str) -> dict[str, Any]:
         "command": "inspect",
         "policy": path,
         "path": str(folder),
-        "package": asd_policy.__version__,
+        "package": PACKAGE_VERSION,
         "format": name,
         **asdict(description),
         "notes": [*description.notes, *unknown_options(description.scheduler)],
@@ -65,7 +65,7 @@ def inspect(path: str) -> dict[str, Any]:
 
 
 def _chain(said: Description) -> GaussianChain | ChainError:
-    """Return the chain that a checkpoint describes, or why there is none."""
+    """Make the chain that a checkpoint describes, or explain why there is none."""
     try:
         return GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
@@ -73,7 +73,7 @@ def _chain(said: Description) -> GaussianChain | ChainError:
 
 
 def _describe_chain(chain: GaussianChain | ChainError) -> dict[str, Any]:
-    """Return whether steps can be drafted and verified, and why."""
+    """Tell whether steps can be drafted and verified, and why."""
     if isinstance(chain, ChainError):
         return {"steps": None, "gaussian": False, "why": str(chain)}
     why = (
@@ -84,7 +84,7 @@ def _describe_chain(chain: GaussianChain | ChainError) -> dict[str, Any]:
 
 
 def _describe_sampler(spec: str, chain: GaussianChain | ChainError) -> dict[str, Any]:
-    """Return whether a sampler can be used on the chain and keeps its law."""
+    """Tell whether a sampler can be used on the chain and keeps its law."""
     sampler = make_sampler(spec)
     if isinstance(chain, ChainError):
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": "there is no chain of Gaussian steps"}
@@ -97,24 +97,24 @@ def _describe_sampler(spec: str, chain: GaussianChain | ChainError) -> dict[str,
 
 
 def _range(affine: Affine) -> dict[str, list[float]]:
-    """Return the values, in physical units, that numbers of the network of -1 and 1 stand for."""
+    """Convert the network's −1 and 1 to physical units."""
     ones = torch.ones_like(affine.origin)
     return {"at_minus_one": affine.unnormalize(-ones).tolist(), "at_one": affine.unnormalize(ones).tolist()}
 
 
 def files(folder: Path, form: Format) -> list[dict[str, Any]]:
-    """Return name, size and digest of the files that the format reads."""
+    """List name, size and digest of the files that the format reads."""
     return [file_record(path, name) for name, path in form.files(folder).items()]
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:
-    """Return name, size and digest of a file."""
+    """Compute name, size and digest of a file."""
     with path.open("rb") as file:
         return {"name": name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: configurations may hold NaN, which it lacks."""
+    """Convert a value to JSON, which has no NaN; configurations may hold it."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

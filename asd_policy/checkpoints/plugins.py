@@ -14,7 +14,7 @@ GROUP = "asd_policy.checkpoint_formats"
 
 
 def load_plugins() -> tuple[dict[str, Format], list[str]]:
-    """Return the formats of the installed plugins by name, and for each plugin that fails what happens."""
+    """Load the formats of the installed plugins by name, and the error of each plugin that fails."""
     formats: dict[str, Format] = {}
     failures: list[str] = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
@@ -32,7 +32,7 @@ def load_plugins() -> tuple[dict[str, Format], list[str]]:
 
 
 def find_plugin(path: Path, formats: Mapping[str, Format], failures: list[str]) -> tuple[str, Format] | None:
-    """Return the name and the format of the first plugin that knows a path, if any; add to `failures` what fails."""
+    """Find the first plugin that knows a path: its name and format, if any; add to `failures` what fails."""
     for name, form in formats.items():
         try:
             if form.detect(path):

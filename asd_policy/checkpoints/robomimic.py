@@ -35,7 +35,7 @@ GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet
 
 
 def is_robomimic(path: Path) -> bool:
-    """Return whether a file looks like a robomimic checkpoint."""
+    """Tell whether a file looks like a robomimic checkpoint."""
     return mentions(path, "shape_metadata")
 
 
@@ -137,7 +137,7 @@ FORMAT = Format(is_robomimic, load_robomimic, describe_robomimic)
 
 
 def _state(payload: Settings, algo: Settings, source: str) -> Settings:
-    """Return the state dict that is to be run: the averaged one, where the training kept one."""
+    """Read the state dict to run: the averaged one, where the training kept one."""
     states = payload.section("model")
     if not algo.section("ema").flag("enabled"):
         return states.section("nets")
@@ -150,7 +150,7 @@ def _state(payload: Settings, algo: Settings, source: str) -> Settings:
 
 
 def _configuration(payload: Settings, source: str) -> Settings:
-    """Return the configuration of a diffusion policy with a U-Net."""
+    """Read the configuration of a diffusion policy with a U-Net."""
     algorithm = payload.text("algo_name")
     if algorithm != "diffusion_policy":
         raise CheckpointError(f"{source} holds a policy of algorithm {algorithm!r}; only 'diffusion_policy' is known")
@@ -162,7 +162,7 @@ def _configuration(payload: Settings, source: str) -> Settings:
 
 
 def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, int]:
-    """Return the length of each observation, in the order the network reads them (`Algo._create_shapes`)."""
+    """Read the length of each observation, in the order in which the network reads them (`Algo._create_shapes`)."""
     observation = config.section("observation")
     groups = observation.section("modalities")
     for group in groups:
@@ -183,7 +183,7 @@ def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, 
 
 
 def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> UnetConfig:
-    """Return the network's sizes, from its weights: robomimic ignores those in algo.unet."""
+    """Find the network's sizes from its weights: robomimic ignores those in algo.unet."""
     unknown_names(settings, _UNET, f"{source}: algo.unet", CheckpointError)
     if not settings.flag("enabled") or settings.count("n_groups", GROUPS) != GROUPS:
         raise CheckpointError(
@@ -213,7 +213,7 @@ def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> Une
 
 
 def _misfit(unet: UnetConfig, action_dim: int, cond_dim: int) -> str | None:
-    """Return how the network differs from what the rest of the file says, or None."""
+    """Explain how the network differs from what the rest of the file says; None if it does not."""
     if (unet.action_dim, unet.cond_dim) == (action_dim, cond_dim):
         return None
     return (
@@ -223,7 +223,7 @@ def _misfit(unet: UnetConfig, action_dim: int, cond_dim: int) -> str | None:
 
 
 def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
-    """Return the noise scheduler's configuration in diffusers' words, and the number of steps."""
+    """Translate the noise scheduler's configuration to diffusers' names, with the number of steps."""
     name = "ddpm" if algo.find("ddpm").flag("enabled", False) else "ddim"  # robomimic asks in this order
     options = algo.find(name).plain()
     steps = options.pop("num_inference_timesteps", None)
@@ -232,7 +232,7 @@ def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
 
 
 def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, int], source: str) -> dict[str, Affine]:
-    """Return the normalisation of each observation; without statistics there is none."""
+    """Read the normalisation of each observation; without statistics there is none."""
     statistics = _statistics(payload, "obs_normalization_stats", source)
     if statistics is None and config.section("train").flag("hdf5_normalize_obs", False):
         raise CheckpointError(f"{source}: train.hdf5_normalize_obs is set, but there are no obs_normalization_stats")
@@ -243,7 +243,7 @@ def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, in
 
 
 def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> Affine:
-    """Return the normalisation of actions, the parts of `train.action_keys` in a row."""
+    """Read the normalisation of actions, the parts of `train.action_keys` side by side."""
     statistics = _statistics(payload, "action_normalization_stats", source)
     if statistics is None:
         return make_affine("IDENTITY", {}, ACTION, dim)
@@ -263,12 +263,12 @@ def _action_map(payload: Settings, config: Settings, dim: int, source: str) -> A
 
 
 def _statistics(payload: Settings, name: str, source: str) -> Settings | None:
-    """Return statistics by feature, or None where the file has none."""
+    """Read statistics by feature; None where the file has none."""
     return None if payload.plain().get(name) is None else payload.section(name)
 
 
 def _affine(statistics: Settings, feature: str, dim: int | None) -> Affine:
-    """Return (x − offset) / scale (`normalize_dict` in `robomimic/utils/obs_utils.py`), lists [1, dim]."""
+    """Make the map (x − offset) / scale (`normalize_dict` in `robomimic/utils/obs_utils.py`) of lists [1, dim]."""
     of_feature = statistics.section(feature)
     offset = of_feature.row("offset", dim)
     scale = of_feature.row("scale", len(offset), nonzero=True)

@@ -20,7 +20,7 @@ _EDGE = 2**16  # bytes at either end of a file that tell it from others
 
 
 def tuning_file(checkpoint: Path) -> Path:
-    """Return where the tuning of a checkpoint is: in the user's cache, by the contents of the files that it loads from.
+    """Find the file of a checkpoint's tuning: in the user's cache, by the contents of the files that `load` reads.
 
     Raises:
         CheckpointError: It is of no known format, or such a file cannot be read.
@@ -51,7 +51,7 @@ class Tuning(NamedTuple):
 
 
 def find_tuning(checkpoint: Path, policy: Policy) -> Tuning | None:
-    """Return a checkpoint's tuning; one that another version wrote or that cannot be read is none, with a warning.
+    """Find a checkpoint's tuning; one that another version wrote or that cannot be read is ignored, with a warning.
 
     Args:
         checkpoint: What the policy was loaded from.

@@ -107,9 +107,9 @@ def check_form(output: Array, x: Array) -> None:
         DenoiserError: It is not.
     """
     if not isinstance(output, type(x)):
-        wanted = "a NumPy array" if arrays.is_numpy(x) else "a tensor"
+        wanted = "a NumPy array" if arrays.device_of(x) == NUMPY else "a tensor"
         raise DenoiserError(f"the network returned a {type(output).__name__}, not {wanted}")
-    if not arrays.is_floating(output):
+    if not arrays.namespace(output).isdtype(output.dtype, "real floating"):
         raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
     if output.shape != x.shape:
         raise DenoiserError(

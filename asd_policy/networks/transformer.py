@@ -32,7 +32,7 @@ class TransformerConfig:
     """Layers of the encoder of what it is told; 0 for a perceptron."""
 
     def problem(self, horizon: int) -> str | None:
-        """Return what makes this no network for plans of `horizon` steps, or None."""
+        """Explain why this is no network for plans of `horizon` steps; None if it is one."""
         if horizon > self.horizon:
             return f"horizon {horizon} is more than the network's, {self.horizon}"
         if self.n_emb % 2 or self.n_emb < 4 or self.n_emb % self.n_head:
@@ -137,5 +137,5 @@ class DiffusionTransformer(nn.Module):
 
 
 def _additive(visible: Tensor) -> Tensor:
-    """Return 0 where a mask is True, −∞ elsewhere."""
+    """Convert a mask to 0 where it is True and −∞ elsewhere."""
     return torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))

@@ -25,7 +25,7 @@ class UnetConfig:
     use_film_scale_modulation: bool = True
 
     def problem(self, horizon: int) -> str | None:
-        """Return what makes this no network for plans of `horizon` steps, or None."""
+        """Explain why this is no network for plans of `horizon` steps; None if it is one."""
         levels = len(self.down_dims)
         factor = 2 ** min(levels - 1, horizon.bit_length())  # beyond that no horizon is a multiple
         if horizon % factor:
@@ -40,7 +40,7 @@ class UnetConfig:
 
 
 def diffusion_policy_name(key: str) -> str:
-    """Return what diffusion_policy's `ConditionalUnet1D` (`model/diffusion/conditional_unet1d.py`) calls a tensor."""
+    """Find the name of a tensor in diffusion_policy's `ConditionalUnet1D` (`model/diffusion/conditional_unet1d.py`)."""
     key = key.replace(".conv1.", ".blocks.0.").replace(".conv2.", ".blocks.1.")
     return re.sub(r"^((?:down|up)_modules\.\d+\.2)\.", r"\1.conv.", key)
 
@@ -66,7 +66,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 def _geometric(count: int, device: torch.device | None = None) -> Tensor:
-    """Return frequencies from 1 to 1e-4, [count] in float32."""
+    """Compute frequencies from 1 to 1e-4, [count] in float32."""
     exponents = torch.arange(count, dtype=torch.float32, device=device) * -(math.log(10000.0) / (count - 1))
     return torch.exp(exponents)
 

@@ -37,7 +37,7 @@ def weights_file(weights: Mapping[str, Array], chain: GaussianChain, event: Sequ
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         for edge in (tensor.reshape(-1)[:_NUMBERS], tensor.reshape(-1)[-_NUMBERS:]):
-            digest.update(arrays.to_numpy(arrays.double(edge)).tobytes())
+            digest.update(arrays.to_numpy(arrays.asarray(edge, arrays.device_of(edge), "float64")).tobytes())
     return cache_dir() / "tuning" / f"{digest.hexdigest()[:32]}.safetensors"
 
 

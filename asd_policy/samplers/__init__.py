@@ -1,6 +1,6 @@
 """Samplers by name."""
 
-from asd_policy._common.specs import parse
+from asd_policy._common.specs import parse_spec
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
@@ -27,4 +27,4 @@ def make_sampler(spec: str) -> Sampler:
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
     """
-    return parse("sampler", spec, SAMPLERS)
+    return parse_spec("sampler", spec, SAMPLERS)

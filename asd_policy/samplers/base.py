@@ -75,7 +75,7 @@ class Target:
         if steps.ndim == 2 and rows is not None:
             points, k = x.reshape(-1, x.shape[-1]), steps.reshape(-1)
             rows = xp.broadcast_to(rows[:, None], steps.shape).reshape(-1)
-        whole, chosen = points, None if live is None or bool(live.all()) else arrays.where_true(live.reshape(-1))
+        whole, chosen = points, None if live is None or bool(live.all()) else xp.nonzero(live.reshape(-1))[0]
         if chosen is not None and rows is not None:
             points, k, rows = points[chosen], k[chosen], rows[chosen]
         seen = points if self.inpainting is None else self.inpainting.show(points, k, rows)
@@ -103,7 +103,7 @@ class Target:
             output = self.denoiser(points, timestep, cond)
         check_form(output, points)
         self.mark(before)
-        return arrays.cast(output, seen.dtype).reshape(seen.shape)
+        return arrays.namespace(output).astype(output, seen.dtype, copy=False).reshape(seen.shape)
 
 
 @dataclass(frozen=True)

@@ -45,4 +45,4 @@ def fall_back(target: Target, jump: Callable[[], Array], rows: Array, warm_start
     if not bool(lacks.any()):
         return last, xp.zeros_like(rows)
     clean = deadline.jump(jump).reshape(last.shape)
-    return xp.where(lacks.reshape(-1, *(1,) * len(event)), clean, last), arrays.cast(lacks, rows.dtype)
+    return xp.where(lacks.reshape(-1, *(1,) * len(event)), clean, last), xp.astype(lacks, rows.dtype)

@@ -76,7 +76,7 @@ class Paradigms(Sampler):
         reserve(target, tape)
         while len(rows) and target.allows(("paradigms", self.window)):
             self._advance(state, rows, target, tape)
-            rows = arrays.where_true(state.cursor < len(chain))
+            rows = arrays.namespace(rows).nonzero(state.cursor < len(chain))[0]
         sample, cut = state.path[:, len(chain)].reshape(tape.initial.shape), set(rows.tolist())
         if len(rows):
             now = state.cursor[rows]

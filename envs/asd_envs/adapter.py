@@ -30,7 +30,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def make_inner(module: str, extra: str, env_id: str, **options: Any) -> Any:
-    """Return a suite's own environment, without gymnasium's wrappers.
+    """Make a suite's own environment, without gymnasium's wrappers.
 
     Args:
         module: The suite's, which registers its ids.
@@ -46,12 +46,12 @@ def make_inner(module: str, extra: str, env_id: str, **options: Any) -> Any:
 
 
 def unbounded(size: int) -> spaces.Box:
-    """Return the space of all vectors [size] of float64."""
+    """Make the space of all vectors [size] of float64."""
     return spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
 
 def state_space(agent: int, environment: int) -> spaces.Dict:
-    """Return the space of observations of so many numbers of the robot and of what is around it."""
+    """Make the space of observations: so many numbers of the robot, so many of what is around it."""
     return spaces.Dict({"agent_pos": unbounded(agent), "environment_state": unbounded(environment)})
 
 
@@ -79,14 +79,14 @@ class SuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]], ABC):
 
     @abstractmethod
     def _observe(self, raw: Any) -> Any:
-        """Return the observation, in arrays of its own."""
+        """Make the observation, in arrays of its own."""
 
     @abstractmethod
     def _succeeded(self, raw: Any, info: dict[str, Any]) -> bool:
-        """Return whether the task is solved now, given the suite's observation and info."""
+        """Tell whether the task is solved now, given the suite's observation and info."""
 
     def _report(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Return what of the suite's info is handed on."""
+        """Choose what of the suite's info is handed on."""
         return info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -102,7 +102,7 @@ class SuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]], ABC):
         return self._observe(raw), float(reward), bool(terminated), bool(truncated), report
 
     def render(self) -> Any:
-        """Return an image [height, width, 3] uint8, or draw the window in human mode."""
+        """Draw the window in human mode, else return an image [height, width, 3] uint8."""
         return self.inner.render()
 
     def close(self) -> None:

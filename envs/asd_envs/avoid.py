@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 
 
 def gap_of(x: float, row: int, offset: float) -> int:
-    """Return which gap of a row the position x [m] lies in, counted from the left.
+    """Find the gap of a row in which the position x [m] lies, counted from the left.
 
     Args:
         x: Position along the row [m].
@@ -32,7 +32,7 @@ def gap_of(x: float, row: int, offset: float) -> int:
 
 
 def gap_centre(gap: int, row: int, offset: float) -> float:
-    """Return the middle of a gap [m]; the inverse of `gap_of`. The outer gaps count as wide as the others."""
+    """Compute the middle of a gap [m], the inverse of `gap_of`. The outer gaps count as wide as the others."""
     return offset + (gap - (row + 1) / 2) * PILLAR_SPACING
 
 
@@ -187,7 +187,7 @@ class AvoidExpert:
         self._next = 0
 
     def act(self, observation: dict[str, Array]) -> Array:
-        """Return a target position [m] one step ahead on the way."""
+        """Choose a target position [m] one step ahead on the way."""
         position = observation["agent_pos"][:2]
         points = self._waypoints(observation["environment_state"])
         while self._next < len(points) - 1 and self._reached(position, points):

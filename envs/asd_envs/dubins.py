@@ -9,7 +9,7 @@ Path = list[tuple[int, float]]
 
 
 def paths(start: Pose, goal: Pose, radius: float) -> list[Path]:
-    """Return the paths of all of Dubins' words that lead from one pose to another, the shortest first.
+    """List the paths of all of Dubins' words that lead from one pose to another, the shortest first.
 
     The closed forms are those of A. M. Shkel and V. Lumelsky, Robotics and Autonomous Systems 34, 2001.
 
@@ -57,17 +57,17 @@ def paths(start: Pose, goal: Pose, radius: float) -> list[Path]:
 
 
 def _turn(angle: float) -> float:
-    """Return an angle in 0 … 2π; one that is below 0 by a rounding error is 0, not a full circle."""
+    """Reduce an angle to 0 … 2π; one that is below 0 by a rounding error becomes 0, not a full circle."""
     return max((angle + 1e-6) % (2 * pi) - 1e-6, 0.0)
 
 
 def length(path: Path) -> float:
-    """Return how long a path is [m]."""
+    """Compute the length of a path [m]."""
     return sum(part for _, part in path)
 
 
 def along(start: Pose, path: Path, radius: float, distance: float) -> Pose:
-    """Return the pose after `distance` [m] of a path, straight on beyond its end."""
+    """Compute the pose after `distance` [m] of a path, straight on beyond its end."""
     x, y, heading = start
     for sign, part in [*path, (0, inf)]:
         part = min(part, distance)

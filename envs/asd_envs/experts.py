@@ -20,12 +20,12 @@ class Expert(Protocol):
         ...
 
     def act(self, observation: dict[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-        """Return the action [action_dim] for an observation, inside the environment's action space."""
+        """Choose the action [action_dim] for an observation, inside the environment's action space."""
         ...
 
 
 def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
-    """Return the demonstrator of an environment of this package.
+    """Make the demonstrator of an environment of this package.
 
     Args:
         env: An environment made by `gymnasium.make`, wrapped or not.

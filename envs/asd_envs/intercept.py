@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 
 
 def predict_crossing(x: float, y: float, across: float, along: float) -> tuple[float, int]:
-    """Return where a puck will meet the paddle's line [m], and after how many bounces, at the mean restitution.
+    """Predict where a puck will meet the paddle's line [m], and after how many bounces, at the mean restitution.
 
     Args:
         x: Position of its centre across the table [m].
@@ -229,7 +229,7 @@ class InterceptExpert:
         """Begin an episode; the expert keeps no state and chooses nothing at random."""
 
     def act(self, observation: dict[str, Array]) -> Array:
-        """Return the target position [m]; where no puck is coming, where the paddle is."""
+        """Choose the target position [m]: the paddle's own where no puck is coming."""
         x, y, across, along = observation["environment_state"]
         target = observation["agent_pos"][0]
         if along < 0 and y > PADDLE_Y:

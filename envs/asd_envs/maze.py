@@ -9,7 +9,7 @@ from asd_envs.registration import MAZES
 
 
 def _make(agent: str, version: str, maze: str, render_mode: str | None, **options: Any) -> Any:
-    """Return the suite's environment of an agent in a maze."""
+    """Make the suite's environment of an agent in a maze."""
     check_task(maze, MAZES, f"{agent}Maze")
     # By default the suite goes on after the goal is reached, and an episode's end says nothing about success.
     options |= {"render_mode": render_mode, "continuing_task": False}

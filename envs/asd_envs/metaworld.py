@@ -95,7 +95,7 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         return _split(observation), float(reward), success, bool(truncated), {**info, "success": success}
 
     def render(self) -> Any:
-        """Return an image [height, width, 3] uint8, or draw the window in human mode."""
+        """Draw the window in human mode, else return an image [height, width, 3] uint8."""
         image = self._env.render()
         # Meta-World's corner cameras are mounted upside down.
         return image if image is None else image[::-1, ::-1].copy()
@@ -124,7 +124,7 @@ class MetaWorldExpert:
         """Begin an episode; the scripts keep no state and choose nothing at random."""
 
     def act(self, observation: dict[str, Array]) -> Array:
-        """Return the script's action, clipped to the action space as the environment would."""
+        """Run the suite's script, its action clipped to the action space as the environment would."""
         with warnings.catch_warnings():
             # The scripts ask for more than full speed on purpose and are clipped here.
             warnings.filterwarnings("ignore", message="Constant")

@@ -37,13 +37,13 @@ Array = npt.NDArray[np.float64]
 
 
 def rotation(yaw: float) -> Array:
-    """Return the matrix [2, 2] that turns vectors by `yaw` [rad]."""
+    """Compute the matrix [2, 2] that turns vectors by `yaw` [rad]."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     return np.array([[cos, -sin], [sin, cos]])
 
 
 def outline(pose: Pose) -> Polygon:
-    """Return the T at a pose."""
+    """Compute the outline of the T at a pose."""
     return Polygon(CORNERS @ rotation(pose[2]).T + pose[:2])
 
 
@@ -51,7 +51,7 @@ GOAL = outline(GOAL_POSE)
 
 
 def coverage(pose: Pose) -> float:
-    """Return the share of the goal's area that the block covers at a pose, 0 … 1."""
+    """Compute the share of the goal's area that the block covers at a pose, 0 … 1."""
     return GOAL.intersection(outline(pose)).area / GOAL.area
 
 

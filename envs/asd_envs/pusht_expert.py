@@ -35,7 +35,7 @@ _INSIDE = _HULL.buffer(-0.002)
 
 
 def drive(block: Pose, beside: float, advance: float, steer: float) -> tuple[Pose, float]:
-    """Return block and pusher after one step of pushing the bar, by the quasi-static model.
+    """Compute block and pusher after one step of pushing the bar, by the quasi-static model.
 
     A force at x on the bar's outside drives the block forward and turns it by x / GYRATION² to the left for each metre:
     contacts have no friction, and the table's limit surface is an ellipsoid (K. M. Lynch, "The mechanics of fine
@@ -59,7 +59,7 @@ def drive(block: Pose, beside: float, advance: float, steer: float) -> tuple[Pos
 
 
 def pursue(block: Pose, x: float, y: float) -> float:
-    """Return where on the bar to push [m] so that the block's arc leads through x, y [m] (pure pursuit)."""
+    """Choose where on the bar to push [m] so that the block's arc leads through x, y [m] (pure pursuit)."""
     dx, dy = x - block[0], y - block[1]
     right = cos(block[2]) * dx + sin(block[2]) * dy
     curvature = -2 * right / (dx * dx + dy * dy)
@@ -77,7 +77,7 @@ class PushTExpert:
         """Begin an episode; it keeps no state and chooses nothing at random."""
 
     def act(self, observation: dict[str, Array]) -> Array:
-        """Return the pusher's target position [m]."""
+        """Choose the pusher's target position [m]."""
         x, y, cosine, sine, beside, level = map(float, observation["environment_state"])
         block = (x, y, atan2(sine, cosine))
         advance, steer = self._finish(block, beside) or (PUSH, self._cruise(block))
@@ -89,7 +89,7 @@ class PushTExpert:
         return np.clip(block[:2] + rotation(block[2]) @ target, -REACH, REACH)
 
     def _cruise(self, block: Pose) -> float:
-        """Return where to push for the shortest path to the runway that keeps off the walls."""
+        """Choose where to push for the shortest path to the runway that keeps off the walls."""
         start = (block[0], block[1], block[2] + FORWARD)
         heading = GOAL_POSE[2] + FORWARD
         goal = (GOAL_POSE[0] - RUNWAY * cos(heading), GOAL_POSE[1] - RUNWAY * sin(heading), heading)
@@ -104,7 +104,7 @@ class PushTExpert:
         return pursue(block, x, y)
 
     def _finish(self, block: Pose, beside: float) -> tuple[float, float] | None:
-        """Return how far and where to push to follow the goal's line, if by the model that will succeed."""
+        """Choose how far and where to push to follow the goal's line, if the model says that this will succeed."""
         remaining, steer = self._line(block)
         if not -0.004 < remaining < 0.12:
             return None
@@ -120,7 +120,7 @@ class PushTExpert:
         return None
 
     def _line(self, block: Pose) -> tuple[float, float]:
-        """Return how far along the goal's heading the goal is [m], and where to push to get onto that line."""
+        """Compute how far along the goal's heading the goal is [m], and where to push to get onto that line."""
         (x, y, yaw), (bx, by, _) = GOAL_POSE, block
         fx, fy = cos(yaw + FORWARD), sin(yaw + FORWARD)
         remaining = (x - bx) * fx + (y - by) * fy
@@ -128,7 +128,7 @@ class PushTExpert:
         return remaining, pursue(block, x + ahead * fx, y + ahead * fy)
 
     def _walk(self, pusher: Array, goal: Array) -> Array:
-        """Return a point one step ahead on the shortest way to a point behind the bar; all in the block's frame [m]."""
+        """Choose a point one step ahead on the shortest way to a point behind the bar; all in the block's frame [m]."""
         points = [goal]
         if _INSIDE.intersects(LineString([pusher, goal])):
             points = self._around(pusher, goal)
@@ -142,7 +142,7 @@ class PushTExpert:
         return target
 
     def _around(self, pusher: Array, goal: Array) -> list[Array]:
-        """Return the shorter way around the ring, which is half of the convex hull of ring, pusher and goal."""
+        """Find the shorter way around the ring, which is half of the convex hull of ring, pusher and goal."""
         if _OUTSIDE.contains(Point(pusher)):
             pusher = np.array(_EDGE.interpolate(_EDGE.project(Point(pusher))).coords[0])
         loop = get_coordinates(MultiPoint([*_RING, pusher, goal]).convex_hull)[:-1]

@@ -131,7 +131,7 @@ class RobosuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         return {**parts, "obs": whole, "agent_pos": whole[size:].copy(), "environment_state": whole[:size].copy()}
 
     def render(self) -> Any:
-        """Return an image [480, 480, 3] uint8."""
+        """Render an image [480, 480, 3] uint8."""
         return self.inner.sim.render(camera_name="agentview", width=480, height=480)[::-1].copy()
 
     def close(self) -> None:

@@ -74,13 +74,13 @@ class Task(MujocoEnv):
         super().close()
 
     def show(self, agent_pos: npt.NDArray[Any], environment_state: npt.NDArray[Any]) -> Observation:
-        """Return what is observed of the present state, given its numbers."""
+        """Make the observation of the present state, given its numbers."""
         if self._camera is None:
             return {"agent_pos": agent_pos, "environment_state": environment_state}
         return {"agent_pos": agent_pos, "pixels": _draw(self._camera, "rgb_array")}
 
     def render(self) -> Any:
-        """Return or draw the frame that `render_mode` asks for."""
+        """Render the frame that `render_mode` asks for, in a window or as an array."""
         return _draw(self.mujoco_renderer, self.render_mode)
 
 

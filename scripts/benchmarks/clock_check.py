@@ -89,7 +89,7 @@ class Returns(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def real(planner: Timed, options: Options, hz: float) -> list[float]:
-    """Return the returns of episodes in real time."""
+    """Measure the returns of episodes in real time."""
     env = Returns(make_env(options.env))
     loop = ControlLoop.for_env(planner, env, hz, LoopOptions(late_limit=10**9, patience=1.0), seed=options.seed)
     with loop:
@@ -100,7 +100,7 @@ def real(planner: Timed, options: Options, hz: float) -> list[float]:
 
 
 def counted(policy: Policy, options: Options, hz: float, seconds: Sequence[float]) -> list[float]:
-    """Return the returns of episodes whose time is counted in control steps."""
+    """Measure the returns of episodes whose time is counted in control steps."""
     spec = policy.sampler.spec
     pilot = make_pilot(policy, ControlClock("async", hz, Drawn("those of the loop", "", {spec: tuple(seconds)})))
     envs = make_envs(partial(make_env, options.env), 1)
@@ -113,7 +113,7 @@ def counted(policy: Policy, options: Options, hz: float, seconds: Sequence[float
 
 
 def interval(returns: Sequence[float]) -> str:
-    """Return a mean with Student's interval."""
+    """Compute a mean with Student's interval."""
     low, high = stats.ttest_1samp(returns, 0).confidence_interval()
     return f"{np.mean(returns):.2f} [{low:.2f}, {high:.2f}]"
 

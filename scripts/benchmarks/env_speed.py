@@ -53,7 +53,7 @@ class Speed:
     """CPU time of each reset [ms]."""
 
     def row(self, env_id: str) -> str:
-        """Return a line of the table."""
+        """Format a line of the table."""
         low, middle, high = statistics.quantiles(self.rates, n=4)
         return f"| `{env_id}` | {middle:,.0f} | {low:,.0f} … {high:,.0f} | {statistics.median(self.resets):,.1f} |"
 

@@ -23,7 +23,7 @@ class Options:
 
 
 def table(options: Options) -> str:
-    """Return the table in Markdown."""
+    """Format the table in Markdown."""
     header = ["pairs that differ"]
     for margin in options.margins:
         header += [f"± {100 * margin:g} points", f"power of {options.episodes}"]

@@ -49,12 +49,12 @@ class PolicyAsExpert:
         self._policy.reset(seed=int(rng.integers(2**31)))
 
     def act(self, observation: Observation) -> npt.NDArray[np.float64]:
-        """Return the target position [m]."""
+        """Choose the target position [m]."""
         return self._policy.select_action(observation).astype(np.float64)
 
 
 def run_episode(env: gymnasium.Env[Any, Any], actor: Expert, delay: int, seed: int) -> tuple[float, bool]:
-    """Return an episode's return and success, every action executed `delay` steps after it was chosen.
+    """Run an episode with every action `delay` steps after it was chosen; return its return and success.
 
     Until the first one arrives, the paddle is told to stay where it starts, at 0.
     """

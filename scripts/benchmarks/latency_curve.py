@@ -78,7 +78,7 @@ class Task:
     """Samplers with their own latencies, from `asd-policy bench`, as its results.json has them."""
 
     def delay(self, milliseconds: float) -> int:
-        """Return the control steps that a latency costs."""
+        """Compute the control steps that a latency costs."""
         return ControlClock("sync", self.hz, Fixed(milliseconds)).steps(milliseconds / 1e3)
 
     def points(self, options: Options) -> Iterator["Point"]:
@@ -92,12 +92,12 @@ class Task:
                 yield self.own_point(mode, own)
 
     def constant(self, mode: str, delay: int, law: str) -> "Point":
-        """Return the point of a law whose plans come so many control steps late."""
+        """Make the point of a law whose plans come so many control steps late."""
         name = " ".join((self.name, mode if delay else "none", str(delay), law))
         return Point(name, mode, make_sampler(law).spec, Fixed(1e3 * delay / self.hz))
 
     def own_point(self, mode: str, own: dict[str, Any]) -> "Point":
-        """Return the point of a sampler with its own latencies."""
+        """Make the point of a sampler with its own latencies."""
         spec = make_sampler(EXACT if own["exact"] else own["spec"]).spec
         seconds = tuple(each / 1e3 for each in own["latencies_ms"])
         name = " ".join((self.name, mode, own["backend"], own["spec"]))
@@ -132,7 +132,7 @@ class Points:
             self._kept = found
 
     def get(self, point: Point) -> dict[str, Any] | None:
-        """Return a point's results, or None where it is not there yet."""
+        """Look up a point's results; None where there are none yet."""
         return self._kept["points"].get(point.name)
 
     def add(self, point: Point, results: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class Points:
 
 
 def make_task(name: str, bench: Path | None) -> Task:
-    """Return the task of a bundled checkpoint."""
+    """Make the task of a bundled checkpoint."""
     if name not in bundled():
         raise SystemExit(f"no bundled checkpoint {name!r}; there are {', '.join(bundled())}")
     env_id = bundled()[name][1]
@@ -177,7 +177,7 @@ def measure(task: Task, options: Options, points: Points) -> None:
 
 
 def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, point: Point) -> dict[str, Any]:
-    """Return what results.json would say of a point."""
+    """Evaluate a point as results.json would report it."""
     pilot = make_pilot(planner, ControlClock(point.mode, task.hz, point.latency))
     spec = planner.sampler.spec
     episodes = list(LocalRunner({spec: pilot}, envs, options.seed).run(groups([spec], options.episodes, options.envs)))
@@ -209,7 +209,7 @@ def tables(tasks: Sequence[Task], options: Options, points: Points) -> Iterator[
 
 
 def cell(point: dict[str, Any] | None) -> str:
-    """Return a point as return and success, with their intervals."""
+    """Format a point as return and success, with their intervals."""
     if point is None:
         return "–"
     low, high = point["return_ci95"] or (math.nan, math.nan)
@@ -219,7 +219,7 @@ def cell(point: dict[str, Any] | None) -> str:
 
 
 def missed(point: dict[str, Any] | None) -> str:
-    """Return the share of a point's plans that were not there when their first action was due [%]."""
+    """Compute the share of a point's plans that were not there when their first action was due [%]."""
     share = None if point is None else point["timing"]["missed_fraction"]
     return "–" if share is None else f"{100 * share:.0f}"
 
@@ -251,7 +251,7 @@ def draw(tasks: Sequence[Task], options: Options, points: Points, measure: str) 
 
 
 def short(spec: str) -> str:
-    """Return a spec without what is left to the sampler, and without the names of its options."""
+    """Shorten a spec: without what is left to the sampler, and without the names of its options."""
     name, _, options = spec.partition(":")
     given = [value for value in (each.rpartition("=")[2] for each in options.split(",")) if value != "auto"]
     return f"{name}:{','.join(given)}".removesuffix(":")

@@ -58,7 +58,7 @@ class Nothing:
         self.horizons, self.action_dim = horizons, action_dim
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
-        """Return zeros."""
+        """Plan zeros."""
         return Planned(np.zeros((self.horizons.horizon, self.action_dim), np.float32), 1)
 
 
@@ -89,7 +89,7 @@ def measure(planner: Any, observation: Any, hz: float, options: Options, priorit
 
 
 def row(name: str, hz: float, loaded: bool, told: Telemetry) -> str:
-    """Return a line of the table."""
+    """Format a line of the table."""
     late, period, plan = told.lateness_ms, told.period_ms, told.plan_ms
     assert late is not None and period is not None and plan is not None
     deadlines = told.ticks + told.missed

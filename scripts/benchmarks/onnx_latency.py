@@ -69,7 +69,7 @@ def session(content: bytes, change: Change = lambda options: None) -> OnnxNetwor
 
 
 def measure(networks: dict[str, Denoiser], job: Job, points: int, seconds: float) -> dict[str, tuple[float, float]]:
-    """Return median and half the interquartile range of the CPU time of a call of each network [ms]."""
+    """Measure median and half the interquartile range of the CPU time of a call of each network [ms]."""
     inputs = example(job, points, torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {name: [] for name in networks}
     for network in networks.values():

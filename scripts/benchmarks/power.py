@@ -95,7 +95,7 @@ class Row:
 
 
 def detectable(p_value: PValue, level: float, runs: int, start: float, most: float) -> list[str]:
-    """Return for each of `POWERS` the smallest difference that the share of runs sees, as text.
+    """Find the smallest difference that the share of runs detects, for each of `POWERS`, as text.
 
     Each run keeps its noise while its own threshold is bracketed and bisected on a logarithmic scale.
 
@@ -241,7 +241,7 @@ def gentle_rows(options: Options) -> Iterator[Row]:
 
 
 def couple(errors: Tensor, mutant: str, share: float, seed: int) -> Tensor:
-    """Return (x − m)/σ [N, D] of steps that are coupled to drafts off by v = `errors` [N, D], wrongly in a share."""
+    """Draw (x − m)/σ [N, D] of steps coupled to drafts that are off by v = `errors` [N, D], a share of them wrongly."""
     generator = torch.Generator().manual_seed(seed)
     noise, fresh = (torch.randn(errors.shape, generator=generator, dtype=errors.dtype) for _ in range(2))
     uniform, acts = 1 - torch.rand((2, len(errors)), generator=generator, dtype=errors.dtype)
@@ -273,7 +273,7 @@ def coupling_rows(options: Options) -> Iterator[Row]:
 
 @lru_cache(maxsize=1)
 def recorded_errors(checkpoint: Path) -> Tensor:
-    """Return how far x̂0 of the step before is off as a draft [paths, K − 2, D], in σ: steps 1 to K − 2."""
+    """Compute how far x̂0 of the step before is off as a draft [paths, K − 2, D], in σ: steps 1 to K − 2."""
     policy = asd_policy.load_policy(checkpoint)
     cond = states.random_conditioning(policy, 1, seed=0).expand(PATHS_RECORDED, -1)
     event = (policy.horizons.horizon, policy.action_dim)

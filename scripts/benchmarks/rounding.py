@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def discrepancy(chain: GaussianChain, points: Tensor, guesses: Tensor, noise: Tensor) -> Tensor:
-    """Return by how much each drafted point misses the step to it [K − 1], in σ.
+    """Compute how far each drafted point is off the step to it [K − 1], in σ.
 
     Args:
         chain: Whose steps.

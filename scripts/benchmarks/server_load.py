@@ -69,7 +69,7 @@ class Load:
     """Length of the run [s]."""
 
     def row(self) -> list[str]:
-        """Return cells of the table."""
+        """Format cells of the table."""
         late = 1e3 * np.array([plan.seconds for plans in self.plans for plan in plans])
         batch = statistics.mean(plan.batch for plans in self.plans for plan in plans)
         counts = sorted(map(len, self.plans))
@@ -82,7 +82,7 @@ class Load:
 
 
 def roll_out(checkpoint: str, env_id: str) -> list[list[Any]]:
-    """Return the observations of a few episodes, step by step."""
+    """Run a few episodes; return their observations, step by step."""
     policy, env, episodes = asd_policy.load_policy(checkpoint, ROLL_OUT, backend="onnx"), make_env(env_id), []
     for seed in range(EPISODES):
         policy.reset(seed)
@@ -160,7 +160,7 @@ def load(address: str, clients: int, seconds: float, episodes: Sequence[Sequence
 def wire(
     address: str, checkpoint: str, backend: str, sampler: str, plans: int, episodes: Sequence[Sequence[Any]]
 ) -> list[str]:
-    """Return cells: latency of plans here and there, and what is around a plan there."""
+    """Format cells: latency of plans here and there, and what is around a plan there."""
     here = asd_policy.load_policy(checkpoint, sampler, backend=backend)
     local, remote = [], []
     with RemotePolicy(address, timeout=120) as robot:

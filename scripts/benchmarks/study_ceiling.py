@@ -11,7 +11,7 @@ from study_common import Results, console, markdown_table
 
 
 def measure(name: str, policy: Policy, backends: Sequence[str], results: Results) -> dict[str, Any]:
-    """Return the record of a policy's calls on each backend, and of the device.
+    """Measure a policy's calls on each backend, and the device.
 
     Args:
         name: Of the checkpoint.
@@ -29,7 +29,7 @@ def measure(name: str, policy: Policy, backends: Sequence[str], results: Results
 
 
 def markdown(records: dict[str, dict[str, Any]]) -> str:
-    """Return one table of all networks: the median of a call, and the share of it that the limit would need."""
+    """Format one table of all networks: the median of a call, and the share of it that the limit would need."""
     counts = [point["points"] for point in next(iter(records.values()))["backends"][0]["curve"]]
     header = ["checkpoint", "parameters", "backend", *(f"{count} point{'s' * (count > 1)}" for count in counts)]
     rows, rates = [], []

@@ -59,7 +59,7 @@ class Counts:
 
 
 def bundled() -> dict[str, tuple[Path, str]]:
-    """Return the folder and the environment of each bundled checkpoint by its name."""
+    """List the folder and the environment of each bundled checkpoint by its name."""
     entries = json.loads((ROOT / "checkpoints/manifest.json").read_text())
     return {Path(entry["path"]).name: (ROOT / entry["path"], entry["env"]) for entry in entries}
 
@@ -101,7 +101,7 @@ def count(
 
 
 def learn(denoiser: Denoiser, chain: GaussianChain, spec: str, states: States, seed: int) -> Experience:
-    """Return the frozen experience of a sampler's plans, one per state, on tapes of their own."""
+    """Learn from a sampler's plans, one per state, on tapes of their own; return the frozen experience."""
     experience = Experience()
     count(denoiser, chain, make_sampler(spec), states, experience, seed + CALIBRATION_SEED)
     experience.freeze()
@@ -109,7 +109,7 @@ def learn(denoiser: Denoiser, chain: GaussianChain, spec: str, states: States, s
 
 
 def summarize(counts: Counts, episodes: npt.NDArray[np.int64], steps: int) -> dict[str, Any]:
-    """Return what the counts of N plans add up to.
+    """Add up the counts of N plans.
 
     Args:
         counts: Of the plans.
@@ -132,7 +132,7 @@ def summarize(counts: Counts, episodes: npt.NDArray[np.int64], steps: int) -> di
 
 
 def clustered_error(values: npt.NDArray[Any], clusters: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Return the standard error of a mean over independent clusters, and the reach of its 95 % interval.
+    """Compute the standard error of a mean over independent clusters, and the reach of its 95 % interval.
 
     The sandwich estimator with G/(G − 1) and Student's t for G clusters (Cameron and Miller 2015, section II);
     with one value in each it is the ordinary one.
@@ -162,7 +162,7 @@ class Results:
                 self._records = found
 
     def once(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the record of a key, measured now if it is not there."""
+        """Look up the record of a key; measure it now if it is not there."""
         records = self._records["records"]
         if key not in records:
             records[key] = measure()
@@ -171,7 +171,7 @@ class Results:
 
 
 def fingerprint(part: str, options: dict[str, Any]) -> str:
-    """Return a digest of all that the results of a part depend on: package, script, weights, options."""
+    """Compute a digest of all that the results of a part depend on: package, script, weights, options."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     files = [*(ROOT / "asd_policy").rglob("*.py"), Path(__file__), ROOT / f"scripts/benchmarks/study_{part}.py"]
     files += (ROOT / "checkpoints").glob("*/model.safetensors")
@@ -181,7 +181,7 @@ def fingerprint(part: str, options: dict[str, Any]) -> str:
 
 
 def provenance(command: str, seed: int) -> str:
-    """Return the line that says on what a table was measured, and with which code."""
+    """Write the line that says on what a table was measured, and with which code."""
     commit = report.commit()
     code = f"asd_policy {asd_policy.__version__}" + (f" at {commit[:8]}" if commit else "")
     device = report.hardware(torch.device("cpu"))
@@ -189,6 +189,6 @@ def provenance(command: str, seed: int) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"

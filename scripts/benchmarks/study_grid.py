@@ -48,7 +48,7 @@ def measure(subject: Subject, windows: tuple[int, ...], seed: int, results: Resu
 
 
 def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
-    """Return the section of one checkpoint: a table, the targets, what it was measured on."""
+    """Format the section of one checkpoint: a table, the targets, what it was measured on."""
     grid = {(r["draft"], r["verify"], r["window"]): r for r in records if "draft" in r}
     (peer,) = (record for record in records if "draft" not in record)
     windows = sorted({window for _, _, window in grid})
@@ -68,7 +68,7 @@ def markdown(subject: Subject, records: list[dict[str, Any]]) -> str:
 
 
 def cell(record: dict[str, Any]) -> str:
-    """Return speedup with its interval, evaluations, and tail of one setting."""
+    """Format speedup with its interval, evaluations, and tail of one setting."""
     low, high = record["speedup_ci95"]
     return (
         f"{record['speedup']:.1f} [{low:.1f}, {high:.1f}] · {record['nfe_per_step']:.2f} · {record['rounds_p95']:.0f}"
@@ -76,7 +76,7 @@ def cell(record: dict[str, Any]) -> str:
 
 
 def target_line(records: list[dict[str, Any]], limit: int, target: float) -> str:
-    """Return whether the default sampler, and the best of all, reach a speedup with a window up to `limit`."""
+    """Tell whether the default sampler, and the best of all, reach a speedup with a window up to `limit`."""
     within = [record for record in records if record["window"] <= limit]
     best = max(within, key=lambda record: record["speedup"])
     default = DEFAULT
@@ -89,7 +89,7 @@ def target_line(records: list[dict[str, Any]], limit: int, target: float) -> str
 
 
 def verdict(record: dict[str, Any], target: float) -> str:
-    """Return what a setting reaches, and what its interval says of the target."""
+    """Compare a setting's speedup and its interval with the target."""
     low, high = record["speedup_ci95"]
     word = "reached" if low >= target else "not reached" if high < target else "not told from the target"
     return f"`{record['spec']}` {record['speedup']:.1f}× [{low:.1f}, {high:.1f}], {word}"

@@ -70,7 +70,7 @@ class FullExperience(Experience):
 
 
 def measure(subject: Subject, windows: Sequence[int], seed: int, results: Results) -> list[dict[str, Any]]:
-    """Return one record per window and basis, all on the same states, tapes and plans to learn from.
+    """Measure one record per window and basis, all on the same states, tapes and plans to learn from.
 
     Args:
         subject: The checkpoint and its states.
@@ -113,7 +113,7 @@ def measure(subject: Subject, windows: Sequence[int], seed: int, results: Result
 
 
 def markdown(measured: Sequence[tuple[Subject, list[dict[str, Any]]]]) -> str:
-    """Return the table of all checkpoints."""
+    """Format the table of all checkpoints."""
     rows = []
     for subject, records in measured:
         for window in dict.fromkeys(record["window"] for record in records):

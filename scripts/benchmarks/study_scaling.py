@@ -53,7 +53,7 @@ class Problem:
 
 
 def mixture(event: Sequence[int], steps: tuple[int, ...], plans: int, calibration: int, seed: int) -> Problem:
-    """Return a Gaussian mixture; `warm` has no last plan there, and would be `picard`."""
+    """Make a Gaussian mixture; `warm` has no last plan there, and would be `picard`."""
     generator = torch.Generator().manual_seed(seed)
     means = 2 * torch.rand((MODES, *event), generator=generator) - 1
     spreads = torch.linspace(*SPREADS, MODES)
@@ -69,7 +69,7 @@ def mixture(event: Sequence[int], steps: tuple[int, ...], plans: int, calibratio
 
 
 def trained(subject: Subject, steps: tuple[int, ...]) -> Problem:
-    """Return a checkpoint's network in coarser chains over its own noise schedule, which has its last step."""
+    """Make a checkpoint's network in coarser chains over its own noise schedule, with the same last step."""
     config = subject.policy.chain.config
 
     def denoiser(count: int) -> tuple[Denoiser, GaussianChain]:
@@ -79,7 +79,7 @@ def trained(subject: Subject, steps: tuple[int, ...]) -> Problem:
 
 
 def measure(problem: Problem, seed: int, results: Results) -> list[dict[str, Any]]:
-    """Return one record per number of steps, draft and verifier; the window is the whole chain."""
+    """Measure one record per number of steps, draft and verifier; the window is the whole chain."""
     records = []
     settings = list(itertools.product(problem.steps, problem.drafts, VERIFIERS))
     learned: dict[int, Experience] = {}
@@ -100,7 +100,7 @@ def measure(problem: Problem, seed: int, results: Results) -> list[dict[str, Any
 
 
 def slope(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Return the exponent of K in the mean rounds, by least squares of their logarithms, and its standard error."""
+    """Fit the exponent of K in the mean rounds, by least squares of their logarithms, with its standard error."""
     fit = stats.linregress(
         [np.log(record["steps"]) for record in records], [np.log(record["rounds_mean"]) for record in records]
     )
@@ -108,14 +108,14 @@ def slope(records: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 def curves(records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the records of one problem by draft and verifier, in order of K."""
+    """Group the records of one problem by draft and verifier, in order of K."""
     pairs = dict.fromkeys((record["draft"], record["verify"]) for record in records)
     by_steps = sorted(records, key=lambda record: record["steps"])
     return {pair: [r for r in by_steps if (r["draft"], r["verify"]) == pair] for pair in pairs}
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """Return a table of mean rounds and exponents of one problem."""
+    """Format a table of mean rounds and exponents of one problem."""
     found = curves(records)
     steps = sorted({record["steps"] for record in records})
     rows = []

@@ -22,7 +22,7 @@ _SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "beta_
 
 
 def measure(plans: int, threads: int, results: Results) -> list[dict[str, Any]]:
-    """Return one record per size and sampler, each from a process of its own.
+    """Measure one record per size and sampler, each in a process of its own.
 
     Args:
         plans: To time, after the first.
@@ -41,7 +41,7 @@ def measure(plans: int, threads: int, results: Results) -> list[dict[str, Any]]:
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """Return the table."""
+    """Format the table."""
     rows = [
         [
             f"{record['event'][0]} × {record['event'][1]} = {math.prod(record['event'])}",
@@ -85,5 +85,5 @@ def _network(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None)
 
 
 def _peak_mib() -> float:
-    """Return the most memory that this process had [MiB]."""
+    """Read the most memory that this process had [MiB]."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -33,7 +33,7 @@ class RowByRow(Backend):
         return "float32"
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network, called once for each row."""
+        """Split each call of the network into one for each row."""
 
         def one_by_one(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
             conds = [None] * len(x) if cond is None else cond.split(1)
@@ -44,17 +44,17 @@ class RowByRow(Backend):
 
 
 def contenders(subject: Subject, backends: Sequence[str]) -> list[Contender]:
-    """Return the sequential and the default sampler on each backend of a checkpoint's network."""
+    """Make the sequential and the default sampler on each backend of a checkpoint's network."""
     return [enter(subject, sampler, make_backend(backend)) for backend in backends for sampler in ("ddpm", "asd")]
 
 
 def row_by_row(subject: Subject) -> list[Contender]:
-    """Return sequential and default sampler on a network whose latency is linear in its batch."""
+    """Make the sequential and the default sampler on a network whose latency is linear in its batch."""
     return [enter(subject, sampler, RowByRow()) for sampler in ("ddpm", "asd")]
 
 
 def enter(subject: Subject, sampler: str, backend: Backend) -> Contender:
-    """Return a sampler on a backend that has learned nothing yet, as `asd-policy eval` begins."""
+    """Make a sampler on a backend that has learned nothing yet, as `asd-policy eval` begins."""
     policy = subject.policy.with_backend(backend).with_sampler(make_sampler(sampler))
     policy.experience = Experience()
     return Contender(policy)
@@ -63,7 +63,7 @@ def enter(subject: Subject, sampler: str, backend: Backend) -> Contender:
 def measure(
     subject: Subject, found: Sequence[Contender], plans: int, seed: int, results: Results, key: str
 ) -> list[dict[str, Any]]:
-    """Return one record per contender: their plans interleaved, at batch 1, on the same states and tapes.
+    """Measure one record per contender: their plans interleaved, at batch 1, on the same states and tapes.
 
     Args:
         subject: The checkpoint and its states.
@@ -94,7 +94,7 @@ def measure(
 
 
 def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Return one table of all checkpoints, each with its contenders."""
+    """Format one table of all checkpoints, each with its contenders."""
     header = ["checkpoint", "contender", "window", "rounds", "nfe", "mean ms", "p50 / p95 / p99 / max ms"]
     header += ["× best sequential, means [95 %]", "medians", "× eager sequential [95 %]", "outside the network"]
     rows = []
@@ -120,7 +120,7 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
 
 
 def _ratio(value: float | None, interval: Sequence[float] | None) -> str:
-    """Return a ratio with its interval, which one plan alone has none of."""
+    """Format a ratio with its interval; a single plan has none."""
     if value is None:
         return "–"
     low, high = interval or (math.nan, math.nan)

@@ -43,7 +43,7 @@ class Options:
 
 
 def evaluate(options: Options, workers: int, out: Path) -> dict[str, Any]:
-    """Return the results of one run."""
+    """Run an evaluation and read its results."""
     words = ["eval", "--policy", options.policy, "--env", options.env, "--samplers", *options.samplers]
     words += ["--episodes", str(options.episodes), "--envs", str(options.envs), "--workers", str(workers)]
     printed = io.StringIO()

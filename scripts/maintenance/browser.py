@@ -40,7 +40,7 @@ fs.createReadStream(source).pipe(require("zlib").createBrotliDecompress()).pipe(
 
 
 def find() -> Path | None:
-    """Return a Chromium: the system's, else the one that this script installed, else None."""
+    """Find a Chromium: the system's, else the one that this script installed, else None."""
     system = next(filter(None, map(shutil.which, _NAMES)), None)
     return Path(system) if system else LAUNCHER if LAUNCHER.exists() else None
 

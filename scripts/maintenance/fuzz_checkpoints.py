@@ -54,7 +54,7 @@ def damage_file(path: Path, rng: random.Random) -> str:
 
 
 def fuzz(whole: Path, damage: Callable[[Path, random.Random], str], options: Options) -> int:
-    """Return how many damaged copies of a checkpoint were planned with.
+    """Plan with damaged copies of a checkpoint; return how many could be planned with.
 
     Raises:
         SystemExit: One was neither planned with nor refused in one line.

@@ -37,7 +37,7 @@ class Options:
 
 
 def describe(folder: Path, options: Options) -> dict[str, Any]:
-    """Return a checkpoint's entry: what made it, what is in it, how well it does.
+    """Describe a checkpoint for the manifest: what made it, what is in it, how well it does.
 
     Raises:
         SystemExit: The evaluation failed or was interrupted.

@@ -98,6 +98,6 @@ def test_what_needs_pytorch_says_so(schedule: GaussianChain) -> None:
 @pytest.mark.parametrize("low", [-60.0, -25.0, -19.99, -1.0, 5.0])
 def test_the_normal_law(low: float) -> None:
     x = np.linspace(low, low + 8, 2001)
-    np.testing.assert_allclose(normal.log_ndtr(x), special.log_ndtr(x), rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(normal.log_cdf(x), special.log_ndtr(x), rtol=1e-12, atol=1e-16)
     p = np.concatenate([[0.0, 1.0], 10.0 ** np.linspace(-300, -1, 300), np.linspace(0.001, 0.999, 999)])
-    np.testing.assert_allclose(normal.ndtri(p), special.ndtri(p), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(normal.quantile(p), special.ndtri(p), rtol=1e-12, atol=1e-15)

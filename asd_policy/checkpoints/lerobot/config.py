@@ -72,7 +72,7 @@ class DiffusionConfig:
         return {name: entries[name] for name in self.input_dims}, {ACTION: entries[ACTION]}
 
     def mode_of(self, feature: str, mapping: dict[str, str] | None = None) -> str:
-        """Return how a feature is normalised, by the mapping of the configuration or another."""
+        """Find how a feature is normalised, by the mapping of the configuration or another."""
         return (self.normalization_mapping if mapping is None else mapping).get(_FEATURE_TYPES[feature], IDENTITY)
 
 
@@ -100,12 +100,12 @@ PLUGIN = "asd_diffusion"
 
 
 def is_diffusion(raw: dict[str, Any]) -> bool:
-    """Return whether a config.json is one of a LeRobot diffusion policy, of any version since 0.1."""
+    """Tell whether a config.json is one of a LeRobot diffusion policy, of any version since 0.1."""
     return raw.get("type") in ("diffusion", PLUGIN) or ("type" not in raw and raw.keys() >= _FIRST_LAYOUT)
 
 
 def modernize(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a config.json in the words of lerobot since February 2025; one that is so already as it is.
+    """Translate a config.json to the names of lerobot since February 2025; one that has them stays as it is.
 
     Before, it had a shape and a normalisation mode (`min_max`, `mean_std`) for each feature, and no policy type
     (lerobot/common/policies/diffusion/configuration_diffusion.py at that time).
@@ -166,7 +166,7 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
 
 
 def unknown_fields(raw: dict[str, Any]) -> tuple[str, ...]:
-    """Return a note on fields that nobody here knows, as newer versions of LeRobot may add them."""
+    """Write a note on unknown fields, as newer versions of LeRobot may add them."""
     return unknown_note([name for name in raw if name not in _KNOWN], "config.json")
 
 
@@ -195,12 +195,12 @@ def _check_first_modes(raw: dict[str, Any]) -> None:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return what should be a JSON object, an empty one if it is something else."""
+    """Read what should be a JSON object; an empty one if it is something else."""
     return value if isinstance(value, dict) else {}
 
 
 def _contradiction(config: DiffusionConfig) -> str | None:
-    """Return what is wrong with fields that are of the right kind each."""
+    """Explain why fields that each have the right type do not fit together; None if they do."""
     if config.horizon > MAX_HORIZON:  # first: it bounds the number of down_dims
         return f"horizon {config.horizon} is not in 1 … {MAX_HORIZON}"
     longest = config.horizon - config.n_obs_steps + 1
@@ -210,7 +210,7 @@ def _contradiction(config: DiffusionConfig) -> str | None:
 
 
 def _parse_field(name: str, value: Any, default: Any) -> Any:
-    """Return a field's value, checked to be of the kind of its default; counts are positive."""
+    """Read a field's value; check that it has the type of its default and that counts are positive."""
     if name == "num_inference_steps":
         valid, kind = value is None or _is_count(value), "null or a positive integer"
     elif name == "normalization_mapping":

@@ -44,7 +44,7 @@ HUB_FILES = (CONFIG, WEIGHTS, "policy_*processor*.json", "policy_*processor*.saf
 
 
 def is_lerobot(folder: Path) -> bool:
-    """Return whether a folder holds a LeRobot policy of the diffusion type."""
+    """Tell whether a folder holds a LeRobot policy of the diffusion type."""
     return is_diffusion(find_json(folder, CONFIG))
 
 
@@ -77,7 +77,7 @@ def describe_lerobot(folder: Path) -> Description:
 
 
 def _plugin_note(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what the plugin's policy type says beyond LeRobot's."""
+    """Write a note on what the plugin's policy type adds to LeRobot's."""
     if raw.get("type") != PLUGIN:
         return ()
     return (

@@ -83,7 +83,7 @@ def read_normalization(folder: Path, config: DiffusionConfig, tensors: dict[str,
 
 
 def _from_buffers(tensors: dict[str, Tensor], module: str, features: list[str]) -> Statistics:
-    """Return the statistics that lerobot before 0.4 kept as parameters of its modules `Normalize`, `Unnormalize`."""
+    """Read the statistics that lerobot before 0.4 kept as parameters of its modules `Normalize`, `Unnormalize`."""
     statistics: Statistics = {}
     for feature in features:
         prefix = f"{module}.buffer_{feature.replace('.', '_')}."
@@ -94,7 +94,7 @@ def _from_buffers(tensors: dict[str, Tensor], module: str, features: list[str]) 
 
 
 def _from_processor(folder: Path, name: str, step: str, config: DiffusionConfig, features: list[str]) -> Statistics:
-    """Return the statistics that a processor pipeline's step keeps beside it, after a look at all its steps."""
+    """Read the statistics that a processor pipeline's step keeps beside it, after a check of all its steps."""
     path = folder / name
     steps = read_json(folder, name).get("steps")
     if not isinstance(steps, list):

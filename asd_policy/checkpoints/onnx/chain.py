@@ -38,7 +38,7 @@ def _against_scheduler(chain: GaussianChain) -> str | None:
 
 
 def _eta(chain: GaussianChain) -> float | None:
-    """Return DDIM's share of noise, to which σ is proportional; None for DDPM."""
+    """Compute DDIM's η, to which σ is proportional; None for DDPM."""
     if chain.config["_class_name"] != "DDIMScheduler":
         return None
     half = GaussianChain.from_scheduler(chain.config, len(chain), 0.5).sigma

@@ -41,7 +41,7 @@ class OnnxContents:
 
 
 def is_onnx(path: Path) -> bool:
-    """Return whether a file begins as ONNX models do, with ir_version as its first field."""
+    """Tell whether a file begins as ONNX models do, with ir_version as its first field."""
     try:
         if not path.is_file():
             return False
@@ -183,7 +183,7 @@ def _read_weight(tensor: memoryview) -> tuple[str, Value]:
 
 
 def _read_input(information: memoryview) -> tuple[str, Value]:
-    """Return an input's name and shape; dimensions without a size are the number of points."""
+    """Read an input's name and shape; dimensions without a size are the number of points."""
     name, shape = "", ()
     for number, value in fields(information):
         if number == 1:
@@ -202,12 +202,12 @@ def _all(message: int | memoryview, wanted: int) -> Iterator[int | memoryview]:
 
 
 def _integers(value: int | memoryview) -> list[int]:
-    """Return the integers of a repeated field's entry, which may hold one or, packed, several."""
+    """Read the integers of a repeated field's entry, which holds one or, packed, several."""
     return [_signed(each) for each in ([value] if isinstance(value, int) else varints(value))]
 
 
 def _signed(value: int | memoryview) -> int:
-    """Return an int64 from its varint."""
+    """Convert a varint to an int64."""
     if not isinstance(value, int):
         raise TypeError("a message stands where a number belongs")
     value &= 2**64 - 1

@@ -9,7 +9,7 @@ from typing import Any
 from asd_policy._common.arrays import Device
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.onnx.graph import is_onnx, read_onnx
-from asd_policy.checkpoints.onnx.record import KEY, Map, Record, read_record
+from asd_policy.checkpoints.onnx.record import KEY, Map, PolicyRecord, read_record
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel
 from asd_policy.policy.normalisation import Affine
@@ -68,7 +68,7 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
     )
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path) -> PolicyRecord:
     contents = read_onnx(path)
     if KEY not in contents.metadata:
         there = ", ".join(sorted(contents.metadata)) or "none"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.chain.scheduler_options import check, configuration
+from asd_policy.chain.scheduler_options import check_options, configuration
 from asd_policy.checkpoints.onnx.chain import contradiction
 from asd_policy.errors import CheckpointError
 from asd_policy.policy.plan import Horizons
@@ -36,7 +37,7 @@ Map = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Record:
+class PolicyRecord:
     """What an exported file says of the policy it is."""
 
     package: str
@@ -68,7 +69,7 @@ class Record:
 
 
 def write_record(policy: "Policy", network: str, parameters: int, graph: str, source: Mapping[str, Any]) -> str:
-    """Return the record of a policy as JSON.
+    """Write the record of a policy as JSON.
 
     Args:
         policy: What is exported.
@@ -77,8 +78,6 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
         graph: sha256 of the serialised graph.
         source: What was exported.
     """
-    import asd_policy
-
     chain = policy.chain
     maps = {
         name: {part: [float(number) for number in getattr(affine, part).tolist()] for part in _AFFINE}
@@ -86,7 +85,7 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
     }
     record = {
         "version": VERSION,
-        "package": asd_policy.__version__,
+        "package": PACKAGE_VERSION,
         "source": source,
         "network": network,
         "parameters": parameters,
@@ -106,11 +105,11 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and mappings of other kinds, as JSON has them."""
+    """Convert NumPy's numbers and arrays, and mappings of other types, for JSON."""
     return dict(value) if isinstance(value, Mapping) else value.tolist()
 
 
-def read_record(text: str) -> Record:
+def read_record(text: str) -> PolicyRecord:
     """Read a record; it comes from an untrusted file.
 
     Raises:
@@ -127,11 +126,11 @@ def read_record(text: str) -> Record:
     version = top.get("version")
     if version.value != VERSION:
         raise CheckpointError(
-            f"the record is of version {version.value!r:.40}, and this asd_policy {_package()} reads {VERSION}; "
+            f"the record is of version {version.value!r:.40}, and this asd_policy {PACKAGE_VERSION} reads {VERSION}; "
             f"export the policy anew with `asd-policy export`"
         )
     features = top.get("observation")
-    record = Record(
+    record = PolicyRecord(
         package=top.get("package").text(),
         source=top.get("source").mapping(),
         network=top.get("network").text(),
@@ -149,12 +148,6 @@ def read_record(text: str) -> Record:
             f"the record's event is {event!r:.60}, but its horizon and features make samples of {list(record.event)}"
         )
     return record
-
-
-def _package() -> str:
-    import asd_policy
-
-    return asd_policy.__version__
 
 
 @dataclass(frozen=True)
@@ -184,7 +177,7 @@ class _Entry:
         return value if least <= value <= most and not isinstance(value, bool) else self._refuse(wanted)
 
     def numbers(self, count: int | None = None) -> Floats:
-        """Return an array [count], or of any length but 0."""
+        """Read an array [count], or one of any length but 0."""
         wanted = f"a list of {count or 'finite'} numbers"
         values = self._array(self._is(list, wanted), wanted)
         return values if len(values) and count in (None, len(values)) else self._refuse(wanted)
@@ -237,7 +230,7 @@ def _read_chain(entry: _Entry) -> GaussianChain:
     # The samplers of few steps make their schedulers of it.
     stored = entry.get("config")
     config = configuration(stored.mapping())
-    check(config)
+    check_options(config)
     if config["trained_betas"] is not None:
         stored.get("trained_betas").numbers(config["num_train_timesteps"])
     timesteps = entry.get("timesteps").numbers()

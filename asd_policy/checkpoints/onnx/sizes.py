@@ -104,7 +104,7 @@ def follow(
 
 
 def _work(node: Node, inputs: Sequence[Value], numbers: int) -> int:
-    """Return about how many multiplications a node takes to compute so many numbers."""
+    """Estimate how many multiplications a node needs to compute so many numbers."""
     if node.kind in ("MatMul", "Gemm"):
         return numbers * max(inputs[0].shape, default=1)
     return numbers
@@ -230,7 +230,7 @@ def _pad(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
 
 
 def _numbers(value: Value) -> list[int]:
-    """Return the integers that a tensor holds."""
+    """Read the integers that a tensor holds."""
     if value.numbers is None:
         raise ValueError("they are not known")
     return np.atleast_1d(value.numbers).tolist()

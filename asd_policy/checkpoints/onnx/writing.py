@@ -60,7 +60,7 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
 
 
 def _compare(path: Path, policy: Policy, job: Job) -> float:
-    """Return the largest relative difference between a file and a policy's network.
+    """Compute the largest relative difference between a file's predictions and the policy's.
 
     Raises:
         BackendError: It is too large.

@@ -54,7 +54,7 @@ class TorchArchive:
         self._zip.close()
 
     def pickle(self) -> bytes:
-        """Return the pickle, unread.
+        """Read the pickle's bytes.
 
         Raises:
             CheckpointError: It is damaged or too large.
@@ -65,7 +65,7 @@ class TorchArchive:
         return self._read(name)
 
     def payload(self) -> Any:
-        """Return what was saved, tensors as `StoredTensor`; see `read_pickle`.
+        """Read what was saved, tensors as `StoredTensor`; see `read_pickle`.
 
         Raises:
             CheckpointError: The pickle is damaged, or asks for what no checkpoint needs.
@@ -76,7 +76,7 @@ class TorchArchive:
         return read_pickle(self.pickle(), f"{self.path}: data.pkl")
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """Return a tensor of the archive.
+        """Read a tensor of the archive.
 
         Raises:
             CheckpointError: Its numbers are missing, too few or damaged.
@@ -98,7 +98,7 @@ class TorchArchive:
         return numbers.as_strided(stored.shape, stored.stride, stored.offset)
 
     def state_dict(self, state: Settings) -> dict[str, Tensor]:
-        """Return the tensors of a state dict, which is a section of the payload.
+        """Read the tensors of a state dict, which is a section of the payload.
 
         Raises:
             CheckpointError: An entry is no tensor, or damaged, or tensors share storages to be larger than the file.
@@ -110,7 +110,7 @@ class TorchArchive:
         return {name: self.tensor(tensor) for name, tensor in stored.items()}
 
     def _read(self, name: str) -> bytes:
-        """Return an entry whose checksum is right."""
+        """Read an entry and check its checksum."""
         info = self._entries[name]
         # torch.save does not compress: what is compressed here is there to be large.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
@@ -122,12 +122,12 @@ class TorchArchive:
 
 
 def count_stored(tensors: Iterable[StoredTensor]) -> int:
-    """Return how many numbers tensors have together; of one that is there several times, once."""
+    """Count the numbers in all tensors; one that is there several times counts once."""
     return sum(math.prod(tensor.shape) for tensor in set(tensors))
 
 
 def mentions(path: Path, *names: str) -> bool:
-    """Return whether a file of `torch.save` has an entry of one of the names; of a damaged one, True: it might have.
+    """Tell whether a file of `torch.save` has an entry of one of the names; True for a damaged one, which might have.
 
     A pickle holds every string as it is, so nothing need be interpreted.
     """
@@ -171,7 +171,7 @@ def explain(path: Path) -> str | None:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first bytes of a file; none of what is no file, or cannot be read."""
+    """Read the first bytes of a file; empty where there is no file or it cannot be read."""
     if not path.is_file():  # a pipe would wait
         return b""
     try:

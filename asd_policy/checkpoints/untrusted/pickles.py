@@ -129,7 +129,7 @@ class StoredTensor:
 
 
 def read_pickle(data: bytes, source: str) -> Any:
-    """Return what a pickle describes: plain values, with records and stored tensors in the place of objects.
+    """Read what a pickle describes: plain values, with records and stored tensors in the place of objects.
 
     Containers may hold themselves, as pickled objects do: walk them along known paths, not all over.
 
@@ -141,88 +141,107 @@ def read_pickle(data: bytes, source: str) -> Any:
         CheckpointError: It is damaged, calls what is not in `CALLABLE`, or does what no checkpoint needs.
     """
     try:
-        return _run(data)
+        return _Machine().run(data)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(f"{source} is damaged: {type(error).__name__}: {error}") from None
 
 
-def _run(data: bytes) -> Any:
-    """Run the machine; anything but a `CheckpointError` means a damaged pickle."""
-    stack: list[Any] = []
-    below: list[list[Any]] = []  # the stacks under each mark
-    memo: dict[int, Any] = {}
+class _Machine:
+    """The stack machine. Whatever it raises but a `CheckpointError` means a damaged pickle."""
 
-    def to_mark() -> list[Any]:
-        nonlocal stack
-        items, stack = stack, below.pop()
-        return items
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stacks under each mark
+        self._memo: dict[int, Any] = {}
 
-    argument: Any  # of a kind that the instruction's name tells
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        name = opcode.name
-        if count >= MAX_INSTRUCTIONS:
-            raise CheckpointError(f"the pickle has more than {MAX_INSTRUCTIONS} instructions, far more than policies")
+    def run(self, data: bytes) -> Any:
+        """Run a pickle's instructions; give what it leaves on the stack."""
+        argument: Any  # its type depends on the instruction
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            name = opcode.name
+            if count >= MAX_INSTRUCTIONS:
+                raise CheckpointError(
+                    f"the pickle has more than {MAX_INSTRUCTIONS} instructions, far more than policies"
+                )
+            if name == "STOP":
+                return self._stack.pop()
+            if name in ("PROTO", "FRAME") or self._push(name, argument) or self._combine(name, argument):
+                continue
+            raise CheckpointError(f"the pickle uses the instruction {name}, which no checkpoint needs")
+        raise ValueError("it has no end")  # genops has raised the same before
+
+    def _push(self, name: str, argument: Any) -> bool:
+        """Run an instruction that makes a plain value or moves one; tell whether this is one."""
+        stack = self._stack
         if name in _VALUES:
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in _MEMO:
-            memo[argument] = stack[-1]
+            self._memo[argument] = stack[-1]
         elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+            self._memo[len(self._memo)] = stack[-1]
         elif name in _RECALL:
-            stack.append(memo[argument])
+            stack.append(self._memo[argument])
         elif name == "MARK":
-            below.append(stack)
-            stack = []
+            self._below.append(stack)
+            self._stack = []
         elif name == "EMPTY_DICT":
             stack.append({})
         elif name == "EMPTY_LIST":
             stack.append([])
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            items = tuple(stack.pop() for _ in range(count))[::-1]
-            stack.append(items)
-        elif name == "TUPLE":
-            items = to_mark()
-            stack.append(tuple(items))
         elif name == "EMPTY_SET":
             stack.append(Record(_SETS[name], ()))
-        elif name == "FROZENSET":
-            items = to_mark()
-            stack.append(Record(_SETS[name], tuple(items)))
-        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            items = [stack.pop()] if name == "APPEND" else to_mark()
-            if not isinstance(stack[-1], Record):  # what a set, or a class of lists, holds is nobody's business here
-                _expect(stack[-1], list).extend(items)
+        elif name in _TUPLES:
+            stack.append(self._pop(_TUPLES[name]))
+        elif name in ("TUPLE", "FROZENSET"):
+            items = tuple(self._pop_to_mark())
+            self._stack.append(items if name == "TUPLE" else Record(_SETS[name], items))
+        else:
+            return False
+        return True
+
+    def _combine(self, name: str, argument: Any) -> bool:
+        """Run an instruction that fills a container, or names, makes or sets up an object; tell whether this is one."""
+        if name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
+            if not isinstance(self._stack[-1], Record):  # what a set, or a class of lists, holds is not needed
+                _expect(self._stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = to_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
-            if not isinstance(stack[-1], Record):  # as above, of a class of mappings
-                _set_items(_expect(stack[-1], dict), items)
+            items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
+            if not isinstance(self._stack[-1], Record):  # as above, of a class of mappings
+                _set_items(_expect(self._stack[-1], dict), items)
         elif name == "GLOBAL":
-            stack.append(_global(*argument.split(" ", 1)))
+            self._stack.append(_global(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
-            last, module = stack.pop(), stack.pop()
-            stack.append(_global(_expect(module, str), _expect(last, str)))
+            module, last = self._pop(2)
+            self._stack.append(_global(_expect(module, str), _expect(last, str)))
         elif name in ("REDUCE", "NEWOBJ"):
-            arguments, maker = stack.pop(), stack.pop()
-            stack.append(_make(_maker(maker, called=name == "REDUCE"), _expect(arguments, tuple)))
+            maker, arguments = self._pop(2)
+            self._stack.append(_make(_maker(maker, called=name == "REDUCE"), _expect(arguments, tuple)))
         elif name == "BUILD":
-            state = stack.pop()
-            if not isinstance(stack[-1], dict):  # a mapping's attributes, such as a state dict's versions, say nothing
-                _expect(stack[-1], Record).state = state
+            (state,) = self._pop(1)
+            if not isinstance(self._stack[-1], dict):  # attributes of a mapping, such as a state dict's versions
+                _expect(self._stack[-1], Record).state = state
         elif name == "BINPERSID":
-            stack.append(_storage(stack.pop()))
-        elif name == "STOP":
-            return stack.pop()
-        elif name not in ("PROTO", "FRAME"):
-            raise CheckpointError(f"the pickle uses the instruction {name}, which no checkpoint needs")
-    raise ValueError("it has no end")  # genops has raised the same before
+            self._stack.append(_storage(*self._pop(1)))
+        else:
+            return False
+        return True
+
+    def _pop(self, count: int) -> tuple[Any, ...]:
+        """Take that many values off the stack, in the order in which they were pushed."""
+        return tuple(self._stack.pop() for _ in range(count))[::-1]
+
+    def _pop_to_mark(self) -> list[Any]:
+        """Take all values above the last mark, and the mark."""
+        items, self._stack = self._stack, self._below.pop()
+        return items
 
 
-def _set_items(mapping: dict[Any, Any], items: list[Any]) -> None:
+def _set_items(mapping: dict[Any, Any], items: Sequence[Any]) -> None:
     """Add keys and values, in turn, to a mapping that has none of these keys yet."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         _check_key(key)
@@ -243,7 +262,7 @@ def _check_key(key: Any) -> None:
 
 
 def _expect(value: Any, kind: Any) -> Any:
-    """Return a value of a kind, or raise the TypeError of a damaged pickle."""
+    """Check the type of a value; another one is the TypeError of a damaged pickle."""
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} where the pickle needs something else")
     return value
@@ -257,7 +276,7 @@ def _global(module: str, name: str) -> Global:
 
 
 def _maker(maker: Any, called: bool) -> str:
-    """Return the name of what makes an object; refuse one that a pickle has no reason to call."""
+    """Find the name of what makes an object; refuse one that a pickle has no reason to call."""
     if isinstance(maker, Record) and maker.kind in DILL_TYPES:
         return maker.kind
     name = _expect(maker, Global).name
@@ -270,7 +289,7 @@ def _maker(maker: Any, called: bool) -> str:
 
 
 def _make(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Return what stands for a call or a new object."""
+    """Make what stands for a call or a new object."""
     if name in MAPPINGS:
         return {}
     if name != TENSOR or (arguments and isinstance(arguments[0], Record)):  # such a storage is of another dtype
@@ -289,7 +308,7 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _storage(identifier: Any) -> Storage | Record:
-    """Return the storage that `torch.save` calls ("storage", class, key, device, numel); of other dtypes a record."""
+    """Read a storage, for `torch.save` ("storage", class, key, device, numel); a record where the dtype is another."""
     _, kind, key, _, numel = _expect(identifier, tuple)
     named = isinstance(key, str) and len(key) <= MAX_NAME
     if not (isinstance(kind, Global) and named and _counts((numel,))):
@@ -298,7 +317,7 @@ def _storage(identifier: Any) -> Storage | Record:
 
 
 def _counts(values: Sequence[Any]) -> bool:
-    """Return whether values are a tuple of sizes or strides that a tensor can have; True and False are none."""
+    """Tell whether values are a tuple of sizes or strides that a tensor can have; True and False are no numbers."""
     if not isinstance(values, tuple) or len(values) > MAX_DIMENSIONS:
         return False
     return all(type(value) is int and 0 <= value < 2**63 for value in values)

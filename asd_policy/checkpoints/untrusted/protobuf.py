@@ -52,7 +52,7 @@ def fields(message: memoryview, most: int = 1000) -> Iterator[tuple[int, int | m
 
 
 def varints(packed: memoryview) -> list[int]:
-    """Return the integers of a packed field.
+    """Read the integers of a packed field.
 
     Raises:
         ValueError: The last does not end.
@@ -65,7 +65,7 @@ def varints(packed: memoryview) -> list[int]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Return the integer at a place, and the place after it."""
+    """Read the integer at a place; return also the place after it."""
     value = 0
     for index, byte in enumerate(message[at : at + _MOST_VARINT]):
         value |= (byte & 0x7F) << (7 * index)

@@ -17,7 +17,7 @@ MAX_JSON = 16 * 2**20  # [bytes]; the largest real one, a model index, has a few
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """Return the path of a checkpoint's file after a look at where it leads.
+    """Find a checkpoint's file, and check where its path leads.
 
     Args:
         folder: The checkpoint.
@@ -46,7 +46,7 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Return a JSON file of a checkpoint, an object.
+    """Read a JSON file of a checkpoint, an object.
 
     Raises:
         CheckpointError: The file cannot be read, or is something else.
@@ -75,7 +75,7 @@ def _read_json(folder: Path, name: str, pairs: Callable[[list[tuple[str, Any]]],
 
 
 def decode_json(text: str) -> Any:
-    """Return what a JSON text says.
+    """Decode a JSON text.
 
     Raises:
         ValueError: It is none, or has a key twice in an object.
@@ -85,7 +85,7 @@ def decode_json(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object whose keys are there once each: which of two values is meant, a library may see otherwise."""
+    """Make an object of pairs; refuse a key that is there twice, because libraries differ in which value they take."""
     value = dict(pairs)
     if len(value) < len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -94,7 +94,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def find_json(folder: Path, name: str) -> dict[str, Any]:
-    """Return a JSON file of what may be a checkpoint; an empty object where there is none that can be read.
+    """Read a JSON file of what may be a checkpoint; an empty object where none can be read.
 
     To find a format, it need not be sound: `read_json` is to say what is wrong.
     """
@@ -105,7 +105,7 @@ def find_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Array]:
-    """Return the tensors of a safetensors file of a checkpoint, on the CPU.
+    """Read the tensors of a safetensors file of a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: The file cannot be read, or is something else.
@@ -115,7 +115,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, Array]:
 
 
 def read_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors file of a checkpoint; their values are not read.
+    """Read the shapes of the tensors in a safetensors file of a checkpoint, but not their values.
 
     Raises:
         CheckpointError: The file cannot be read, or is something else.
@@ -137,5 +137,5 @@ def _open_safetensors(folder: Path, name: str) -> Iterator[safe_open]:
 
 
 def count_numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many numbers tensors of these shapes have together."""
+    """Count the numbers in tensors of these shapes."""
     return sum(prod(shape) for shape in shapes.values())

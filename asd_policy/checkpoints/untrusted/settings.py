@@ -27,7 +27,7 @@ Way = tuple[Mapping[str, Any], ...]
 
 
 def unwrap(value: Any) -> Any:
-    """Return what an omegaconf node holds, the nodes in it still wrapped; any other value as it is.
+    """Read what an omegaconf node holds, the nodes in it still wrapped; any other value stays as it is.
 
     omegaconf 2 (`BaseContainer`, `ValueNode`) keeps a container's children in `_content` and a leaf's value in `_val`.
     """
@@ -61,16 +61,16 @@ class Settings:
         self._way = (*way, self._values)
 
     def section(self, name: str) -> "Settings":
-        """Return a section of this one."""
+        """Open a section of this one."""
         value, way = self._resolve(self._stored(name, _REQUIRED), name)
         return Settings(value, self._path(name), self._source, way)
 
     def whole(self, name: str) -> "Settings":
-        """Return a section that is a configuration of its own: interpolations in it begin there."""
+        """Open a section that is a configuration of its own: interpolations in it begin there."""
         return Settings(self._get(name, _REQUIRED), self._path(name), self._source)
 
     def find(self, name: str) -> "Settings":
-        """Return a section of this one, an empty one where there is none: to describe what there is."""
+        """Open a section of this one, to describe what there is; an empty one where there is none."""
         value, way = self._resolve(self._stored(name, None), name)
         return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, way)
 
@@ -91,7 +91,7 @@ class Settings:
             )
 
     def plain(self) -> dict[str, Any]:
-        """Return all values: scalars and lists of them as they are, of others, such as sections, a description."""
+        """List all values: scalars and lists of them as they are, a description of others, such as sections."""
         room = MOST  # entries: a list that many values share would be copied for each
 
         def listed(name: str) -> Any:
@@ -103,12 +103,12 @@ class Settings:
         return {name: listed(name) for name in self._values}
 
     def text(self, name: str, default: Any = _REQUIRED, most: int = 1000) -> str:
-        """Return a string of at most so many characters."""
+        """Read a string of at most so many characters."""
         kind = f"a string of {most} characters at most"
         return self._check(name, default, lambda value: isinstance(value, str) and len(value) <= most, kind)
 
     def names(self, name: str) -> list[str]:
-        """Return a list of strings."""
+        """Read a list of strings."""
 
         def valid(value: Any) -> bool:
             return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
@@ -116,16 +116,16 @@ class Settings:
         return self._check(name, _REQUIRED, valid, "a list of names")
 
     def flag(self, name: str, default: Any = _REQUIRED) -> bool:
-        """Return True or False."""
+        """Read True or False."""
         return self._check(name, default, lambda value: isinstance(value, bool), "true or false")
 
     def count(self, name: str, default: Any = _REQUIRED, least: int = 1, most: int = MOST) -> Any:
-        """Return an integer in a range; a default of None makes null valid."""
+        """Read an integer in a range; a default of None makes null valid."""
         kind = f"an integer in {least} … {most}"
         return self._check(name, default, lambda value: type(value) is int and least <= value <= most, kind)
 
     def counts(self, name: str, default: Any = _REQUIRED, most: int = MOST) -> tuple[int, ...]:
-        """Return a list of positive integers, of `most` entries at most."""
+        """Read a list of positive integers, of `most` entries at most."""
 
         def valid(value: Any) -> bool:
             entries = value if isinstance(value, list | tuple) else ()
@@ -134,7 +134,7 @@ class Settings:
         return tuple(self._check(name, default, valid, f"a list of 1 … {most} integers in 1 … {MOST}"))
 
     def row(self, name: str, dim: int | None, nonzero: bool = False) -> Tensor:
-        """Return a list of one list of finite numbers as a tensor [dim], float32.
+        """Read a list of one list of finite numbers as a tensor [dim], float32.
 
         Args:
             name: Of the value.
@@ -155,11 +155,11 @@ class Settings:
         return torch.tensor(self._check(name, _REQUIRED, valid, kind)[0], dtype=torch.float32)
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
-        """Return the tensors in this section, which were not read yet; other values are left out."""
+        """List the tensors in this section, not yet read from the archive; other values are left out."""
         return {name: value for name, value in self._values.items() if isinstance(value, StoredTensor)}
 
     def stored_tensor(self, name: str) -> StoredTensor:
-        """Return a tensor that was not read yet."""
+        """Find a tensor, not yet read from the archive."""
         return self._check(name, _REQUIRED, lambda value: isinstance(value, StoredTensor), "a tensor")
 
     def _check(self, name: str, default: Any, valid: Any, kind: str) -> Any:
@@ -178,7 +178,7 @@ class Settings:
         return value
 
     def _resolve(self, given: Any, name: str) -> tuple[Any, Way]:
-        """Return what an interpolation stands for, and the sections around that; any other value as it is.
+        """Resolve an interpolation to its value, and the sections around that; any other value stays as it is.
 
         Raises:
             CheckpointError: It leads to another interpolation, and so on without an end.
@@ -205,7 +205,7 @@ class Settings:
 
 
 def _follow(dots: str, path: str, way: Way) -> tuple[Any, Way] | None:
-    """Return the value at a path, and the sections around it; None where there is none.
+    """Follow a path to its value, and the sections around it; None where there is none.
 
     Args:
         dots: How far up from the innermost section the path begins, one for there; none for the whole configuration.
@@ -235,7 +235,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    """Return a short description of any value; one that may be huge, or hold itself, by its type alone."""
+    """Describe any value briefly; one that may be huge, or hold itself, by its type alone."""
     if isinstance(value, str):
         return repr(value[:_SHOWN])
     if isinstance(value, Record):

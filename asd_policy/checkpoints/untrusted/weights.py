@@ -44,7 +44,7 @@ def unwrap_names(
 
 
 def stripped_notes(stripped: Sequence[str]) -> tuple[str, ...]:
-    """Return a note of what `unwrap_names` has stripped."""
+    """Write a note on what `unwrap_names` has stripped."""
     return tuple(f"all its names have the prefix {prefix!r}, which is left out here" for prefix in stripped)
 
 

@@ -53,12 +53,12 @@ class History:
         self._kept.clear()
 
     def hand_over(self) -> list[Any]:
-        """Return copies of the last observations, oldest first."""
+        """Copy the last observations, oldest first."""
         return [_copied(each) for each in self._kept]
 
 
 def _copied(observation: Any) -> Any:
-    """Return an observation whose numbers are arrays of its own; whatever else is in it stays as it is.
+    """Copy an observation's numbers to arrays of its own; whatever else is in it stays as it is.
 
     Raises:
         ObservationError: It is neither a mapping nor numbers.
@@ -90,7 +90,7 @@ def _check_form(observation: Any, first: Any) -> None:
 
 
 def _numbers(observation: Any) -> dict[Any, npt.NDArray[Any]]:
-    """Return the arrays of an observation by their keys; that of one which is an array by None."""
+    """List the arrays of an observation by their keys; an observation that is an array has the key None."""
     parts = observation if isinstance(observation, Mapping) else {None: observation}
     return {key: value for key, value in parts.items() if isinstance(value, np.ndarray)}
 

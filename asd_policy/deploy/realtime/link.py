@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from asd_policy._common.arrays import read_seed
 from asd_policy._common.border import clipped
-from asd_policy.deploy.realtime.worker import Worker
+from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import LoopError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Link:
 
     def __init__(self, read_observation: ReadObservation, write_action: WriteAction) -> None:
         """Start the thread that reads."""
-        self.reader = Worker("asd_policy reading", read_observation)
+        self.reader = CallThread("asd_policy reading", read_observation)
         """The thread."""
         self.write = write_action
         self._void = False
@@ -39,7 +39,7 @@ class Link:
         self._void = self.reader.busy
 
     def read(self, patience: float) -> Any:
-        """Return an observation, or None if there is none in time; the next call then waits for the same one.
+        """Read an observation; None if there is none in time, and the next call then waits for the same one.
 
         Args:
             patience: How long to wait [s].
@@ -81,7 +81,7 @@ class EnvLink:
         self._observation, _ = env.reset(seed=None if seed is None else read_seed(seed))
 
     def read_observation(self) -> Any:
-        """Return what the last reset or step brought."""
+        """Give the observation that the last reset or step brought."""
         return self._observation
 
     def write_action(self, action: npt.NDArray[np.float32]) -> None:

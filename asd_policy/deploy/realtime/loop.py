@@ -14,7 +14,7 @@ from asd_policy.deploy.realtime.planner import PolicyPlanner, check_plan
 from asd_policy.deploy.realtime.telemetry import Recorder, Telemetry
 from asd_policy.deploy.realtime.ticker import Ticker
 from asd_policy.deploy.realtime.timebase import RealTime, Timebase
-from asd_policy.deploy.realtime.worker import Worker
+from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import LoopError, one_line
 from asd_policy.policy.planner import Planner
 from asd_policy.policy.policy import Policy
@@ -129,7 +129,7 @@ class ControlLoop:
         if options.metrics_port is not None:
             self._metrics = MetricsServer(self.telemetry, options.metrics_port, options.metrics_host)
         self._link = Link(self._read, self._write)
-        self._worker = Worker("asd_policy planning", self._planner.plan)
+        self._worker = CallThread("asd_policy planning", self._planner.plan)
         patience = 0.5 / self._hz if options.patience is None else options.patience
         self._ticker = Ticker(self._link, self._planner, self._worker, options, patience, self._recorder, self._time)
         self._thread = threading.Thread(target=self._control, name="asd_policy control", daemon=True)
@@ -204,7 +204,7 @@ class ControlLoop:
         return self.telemetry()
 
     def telemetry(self) -> Telemetry:
-        """Return what the loop has done so far; from any thread, while it runs and after it."""
+        """Report what the loop has done so far; from any thread, while it runs and after it."""
         return self._recorder.telemetry()
 
     @property

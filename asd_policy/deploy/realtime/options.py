@@ -48,7 +48,7 @@ class LoopOptions:
     """Address that it listens on."""
 
     def checked(self, action_dim: int) -> Self:
-        """Return the options with a safe action of their own; refuse values that make no sense.
+        """Check the options, and give them a safe action of their own; refuse values that make no sense.
 
         Raises:
             LoopError: One does not.
@@ -71,7 +71,7 @@ class LoopOptions:
 
 
 def checked_action(value: npt.ArrayLike, action_dim: int) -> npt.NDArray[np.float32]:
-    """Return a copy of a safe action [action_dim], float32.
+    """Copy a safe action [action_dim] as float32, checked.
 
     Raises:
         LoopError: It is none of finite numbers, or has another shape.

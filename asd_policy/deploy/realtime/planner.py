@@ -63,7 +63,7 @@ class PolicyPlanner:
 
 
 def check_plan(planned: object, action_dim: int) -> Planned:
-    """Return what a planner returned, with actions of its own as a robot is given them, float32.
+    """Check what a planner returned, and copy its actions as a robot is given them, float32.
 
     Raises:
         LoopError: It is no plan, or its actions have the wrong shape or are not finite.

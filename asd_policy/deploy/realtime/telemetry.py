@@ -88,12 +88,12 @@ class Ring:
         self._added += 1
 
     def copy(self) -> npt.NDArray[np.float64]:
-        """Return what it holds, in no order."""
+        """Copy the values that it holds, in no order."""
         return self._values[: self._added].copy()
 
 
 def percentiles(values: npt.NDArray[np.float64], scale: float = 1.0) -> Percentiles | None:
-    """Return the percentiles of values times a scale; None where there are none."""
+    """Compute the percentiles of values times a scale; None where there are none."""
     if not len(values):
         return None
     p50, p95, p99 = (float(value) for value in scale * np.percentile(values, (50, 95, 99)))
@@ -150,7 +150,7 @@ class Recorder:
         self._version += 1
 
     def telemetry(self) -> Telemetry:
-        """Return all of it."""
+        """Report all of it."""
         while True:
             version = self._version
             counts = dict(self._counts)

@@ -11,7 +11,7 @@ from asd_policy.deploy.realtime.options import LoopOptions, checked_action
 from asd_policy.deploy.realtime.planner import check_plan
 from asd_policy.deploy.realtime.telemetry import Recorder
 from asd_policy.deploy.realtime.timebase import Timebase
-from asd_policy.deploy.realtime.worker import Worker
+from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import AsdError, LoopError
 from asd_policy.policy.continuity import REMEMBERED, commit, seam
 from asd_policy.policy.planner import Planner
@@ -24,7 +24,7 @@ class Ticker:
         self,
         link: Link,
         planner: Planner,
-        worker: Worker,
+        worker: CallThread,
         options: LoopOptions,
         patience: float,
         recorder: Recorder,
@@ -154,11 +154,11 @@ class Ticker:
         self._recorder.state, self.fault, self._recorder.fault = "running", None, None
 
     def _rest(self) -> npt.NDArray[np.float32]:
-        """Return the actions of the plan [n, action_dim] from the one for this step on."""
+        """Slice the plan's actions [n, action_dim] from the one for this step on."""
         return self._chunk[self._steps - self._chunk_step :]
 
     def _ahead(self) -> npt.NDArray[np.float32]:
-        """Return what the robot goes on to do [n, action_dim]: the rest of the plan, or its last action."""
+        """List the actions that the robot goes on with [n, action_dim]: the rest of the plan, or its last action."""
         return self._chunk[min(self._steps - self._chunk_step, len(self._chunk) - 1) :]
 
     def _action(self) -> npt.NDArray[np.float32] | None:

@@ -4,22 +4,22 @@ import threading
 import time
 from typing import Protocol
 
-from asd_policy.deploy.realtime.worker import Outcome, Worker
+from asd_policy.deploy.realtime.worker import CallThread, Outcome
 
 
 class Timebase(Protocol):
     """A clock that never goes back."""
 
     def now(self) -> float:
-        """Return the time [s] since an instant that does not matter."""
+        """Read the clock [s], which counts from any instant."""
         ...
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
-        """Return at an instant of this clock [s], at once if it is past, or when `stop` is set."""
+        """Wait until an instant of this clock [s], not at all if it is past, or until `stop` is set."""
         ...
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
-        """Return what the planner has come to by now, None while it plans; it began at the instant `since` [s]."""
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
+        """Take the planner's outcome, None while it plans; the plan was begun at the instant `since` [s]."""
         ...
 
 
@@ -36,7 +36,7 @@ class RealTime:
         if left > 0:
             stop.wait(left)
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
         """Look whether there is one."""
         return planner.outcome()
 
@@ -57,13 +57,13 @@ class VirtualTime:
         self._now = 0.0
 
     def now(self) -> float:
-        """Return the last deadline [s]."""
+        """Read the last deadline [s]."""
         return self._now
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
         """Set the clock forward."""
         self._now = max(self._now, instant)
 
-    def outcome(self, planner: Worker, since: float) -> Outcome | None:
-        """Return nothing until the latency is over, then wait."""
+    def outcome(self, planner: CallThread, since: float) -> Outcome | None:
+        """Hold the outcome back until the latency is over, then wait for it."""
         return planner.outcome(None) if self._now >= since + self._latency else None

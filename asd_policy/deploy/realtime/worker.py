@@ -20,7 +20,7 @@ class Outcome:
     """How long it took [s]."""
 
 
-class Worker:
+class CallThread:
     """A thread for calls that may block. It is a daemon: one that never comes back does not keep the program alive."""
 
     def __init__(self, name: str, work: Callable[..., Any]) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-import asd_policy
 from asd_policy._common.arrays import NUMPY, read_seed
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.tokens import check_token
@@ -168,7 +168,7 @@ class RemotePolicy:
         self.last_plan = None
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
-        """Return the next action; the server plans when the queue is empty.
+        """Give the next action; the server plans when the queue is empty.
 
         Args:
             observation: As for `Policy.select_action`.
@@ -227,7 +227,7 @@ class RemotePolicy:
         return self._identity
 
     def _end(self) -> float:
-        """Return until when something that begins now may take, on the clock `time.monotonic` [s]."""
+        """Compute when something that begins now has to end, on the clock `time.monotonic` [s]."""
         return time.monotonic() + self._timeout
 
     def _open(self, end: float) -> None:
@@ -236,7 +236,7 @@ class RemotePolicy:
         Raises:
             ServingError: The server cannot be reached, refuses, describes no policy, or another than before.
         """
-        opened = self._call("Open", pb.OpenRequest(package=asd_policy.__version__), pb.OpenReply, end)
+        opened = self._call("Open", pb.OpenRequest(package=PACKAGE_VERSION), pb.OpenReply, end)
         wrong = _wrong(opened)
         if wrong is None and self._identity not in (None, opened.policy):
             wrong = "has another policy or sampler than before"
@@ -251,7 +251,7 @@ class RemotePolicy:
             self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
     def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
-        """Return a plan for what the robot sees now."""
+        """Ask for a plan for what the robot sees now."""
         start = time.perf_counter()
         try:
             reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
@@ -309,7 +309,7 @@ class RemotePolicy:
             raise ServingError(f"the server at {self.address} sent no {reply.DESCRIPTOR.full_name}") from None
 
     def _error(self, error: grpc.RpcError) -> ServingError:
-        """Return what a call's end means."""
+        """Translate a call's status to an error."""
         # What a call of one message raises is also a call, though its type does not say so.
         code, details = error.code(), error.details() or ""
         wait = next((sent.value for sent in error.trailing_metadata() or () if sent.key == wire.RETRY_AFTER), None)
@@ -328,7 +328,7 @@ class RemotePolicy:
 
 
 def _wrong(opened: pb.OpenReply) -> str | None:
-    """Return what cannot be in a server's description of its policy; memory and loops here follow its numbers."""
+    """Say why a server's description of its policy is refused, else None; memory and loops here follow its numbers."""
     for name, value, least, most in _numbers(opened):
         if not least <= value <= most:
             return f"describes no policy: {name}={value} is not in {least} … {most}"

@@ -63,7 +63,7 @@ class Request:
     """Where the plan will be."""
 
     def robot(self, device: Any) -> EpisodeState:
-        """Return the session's robot as it is to be planned for; its own stays as it is, should the plan fail."""
+        """Copy the session's robot for planning; the session's own stays as it is, should the plan fail."""
         known = self.session.robot
         kept = slice(0) if self.begins else slice(-1, None)
         seeded = self.seed is not None
@@ -78,7 +78,7 @@ class Request:
 
 
 def batch_sizes(most: int, on_cpu: bool) -> tuple[int, ...]:
-    """Return the sizes that batches may have: on a CPU all, else the powers of two and the largest."""
+    """List the sizes that batches may have: on a CPU all, else the powers of two and the largest."""
     if on_cpu:
         return tuple(range(1, most + 1))
     return tuple(sorted({2**power for power in range(most.bit_length())} | {most}))
@@ -180,7 +180,7 @@ class Dispatcher:
                 self._serve(batch)
 
     def _is_wanted(self, request: Request) -> bool:
-        """Return whether somebody still waits for a plan; from now on it cannot be called off."""
+        """Tell whether somebody still waits for a plan; from now on it cannot be called off."""
         if time.monotonic() > request.deadline:
             request.answer.cancel()
         wanted = request.answer.set_running_or_notify_cancel()

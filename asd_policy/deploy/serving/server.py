@@ -18,9 +18,9 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-import asd_policy
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.dispatcher import Dispatcher, Request
@@ -214,7 +214,7 @@ class _Calls(grpc.GenericRpcHandler):
         self._password = None if token is None else f"Bearer {token}".encode()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Return what answers a call; None for a method that is not of this protocol."""
+        """Find the handler of a call; None for a method that is not of this protocol."""
         service, _, name = handler_call_details.method.removeprefix("/").rpartition("/")
         if _OTHER_VERSION.fullmatch(service) is None:
             return None
@@ -238,7 +238,7 @@ class _Calls(grpc.GenericRpcHandler):
         return grpc.stream_unary_rpc_method_handler(call)
 
     def _handler(self, method: _Method) -> grpc.RpcMethodHandler:
-        """Return what answers calls of a method.
+        """Make the handler of a method's calls.
 
         A call of one message is, on the wire, a stream of one. Read as a stream it can be given up when the message
         does not come.
@@ -383,9 +383,7 @@ class _Planner:
             backend=policy.backend.spec,
             exact=policy.sampler.exact,
         )
-        return pb.OpenReply(
-            session=session, lease=self._sessions.lease, policy=identity, package=asd_policy.__version__
-        )
+        return pb.OpenReply(session=session, lease=self._sessions.lease, policy=identity, package=PACKAGE_VERSION)
 
     async def _close(self, request: pb.CloseRequest, context: Any) -> pb.CloseReply:
         self._sessions.close(request.session)
@@ -433,7 +431,7 @@ class _Planner:
         )
 
     def _committed(self, request: pb.PlanRequest) -> Committed | None:
-        """Return what the robot of a request goes on to do."""
+        """Read the actions that a request's robot is committed to."""
         if not request.HasField("committed"):
             return None
         told, horizons = request.committed, self._policy.horizons
@@ -450,7 +448,7 @@ class _Planner:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
     def _history(self, request: pb.PlanRequest) -> list[dict[str, Array]]:
-        """Return the observations of a request, oldest first."""
+        """Read the observations of a request, oldest first."""
         steps = self._policy.horizons.n_obs_steps
         if set(request.history) != set(self._dims):
             has = ", ".join(map(repr, sorted(request.history))) or "none"
@@ -482,7 +480,7 @@ class _Planner:
             raise ObservationError(f"{what} holds {worst}, which is not in ±{MAX_NORMALIZED:g}")
 
     def _step(self, request: pb.PlanRequest, session: Session) -> int:
-        """Return how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
+        """Read how many actions a robot has taken, which must fit what it has planned and have no plan under way."""
         if session.busy:
             why = "the session's plan before is still under way; a robot has one at a time"
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, why, self._dispatcher.delay)

@@ -72,7 +72,7 @@ class Session:
         self.expires = time.monotonic() + self.lease
 
     def holds(self, now: float) -> bool:
-        """Return whether the lease has not ended at a time of that clock."""
+        """Tell whether the lease still runs at a time of that clock."""
         return self.busy or now <= self.expires
 
 
@@ -112,7 +112,7 @@ class Sessions:
         return name
 
     def renew(self, name: bytes) -> Session | None:
-        """Return a session, its lease begun anew; None for one that is not open."""
+        """Renew a session's lease and return the session; None for one that is not open."""
         session = self._open.get(name)
         if session is None or not session.holds(time.monotonic()):
             return None

@@ -6,7 +6,7 @@ from asd_policy.errors import SpecError
 
 
 def read_token(path: Path) -> str:
-    """Return the token that a file holds, without the white space around it.
+    """Read the token from a file, without the white space around it.
 
     Raises:
         OSError: The file cannot be read.

@@ -28,18 +28,18 @@ _FLOAT = np.dtype("<f4")
 
 
 def method(name: str) -> str:
-    """Return the path of a method of the service."""
+    """Make the path of a method of the service."""
     return f"/{SERVICE}/{name}"
 
 
 def to_array(values: npt.ArrayLike) -> pb.Array:
-    """Return numbers as a message."""
+    """Convert numbers to a message."""
     array = np.ascontiguousarray(values, _FLOAT)
     return pb.Array(shape=array.shape, data=array.tobytes())
 
 
 def from_array(message: pb.Array, shape: Sequence[int], what: str) -> npt.NDArray[np.float32]:
-    """Return the numbers of a message, as an array of its own.
+    """Convert a message to numbers, in an array of its own.
 
     Args:
         message: From the other end.
@@ -58,12 +58,12 @@ def from_array(message: pb.Array, shape: Sequence[int], what: str) -> npt.NDArra
 
 
 def host_of(address: str) -> str:
-    """Return the host of an address of gRPC's, such as "host:port", "dns:///host:port" or "ipv6:%5B::1%5D:port"."""
+    """Read the host from an address of gRPC's, such as "host:port", "dns:///host:port" or "ipv6:%5B::1%5D:port"."""
     return re.sub(r"^(dns:/*|ipv[46]:)|:[0-9]+$", "", unquote(address)).strip("[]")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address, or an interface's, is reached from this machine alone."""
+    """Tell whether a host's or an interface's name or address can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import asd_policy
 from asd_policy._common.hardware import hardware
+from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
@@ -25,7 +25,7 @@ COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "roun
 
 def commit() -> str | None:
     """Return the git commit of the checkout this package runs from, or None where there is none."""
-    folder = Path(asd_policy.__file__).parent
+    folder = Path(__file__).parent
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
@@ -64,7 +64,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "device": hardware(policy.device),
         "backend": policy.backend.spec,
         "dtype": policy.backend.dtype,
-        "package": asd_policy.__version__,
+        "package": PACKAGE_VERSION,
         "commit": commit(),
         "torch": torch.__version__,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -1,6 +1,6 @@
 """Backends by name."""
 
-from asd_policy._common.specs import parse
+from asd_policy._common.specs import parse_spec
 from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.onnx import Onnx
 from asd_policy.networks.backends.torch_compile import TorchCompile
@@ -29,4 +29,4 @@ def make_backend(spec: str) -> Backend:
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
     """
-    return parse("backend", spec, BACKENDS)
+    return parse_spec("backend", spec, BACKENDS)

@@ -40,7 +40,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network as this backend runs it; the network itself stays as it is.
+        """Make the network run on this backend; the network itself stays as it is.
 
         Raises:
             BackendError: It cannot run here, or not this network; never is another backend taken in its place.

@@ -63,7 +63,7 @@ class FewPointsTransposed(FewPoints[nn.ConvTranspose1d]):
 
 
 def for_few_points(network: Module) -> Module:
-    """Return a network with the same weights, not copied, whose convolutions are fast on a few points on a CPU."""
+    """Make a network's convolutions fast on a few points on a CPU; the weights are shared, not copied."""
     tensors = (*network.parameters(), *network.buffers())
     if any(not tensor.is_cpu for tensor in tensors):
         return network

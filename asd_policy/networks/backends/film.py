@@ -53,7 +53,7 @@ class FilmUnet(nn.Module):
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
 
     def encode(self, cond: Tensor) -> Tensor:
-        """Return the part of observations [B, cond_dim] for all blocks [B, E]; [B, 0] where they are not looked at."""
+        """Compute the part of observations [B, cond_dim] for all blocks [B, E]; [B, 0] where the network reads none."""
         if not self.projection.shape[1]:
             return cond[:, :0]
         return functional.linear(functional.mish(cond.to(self.projection.dtype)), self.projection)
@@ -82,7 +82,7 @@ class FilmUnet(nn.Module):
 
 
 def in_dtype(network: Module, dtype: torch.dtype) -> Module:
-    """Return a network with weights of a dtype: itself if they are, else a copy."""
+    """Convert a network's weights to a dtype: the network itself if they have it already, else a copy."""
     tensors = (*network.parameters(), *network.buffers())
     if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
         return network
@@ -90,7 +90,7 @@ def in_dtype(network: Module, dtype: torch.dtype) -> Module:
 
 
 def _of_timesteps(network: ConditionalUnet1d, timestep: Tensor) -> Tensor:
-    """Return the part of timesteps [N] for all blocks, W_t·mish(time embedding) + b, [N, E]."""
+    """Compute the part of timesteps [N] for all blocks, W_t·mish(time embedding) + b, [N, E]."""
     embedding = functional.mish(network.diffusion_step_encoder(timestep))
     encoders = [block.film_layer for block in network.blocks]
     step_dim = embedding.shape[1]

@@ -70,7 +70,7 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
 
 
 def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points, timesteps and conditioning such as a network is called with, at random.
+    """Draw points, timesteps and conditioning like those of a call, at random.
 
     Args:
         job: What it is called for.

@@ -76,20 +76,20 @@ class _Lowering:
     # Layouts.
 
     def _own(self, name: str) -> str:
-        """Return a value in its own layout."""
+        """Name a value in its own layout, transposed back if need be."""
         if name in self._twins and name not in self._plain:
             self._plain.add(name)
             self._emit("Transpose", [self._twins[name]], name, perm=[0, 2, 1])
         return name
 
     def _twin(self, name: str) -> str:
-        """Return a value as [N, T, C]."""
+        """Name a value as [N, T, C], transposed if need be."""
         if name not in self._twins:
             self._twins[name] = self._emit("Transpose", [name], f"{name}_ntc", perm=[0, 2, 1])
         return self._twins[name]
 
     def _is_sequence(self, name: str) -> bool:
-        """Return whether a value is of three dimensions, and none but the batch is unknown."""
+        """Tell whether a value has three dimensions, with none but the batch unknown."""
         shape = self._shapes.get(name, [])
         return name not in self._constants and len(shape) == 3 and all(shape[1:])
 
@@ -138,7 +138,7 @@ class _Lowering:
         return True
 
     def _kernel(self, node: "onnx.NodeProto") -> tuple[Floats, Floats, int, list[int]] | None:
-        """Return kernel, bias, stride and padding of a convolution, if it is a plain one along one dimension."""
+        """Read kernel, bias, stride and padding of a convolution, if it is a plain one along one dimension."""
         options = _options(node)
         source, kernel, *bias = (*node.input,)
         plain = (
@@ -301,12 +301,12 @@ class _Lowering:
 
 
 def _options(node: "onnx.NodeProto") -> dict[str, Any]:
-    """Return a node's attributes."""
+    """Read a node's attributes."""
     from onnx.helper import get_attribute_value
 
     return {each.name: get_attribute_value(each) for each in node.attribute}
 
 
 def _turn(constant: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return what broadcasts over [N, T, C] as `constant` does over [N, C, T]."""
+    """Turn `constant`, which broadcasts over [N, C, T], into one that broadcasts over [N, T, C]."""
     return np.ascontiguousarray(np.atleast_2d(constant).swapaxes(-1, -2))

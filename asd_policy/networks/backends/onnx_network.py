@@ -109,7 +109,7 @@ class _Inputs:
     cond: "Tensor"
 
     def bindings(self) -> list[tuple[str, "Tensor", Any]]:
-        """Return name, tensor and numpy type of each."""
+        """List name, tensor and NumPy type of each."""
         return [("x", self.x, np.float32), ("timestep", self.timestep, np.int64), ("cond", self.cond, np.float32)]
 
 
@@ -182,7 +182,7 @@ class OnnxCudaNetwork(OnnxNetwork):
         current.wait_stream(self._stream)
 
     def _graph(self, inputs: _Inputs) -> _Graph | None:
-        """Return the graph for as many points, a new one while there are not too many."""
+        """Find the graph for this number of points; make a new one while there are not too many."""
         import torch
 
         points = len(inputs.x)

@@ -21,7 +21,7 @@ TENSORRT_BATCH = (1, 32, 512)
 
 
 def import_onnxruntime() -> Any:
-    """Return the module onnxruntime.
+    """Import onnxruntime.
 
     Raises:
         BackendError: It is not installed.
@@ -52,7 +52,7 @@ def check_provider(provider: str) -> None:
 
 
 def default_threads() -> int:
-    """Return how many threads a call gets: torch's number, or OMP_NUM_THREADS, or that of the usable CPUs."""
+    """Choose the threads of a call: torch's number, or OMP_NUM_THREADS, or that of the usable CPUs."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()
@@ -63,7 +63,7 @@ def default_threads() -> int:
 
 
 def provider_options(provider: str, index: int, job: Job, stream: int) -> list[tuple[str, dict[str, str]]]:
-    """Return the providers of a session, with their options: the one asked for, and those it hands nodes on to.
+    """List a session's providers with their options: the one asked for, and those that take its leftover nodes.
 
     Args:
         provider: Its name in a spec.
@@ -98,12 +98,12 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
 
 
 def input_shapes(job: Job) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each input of a network for a job, without the batch."""
+    """List the shape of each input of a network for a job, without the batch."""
     return dict(zip(INPUTS, (job.event, (), (job.cond_dim,)), strict=True))
 
 
 def engine_cache() -> Path:
-    """Return where TensorRT's engines are kept, which take minutes to build: in the user's cache."""
+    """Find the folder in the user's cache for TensorRT's engines, which take minutes to build."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     folder = (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "asd_policy" / "tensorrt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def engine_cache() -> Path:
 
 
 def session_options(threads: int) -> Any:
-    """Return the options of a session: one call at a time, and a call's nodes one after the other."""
+    """Make the options of a session: one call at a time, and a call's nodes one after the other."""
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -150,7 +150,7 @@ def open_session(
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says in one line, not too long."""
+    """Shorten an error's message to one line."""
     return one_line(str(error), 300) or type(error).__name__
 
 

@@ -50,7 +50,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def _old_settings() -> tuple[str, bool] | None:
-    """Return the settings of matrix products and convolutions as before torch 2.9; None where only the new ones say."""
+    """Read the settings of matrix products and convolutions as before torch 2.9; None where the new ones rule."""
     try:
         return torch.get_float32_matmul_precision(), bool(backends.cudnn.allow_tf32)
     except RuntimeError:  # the user set the new ones, and PyTorch refuses to translate
@@ -58,7 +58,7 @@ def _old_settings() -> tuple[str, bool] | None:
 
 
 def computable(device: torch.device) -> list[str]:
-    """Return which of `DTYPES` a device has convolution, normalisation and activation in."""
+    """List the `DTYPES` in which a device can compute convolution, normalisation and activation."""
     found = []
     for name in DTYPES:
         dtype = getattr(torch, name)

@@ -10,7 +10,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job
 from asd_policy.networks.backends.few_points import FEW
-from asd_policy.networks.backends.torch_network import TorchDenoiser, prepare, try_out
+from asd_policy.networks.backends.torch_network import TorchDenoiser, torch_denoiser, try_out
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -67,12 +67,12 @@ class Compiled:
 
 
 def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
-    """Return a network, compiled for any number of points.
+    """Compile a network for any number of points.
 
     Raises:
         BackendError: It is not a module of PyTorch's, or cannot be compiled here.
     """
-    denoiser = prepare(network, job, backend)
+    denoiser = torch_denoiser(network, job, backend)
     denoiser.run = Compiled(denoiser.core, backend.spec)
     for points in SIZES:
         try_out(denoiser, job, points)
@@ -80,7 +80,7 @@ def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> Torch
 
 
 def _reason(error: BaseException) -> str:
-    """Return in a line why the compiler failed."""
+    """Explain in one line why the compiler failed."""
     said = str(error).strip() or type(error).__name__
     if re.search(r"\bC(\+\+)? compiler\b", said):
         return "it needs a C++ compiler and finds none that works; install g++ or clang, or name one in CXX"

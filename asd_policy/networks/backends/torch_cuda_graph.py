@@ -16,7 +16,7 @@ class TorchCudaGraph(TorchBackend):
     name: ClassVar[str] = "torch-cuda-graph"
 
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network with a launcher; samplers capture at the first plan of each shape.
+        """Give the network a launcher; samplers capture at the first plan of each shape.
 
         Raises:
             BackendError: The policy plans on no CUDA GPU, or the network cannot be computed there in the dtype.
@@ -27,6 +27,6 @@ class TorchCudaGraph(TorchBackend):
                 "onnx run there"
             )
         from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
-        from asd_policy.networks.backends.torch_network import prepare
+        from asd_policy.networks.backends.torch_network import torch_denoiser
 
-        return GraphedDenoiser(prepare(network, job, self), job.device)
+        return GraphedDenoiser(torch_denoiser(network, job, self), job.device)

@@ -15,15 +15,15 @@ class TorchEager(TorchBackend):
     name: ClassVar[str] = "torch-eager"
 
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network with its conditioning computed once; a function that is no module, as it is.
+        """Make the network compute its conditioning once per plan; a function that is no module stays as it is.
 
         Raises:
             BackendError: The network cannot be computed in the dtype on the job's device.
         """
         from torch import nn
 
-        from asd_policy.networks.backends.torch_network import prepare
+        from asd_policy.networks.backends.torch_network import torch_denoiser
 
         if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
             return network
-        return prepare(network, job, self)
+        return torch_denoiser(network, job, self)

@@ -34,7 +34,7 @@ class TorchDenoiser:
         """What runs it."""
 
     def encode(self, cond: Tensor) -> Tensor:
-        """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E].
+        """Encode conditioning [B, cond_dim] once per plan, for the calls: [B, E].
 
         Raises:
             BackendError: The network's weights are elsewhere, or others, than when it was prepared.
@@ -71,8 +71,8 @@ def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
     denoiser(x, timestep, cond)
 
 
-def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
-    """Return a network of PyTorch's in a backend's dtype, tried out where that is not float32.
+def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
+    """Prepare a PyTorch network in a backend's dtype; a dtype other than float32 is tried out.
 
     Args:
         network: To be prepared.
@@ -104,7 +104,7 @@ def prepare(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser
 
 
 def indexed(device: torch.device) -> torch.device:
-    """Return a device with its number: a GPU that is named without one is the current one."""
+    """Add the number to a device: a GPU that is named without one is the current one."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -152,5 +152,5 @@ class _Weights:
                 yield parameter
 
     def _state(self) -> list[tuple[int, int]]:
-        """Return each parameter's address and how often it was written to, which inference tensors do not count."""
+        """List each parameter's address and how often it was written to (inference tensors do not count that)."""
         return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters()]

@@ -40,7 +40,7 @@ class TorchBackend(Backend):
         return ":".join([self.name, ",".join(given)] if given else [self.name])
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network as this backend runs it; see `Backend.prepare`."""
+        """Make the network run on this backend; see `Backend.prepare`."""
         if job.device == NUMPY:
             raise BackendError(f"{self.spec} runs on PyTorch's tensors, the policy plans on NumPy's arrays; use onnx")
         return self.prepare_tensors(network, job)

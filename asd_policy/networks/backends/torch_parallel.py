@@ -1,6 +1,7 @@
 """A call's points, split over replicas of the network."""
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -11,36 +12,42 @@ from torch import Tensor, nn
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job
 from asd_policy.networks.backends.precision import full_float32
-from asd_policy.networks.backends.torch_network import TorchDenoiser, indexed, prepare
-from asd_policy.networks.backends.torch_replicas import TorchReplicas
+from asd_policy.networks.backends.torch_network import TorchDenoiser, indexed, torch_denoiser
+from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
 
 class Replicas:
     """A network on several devices, as an `EncodingDenoiser`. What it returns is where the points are."""
 
-    def __init__(self, network: Denoiser, job: Job, options: TorchReplicas) -> None:
+    def __init__(self, network: Denoiser, job: Job, backend: TorchBackend, devices: Sequence[str] | None) -> None:
         """Copy the network to every device but the first, where it is already.
+
+        Args:
+            network: To be copied.
+            job: What it is going to be called for, on the first device.
+            backend: For its dtype, and its spec in messages.
+            devices: Torch devices, such as cuda:0, the first being the job's; None for every GPU.
 
         Raises:
             BackendError: A device is not there, the first is not the job's, or the network cannot be computed on one.
         """
-        self._devices = _devices(options)
+        self._devices = _find_devices(backend, devices)
         if self._devices[0] != indexed(job.device):
             raise BackendError(
-                f"{options.spec} begins with {self._devices[0]}, and the policy is on {job.device}: begin with that "
+                f"{backend.spec} begins with {self._devices[0]}, and the policy is on {job.device}: begin with that "
                 f"or load the policy with device={str(self._devices[0])!r}"
             )
-        first = prepare(network, job, options)
+        first = torch_denoiser(network, job, backend)
         self._replicas = [first]
         for device in self._devices[1:]:
             there = network
             if isinstance(network, nn.Module) and device != self._devices[0]:
                 there = copy.deepcopy(network).to(device)
-            self._replicas.append(prepare(there, replace(job, device=device), options))
+            self._replicas.append(torch_denoiser(there, replace(job, device=device), backend))
 
     def encode(self, cond: Tensor) -> Tensor:
-        """Return what calls are given in the place of conditioning [B, cond_dim]: [B, E], by the first replica."""
+        """Encode conditioning [B, cond_dim] once per plan, by the first replica: [B, E]."""
         return self._replicas[0].encode(cond)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
@@ -72,27 +79,27 @@ class Replicas:
 
 @lru_cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Return threads, started once. PyTorch lets go of the interpreter inside an operation, so that theirs overlap."""
-    return ThreadPoolExecutor(count, thread_name_prefix=TorchReplicas.name)
+    """Start threads, once. PyTorch releases the interpreter inside an operation, so that theirs overlap."""
+    return ThreadPoolExecutor(count, thread_name_prefix="torch-replicas")
 
 
-def _devices(options: TorchReplicas) -> list[torch.device]:
-    """Return the devices to use.
+def _find_devices(backend: TorchBackend, names: Sequence[str] | None) -> list[torch.device]:
+    """Find the devices to use.
 
     Raises:
         BackendError: One is not there.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if options.devices is None and not gpus:
-        raise BackendError(f"{options.spec} wants GPUs and there are none: name its devices, such as devices=cpu+cpu")
+    if names is None and not gpus:
+        raise BackendError(f"{backend.spec} wants GPUs and there are none: name its devices, such as devices=cpu+cpu")
     found = []
-    for name in gpus if options.devices is None else options.devices.split("+"):
+    for name in gpus if names is None else names:
         try:
             device = torch.device(name)
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError):  # a build of torch without CUDA asserts
             raise BackendError(
-                f"no device {name!r} here for {options.spec}; there are {', '.join(['cpu', *gpus])}"
+                f"no device {name!r} here for {backend.spec}; there are {', '.join(['cpu', *gpus])}"
             ) from None
         found.append(indexed(device))
     return found

@@ -29,11 +29,11 @@ class TorchReplicas(TorchBackend):
             raise SpecError(f"devices={self.devices} is not a list of devices such as cuda:0+cuda:1")
 
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return the network and its replicas.
+        """Copy the network to every device.
 
         Raises:
             BackendError: A device is not there, the first is not the job's, or the network cannot be computed on one.
         """
         from asd_policy.networks.backends.torch_parallel import Replicas
 
-        return Replicas(network, job, self)
+        return Replicas(network, job, self, None if self.devices is None else self.devices.split("+"))

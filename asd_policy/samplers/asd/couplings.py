@@ -133,11 +133,11 @@ def block(gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -
     xp = arrays.namespace(gap)
     direction, size = _polar(gap)
     # ‖v‖ [R, n]; 0 though it be 0 · ∞.
-    shift = arrays.double(xp.where(size > 0, scale * size, size)).clip(max=FARTHEST)
-    along = arrays.double((direction * noise).sum(-1))
+    shift = xp.astype(xp.where(size > 0, scale * size, size), xp.float64).clip(max=FARTHEST)
+    along = xp.astype((direction * noise).sum(-1), xp.float64)
 
     # min(1, ·) at every step is a walk reflected at zero, which is the free walk less its running maximum.
-    walk = xp.roll((-shift * (along + 0.5 * shift)).cumsum(1), 1, 1)  # [R, n] sum of ln ρ before each slot
+    walk = xp.roll((-shift * (along + 0.5 * shift)).cumsum(1), 1, axis=1)  # [R, n] sum of ln ρ before each slot
     walk[:, 0] = 0
     log_weight = walk - arrays.running_maximum(walk)  # [R, n] ln p
     delta = shift.clip(min=CLOSEST)
@@ -153,11 +153,11 @@ def block(gap: Array, scale: Array, noise: Array, uniform: Array, live: Array) -
     # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
     here = last[:, None]
     log_level = refused_level(along, delta, log_weight, xp.log(refused))
-    at_last = mirror(*(arrays.take_along(values, here) for values in (log_level, along, delta, log_weight)))
+    at_last = mirror(*(xp.take_along_axis(values, here, axis=1) for values in (log_level, along, delta, log_weight)))
     moved = xp.where(slots == here, at_last, renew(log_level))
-    move = arrays.cast(xp.where(judged & (slots >= here), moved - along, 0.0), noise.dtype)
+    move = xp.astype(xp.where(judged & (slots >= here), moved - along, 0.0), noise.dtype)
     after = live & (slots > here) & rejected[:, None]
-    above = arrays.cast((uniform - threshold) / (1 - threshold), uniform.dtype)
+    above = xp.astype((uniform - threshold) / (1 - threshold), uniform.dtype)
     renewed = move[:, :, None] * direction
     renewed += noise
     return Verdict(last, rejected, renewed, xp.where(after, above, uniform))

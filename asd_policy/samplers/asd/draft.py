@@ -140,10 +140,10 @@ def roll_out(
     noises = sigma * turn(path.normals[at])
     x0_pred = path.x0_pred[at]
     follow = None if response is None else follow_window(path, window, x0_pred, noises, sigma, response)
-    usable = known[:, :, None] if follow is None else arrays.cast(known, x.dtype)[:, :, None]
+    usable = known[:, :, None] if follow is None else xp.astype(known, x.dtype)[:, :, None]
     points, guesses = [], []
     # Views of all slots at once: one by one they would cost as much as the arithmetic.
-    by_slot = (arrays.slots(values) for values in (a, b, noises, x0_pred, usable))
+    by_slot = (xp.unstack(values, axis=1) for values in (a, b, noises, x0_pred, usable))
     for slot, (a_k, b_k, noise, own, use) in enumerate(zip(*by_slot, strict=True)):
         guess = xp.where(use, own, guess) if follow is None else follow(slot, own, x, guess, use)
         points.append(x)
@@ -214,10 +214,11 @@ def follow_window(
     # rough than from one pair of predictions.
     slots = arrays.arange(steps.shape[1], steps)
     lag = slots[:, None] - slots
-    weights = xp.where(lag >= 0, SLOPE_DECAY ** arrays.cast(lag.clip(min=0), x0_pred.dtype), 0)
+    weights = xp.where(lag >= 0, SLOPE_DECAY ** xp.astype(lag.clip(min=0), x0_pred.dtype), 0)
     shift, change = weights @ shift, weights @ change
-    tiny = arrays.tiny(x0_pred)
+    tiny = float(xp.finfo(x0_pred.dtype).smallest_normal)
     drift = gain * xp.concatenate([innovation, noises[:, :-1]], axis=1)
     precision = 1 / (path.free[window.rows][:, None] * sigma * sigma).clip(min=tiny)
     way = shift / (shift * shift).sum(-1)[..., None].clip(min=tiny)
-    return Follow(*map(arrays.slots, (gain, drift, anchor, precision, change - gain * shift, way)))
+    by_slot = (gain, drift, anchor, precision, change - gain * shift, way)
+    return Follow(*(xp.unstack(values, axis=1) for values in by_slot))

@@ -121,7 +121,7 @@ class Round:
         at = window.places if one else (rows[:, None], xp.where(live, window.steps, end))
         if self.response is not None:
             x0_pred = self.response.turn(x0_pred)
-            again = arrays.cast(path.seen[at], turned.dtype)[:, :, None]
+            again = xp.astype(path.seen[at], turned.dtype)[:, :, None]
             path.shift[at] = again * (turned - path.points[at])
             path.change[at] = again * (x0_pred - path.x0_pred[at])
         path.points[at], path.x0_pred[at], path.seen[at] = turned, x0_pred, live

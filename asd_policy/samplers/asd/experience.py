@@ -110,8 +110,8 @@ class Experience:
             noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
         squares = [xp.einsum("bkd,bkd->bk", each, each) / each.shape[2] for each in (noise, change)]  # [B, K − 1]
         # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
-        fine = arrays.where_true((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)  # not of NaN
-        counts = tuple(arrays.cast(flags[fine].sum(0), points.dtype) for flags in (committed.judged, committed.refused))
+        fine = xp.nonzero((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)[0]  # not of NaN
+        counts = tuple(xp.astype(flags[fine].sum(0), points.dtype) for flags in (committed.judged, committed.refused))
         before = self.judgements.get(pair)
         self.judgements[pair] = counts if before is None else tuple(a + b for a, b in zip(before, counts, strict=True))
         self.plans += len(fine)
@@ -119,7 +119,7 @@ class Experience:
             return
         if len(fine) < len(points):
             noise, change, *squares = (values[fine] for values in (noise, change, *squares))
-        sampled = xp.ones_like(points[:, 0]) if committed.free is None else arrays.cast(committed.free, points.dtype)
+        sampled = xp.ones_like(points[:, 0]) if committed.free is None else xp.astype(committed.free, points.dtype)
         for name, sums in moments(noise, change, (squares[0], squares[1]), sampled[fine], horizon).items():
             known = self.moments.get(name)
             self.moments[name] = sums if known is None else arrays.asarray(known, device, sums.dtype) + sums

@@ -95,7 +95,7 @@ def mirror(log_level: Array, along: Array, delta: Array, log_weight: Array) -> A
         mass = log_mass(y, delta, log_weight)
         short = (delta * (b - y)).clip(min=CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
         density = log_weight - 0.5 * y * y - 0.5 * math.log(2 * math.pi) + _log1mexp(short)
-        y = xp.clip(y + (goal - mass) * xp.exp(mass - density), start, start + cell)
+        y = (y + (goal - mass) * xp.exp(mass - density)).clip(start, start + cell)
     return y
 
 

@@ -71,7 +71,8 @@ class EagerRounds:
         going = path.cursor < len(self._round.target.chain)
         if not bool(going.any()):
             return None
-        return partial(self._round, path, arrays.where_true(going) if path.compact else self._rows, path.compact)
+        rows = arrays.namespace(going).nonzero(going)[0] if path.compact else self._rows
+        return partial(self._round, path, rows, path.compact)
 
     def result(self) -> tuple[Array, Counts]:
         """Give points and counts of now."""

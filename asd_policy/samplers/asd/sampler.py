@@ -95,7 +95,7 @@ class Asd(Sampler):
             while (advance := rounds.next()) is not None and target.allows(("round", setting)):
                 advance()
             x, counts = rounds.result()
-        unfinished = arrays.where_true(counts.cursor < len(target.chain))
+        unfinished = arrays.namespace(counts.cursor).nonzero(counts.cursor < len(target.chain))[0]
         jumped: dict[int, int] = {}
         if len(unfinished):
             rows = arrays.asarray(unfinished, arrays.device_of(x))

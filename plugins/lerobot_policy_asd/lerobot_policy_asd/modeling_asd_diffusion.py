@@ -99,7 +99,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
 
 
 def _plain(name: str) -> str:
-    """Return how a tensor is called where nothing is compiled."""
+    """Find a tensor's name in a network that is not compiled."""
     return name.replace("_orig_mod.", "")
 
 
