@@ -12,7 +12,7 @@ from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
 from asd_policy.cli.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
 from asd_policy.errors import AsdError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, contenders
 from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
@@ -117,16 +117,16 @@ class BenchCommand:
     def _states(self, policy: Policy) -> tuple[States, States]:
         """Return states to measure in, and others to warm up in."""
         count, calibration = min(MAX_STATES, self.plans * self.batch), CALIBRATION_PLANS
-        learning_seed = evaluate.learning_seed(self.seed)
+        learning_seed = closed_loop.learning_seed(self.seed)
         if self.env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
         with open_env(self.env) as env:
             check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
-            other = evaluate.collect(planner, env, calibration, learning_seed)
+            other = closed_loop.collect(planner, env, calibration, learning_seed)
             planner.experience.freeze()
-            return evaluate.collect(planner, env, count, self.seed), other
+            return closed_loop.collect(planner, env, count, self.seed), other
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""

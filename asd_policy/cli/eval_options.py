@@ -10,10 +10,10 @@ from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.cli.common import BackendOption, check_at_least, check_margin
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.comparison import MARGIN
+from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, check_continuity, check_rate, clock_record
 from asd_policy.evaluation.rollout.environments import Env, control_rate
 from asd_policy.evaluation.rollout.journal import RESULTS, Found, find_run
 from asd_policy.evaluation.rollout.latencies import Latency, read_latency
-from asd_policy.evaluation.rollout.pilots import PILOTS, ControlClock, check_continuity, check_rate, clock_record
 from asd_policy.evaluation.rollout.ray_runner import Workers
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES

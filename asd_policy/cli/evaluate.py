@@ -16,12 +16,12 @@ from asd_policy.cli.common import DONE, FAILED, INTERRUPTED, print_json, progres
 from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import page, report, video
+from asd_policy.evaluation.rollout.clocks import ControlClock, clock_record, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env, open_env, step_limit
 from asd_policy.evaluation.rollout.journal import RESULTS, Found, Journal
 from asd_policy.evaluation.rollout.latencies import Latency
-from asd_policy.evaluation.rollout.pilots import ControlClock, clock_record, make_pilot
 from asd_policy.evaluation.rollout.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.evaluation.rollout.runner import LocalRunner, Runner
 from asd_policy.evaluation.rollout.vector import make_envs
@@ -119,8 +119,8 @@ class EvalCommand(EvalOptions):
                 found.check_plans(len(policy.chain))
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
             else:
-                ran = evaluate.settle(policy, env, samplers, self.envs)
-            planners = dict(zip(ran, evaluate.prepare(policy, env, list(ran.values()), self.envs), strict=True))
+                ran = closed_loop.settle(policy, env, samplers, self.envs)
+            planners = dict(zip(ran, closed_loop.prepare(policy, env, list(ran.values()), self.envs), strict=True))
             env_hz = control_rate(env)
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
@@ -202,7 +202,7 @@ class EvalCommand(EvalOptions):
             "complete": len(counted) == tally.goal,
             "interrupted": interrupted,
             **tally.rates(),
-            "samplers": evaluate.summarize(
+            "samplers": closed_loop.summarize(
                 setup.samplers, counted, setup.chain_steps, self.margin, None if clock is None else clock.hz
             ),
         }

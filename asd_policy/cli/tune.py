@@ -14,7 +14,7 @@ from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.checkpoints.tuning import tuning_file
 from asd_policy.cli.common import DONE, check_at_least, print_json, progress_bar
 from asd_policy.errors import BackendError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
 from asd_policy.evaluation.states import random_conditioning
@@ -151,7 +151,7 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
     return policies, left_out
 
 
-def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
+def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: closed_loop.Advance) -> None:
     """Plan as often as asked for, with each draft and verifier in turn.
 
     Refusals are those of drafts that know the response, which plans of the default teach first.
@@ -167,7 +167,7 @@ def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: eval
         if env is None:
             _plan_at_random(policy, goal, own, advance)
         else:
-            evaluate.calibrate(policy, env, goal, own, advance)
+            closed_loop.calibrate(policy, env, goal, own, advance)
 
 
 @contextmanager
@@ -181,9 +181,9 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
         yield env
 
 
-def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
+def _plan_at_random(policy: Policy, plans: int, seed: int, advance: closed_loop.Advance) -> None:
     """Plan one by one at random observations until the experience has so many plans."""
-    policy.reset(evaluate.learning_seed(seed))
+    policy.reset(closed_loop.learning_seed(seed))
     for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
         batch, past = cond.unsqueeze(0), Past(None, policy.experience)
         policy.sampler.sample(

@@ -71,7 +71,7 @@ class SpeculationStats:
 
 @dataclass(frozen=True)
 class Timing:
-    """When one plan came to a robot that did not wait for it (`asd_policy.evaluation.rollout.pilots`)."""
+    """When one plan came to a robot that did not wait for it (`asd_policy.evaluation.rollout.clocks`)."""
 
     latency: float
     """The time it is taken to have been made in [s]: measured, or as the run was told."""

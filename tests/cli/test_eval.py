@@ -20,7 +20,7 @@ import torch
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.evaluation.evaluate import prepare
+from asd_policy.evaluation.closed_loop import prepare
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS, find_run
 from asd_policy.networks.denoiser import MeteredDenoiser

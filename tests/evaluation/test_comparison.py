@@ -13,7 +13,7 @@ from asd_policy import cli
 from asd_policy._common.files import write_json
 from asd_policy._common.statistics import paired_bootstrap, paired_difference, unpaired_difference
 from asd_policy.errors import RunError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.comparison import Run, compare, equivalence, load_run, pair, reward_difference
 from asd_policy.evaluation.equivalence import tost_paired, tost_unpaired
 from asd_policy.evaluation.reports import report
@@ -48,7 +48,7 @@ def write_run(folder: Path, episodes: list[Episode], seed: int = 0, journal: boo
         "env": "asd/Avoid-v0",
         "seed": seed,
         "episodes": count,
-        "samplers": evaluate.summarize(samplers, episodes, 100),
+        "samplers": closed_loop.summarize(samplers, episodes, 100),
     }
     write_json(folder / "results.json", {**results, **changes})
     return folder / "results.json"
@@ -209,11 +209,11 @@ def test_a_verdict_in_words() -> None:
 
 def test_the_summary_of_a_run_has_the_verdict() -> None:
     episodes = [make_episode(i, spec=spec) for i in range(60) for spec in (DDPM, ASD)]
-    ddpm, asd = evaluate.summarize({spec: make_sampler(spec) for spec in (DDPM, ASD)}, episodes, 100, margin=0.2)
+    ddpm, asd = closed_loop.summarize({spec: make_sampler(spec) for spec in (DDPM, ASD)}, episodes, 100, margin=0.2)
     assert ddpm["equivalence"] is None
     assert asd["equivalence"] == equivalence(pair(episodes[::2], episodes[1::2]), 0.2)
     assert asd["reward_difference"] == {"mean": 0.0, "ci95": (0.0, 0.0)}
-    (alone,) = evaluate.summarize({ASD: make_sampler(ASD)}, episodes[1::2], 100)
+    (alone,) = closed_loop.summarize({ASD: make_sampler(ASD)}, episodes[1::2], 100)
     assert alone["equivalence"] is alone["reward_difference"] is None
     assert report.equivalence_lines({"samplers": [ddpm, asd]}) == [
         f"{ASD}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.evaluation.evaluate import prepare, run_episode
+from asd_policy.evaluation.closed_loop import prepare, run_episode
 from asd_policy.evaluation.exactness import checks as equivalence
 from asd_policy.evaluation.exactness.checks import Array, Check
 from asd_policy.evaluation.rollout.environments import Env

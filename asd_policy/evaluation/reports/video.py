@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import EnvError
-from asd_policy.evaluation.evaluate import run_episode
+from asd_policy.evaluation.closed_loop import run_episode
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.policy.episode_state import Pilot
 
@@ -53,8 +53,8 @@ def record(
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
-        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated,
-            by what to call them: the specs of their samplers as they were asked for.
+        pilots: The pilots, by the specs of their samplers as they were asked for. Their planners come from
+            `closed_loop.prepare`, so that the episode is the one that is evaluated.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.

@@ -21,9 +21,9 @@ import torch
 
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, BackendError, SpecError
+from asd_policy.evaluation.rollout.clocks import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.evaluation.rollout.pilots import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner
 from asd_policy.evaluation.rollout.vector import make_envs
