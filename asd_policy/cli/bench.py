@@ -124,9 +124,9 @@ class BenchCommand:
         with open_env(self.env) as env:
             check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
-            other = closed_loop.collect(planner, env, calibration, learning_seed)
+            other = closed_loop.collect_states(planner, env, calibration, learning_seed)
             planner.experience.freeze()
-            return closed_loop.collect(planner, env, count, self.seed), other
+            return closed_loop.collect_states(planner, env, count, self.seed), other
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""
@@ -137,5 +137,5 @@ class BenchCommand:
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
             return
-        for plot in bench_report.draw(results, self.out):
+        for plot in bench_report.draw_bench_plots(results, self.out):
             console.print(f"plot: {plot}", soft_wrap=True)

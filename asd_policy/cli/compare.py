@@ -34,11 +34,11 @@ class CompareCommand:
         """Compare; return the exit status."""
         check_margin(self.margin)
         first, second = comparison.load_run(self.first), comparison.load_run(self.second)
-        results = comparison.compare(first, second, self.margin)
+        results = comparison.compare_runs(first, second, self.margin)
         if self.json:
             print_json(results)
         console.print(report.comparison_table(results))
         for result in results["samplers"]:
-            verdict = report.equivalence(result["equivalence"], min(result["episodes"]))
+            verdict = report.equivalence_text(result["equivalence"], min(result["episodes"]))
             console.print(f"{result['spec']}: {verdict}", soft_wrap=True)
         return DONE

@@ -25,6 +25,7 @@ from asd_policy.evaluation.rollout.latencies import Latency
 from asd_policy.evaluation.rollout.ray_runner import RayRunner, Recipe, Workers
 from asd_policy.evaluation.rollout.runner import LocalRunner, Runner
 from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.episode_state import Pilot
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -92,7 +93,7 @@ class EvalCommand(EvalOptions):
         """
         if sys.platform == "linux" and "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
-        video.check(self.env)
+        video.check_video(self.env)
 
     def _set_up(self, samplers: Sequence[Sampler], latency: Latency, found: Found | None) -> Setup:
         """Load the policy, look at the environment, and get every sampler ready.
@@ -119,8 +120,9 @@ class EvalCommand(EvalOptions):
                 found.check_plans(len(policy.chain))
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
             else:
-                ran = closed_loop.settle(policy, env, samplers, self.envs)
-            planners = dict(zip(ran, closed_loop.prepare(policy, env, list(ran.values()), self.envs), strict=True))
+                ran = closed_loop.resolve_samplers(policy, env, samplers, self.envs)
+            prepared = closed_loop.prepare_planners(policy, env, list(ran.values()), self.envs)
+            planners = dict(zip(ran, prepared, strict=True))
             env_hz = control_rate(env)
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
@@ -202,7 +204,7 @@ class EvalCommand(EvalOptions):
             "complete": len(counted) == tally.goal,
             "interrupted": interrupted,
             **tally.rates(),
-            "samplers": closed_loop.summarize(
+            "samplers": summarize_episodes(
                 setup.samplers, counted, setup.chain_steps, self.margin, None if clock is None else clock.hz
             ),
         }

@@ -70,9 +70,9 @@ class VerifyCommand:
             source = "random in the normalisation's range"
         else:
             with open_env(self.env) as env:
-                conds = law.closed_loop(policy, env, sampler, self.observations, states)
+                conds = law.closed_loop_conditioning(policy, env, sampler, self.observations, states)
             source = f"episodes of {self.env}"
-        sampler = law.settle(policy, sampler, conds)
+        sampler = law.resolve_for_one_plan(policy, sampler, conds)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
         with progress_bar(console) as progress:
@@ -81,11 +81,12 @@ class VerifyCommand:
             def advance(count: int) -> None:
                 progress.advance(task, count)
 
-            drawn = law.draw(policy, sampler, conds, self.samples, noise, True, advance)
+            drawn = law.draw_plans(policy, sampler, conds, self.samples, noise, True, advance)
             progress.update(task, description="ddpm")
-            reference = law.draw(policy, law.reference_sampler(), conds, self.samples, reference_noise, False, advance)
+            sequential = law.reference_sampler()
+            reference = law.draw_plans(policy, sequential, conds, self.samples, reference_noise, False, advance)
             progress.update(task, description="tests")
-            outcome = law.compare(drawn, reference, self.alpha, tests)
+            outcome = law.compare_laws(drawn, reference, self.alpha, tests)
         results = {
             **record,
             "sampler": sampler.spec,

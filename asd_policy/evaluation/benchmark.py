@@ -5,7 +5,6 @@ each time, so that whatever the machine does meanwhile meets them all. Ratios ar
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from asd_policy._common import arrays
 from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
+from asd_policy.evaluation.costs import summarize_calls
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories
 from asd_policy.networks.backends import Backend, make_backend
@@ -70,7 +70,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimedPlan:
     """What one plan of a batch took."""
 
     seconds: float
@@ -80,6 +80,10 @@ class Timing:
     stats: SpeculationStats
     stages: dict[str, float] | None = None
     """Time in each of `clock.STAGES` [s], of a plan that was taken apart."""
+
+
+Measured = tuple[Contender, Sequence[TimedPlan]]
+"""A contender and what its plans took."""
 
 
 def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[Backend]) -> list[Contender]:
@@ -109,7 +113,7 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
     return found
 
 
-def warm_up(contender: Contender, states: States, batch: int, seed: int) -> None:
+def warm_up_contender(contender: Contender, states: States, batch: int, seed: int) -> None:
     """Let a contender compile, capture, measure and learn whatever it does, and then learn no more.
 
     Args:
@@ -140,7 +144,7 @@ def pick(states: States, index: int, batch: int) -> States:
     return states.rows((index * batch + np.arange(batch)) % len(states))
 
 
-def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool = False) -> Timing:
+def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool = False) -> TimedPlan:
     """Plan once for a batch of states, from observations on the host to actions on the host.
 
     Args:
@@ -160,12 +164,12 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
     end = clock.tick()
     taken_apart = stopwatch.stop() if stopwatch else None
     (seconds,) = clock.seconds([start, end])
-    return Timing(seconds, time.perf_counter() - wall, made.stats, taken_apart)
+    return TimedPlan(seconds, time.perf_counter() - wall, made.stats, taken_apart)
 
 
-def rounds(
+def interleave(
     entered: Sequence[Contender], states: States, batch: int, plans: int, seed: int, clock: Clock, staged: bool = False
-) -> Iterator[list[Timing]]:
+) -> Iterator[list[TimedPlan]]:
     """Yield round after round: what a plan of each contender took, all at the same states and with the same noise.
 
     Args:
@@ -182,7 +186,7 @@ def rounds(
     """
     for index in range(plans):
         there = pick(states, index, batch)
-        took: dict[int, Timing] = {}
+        took: dict[int, TimedPlan] = {}
         for turn in range(len(entered)):
             which = (index + turn) % len(entered)
             took[which] = plan(entered[which].policy, there, seed + index, clock, staged)
@@ -222,8 +226,8 @@ class Benchmark:
         self._states, self._calibration = states, calibration
         self._plans, self._batch, self._seed = plans, batch, seed
         self._clock = clock_of(entered[0].policy.device)
-        self._timings: list[list[Timing]] = []
-        self._staged: list[list[Timing]] = []
+        self._timings: list[list[TimedPlan]] = []
+        self._staged: list[list[TimedPlan]] = []
 
     def measure_ceiling(self) -> Ceiling:
         """Measure what the network and the device can do at best, before anything is measured against it.
@@ -251,7 +255,7 @@ class Benchmark:
             try:
                 if not go_on():
                     raise AsdError(f"{contender.name} is left out: no time is left to warm it up")
-                warm_up(contender, self._calibration, self._batch, self._seed)
+                warm_up_contender(contender, self._calibration, self._batch, self._seed)
             except AsdError as error:
                 if not keep_going:
                     raise
@@ -273,7 +277,7 @@ class Benchmark:
             (True, self._staged, min(self._plans, STAGE_PLANS)),
         ):
             course = (self.entered, self._states, self._batch, plans, self._seed, self._clock, staged)
-            for timings in rounds(*course):
+            for timings in interleave(*course):
                 finished.append(timings)
                 advance("taking plans apart" if staged else "plans", len(finished), plans)
                 if not go_on():
@@ -281,9 +285,8 @@ class Benchmark:
 
     def results(self) -> dict[str, Any]:
         """Return what results.json has of the measurement; of whole rounds alone, where it was cut short."""
-        by_contender = [list(timings) for timings in zip(*self._timings, strict=True)]
-        staged = [list(timings) for timings in zip(*self._staged, strict=True)]
-        best, eager = baselines(self.entered, by_contender)
+        measured, staged = self._by_contender(self._timings), self._by_contender(self._staged)
+        best, eager = baselines(measured)
         return {
             "batch": self._batch,
             "states": len(self._states),
@@ -300,15 +303,20 @@ class Benchmark:
                     "asked": contender.asked,
                     "exact": contender.policy.sampler.exact,
                     **_NOT_MEASURED,
-                    **summarize(timings, best and best[1], eager and eager[1]),
+                    **summarize_plans(timings, best and best[1], eager and eager[1]),
                     "floor_ms": self._floor_ms(contender, timings),
-                    "stages_ms": stages_ms(staged[index]) if staged else None,
+                    "stages_ms": stages_ms(staged[index][1]) if staged else None,
                 }
-                for index, (contender, timings) in enumerate(zip(self.entered, by_contender, strict=False))
+                for index, (contender, timings) in enumerate(measured)
             ],
         }
 
-    def _floor_ms(self, contender: Contender, timings: Sequence[Timing]) -> float | None:
+    def _by_contender(self, rounds: Sequence[Sequence[TimedPlan]]) -> list[Measured]:
+        """List each contender with its plans, if a whole round has finished."""
+        plans = zip(*rounds, strict=True)
+        return list(zip(self.entered, map(list, plans), strict=True)) if rounds else []
+
+    def _floor_ms(self, contender: Contender, timings: Sequence[TimedPlan]) -> float | None:
         """Return what the network calls of a plan alone would take on the contender's backend [ms]."""
         if self.ceiling is None:
             return None
@@ -317,33 +325,23 @@ class Benchmark:
         return 1e3 * float(calls) * self.ceiling.call_seconds(contender.policy.backend.spec, float(points))
 
 
-Measured = tuple[Contender, Sequence[Timing]]
-
-
-def baselines(
-    entered: Sequence[Contender], timings: Sequence[Sequence[Timing]]
-) -> tuple[Measured | None, Measured | None]:
-    """Return the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none.
-
-    Args:
-        entered: The contenders.
-        timings: What the plans of each took; empty where none has finished.
-    """
-    sequential = [measured for measured in zip(entered, timings, strict=False) if measured[0].policy.sampler == Ddpm()]
-    best = min(sequential, key=lambda measured: seconds_of(measured[1]).mean(), default=None)
-    eager = [measured for measured in sequential if measured[0].policy.backend == make_backend(EAGER)]
+def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured | None]:
+    """Find the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none."""
+    sequential = [each for each in measured if each[0].policy.sampler == Ddpm()]
+    best = min(sequential, key=lambda each: seconds_of(each[1]).mean(), default=None)
+    eager = [each for each in sequential if each[0].policy.backend == make_backend(EAGER)]
     return best, next(iter(eager), None)
 
 
-def seconds_of(timings: Sequence[Timing]) -> Floats:
+def seconds_of(timings: Sequence[TimedPlan]) -> Floats:
     """Return the latency of each plan [s]."""
     return np.array([timing.seconds for timing in timings])
 
 
-def summarize(
-    timings: Sequence[Timing], baseline: Sequence[Timing] | None, eager: Sequence[Timing] | None
+def summarize_plans(
+    timings: Sequence[TimedPlan], baseline: Sequence[TimedPlan] | None, eager: Sequence[TimedPlan] | None
 ) -> dict[str, Any]:
-    """Return what results.json has of one contender's plans.
+    """Summarize one contender's plans as results.json has them.
 
     Args:
         timings: What its plans took.
@@ -352,11 +350,11 @@ def summarize(
     """
     seconds = seconds_of(timings)
     stats = [timing.stats for timing in timings]
-    rows = [rounds for each in stats for rounds in each.rounds]
+    rounds, nfe = ([count for each in stats for count in getattr(each, name)] for name in ("rounds", "nfe"))
     wall = np.array([timing.wall_seconds for timing in timings])
     steps = stats[0].steps
 
-    def against(other: Sequence[Timing] | None) -> tuple[float | None, list[float] | None]:
+    def against(other: Sequence[TimedPlan] | None) -> tuple[float | None, list[float] | None]:
         ratio, interval = (None, None) if other is None else ratio_of_means(seconds_of(other), seconds)
         return ratio, None if interval is None else list(interval)
 
@@ -364,14 +362,9 @@ def summarize(
     over_eager, over_eager_ci95 = against(eager)
     return {
         "steps": steps,
-        "window": Counter(each.window for each in stats).most_common(1)[0][0],
         "plans": len(timings),
-        "rounds_mean": float(np.mean(rows)),
-        "rounds_p95": float(np.percentile(rows, 95)),
+        **summarize_calls(rounds, nfe, [each.window for each in stats], steps),
         "calls_mean": float(np.mean([max(each.rounds) for each in stats])),
-        "nfe_mean": float(np.mean([nfe for each in stats for nfe in each.nfe])),
-        "acceptance_length_mean": steps / float(np.mean(rows)),
-        "algorithmic_speedup": steps / float(np.mean(rows)),
         "wall_clock_speedup": speedup,
         "wall_clock_speedup_ci95": speedup_ci95,
         "wall_clock_speedup_of_medians": (
@@ -386,7 +379,7 @@ def summarize(
     }
 
 
-def stages_ms(timings: Sequence[Timing]) -> dict[str, float]:
+def stages_ms(timings: Sequence[TimedPlan]) -> dict[str, float]:
     """Return the mean time of each stage [ms] over plans that were taken apart."""
     taken_apart = [timing.stages for timing in timings if timing.stages is not None]
     return {stage: float(1e3 * np.mean([stages[stage] for stages in taken_apart])) for stage in STAGES}

@@ -1,25 +1,20 @@
-"""Seeded closed-loop rollouts of a policy in a gymnasium environment, and what they add up to."""
+"""Seeded closed-loop rollouts of a policy in a gymnasium environment, and what its samplers learn before them."""
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from asd_policy._common.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.errors import EnvError
-from asd_policy.evaluation.comparison import MARGIN, equivalence, pair, reward_difference
 from asd_policy.evaluation.rollout.environments import Env, check_fit
 from asd_policy.evaluation.rollout.episodes import Episode, run_group
-from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States
 from asd_policy.policy.episode_state import Pilot
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.types import PlanRecord, overhead_fraction
 
 Advance = Callable[[], object]
 WARM_UP_PLANS = 3
@@ -27,7 +22,7 @@ _CALIBRATION_SEED = 0
 _LEARNING = 1  # spawn key of the noise of plans to learn from
 
 
-def prepare(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 1) -> list[Policy]:
+def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 1) -> list[Policy]:
     """Return one planner per sampler, warmed up, after a look at whether policy and environment fit.
 
     What a planner learns, it learns here: after that an episode depends on its seeds alone.
@@ -72,7 +67,7 @@ def _plan_together(planner: Policy, observation: Any, size: int) -> None:
     planner.act(rows)
 
 
-def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
+def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
     """Return samplers as they will run, by their specs: what is left to them is chosen, once they have learned.
 
     A choice follows measured times, which are never the same twice. Made here it is one for all episodes, whichever
@@ -85,11 +80,11 @@ def settle(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) ->
         batch: Plans that are made together.
 
     Raises:
-        AsdError: As `prepare`.
+        AsdError: As `prepare_planners`.
     """
     choosing = [sampler for sampler in samplers if sampler.chooses]
     ran = {sampler.spec: sampler for sampler in samplers}
-    for planner in prepare(policy, env, choosing) if choosing else ():
+    for planner in prepare_planners(policy, env, choosing) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
         _plan_together(planner, moment.observation, batch)
         ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
@@ -151,7 +146,7 @@ def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
     return episode
 
 
-def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
+def collect_states(planner: Policy, env: Env, count: int, seed: int) -> States:
     """Return states from closed-loop episodes, in random order so that the first few are of many episodes.
 
     Of an episode of more than `PLANS_KEPT` plans they are those of the latest.
@@ -179,104 +174,3 @@ def collect(planner: Policy, env: Env, count: int, seed: int) -> States:
     order = np.random.default_rng(seed).permutation(len(owners))[:count]
     rows = torch.as_tensor(order, device="cpu")
     return States(torch.cat(conds)[rows], torch.cat(last_plans)[rows], np.asarray(owners)[order])
-
-
-def summarize(
-    samplers: Mapping[str, Sampler],
-    episodes: Sequence[Episode],
-    steps: int,
-    margin: float = MARGIN,
-    hz: float | None = None,
-) -> list[dict[str, Any]]:
-    """Return the `samplers` list of results.json (see docs/guide/evaluation.md) for what has finished.
-
-    Args:
-        samplers: From `settle`, in the order of the list.
-        episodes: In any order, with the specs that were asked for.
-        steps: Length K of the policy's chain.
-        margin: Difference of success rates that would not matter, for the verdict of equivalence.
-        hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
-    """
-    ordered = sorted(episodes, key=lambda episode: episode.index)
-    by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
-    reference = by_spec.get("ddpm", [])
-    return [
-        _summary(spec, samplers[spec], done, reference, steps, margin, hz) for spec, done in by_spec.items() if done
-    ]
-
-
-def _summary(
-    spec: str,
-    sampler: Sampler,
-    done: list[Episode],
-    reference: list[Episode],
-    steps: int,
-    margin: float,
-    hz: float | None,
-) -> dict[str, Any]:
-    plans = [plan for episode in done for plan in episode.plans]
-    returns = [each.total_reward for each in done if each.error is None and each.total_reward is not None]
-    modes = Counter(episode.mode for episode in done if episode.mode is not None)
-    pairs = pair(reference, done)
-    successes = [(own.success, other.success) for other, own in pairs]
-    return {
-        "spec": spec,
-        "ran": sampler.spec,
-        "exact": sampler.exact and all(plan.exact for plan in plans),
-        "steps": steps,
-        "episodes": len(done),
-        "failed": sum(episode.error is not None for episode in done),
-        "success_rate": float(np.mean([episode.success for episode in done])),
-        "success_ci95": wilson(sum(episode.success for episode in done), len(done)),
-        "return_mean": float(np.mean(returns)) if returns else None,
-        "return_ci95": mean_interval(returns),
-        "paired_difference_ci95": paired_difference(*zip(*successes, strict=True)) if pairs else None,
-        "reward_difference": reward_difference(pairs),
-        "equivalence": equivalence(pairs, margin) if pairs and done is not reference else None,
-        "modes": dict(sorted(modes.items())),
-        "mode_entropy": entropy(modes),
-        "timing": None if hz is None else summarize_timing(done, hz),
-        "plans": len(plans),
-        "cut_plans": sum(plan.cut for plan in plans),
-        **_costs(plans, [plan for episode in reference for plan in episode.plans], steps),
-    }
-
-
-def _costs(plans: list[PlanRecord], reference: list[PlanRecord], steps: int) -> dict[str, Any]:
-    """Return what plans cost, next to those of the reference; None for all of it where no episode came to a plan."""
-    if not plans:
-        return dict.fromkeys(_COSTS)
-    rounds = [plan.rounds for plan in plans]
-    seconds = np.array([plan.seconds for plan in plans])
-    speedup = steps / float(np.mean(rounds))
-    reference_seconds = [plan.seconds for plan in reference]
-    costs = (
-        Counter(plan.window for plan in plans).most_common(1)[0][0],
-        float(np.mean(rounds)),
-        float(np.percentile(rounds, 95)),
-        float(np.mean([plan.nfe for plan in plans])),
-        speedup,
-        speedup,
-        float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
-        overhead_fraction(plans, float(seconds.sum())),
-        latency(seconds),
-        _acceptance(plans, steps),
-    )
-    return dict(zip(_COSTS, costs, strict=True))
-
-
-_COSTS = ("window", "rounds_mean", "rounds_p95", "nfe_mean", "acceptance_length_mean", "algorithmic_speedup",
-          "wall_clock_speedup", "overhead_fraction", "latency_ms", "acceptance_by_step")  # fmt: skip
-
-
-def _acceptance(plans: list[PlanRecord], steps: int) -> list[float | None] | None:
-    """Return for each step k the share of its drafts that stood, None where none was judged; None without drafts."""
-    judged, refused = np.zeros((2, steps), int)
-    for plan in plans:
-        if plan.refused is not None and plan.unjudged is not None:
-            refused[list(plan.refused)] += 1
-            judged += 1
-            judged[list(plan.unjudged)] -= 1
-    if not judged.any():
-        return None
-    return [float(1 - r / j) if j else None for r, j in zip(refused, judged, strict=True)]

@@ -54,7 +54,7 @@ def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
     return {"mean": mean, "ci95": interval}
 
 
-def equivalence(pairs: Pairs, margin: float) -> dict[str, Any]:
+def equivalence_result(pairs: Pairs, margin: float) -> dict[str, Any]:
     """Return the verdict whether two success rates are equal within a margin, from paired episodes.
 
     The power is that of this many pairs at equal rates, with the discordance that was seen by Laplace's rule of
@@ -250,7 +250,7 @@ def _check_costs(sampler: dict[str, Any]) -> None:
         raise ValueError(f"{sampler['spec']} has {sampler['plans']} plans, and of their {' or '.join(_COSTS)} nothing")
 
 
-def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
+def compare_runs(first: Run, second: Run, margin: float) -> dict[str, Any]:
     """Return what `asd-policy compare --json` prints: the differences for each sampler that two runs share.
 
     Args:
@@ -318,7 +318,7 @@ def _compare_sampler(first: Run, second: Run, spec: str, paired: bool, margin: f
             "ci95": paired_difference(*successes),
         },
         "return_difference": reward_difference(pairs),
-        "equivalence": equivalence(pairs, margin),
+        "equivalence": equivalence_result(pairs, margin),
         **_ratios(episodes, others, paired),
     }
 

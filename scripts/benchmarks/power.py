@@ -19,7 +19,7 @@ import asd_policy
 from asd_policy._common.files import atomic_file
 from asd_policy._common.hardware import hardware
 from asd_policy.evaluation import states
-from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness import checks as exactness
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.evaluation.reports import report
@@ -303,10 +303,10 @@ def step_rows(options: Options) -> Iterator[Row]:
             z = shifted(z, size)
         elif difference == "stretch":
             z = stretched(z, size)
-        watched = equivalence.Steps(
+        watched = exactness.Steps(
             z.view(plans, steps, dim).double().numpy(), {"earlier prediction": errors.double().numpy()}
         )
-        return min(check.p_value for check in equivalence.residual_checks(watched))
+        return min(check.p_value for check in exactness.residual_checks(watched))
 
     names = {
         "shift": "mean of a coordinate, of every step [sd]",
@@ -330,19 +330,19 @@ def plan_rows(options: Options) -> Iterator[Row]:
     policy = asd_policy.load_policy(options.checkpoint)
     conds = states.random_conditioning(policy, options.observations, seed=0)
     first, second = (
-        law.draw(policy, law.reference_sampler(), conds, options.plans, seed, False, lambda count: None).plans
+        law.draw_plans(policy, law.reference_sampler(), conds, options.plans, seed, False, lambda count: None).plans
         for seed in (1, 2)
     )
     level = 0.01 / 12
     count = f"2 · {options.plans} at {options.observations} observations"
-    moves = equivalence.detectable_moves(first, second, level, 0, POWERS)
+    moves = exactness.detectable_moves(first, second, level, 0, POWERS)
     names = {"mean_shift_sd": "mean of all coordinates [sd]", "scale": "all deviations, longer by a fraction"}
     for move, name in names.items():
         found = tuple("> 10" if size is None else f"{size:.2g}" for size in moves[move].values())
         yield Row("`verify`, energy distance", count, name, found)
-    modes = equivalence.mode_check(first, second, 0)
+    modes = exactness.mode_check(first, second, 0)
     if modes is not None:
-        found = equivalence.detectable_effects([modes], level, POWERS)[modes.name].values()
+        found = exactness.detectable_effects([modes], level, POWERS)[modes.name].values()
         yield Row(
             "`verify`, modes", count, "share of plans that change their mode",
             tuple(f"{size:.2g}" for size in next(iter(found)).values()),
@@ -371,11 +371,12 @@ def main() -> None:
         for row in SECTIONS[section](options):
             lines.append(f"| {row.test} | {row.count} | {row.difference} | " + " | ".join(row.detected) + " |")
             print(lines[-1], flush=True)
+    commit = (report.git_commit() or "no commit")[:8]
     lines += [
         "",
         f"{options.runs} runs of each test, {max(1, options.runs // 2)} of `mutants` and `steps`; "
         f"{hardware(torch.device('cpu'))}; torch {torch.__version__}, numpy {np.__version__}, "
-        f"scipy {scipy.__version__}; asd_policy {asd_policy.__version__} at {(report.commit() or 'no commit')[:8]}.",
+        f"scipy {scipy.__version__}; asd_policy {asd_policy.__version__} at {commit}.",
     ]
     print(lines[-1])
     if options.write is not None:

@@ -76,9 +76,9 @@ def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) ->
     """
     env = make_env(env_id)
     planner = asd_policy.load_policy(folder, ROLL_OUT)
-    learned_from = closed_loop.collect(planner, env, calibration, seed + CALIBRATION_SEED)
+    learned_from = closed_loop.collect_states(planner, env, calibration, seed + CALIBRATION_SEED)
     planner.experience.freeze()
-    measured = closed_loop.collect(planner, env, states, seed)
+    measured = closed_loop.collect_states(planner, env, states, seed)
     env.close()
     return Subject(folder.name, env_id, planner, measured, learned_from, planner.experience)
 
@@ -182,7 +182,7 @@ def fingerprint(part: str, options: dict[str, Any]) -> str:
 
 def provenance(command: str, seed: int) -> str:
     """Return the line that says on what a table was measured, and with which code."""
-    commit = report.commit()
+    commit = report.git_commit()
     code = f"asd_policy {asd_policy.__version__}" + (f" at {commit[:8]}" if commit else "")
     device = report.hardware(torch.device("cpu"))
     return f"{device}; torch {torch.__version__}, float32; seed {seed}; {code}; `{command}`."

@@ -42,7 +42,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What several tests say together."""
 
     holds: bool
@@ -53,7 +53,7 @@ class Verdict:
     """What each test's own p-value was held to."""
 
 
-def judge(checks: Sequence[Check], alpha: float) -> Verdict:
+def bonferroni(checks: Sequence[Check], alpha: float) -> Decision:
     """Combine tests under one family-wise level by Bonferroni's inequality, whatever their dependence.
 
     For the question whether ANY of them rejects, Holm's procedure is the same: its first step is Bonferroni's.
@@ -63,7 +63,7 @@ def judge(checks: Sequence[Check], alpha: float) -> Verdict:
         alpha: Probability of a false alarm, at most, when the law holds.
     """
     smallest = min(check.p_value for check in checks)
-    return Verdict(smallest > alpha / len(checks), min(1.0, len(checks) * smallest), alpha / len(checks))
+    return Decision(smallest > alpha / len(checks), min(1.0, len(checks) * smallest), alpha / len(checks))
 
 
 # Two samples of plans. Arrays are [O, N, D]: N plans of D numbers at each of O observations.

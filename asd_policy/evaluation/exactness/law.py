@@ -11,9 +11,21 @@ from torch import Tensor
 
 from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.evaluation.closed_loop import prepare, run_episode
-from asd_policy.evaluation.exactness import checks as equivalence
-from asd_policy.evaluation.exactness.checks import Array, Check
+from asd_policy.evaluation.closed_loop import prepare_planners, run_episode
+from asd_policy.evaluation.exactness.checks import (
+    Array,
+    Check,
+    bonferroni,
+    detectable_effects,
+    detectable_moves,
+    energy_check,
+    marginal_check,
+    mode_check,
+    noiseless_check,
+    residual_checks,
+    residual_steps,
+    whiten,
+)
 from asd_policy.evaluation.rollout.environments import Env
 from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.policy.policy import Policy
@@ -29,7 +41,7 @@ NOISELESS_TOLERANCE = 1e-3  # in normalised actions; the rounding of a network i
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PlanSample:
     """What one sampler drew."""
 
     plans: Array
@@ -107,7 +119,7 @@ class PathRecorder:
         self._furthest = np.where(last >= 0, last, self._furthest)
 
 
-def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: int) -> Tensor:
+def closed_loop_conditioning(policy: Policy, env: Env, sampler: Sampler, count: int, seed: int) -> Tensor:
     """Return conditioning [count, C] from a random moment of planning in each of `count` episodes.
 
     Args:
@@ -121,7 +133,7 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
         AsdError: Policy and environment do not fit, or the network failed.
     """
     rng = np.random.default_rng(seed)
-    (planner,) = prepare(policy, env, [sampler])
+    (planner,) = prepare_planners(policy, env, [sampler])
     conds = []
     for index in range(count):
         run_episode(planner, env, index, seed)
@@ -129,7 +141,7 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
     return torch.cat(conds)
 
 
-def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
+def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
     if not isinstance(sampler, Asd):
         return sampler
@@ -140,7 +152,7 @@ def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     return make_sampler(result.stats.spec)
 
 
-def draw(
+def draw_plans(
     policy: Policy,
     sampler: Sampler,
     conds: Tensor,
@@ -148,7 +160,7 @@ def draw(
     seed: int,
     watch: bool,
     advance: Callable[[int], object],
-) -> Drawn:
+) -> PlanSample:
     """Draw plans.
 
     Args:
@@ -186,7 +198,7 @@ def draw(
                 result = sampler.sample(policy.denoiser, chain, shape, batch, generator, held=held, past=past(rows))
             plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
-    return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
+    return PlanSample(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
 
 
 def _pasts(policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator) -> list[Callable[[int], Past]]:
@@ -240,12 +252,12 @@ def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]
     }
     coefficients = (chain.a, chain.b, chain.sigma)
     return [
-        *equivalence.residual_checks(equivalence.residual_steps(points, predictions, *coefficients, guesses)),
-        equivalence.noiseless_check(points, predictions, *coefficients, NOISELESS_TOLERANCE),
+        *residual_checks(residual_steps(points, predictions, *coefficients, guesses)),
+        noiseless_check(points, predictions, *coefficients, NOISELESS_TOLERANCE),
     ]
 
 
-def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str, Any]:
+def compare_laws(drawn: PlanSample, reference: PlanSample, alpha: float, seed: int) -> dict[str, Any]:
     """Test and return what results.json says of it.
 
     Args:
@@ -254,20 +266,20 @@ def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str
         alpha: Family-wise level.
         seed: Of permutations and power.
     """
-    of_modes = equivalence.mode_check(drawn.plans, reference.plans, seed)
+    of_modes = mode_check(drawn.plans, reference.plans, seed)
     on_plans = [
-        equivalence.energy_check(drawn.plans, reference.plans, seed),
+        energy_check(drawn.plans, reference.plans, seed),
         replace(
-            equivalence.energy_check(*equivalence.whiten(drawn.plans, reference.plans), seed),
+            energy_check(*whiten(drawn.plans, reference.plans), seed),
             name="energy distance, whitened",
         ),
-        equivalence.marginal_check(drawn.plans, reference.plans),
+        marginal_check(drawn.plans, reference.plans),
         *([of_modes] if of_modes else []),
     ]
     checks = [*on_plans, *drawn.checks]
-    verdict = equivalence.judge(checks, alpha)
+    decision = bonferroni(checks, alpha)
     return {
-        **asdict(verdict),
+        **asdict(decision),
         "alpha": alpha,
         "checks": [
             {"name": check.name, "of": "plans" if check in on_plans else "steps", "p_value": check.p_value,
@@ -276,8 +288,8 @@ def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str
         ],
         "steps_tested": bool(drawn.checks),
         "detectable": {
-            "energy distance": equivalence.detectable_moves(drawn.plans, reference.plans, verdict.level, seed),
-            **equivalence.detectable_effects(checks, verdict.level),
+            "energy distance": detectable_moves(drawn.plans, reference.plans, decision.level, seed),
+            **detectable_effects(checks, decision.level),
         },
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from asd_policy._common.files import atomic_file
 from asd_policy.evaluation.reports import plots
 
 PLOTS = ("latency.svg", "speedup.svg")
-"""Files that `draw` writes."""
+"""Files that `draw_bench_plots` writes."""
 
 
 def ceiling_table(ceiling: dict[str, Any]) -> Table:
@@ -80,7 +80,7 @@ def stages_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+def draw_bench_plots(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draw the distribution of latencies, and speedup against window, as SVG files.
 
     Args:

@@ -56,6 +56,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     import jinja2
 
     best = fastest_exact(results)
+    verdict = best and best["equivalence"]
     clocked = report.is_clocked(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
@@ -66,7 +67,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     return environment.get_template(PAGE).render(
         results=results,
         best=best,
-        verdict=report.equivalence(best["equivalence"], best["episodes"]) if best and best["equivalence"] else None,
+        verdict=report.equivalence_text(verdict, best["episodes"]) if best and verdict else None,
         reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
@@ -79,9 +80,9 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         other_rate=report.other_rate(results) if clocked else None,
         choices=[*report.choices(results), *report.cuts(results)],
         verdicts=report.equivalence_lines(results),
-        sizes=report.sizes(results),
+        sizes=report.sample_sizes(results),
         video=video,
-        plots=page_plots.draw(results, episodes),
+        plots=page_plots.draw_page_plots(results, episodes),
         facts=_facts(results),
         command=_command(results),
         light=plots.COLOURS,

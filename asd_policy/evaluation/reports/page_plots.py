@@ -38,7 +38,7 @@ class Plot:
     """An `<svg>` element whose colours are the page's, or None."""
 
 
-def draw(results: Results, episodes: Episodes) -> list[Plot]:
+def draw_page_plots(results: Results, episodes: Episodes) -> list[Plot]:
     """Return the plots of a results.json object of `eval`.
 
     Args:

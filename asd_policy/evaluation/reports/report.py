@@ -23,7 +23,7 @@ COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "roun
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """Return the git commit of the checkout this package runs from, or None where there is none."""
     folder = Path(asd_policy.__file__).parent
     try:
@@ -65,7 +65,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "backend": policy.backend.spec,
         "dtype": policy.backend.dtype,
         "package": asd_policy.__version__,
-        "commit": commit(),
+        "commit": git_commit(),
         "torch": torch.__version__,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
@@ -101,7 +101,7 @@ def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
     return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
 
 
-def sizes(results: dict[str, Any]) -> str:
+def sample_sizes(results: dict[str, Any]) -> str:
     """Return how much was measured, as in "20 episodes and 98 … 105 plans each"."""
     episodes = sorted({result["episodes"] for result in results["samplers"]})
     plans = sorted({result["plans"] for result in results["samplers"]})
@@ -116,7 +116,8 @@ def table(results: dict[str, Any]) -> "Table":
     """Return a results.json object as a table for the terminal."""
     from rich.table import Table
 
-    rich_table = Table(title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"])
+    title = f"{results['env']}, seed {results['seed']}: {sample_sizes(results)}"
+    rich_table = Table(title=title, caption=results["device"])
     for column in COLUMNS:
         first = column == "sampler"
         rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
@@ -220,7 +221,7 @@ def equivalence_lines(results: dict[str, Any]) -> list[str]:
         if not verdict["equivalent"] and verdict["power"] is not None and verdict["power"] < _NO_POWER:
             hopeless.append(result)
         else:
-            lines.append(f"{result['spec']}: {equivalence(verdict, result['episodes'])}")
+            lines.append(f"{result['spec']}: {equivalence_text(verdict, result['episodes'])}")
     return lines + ([_too_few(hopeless)] if hopeless else [])
 
 
@@ -236,7 +237,7 @@ def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
     return f"{episodes} episodes cannot show that success is ddpm's within {100 * margin:g} points: {enough}"
 
 
-def equivalence(verdict: dict[str, Any], episodes: int) -> str:
+def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
     """Return a verdict of equivalence in words: over how many episodes, and where it is not shown, with what power."""
     within = f"within {100 * verdict['margin']:g} points"
     p_value = f"p = {verdict['p_value']:.2g}, {episodes} episodes"
@@ -292,7 +293,7 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
             lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
     first = all_results[0]
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
-    counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
+    counts = "; ".join(f"`{results['env']}` {sample_sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
     chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
     lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]

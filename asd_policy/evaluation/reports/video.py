@@ -30,7 +30,7 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def check(env_id: str) -> None:
+def check_video(env_id: str) -> None:
     """Refuse an environment that cannot be filmed here, before anything else is done.
 
     Raises:
@@ -54,7 +54,7 @@ def record(
 
     Args:
         pilots: The pilots, by the specs of their samplers as they were asked for. Their planners come from
-            `closed_loop.prepare`, so that the episode is the one that is evaluated.
+            `closed_loop.prepare_planners`, so that the episode is the one that is evaluated.
         env_id: Where.
         seed: Of the evaluation.
         folder: To write into.

@@ -98,12 +98,12 @@ def find_run(folder: Path) -> Found | None:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return parse(path, content)
+        return parse_journal(path, content)
     except RunError as error:
         raise RunError(f"{error}; --overwrite it, or name another --out") from None
 
 
-def parse(path: Path, content: bytes) -> Found:
+def parse_journal(path: Path, content: bytes) -> Found:
     """Return what a journal's whole lines say.
 
     Args:

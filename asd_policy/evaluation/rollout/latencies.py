@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from asd_policy.errors import RunError, SpecError
-from asd_policy.evaluation.rollout.journal import parse
+from asd_policy.evaluation.rollout.journal import parse_journal
 from asd_policy.samplers.types import MEASURED
 
 LONGEST = 1e9
@@ -72,8 +72,8 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Drawn from those of a file, each as likely as the next."""
+class Empirical:
+    """One of those in a file, each as likely as the next: their empirical distribution."""
 
     name: str
     """Of the file."""
@@ -109,7 +109,7 @@ def read_latency(text: str, specs: Sequence[str]) -> Latency:
     return Fixed(_checked(milliseconds, f"--latency {text}"))
 
 
-def _read_file(text: str, specs: Sequence[str]) -> Drawn:
+def _read_file(text: str, specs: Sequence[str]) -> Empirical:
     path = Path(text)
     try:
         content = path.read_bytes()
@@ -118,7 +118,7 @@ def _read_file(text: str, specs: Sequence[str]) -> Drawn:
             f"--latency {text!r} is neither {MEASURED!r}, nor a number of milliseconds, nor a file that can be read: "
             f"{error.strerror}"
         ) from None
-    return Drawn(text, hashlib.sha256(content).hexdigest(), _seconds(path, content, specs))
+    return Empirical(text, hashlib.sha256(content).hexdigest(), _seconds(path, content, specs))
 
 
 def _seconds(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -152,7 +152,7 @@ def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
 def _of_run(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Return for each sampler what its plans took in a run [s]."""
     try:
-        episodes = parse(path, content).episodes
+        episodes = parse_journal(path, content).episodes
     except RunError as error:
         raise SpecError(f"--latency {error}") from None
     there: dict[str, list[float]] = {}

@@ -107,7 +107,7 @@ class Recipe:
         clock: ControlClock | None = None,
         max_steps: int | None = None,
     ) -> "Recipe":
-        """Return the recipe of planners from `prepare`.
+        """Return the recipe of planners from `prepare_planners`.
 
         Args:
             checkpoint: What they were loaded from.
@@ -151,7 +151,7 @@ class Recipe:
         return LocalRunner(pilots, make_envs(make, self.envs), self.seed)
 
 
-class Worker:
+class RayWorker:
     """A Ray actor: loads the policy once, and keeps it."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class RayRunner:
             gpus = gpus_per_worker if recipe.device == "cuda" else 0.0
             self._start(workers)
             count = self._room(workers.count, gpus)
-            actor = self._ray.remote(Worker).options(
+            actor = self._ray.remote(RayWorker).options(
                 num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
             )
             self._recipe = self._ray.put(recipe)
@@ -277,7 +277,7 @@ class RayRunner:
         """Run groups, each on the first worker that is free.
 
         Raises:
-            AsdError: As `Worker.run`.
+            AsdError: As `RayWorker.run`.
             BackendError: A group's worker died again and again.
         """
         waiting, free, busy = iter(groups), list(self._workers), {}

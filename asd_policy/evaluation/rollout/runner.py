@@ -63,7 +63,7 @@ class LocalRunner:
         """Take what runs them.
 
         Args:
-            pilots: Who controls, by the specs of groups: planners from `prepare`, or by a clock with them.
+            pilots: Who controls, by the specs of groups: planners from `prepare_planners`, or by a clock with them.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """

@@ -70,7 +70,7 @@ def test_the_evaluated_episode_is_filmed(
     monkeypatch.setenv("MUJOCO_GL", "egl")
     env = make_env("asd/Avoid-v0")
     samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
-    found = closed_loop.prepare(load_policy(small_checkpoint), env, samplers)
+    found = closed_loop.prepare_planners(load_policy(small_checkpoint), env, samplers)
     steps = [closed_loop.run_episode(planner, env, 0, seed=3).steps for planner in found]
     planners = {planner.sampler.spec: planner for planner in found}
     paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)

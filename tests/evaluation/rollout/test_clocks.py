@@ -22,6 +22,7 @@ from asd_policy.evaluation.rollout.ray_runner import Recipe
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.continuity import CONTINUITIES, Committed
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -263,7 +264,7 @@ def test_clocks_that_are_none() -> None:
 @pytest.fixture(scope="module")
 def planner(small_checkpoint: Path) -> Policy:
     env = make_env(ENV)
-    (planner,) = closed_loop.prepare(asd_policy.load_policy(small_checkpoint), env, [make_sampler(SPEC)])
+    (planner,) = closed_loop.prepare_planners(asd_policy.load_policy(small_checkpoint), env, [make_sampler(SPEC)])
     env.close()
     return planner
 
@@ -326,7 +327,7 @@ def test_continuity_in_closed_loop(planner: Policy) -> None:
         done = episodes(planner, ControlClock("async", HZ, Fixed(300), continuity))
         returns.append(tuple(each.total_reward for each in done))
         exact.append([[plan.exact for plan in each.plans] for each in done])
-        (summary,) = closed_loop.summarize({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
+        (summary,) = summarize_episodes({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
         assert summary["exact"] is (continuity != "soft")
     assert len(set(returns)) == 3
     assert exact == [[[True, True, True]] * 3, [[True, True, True]] * 3, [[True, False, False]] * 3]

@@ -42,7 +42,7 @@ def untimed(episodes: list[Episode]) -> list[Episode]:
 @pytest.fixture(scope="module")
 def planner(small_checkpoint: Path) -> Policy:
     policy = asd_policy.load_policy(small_checkpoint)
-    (planner,) = closed_loop.prepare(policy, make_env("faulty_envs:faulty/None-v0"), [make_sampler(SPEC)])
+    (planner,) = closed_loop.prepare_planners(policy, make_env("faulty_envs:faulty/None-v0"), [make_sampler(SPEC)])
     return planner
 
 
