@@ -20,8 +20,7 @@ import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness import checks as exactness
-from asd_policy.evaluation.exactness import law
-from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.evaluation.exactness import law, mutants
 from asd_policy.samplers.asd.sampler import Asd
 from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
 
@@ -201,7 +200,7 @@ def test_steps_have_the_law_of_the_chain(state_policy: DiffusionPolicy, spec: st
         assert exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
         assert stats_of(state_policy).algorithmic_speedup > 1.5
     else:
-        with testing.mutated(mutant):
+        with mutants.mutated(mutant):
             assert not exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
 
 
