@@ -1,7 +1,8 @@
 """How long does a plan take? Every sampler on every backend, interleaved, against the best sequential one.
 
-A round of the benchmark is one plan of each contender, at the same states and with the same noise, another one first
-each time, so that whatever the machine does meanwhile meets them all. Ratios are of the plans of the same rounds.
+A round of the benchmark is one plan of each contender, at the same states and with the same noise. Each round begins
+with another contender, so that what the machine does meanwhile affects them all alike. Ratios compare plans of the same
+rounds.
 """
 
 import time
@@ -33,7 +34,7 @@ STAGE_PLANS = 20
 CALIBRATION_SEED = 1_000_000
 """Added to a benchmark's seed for the noise of plans to learn from."""
 Advance = Callable[[str, int, int], object]
-"""Told what is being done, how far it is, and how far it goes."""
+"""Called with what is being done, how many are done, and how many there are."""
 
 _NOT_MEASURED = dict.fromkeys(
     (
@@ -51,12 +52,12 @@ _NOT_MEASURED = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Contender:
-    """A sampler on a network as some backend runs it."""
+    """A sampler on a backend."""
 
     policy: Policy
-    """With that sampler and that backend; its experience is its own."""
+    """With this sampler and this backend, and an experience of its own."""
     asked: bool = True
-    """False for a baseline that nobody asked for."""
+    """False for a baseline that was added."""
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ Measured = tuple[Contender, Sequence[TimedPlan]]
 
 
 def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[Backend]) -> list[Contender]:
-    """Return each sampler on each backend, and where it is not among them the sequential one on each and on `EAGER`.
+    """Pair each sampler with each backend, and add the sequential sampler on each, and on `EAGER`, where it is missing.
 
     Args:
         policy: Whose network and chain.
@@ -114,11 +115,11 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
 
 
 def warm_up_contender(contender: Contender, states: States, batch: int, seed: int) -> None:
-    """Let a contender compile, capture, measure and learn whatever it does, and then learn no more.
+    """Let a contender compile, capture, time and learn what it needs; after that it learns no more.
 
     Args:
-        contender: Who.
-        states: To plan in, other ones than those of the measurement.
+        contender: What to warm up.
+        states: To plan in; not those of the measurement.
         batch: Rows of a plan.
         seed: Of the noise.
 
@@ -140,7 +141,7 @@ def warm_up_contender(contender: Contender, states: States, batch: int, seed: in
 
 
 def pick(states: States, index: int, batch: int) -> States:
-    """Return the `batch` states of plan number `index`; after the last one the first comes again."""
+    """Select the `batch` states of plan number `index`; after the last one the first comes again."""
     return states.rows((index * batch + np.arange(batch)) % len(states))
 
 
@@ -148,7 +149,7 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
     """Plan once for a batch of states, from observations on the host to actions on the host.
 
     Args:
-        policy: Who plans.
+        policy: That plans.
         states: One for each row of the batch.
         seed: Of the noise.
         clock: Of the policy's device.
@@ -170,10 +171,10 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
 def interleave(
     entered: Sequence[Contender], states: States, batch: int, plans: int, seed: int, clock: Clock, staged: bool = False
 ) -> Iterator[list[TimedPlan]]:
-    """Yield round after round: what a plan of each contender took, all at the same states and with the same noise.
+    """Yield for each round what a plan of each contender took, at the same states and with the same noise.
 
     Args:
-        entered: The contenders; the results are in their order, and each round begins with another one.
+        entered: The contenders. Results come in their order, whichever begins a round.
         states: To plan in.
         batch: Rows of a plan.
         plans: How many rounds.
@@ -205,7 +206,7 @@ class Benchmark:
         batch: int = 1,
         seed: int = 0,
     ) -> None:
-        """Get ready.
+        """Begin with nothing measured.
 
         Args:
             entered: From `contenders`, on one device.
@@ -240,12 +241,12 @@ class Benchmark:
         return self.ceiling
 
     def warm_up(self, advance: Advance, go_on: Callable[[], bool] = lambda: True, keep_going: bool = False) -> None:
-        """Warm every contender up.
+        """Warm up every contender.
 
         Args:
-            advance: Told before each.
-            go_on: Asked before each; one that it says no to has failed.
-            keep_going: Leave a contender out that fails, and keep it in `failed`.
+            advance: Called before each.
+            go_on: Called before each; where it returns False, the contender has failed.
+            keep_going: Leave out a contender that fails, and keep it in `failed`.
 
         Raises:
             AsdError: A contender failed.
@@ -266,8 +267,8 @@ class Benchmark:
         """Measure plans, and then take some apart.
 
         Args:
-            advance: Told after each round.
-            go_on: Asked before each round; where it says no, what has finished is all there is.
+            advance: Called after each round.
+            go_on: Called after each round; where it returns False, no other round begins.
 
         Raises:
             AsdError: A network failed.
@@ -284,7 +285,7 @@ class Benchmark:
                     break
 
     def results(self) -> dict[str, Any]:
-        """Return what results.json has of the measurement; of whole rounds alone, where it was cut short."""
+        """Build the part of results.json that was measured; if it was cut short, from whole rounds alone."""
         measured, staged = self._by_contender(self._timings), self._by_contender(self._staged)
         best, eager = baselines(measured)
         return {
@@ -317,7 +318,7 @@ class Benchmark:
         return list(zip(self.entered, map(list, plans), strict=True)) if rounds else []
 
     def _floor_ms(self, contender: Contender, timings: Sequence[TimedPlan]) -> float | None:
-        """Return what the network calls of a plan alone would take on the contender's backend [ms]."""
+        """Estimate what the network calls of a plan alone would take on the contender's backend [ms]."""
         if self.ceiling is None:
             return None
         calls = np.mean([max(timing.stats.rounds) for timing in timings])
@@ -334,7 +335,7 @@ def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured |
 
 
 def seconds_of(timings: Sequence[TimedPlan]) -> Floats:
-    """Return the latency of each plan [s]."""
+    """List the latency of each plan [s]."""
     return np.array([timing.seconds for timing in timings])
 
 
@@ -380,6 +381,6 @@ def summarize_plans(
 
 
 def stages_ms(timings: Sequence[TimedPlan]) -> dict[str, float]:
-    """Return the mean time of each stage [ms] over plans that were taken apart."""
+    """Average the time of each stage [ms] over plans that were taken apart."""
     taken_apart = [timing.stages for timing in timings if timing.stages is not None]
     return {stage: float(1e3 * np.mean([stages[stage] for stages in taken_apart])) for stage in STAGES}

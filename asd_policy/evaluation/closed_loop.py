@@ -23,15 +23,15 @@ _LEARNING = 1  # spawn key of the noise of plans to learn from
 
 
 def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int = 1) -> list[Policy]:
-    """Return one planner per sampler, warmed up, after a look at whether policy and environment fit.
+    """Check that policy and environment fit, and make one planner per sampler, warmed up.
 
-    What a planner learns, it learns here: after that an episode depends on its seeds alone.
+    Planners learn here and nowhere else, so that an episode depends on its seeds alone.
 
     Args:
-        policy: Whose network plans.
-        env: Where.
+        policy: With the network.
+        env: The environment.
         samplers: What to plan with.
-        batch: Plans that may be made together: a deadline needs to know how long so many take, and each number below.
+        batch: Most plans made together. A deadline needs to know how long so many plans take, and each smaller number.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`.
@@ -59,7 +59,7 @@ def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
 
 
 def _plan_together(planner: Policy, observation: Any, size: int) -> None:
-    """Plan for so many robots that see the same."""
+    """Plan for `size` robots that see the same."""
     rows = range(size)
     planner.reset_batch(rows)
     for row in rows:
@@ -68,16 +68,19 @@ def _plan_together(planner: Policy, observation: Any, size: int) -> None:
 
 
 def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batch: int) -> dict[str, Sampler]:
-    """Return samplers as they will run, by their specs: what is left to them is chosen, once they have learned.
+    """Let samplers choose the settings that are left to them, once they have learned.
 
-    A choice follows measured times, which are never the same twice. Made here it is one for all episodes, whichever
-    process runs them, and can be written down.
+    A choice follows measured times, which are never the same twice. Made here, it is one choice for all episodes,
+    whichever process runs them, and it can be written down.
 
     Args:
-        policy: Whose network plans.
-        env: Where.
+        policy: With the network.
+        env: The environment.
         samplers: What to plan with.
         batch: Plans that are made together.
+
+    Returns:
+        The samplers as they will run, by the specs that were asked for.
 
     Raises:
         AsdError: As `prepare_planners`.
@@ -94,14 +97,14 @@ def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
 def calibrate(
     planner: Policy, env: Env, plans: int, seed: int = _CALIBRATION_SEED, advance: Advance = lambda: None
 ) -> None:
-    """Roll a planner out until its experience has so many plans, in episodes of no evaluation.
+    """Roll out a planner until its experience has enough plans, in episodes that no evaluation runs.
 
-    An episode that fails has taught what it had planned by then.
+    An episode that fails teaches what it had planned by then.
 
     Args:
-        planner: Who learns.
-        env: Where.
-        plans: How many to have, those from before included.
+        planner: The policy that learns.
+        env: The environment.
+        plans: How many plans the experience needs, earlier ones included.
         seed: Of the episodes.
         advance: Called after each episode.
 
@@ -120,21 +123,21 @@ def calibrate(
 
 
 def learning_seed(seed: int) -> int:
-    """Return the seed of plans to learn from, given the user's: another one.
+    """Derive the seed of the plans to learn from out of the user's seed.
 
-    An evaluation with the same seed must not meet the noise that its drafts were fitted to: that would be peeking.
+    The two differ: an evaluation must not meet the noise that its drafts were fitted to. That would be peeking.
     """
     return int(np.random.SeedSequence(seed, spawn_key=(_LEARNING,)).generate_state(1, np.uint64)[0])
 
 
 def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
-    """Run one episode; its plans are left with the pilot's robot.
+    """Run one episode; the pilot's robot keeps its plans.
 
     Args:
-        pilot: A policy, or who controls with one by a clock.
-        env: Where.
+        pilot: A policy, or one by a clock.
+        env: The environment.
         index: Of the episode.
-        seed: Of the evaluation: it and the index fix the environment's and the planner's seeds.
+        seed: Of the evaluation. It and the index fix the seeds of environment and planner.
 
     Raises:
         EnvError: The environment raised, showed numbers that are not finite, or does not report success.
@@ -147,14 +150,14 @@ def run_episode(pilot: Pilot, env: Env, index: int, seed: int) -> Episode:
 
 
 def collect_states(planner: Policy, env: Env, count: int, seed: int) -> States:
-    """Return states from closed-loop episodes, in random order so that the first few are of many episodes.
+    """Collect states from closed-loop episodes, in random order so that the first few are of many episodes.
 
-    Of an episode of more than `PLANS_KEPT` plans they are those of the latest.
+    An episode of more than `PLANS_KEPT` plans gives the states of the latest ones.
 
     Args:
-        planner: Rolls out, and so decides which states there are.
-        env: Where.
-        count: How many; all episodes are finished.
+        planner: The policy that acts, and so decides which states there are.
+        env: The environment.
+        count: How many states; episodes are run to their end.
         seed: Of episodes and order.
 
     Raises:

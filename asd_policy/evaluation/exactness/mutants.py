@@ -42,7 +42,7 @@ def mutated(mutant: str, size: float = 1.0, seed: int = 0) -> Iterator[None]:
 
 
 def _broken(judge: Judge, change: Callable[..., Verdict], share: float, seed: int) -> Verifier:
-    """Return a verifier that judges wrongly in a share of the rounds."""
+    """Make a verifier that judges wrongly in a share of the rounds."""
     generator = torch.Generator().manual_seed(seed)
 
     def broken(gap: Tensor, scale: Tensor, noise: Tensor, uniform: Tensor, live: Tensor) -> Verdict:
@@ -78,7 +78,7 @@ def _keep_tape(right: Verdict, noise: Tensor, uniform: Tensor, live: Tensor, _: 
 
 
 def _refused(verdict: Verdict, live: Tensor) -> Tensor:
-    """Return which slots [R, n] hold a refused step."""
+    """Mark the slots [R, n] that hold a refused step."""
     return (torch.arange(live.shape[1]) == verdict.last.unsqueeze(1)) & verdict.rejected.unsqueeze(1)
 
 
@@ -87,7 +87,7 @@ Drafted = tuple[Tensor, Tensor, Tensor]
 
 
 def _peek(size: float) -> Callable[..., Drafted]:
-    """Draft with guesses that know a little of the noise of the very step they are for."""
+    """Draft with guesses that contain a little of the noise of the very step they are for."""
 
     def broken(
         path: Path,
@@ -122,7 +122,6 @@ class _Smoothed:
         return self.follow.drift
 
     def __call__(self, slot: int, *known: Tensor) -> Tensor:
-        """Return the smoothed guess [R, D]."""
         return _halfway(self.follow(slot, *known), self.after[:, slot], self.both[:, slot])
 
 

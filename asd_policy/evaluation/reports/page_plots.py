@@ -33,13 +33,13 @@ class Plot:
     """Of its element."""
     title: str
     caption: str
-    """What is to be seen, or why nothing is."""
+    """What the figure shows, or why there is none."""
     svg: str | None
     """An `<svg>` element whose colours are the page's, or None."""
 
 
 def draw_page_plots(results: Results, episodes: Episodes) -> list[Plot]:
-    """Return the plots of a results.json object of `eval`.
+    """Draw the plots of a results.json object of `eval`.
 
     Args:
         results: With at least one sampler.
@@ -64,7 +64,7 @@ def _plot(name: str, title: str, drawer: "_Drawer", results: Results, episodes: 
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure as an element of a page: ids of its own, and the page's colours, light or dark."""
+    """Write a figure as an element of a page, with ids of its own and the page's colours, light or dark."""
     written = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(written, format="svg", transparent=True, metadata=nothing)
@@ -228,7 +228,7 @@ def _legend(figure: Any) -> None:
 
 
 def _plans(episodes: Episodes) -> list[tuple[str, PlanRecord]]:
-    """Return every plan with the spec that made it.
+    """List every plan with the spec that made it.
 
     Raises:
         LeftOut: There are none.

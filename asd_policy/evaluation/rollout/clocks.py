@@ -125,7 +125,7 @@ class _Course:
     """The last action taken [action_dim]; None before the first."""
 
 
-class Clocked(abc.ABC):
+class ClockedPilot(abc.ABC):
     """Controls robots with a policy for which time goes on."""
 
     def __init__(self, policy: Policy, clock: ControlClock, spec: str) -> None:
@@ -236,7 +236,7 @@ class Clocked(abc.ABC):
         return course.last.copy()  # it may be taken again
 
 
-class Sync(Clocked):
+class SyncPilot(ClockedPilot):
     """Plans when its actions are used up, and repeats the last one until the plan is there.
 
     The plan begins with the action for its observation, late as it is, and `n_action_steps` are taken.
@@ -252,7 +252,7 @@ class Sync(Clocked):
         return None
 
 
-class Async(Clocked):
+class AsyncPilot(ClockedPilot):
     """Plans while it goes on with the rest of the last plan; a new one takes over with its action for that moment.
 
     Plans begin `n_action_steps` after each other, or as soon as the one before is there. What is past of a plan when it
@@ -272,7 +272,7 @@ class Async(Clocked):
         return commit(rest, self._courses[row].delays, self.clock.continuity)
 
 
-PILOTS: dict[str, type[Clocked]] = {"sync": Sync, "async": Async}
+PILOTS: dict[str, type[ClockedPilot]] = {"sync": SyncPilot, "async": AsyncPilot}
 
 
 def _timing(robot: Robot) -> Timing:
