@@ -24,7 +24,7 @@ from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
 
 MAX_STATES = 512
-"""States that are rolled out, at most; a benchmark of more plans meets them again."""
+"""Most states that are rolled out; a benchmark of more plans uses them again."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class BenchCommand:
     out: Path
     """Folder for results.json, which replaces one of an earlier bench, and the plots."""
     env: str | None = None
-    """Gymnasium id: plan at observations from its episodes, and not at random ones in the normalisation's range. What
-    asd needs to accept is then what it meets in use."""
+    """Gymnasium id: plan at observations from its episodes, as in use, and not at random ones in the normalisation's
+    range. How many drafts asd accepts depends on it."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
-    """Sampler specs, as for eval. The baseline ddpm is measured whether or not it is among them."""
+    """Sampler specs, as for eval. The baseline ddpm is always measured."""
     backends: tuple[str, ...] = ()
-    """Backend specs, such as torch-eager; none for the checkpoint's own. Speedups are against ddpm on the fastest."""
+    """Backend specs, such as torch-eager; the checkpoint's own by default. Speedups are against ddpm on the fastest."""
     plans: int = 50
     """Plans of each sampler on each backend."""
     batch: int = 1
     """Plans that are sampled together."""
     windows: tuple[int, ...] = ()
-    """Also measure asd with each of these windows, for the plot of speedup against window: 1 2 4 8 16 32 64."""
+    """Also measure asd with each of these windows, such as 1 2 4 8 16 32 64, for the plot of speedup against window."""
     seed: int = 0
-    """Seeds observations and noise; equal for all."""
+    """Seeds observations and noise; equal for all samplers."""
     device: str = "cpu"
     """Torch device to plan on."""
     json: bool = False
@@ -70,7 +70,7 @@ class BenchCommand:
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
             states, calibration = self._states(policy)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+        self.out.mkdir(parents=True, exist_ok=True)  # before the work, which a folder that cannot be made would lose
         bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
         specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
         dtypes = {contender.policy.backend.dtype for contender in entered}
@@ -115,7 +115,7 @@ class BenchCommand:
         return INTERRUPTED
 
     def _states(self, policy: Policy) -> tuple[States, States]:
-        """Return states to measure in, and others to warm up in."""
+        """Make states to measure in, and others to warm up in."""
         count, calibration = min(MAX_STATES, self.plans * self.batch), CALIBRATION_PLANS
         learning_seed = closed_loop.learning_seed(self.seed)
         if self.env is None:

@@ -15,7 +15,7 @@ class Tally:
     def __init__(
         self, specs: Sequence[str], episodes: Sequence[Episode], most: int, group_size: int, until_ci: float | None
     ) -> None:
-        """Begin.
+        """Begin to count.
 
         Args:
             specs: Of the samplers.

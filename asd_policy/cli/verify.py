@@ -20,12 +20,12 @@ from asd_policy.samplers import make_sampler
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Test whether a sampler's law is the sequential one on a policy: exit status 0 if so, 1 if not."""
+    """Test whether a sampler has the law of ddpm on a policy: exit status 0 if no difference is found, 1 if one is."""
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     sampler: str = "asd"
-    """Spec of the sampler in question; an approximate one such as ddim:10 should fail."""
+    """Spec of the sampler to test; an approximate one such as ddim:10 should fail."""
     samples: int = 256
     """Plans to draw with it, and with ddpm, at each observation; 16 to 4096."""
     observations: int = 4
@@ -33,8 +33,8 @@ class VerifyCommand:
     env: str | None = None
     """Gymnasium id: take the observations from its episodes, and not at random from the normalisation's range."""
     alpha: float = 0.01
-    """Probability of a false alarm, over all tests together. Going from 0.05 to 0.01 costs a fifth more in the
-    difference that can be seen, and makes a failure worth believing."""
+    """Probability of a false alarm, over all tests together. With 0.01 in place of 0.05, the smallest difference that
+    the tests detect is a fifth larger, but a failure is worth believing."""
     seed: int = 0
     """Seeds observations, noise and permutations."""
     out: Path | None = None
@@ -48,7 +48,7 @@ class VerifyCommand:
     """Show the traceback of an error."""
 
     def run(self, console: Console) -> int:
-        """Draw, test and tell; return the exit status."""
+        """Draw and test; return the exit status."""
         if not 16 <= self.samples <= 4096:
             raise SpecError(f"--samples {self.samples} is not in 16 … 4096")
         check_at_least("observations", self.observations, 1)
@@ -74,7 +74,9 @@ class VerifyCommand:
             source = f"episodes of {self.env}"
         sampler = law.resolve_for_one_plan(policy, sampler, conds)
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+            self.out.mkdir(
+                parents=True, exist_ok=True
+            )  # before the work, which a folder that cannot be made would lose
         with progress_bar(console) as progress:
             task = progress.add_task(sampler.spec, total=2 * self.observations * self.samples)
 

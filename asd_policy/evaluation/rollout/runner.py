@@ -11,7 +11,7 @@ from asd_policy.policy.episode_state import Pilot
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes of one sampler that are run side by side."""
+    """Episodes of one sampler that run side by side."""
 
     spec: str
     """Of the sampler, as it was asked for."""
@@ -33,7 +33,7 @@ def groups(specs: Sequence[str], episodes: int, envs: int) -> Iterator[Group]:
 
 
 class Runner(Protocol):
-    """Runs groups somewhere. Whoever runs them, in whatever order, the episodes are the same but for times."""
+    """Runs groups somewhere. Whoever runs them, in whatever order, only the times of episodes differ."""
 
     @property
     def count(self) -> int:
@@ -60,10 +60,10 @@ class LocalRunner:
     """Runs one group after the other in this process."""
 
     def __init__(self, pilots: Mapping[str, Pilot], envs: Envs, seed: int) -> None:
-        """Take what runs them.
+        """Take pilots and environments.
 
         Args:
-            pilots: Who controls, by the specs of groups: planners from `prepare_planners`, or by a clock with them.
+            pilots: By the specs of groups: planners from `prepare_planners`, or these on a clock.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """
