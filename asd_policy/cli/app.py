@@ -132,8 +132,8 @@ def _fold(box: str) -> str:
     """Fold tyro's boxed message into one line, without its title, help texts and guesses."""
     lines = [line.strip("│╭╮╰╯ ") for line in _colourless(box).splitlines()]
     parts = [part.strip() for part in re.split(r"─{4,}", " ".join(lines))]
-    told = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
-    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(told).split()))
+    kept = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
+    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(kept).split()))
     message = re.sub(r" \(applied to [\w -]+\)| Arguments are applied.*?matter\.", "", message)
     return f"{message.rstrip('.')}; see asd-policy --help"
 

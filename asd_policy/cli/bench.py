@@ -70,7 +70,7 @@ class BenchCommand:
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
             states, calibration = self._states(policy)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, which a folder that cannot be made would lose
+        self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
         bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
         specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
         dtypes = {contender.policy.backend.dtype for contender in entered}

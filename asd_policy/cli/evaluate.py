@@ -44,7 +44,7 @@ class Setup:
     clock: ControlClock | None
     """That goes on while plans are made; None where the environment waits."""
     env_hz: float | None
-    """The environment's own control frequency, where it tells one."""
+    """The environment's own control frequency, where it declares one."""
     samplers: dict[str, Sampler]
     """The samplers as they run, by the specs that were asked for."""
     planners: dict[str, Policy]

@@ -1,4 +1,4 @@
-"""`asd-policy serve`: plan for robots whose GPU is elsewhere, until told to stop."""
+"""`asd-policy serve`: plan for robots whose GPU is elsewhere, until a signal stops it."""
 
 import math
 import queue
@@ -82,10 +82,10 @@ class ServeCommand:
         server = PolicyServer(policy, limits, token, credentials)
         if self.metrics_port is not None:
             try:
-                told, _ = start_http_server(self.metrics_port, self.host, server.metrics.registry)
+                metrics, _ = start_http_server(self.metrics_port, self.host, server.metrics.registry)
             except OSError as error:
                 raise SpecError(f"--metrics-port {self.metrics_port} on {self.host}: {error.strerror}") from None
-            console.print(f"metrics on {self.host}:{told.server_port}", soft_wrap=True, highlight=False)
+            console.print(f"metrics on {self.host}:{metrics.server_port}", soft_wrap=True, highlight=False)
         stops: queue.SimpleQueue[int] = queue.SimpleQueue()
         with console.status("planning for batches of every size"):
             port = server.start(self.host, self.port)

@@ -67,7 +67,7 @@ class Tally:
         return [episode for episode in self.episodes if episode.index < wanted]
 
     def _enough(self) -> int | None:
-        """Count the episodes of each sampler that are enough; None where they are not yet, or nobody asked."""
+        """Count the episodes of each sampler that are enough; None where they are not yet, or `until_ci` is not set."""
         return None if self._until_ci is None else enough_episodes(self._successes(), self._until_ci, self._group_size)
 
     def _successes(self) -> list[list[bool]]:

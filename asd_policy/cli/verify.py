@@ -74,9 +74,7 @@ class VerifyCommand:
             source = f"episodes of {self.env}"
         sampler = law.resolve_for_one_plan(policy, sampler, conds)
         if self.out is not None:
-            self.out.mkdir(
-                parents=True, exist_ok=True
-            )  # before the work, which a folder that cannot be made would lose
+            self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
         with progress_bar(console) as progress:
             task = progress.add_task(sampler.spec, total=2 * self.observations * self.samples)
 

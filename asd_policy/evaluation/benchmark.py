@@ -96,8 +96,8 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
         backends: What runs the network.
 
     Raises:
-        BackendError: A backend cannot run here, or not this network; for an eager baseline that nobody asked for, that
-            is no error.
+        BackendError: A backend cannot run here, or not this network; where only the added eager
+            baseline cannot, that is no error.
         SpecError: A sampler's options do not fit the chain.
     """
     found = []

@@ -168,7 +168,7 @@ def collect_states(planner: Policy, env: Env, count: int, seed: int) -> States:
         run_episode(planner, env, index, seed)
         kept = planner.plans
         starts = [torch.zeros_like(kept[0].sample), *(planner.move_on(plan.sample) for plan in kept[:-1])]
-        lost = int(planner.robots[0].records[0].at > 0)  # the plan before the first one kept is not known
+        lost = int(planner.robots[0].records[0].at > 0)  # the plan before the first one kept is lost
         conds += [plan.cond for plan in kept[lost:]]
         last_plans += starts[lost:]
         owners += [index] * (len(kept) - lost)

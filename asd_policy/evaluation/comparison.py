@@ -30,7 +30,7 @@ from asd_policy.samplers.types import PlanRecord
 VERSION = 1
 """Of results.json that can be read."""
 MARGIN = 0.1
-"""Difference of success rates that would not matter, unless said otherwise."""
+"""Difference of success rates that would not matter, by default."""
 
 RATIOS = ("rounds_ratio", "latency_ratio")
 

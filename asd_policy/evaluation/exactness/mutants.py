@@ -162,7 +162,7 @@ class _LeakyGain:
     rows: Tensor
 
     def __getitem__(self, steps: Tensor) -> Tensor:
-        """Return the gains at `steps` [R, S] of the rows: [R, S, 1]."""
+        """Look up the gains at `steps` [R, S] of the rows: [R, S, 1]."""
         return self.table[self.rows.unsqueeze(1), steps].unsqueeze(2)
 
 

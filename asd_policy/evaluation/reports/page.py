@@ -100,7 +100,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     """List what ran where, as names and values, without what the record does not say."""
     commit = f", commit {results['commit']}" if results["commit"] else ""
     rates = {"environment_steps_per_second": "environment steps", "episodes_per_second": "episodes"}
-    told = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
+    speeds = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
     facts = {
         "Policy": results["policy"],
         "Task": results["env"],
@@ -110,7 +110,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "Workers": results.get("workers"),
         "Device": results["device"],
         "Backend": f"{results['backend']}, {results['dtype']}",
-        "Per second": ", ".join(told),
+        "Per second": ", ".join(speeds),
         "Software": f"asd_policy {results['package']}{commit}; torch {results['torch']}",
         "Started": results["started"],
     }
@@ -143,7 +143,7 @@ def _video(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     size = path.stat().st_size
-    told = {"name": path.name, "megabytes": f"{1e-6 * size:.1f}", "uri": None}
+    shown = {"name": path.name, "megabytes": f"{1e-6 * size:.1f}", "uri": None}
     if size <= VIDEO_LIMIT:
-        told["uri"] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-    return told
+        shown["uri"] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    return shown

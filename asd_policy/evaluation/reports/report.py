@@ -175,7 +175,7 @@ def clock_title(results: dict[str, Any]) -> str:
 
 
 def other_rate(results: dict[str, Any]) -> str | None:
-    """Explain what it means that a run's clock is not the environment's own; None where it is, or nobody knows."""
+    """Explain what it means that a run's clock is not the environment's own; None where it is, or it is unknown."""
     if results["env_hz"] in (None, results["hz"]):
         return None
     return (
@@ -244,8 +244,8 @@ def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
     if verdict["equivalent"]:
         return f"success equivalent {within} ({p_value})"
     power = verdict["power"]
-    told = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
-    return f"success not shown to be equivalent {within} ({p_value}{told})"
+    chance = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
+    return f"success not shown to be equivalent {within} ({p_value}{chance})"
 
 
 def comparison_table(results: dict[str, Any]) -> "Table":
@@ -275,11 +275,11 @@ def comparison_table(results: dict[str, Any]) -> "Table":
 def _estimate(value: dict[str, Any] | None, form: str, scale: float = 1) -> str:
     if value is None:
         return "–"
-    told = form.format(scale * value["mean"])
+    mean = form.format(scale * value["mean"])
     if value["ci95"] is None:
-        return told
+        return mean
     low, high = (form.format(scale * end) for end in value["ci95"])
-    return f"{told} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]"
 
 
 def markdown(all_results: Sequence[dict[str, Any]]) -> str:

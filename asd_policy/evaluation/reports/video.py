@@ -133,10 +133,10 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        told = self.env.step(action)
+        result = self.env.step(action)
         self._steps += 1
-        self._show(told[-1])
-        return told
+        self._show(result[-1])
+        return result
 
     def _show(self, info: dict[str, Any]) -> None:
         success = ", success" if info.get("success") else ""

@@ -202,12 +202,12 @@ class ClockedPilot(abc.ABC):
     def _plan(self, due: Sequence[int]) -> None:
         """Make plans for what some robots see now."""
         committed = [self._committed(row) for row in due]
-        for row, told, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
+        for row, given, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
             latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
             course.started, course.coming = robot.steps, actions
-            course.given = told.delay if told else 0
+            course.given = given.delay if given else 0
             course.delays.append(self.clock.steps(latency))
             course.delay = course.delays[-1] if course.last is not None else 0
             robot.records[-1] = replace(record, timing=Timing(latency, course.delay, 0, None))

@@ -1,8 +1,8 @@
 """The journal of an evaluation: episodes.jsonl, to which each episode is added, and is on the disk, as it finishes.
 
 Its first line says what the run is; every other line is an `Episode`. Lines are only added, so that a crash at any
-moment leaves whole lines and at most one torn line at the end. That one is not read, and is cut off before the next line
-is added.
+moment leaves whole lines and at most one torn line at the end. It is not read, and is cut off before the next line is
+added.
 """
 
 import json

@@ -67,7 +67,7 @@ def own_token(ray: ModuleType, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_dashboard(ray: ModuleType) -> Iterator[None]:
-    """Start Ray without its dashboard: even the small one that it starts when told not to asks for its cloud."""
+    """Start Ray without its dashboard: even the small one that it starts otherwise asks for its cloud."""
     node = ray._private.node.Node
     start = node.start_api_server
     node.start_api_server = lambda *_, **__: None
@@ -100,7 +100,7 @@ def _end_leftovers() -> None:
                         os.kill(process, signal.SIGKILL)
                         ended += 1
                 shutil.rmtree(outer, ignore_errors=True)
-        except OSError:  # not made by this version, or somebody else is at it
+        except OSError:  # not made by this version, or another process is at it
             continue
     if ended:
         warnings.warn(f"ended {ended} processes of Ray that a killed command had left behind", stacklevel=2)

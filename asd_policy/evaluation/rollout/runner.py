@@ -1,4 +1,4 @@
-"""Groups of episodes, the unit of work, and who runs them."""
+"""Groups of episodes, the unit of work, and the runner of this process."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ def groups(specs: Sequence[str], episodes: int, envs: int) -> Iterator[Group]:
     """Cut episodes into groups: group g has the episodes from g · envs on.
 
     Args:
-        specs: Of the samplers, who take turns, so that a drift of the machine meets them all.
+        specs: Of the samplers. They take turns, so that a drift of the machine affects them all.
         episodes: For each sampler.
         envs: Episodes in a group; the last may have fewer.
     """

@@ -65,7 +65,6 @@ class EnvsLost(EnvError):
     """Processes of environments are gone, with their episodes; the next reset starts new ones."""
 
     def __init__(self, rows: Mapping[int, str]) -> None:
-        """Take the reason for each row that is gone."""
         super().__init__("; ".join(rows.values()))
         self.rows = rows
 
@@ -170,15 +169,15 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _end(info: Any) -> End:
-    told = info if isinstance(info, Mapping) else {}
-    if told.get("success") is None:
-        keys = sorted(map(str, told))
+    entries = info if isinstance(info, Mapping) else {}
+    if entries.get("success") is None:
+        keys = sorted(map(str, entries))
         return End(None, unsaid=f"the environment reports no info['success'] at the end of an episode, only {keys}")
     try:
-        success = bool(_number(told["success"], "info['success']"))
+        success = bool(_number(entries["success"], "info['success']"))
     except ValueError as error:
         return End(None, unsaid=str(error))
-    mode = told.get("homotopy_class")
+    mode = entries.get("homotopy_class")
     return End(success, None if mode is None else str(mode))
 
 
