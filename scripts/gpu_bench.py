@@ -3,9 +3,9 @@
     PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 
 from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy, safetensors,
-array-api-compat and lazy-loader, and the files beside it; no environment and no other package. What the time does not allow, or the
-machine does not have, is left out, and results.json says so. A second run with the same --out takes up the networks
-that the first one has trained.
+array-api-compat and lazy-loader, and the files beside it; no environment and no other package. What the time does not
+allow, or the machine does not have, is left out, and results.json says so. A second run with the same --out takes up
+the networks that the first one has trained.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     from rich.progress import Progress
 
     import train
-    from asd_policy.evaluation.evaluate import run_episode
+    from asd_policy.evaluation.closed_loop import run_episode
     from asd_policy.evaluation.rollout.environments import make_env
 
     policy = load_policy(CHECKPOINT, PLANNER)

@@ -6,9 +6,9 @@ import pytest
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
-from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from support import known_laws
 from support.small_checkpoints import save_random
 
 
@@ -22,25 +22,25 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def chain() -> GaussianChain:
     """Twelve steps, so coarse that drafts are often wrong."""
-    return testing.short_chain()
+    return known_laws.short_chain()
 
 
 @pytest.fixture(scope="session")
 def schedule() -> GaussianChain:
     """Every timestep of the same noise schedule: what networks know, and few-step samplers may ask for."""
-    return testing.full_chain()
+    return known_laws.full_chain()
 
 
 @pytest.fixture(scope="session")
 def gaussian() -> MixtureDenoiser:
     """Data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
-    return testing.gaussian_denoiser()
+    return known_laws.gaussian_denoiser()
 
 
 @pytest.fixture(scope="session")
 def mixture() -> MixtureDenoiser:
     """Data from three unequal, narrow modes; events [2, 2]."""
-    return testing.mixture_denoiser()
+    return known_laws.mixture_denoiser()
 
 
 @pytest.fixture(scope="session")

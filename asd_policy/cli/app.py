@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
     warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(_colourless(str(message)))}\n"
     with _ended_by_interrupts():
-        import_module("asd_policy.cli.commands")  # with torch and all: seconds in which there is nothing to lose
+        import_module("asd_policy.cli.commands")  # with torch: seconds in which there is nothing to lose
     status = run(sys.argv[1:] if arguments is None else list(arguments))
-    # The results are out. What libraries still hold in a buffer, or print at their end, is none of them.
+    # The results are out. What libraries still hold in a buffer, or print at their end, does not belong to them.
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stdout.flush()
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Have Ctrl-C end the process at once: raised in the middle of an import, it comes out as any error."""
+    """Let Ctrl-C end the process at once: raised in the middle of an import, it could look like any error."""
 
     def end(*_: Any) -> NoReturn:
         os._exit(_stop())
 
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # and not where interrupts are ignored, as in a shell's background
+    if before is signal.default_int_handler:  # not where interrupts are ignored, as in a shell's background
         signal.signal(signal.SIGINT, end)
     try:
         yield
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Have SIGTERM, by which supervisors end a job, stop a command as Ctrl-C does: with its results."""
+    """Let SIGTERM, which supervisors send to end a job, stop a command as Ctrl-C does: with its results."""
     in_main = threading.current_thread() is threading.main_thread()  # handlers are for it alone
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -92,17 +92,17 @@ def _stop() -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C is behind an error: one that hits an import comes out as a package that is missing."""
+    """Tell whether Ctrl-C is behind an error: in the middle of an import it looks like a missing package."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    """Return the command that the arguments describe.
+    """Parse the arguments into a command.
 
     Raises:
-        SpecError: They describe none; tyro's box of text, folded into one line.
+        SpecError: They describe none; the message is tyro's box of text, folded into one line.
     """
     import tyro
 
@@ -129,11 +129,11 @@ def _colourless(text: str) -> str:
 
 
 def _fold(box: str) -> str:
-    """Return tyro's boxed message as one line, without its title, help texts and guesses."""
+    """Fold tyro's boxed message into one line, without its title, help texts and guesses."""
     lines = [line.strip("│╭╮╰╯ ") for line in _colourless(box).splitlines()]
     parts = [part.strip() for part in re.split(r"─{4,}", " ".join(lines))]
-    told = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
-    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(told).split()))
+    kept = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
+    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(kept).split()))
     message = re.sub(r" \(applied to [\w -]+\)| Arguments are applied.*?matter\.", "", message)
     return f"{message.rstrip('.')}; see asd-policy --help"
 

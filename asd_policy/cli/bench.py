@@ -12,7 +12,7 @@ from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
 from asd_policy.cli.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
 from asd_policy.errors import AsdError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, contenders
 from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
@@ -24,7 +24,7 @@ from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
 
 MAX_STATES = 512
-"""States that are rolled out, at most; a benchmark of more plans meets them again."""
+"""Most states that are rolled out; a benchmark of more plans uses them again."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class BenchCommand:
     out: Path
     """Folder for results.json, which replaces one of an earlier bench, and the plots."""
     env: str | None = None
-    """Gymnasium id: plan at observations from its episodes, and not at random ones in the normalisation's range. What
-    asd needs to accept is then what it meets in use."""
+    """Gymnasium id: plan at observations from its episodes, as in use, and not at random ones in the normalisation's
+    range. How many drafts asd accepts depends on it."""
     samplers: tuple[str, ...] = ("ddpm", "asd")
-    """Sampler specs, as for eval. The baseline ddpm is measured whether or not it is among them."""
+    """Sampler specs, as for eval. The baseline ddpm is always measured."""
     backends: tuple[str, ...] = ()
-    """Backend specs, such as torch-eager; none for the checkpoint's own. Speedups are against ddpm on the fastest."""
+    """Backend specs, such as torch-eager; the checkpoint's own by default. Speedups are against ddpm on the fastest."""
     plans: int = 50
     """Plans of each sampler on each backend."""
     batch: int = 1
     """Plans that are sampled together."""
     windows: tuple[int, ...] = ()
-    """Also measure asd with each of these windows, for the plot of speedup against window: 1 2 4 8 16 32 64."""
+    """Also measure asd with each of these windows, such as 1 2 4 8 16 32 64, for the plot of speedup against window."""
     seed: int = 0
-    """Seeds observations and noise; equal for all."""
+    """Seeds observations and noise; equal for all samplers."""
     device: str = "cpu"
     """Torch device to plan on."""
     json: bool = False
@@ -70,7 +70,7 @@ class BenchCommand:
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
             states, calibration = self._states(policy)
-        self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+        self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
         bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
         specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
         dtypes = {contender.policy.backend.dtype for contender in entered}
@@ -115,18 +115,18 @@ class BenchCommand:
         return INTERRUPTED
 
     def _states(self, policy: Policy) -> tuple[States, States]:
-        """Return states to measure in, and others to warm up in."""
+        """Make states to measure in, and others to warm up in."""
         count, calibration = min(MAX_STATES, self.plans * self.batch), CALIBRATION_PLANS
-        learning_seed = evaluate.learning_seed(self.seed)
+        learning_seed = closed_loop.learning_seed(self.seed)
         if self.env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
         with open_env(self.env) as env:
             check_fit(policy, env)
             planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
-            other = evaluate.collect(planner, env, calibration, learning_seed)
+            other = closed_loop.collect_states(planner, env, calibration, learning_seed)
             planner.experience.freeze()
-            return evaluate.collect(planner, env, count, self.seed), other
+            return closed_loop.collect_states(planner, env, count, self.seed), other
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""
@@ -137,5 +137,5 @@ class BenchCommand:
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
             return
-        for plot in bench_report.draw(results, self.out):
+        for plot in bench_report.draw_bench_plots(results, self.out):
             console.print(f"plot: {plot}", soft_wrap=True)

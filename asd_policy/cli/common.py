@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""What the commands share: exit statuses, the console, JSON on stdout, progress bars, checks of options."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from asd_policy.networks.backends import BACKENDS
 from asd_policy.networks.backends.base import DTYPES
 
 DONE, DIFFERS, INTERRUPTED = 0, 1, 130
-"""Exit statuses; that of bad usage or input is the command line's."""
+"""Exit statuses; `app.BAD_INPUT` is that of bad usage or input."""
 FAILED = DIFFERS
 """Exit status of an evaluation in which an episode failed."""
 
@@ -48,7 +48,7 @@ _results: TextIO | None = None  # where `print_json` writes while stdout is for 
 
 
 def make_console() -> Console:
-    """Return a console on stderr to which all text is text: paths and other people's errors may look like markup."""
+    """Make a console on stderr that takes text as it is: paths and errors of other packages may look like markup."""
     console = Console(stderr=True, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(stderr=True, markup=False, emoji=False, width=_REDIRECTED_WIDTH)
@@ -62,7 +62,7 @@ def print_json(results: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """Send what is printed to stderr, by environments, libraries and processes too, but for `print_json`."""
+    """Send all that is printed to stderr, also by libraries and other processes, except by `print_json`."""
     global _results
     stdout = sys.stdout
     with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ def check_at_least(name: str, value: int, least: int) -> None:
 
 
 def check_folder(folder: Path, command: str) -> None:
-    """Refuse a folder that holds what another command has left: a command replaces its own results only.
+    """Refuse a folder with the results of another command: a command replaces only its own.
 
     Raises:
         RunError: It does.
@@ -116,7 +116,7 @@ def check_folder(folder: Path, command: str) -> None:
 
 
 def check_margin(margin: float) -> None:
-    """Refuse a margin of equivalence that is none.
+    """Refuse a margin of equivalence that is out of range.
 
     Raises:
         SpecError: It is.
@@ -126,7 +126,7 @@ def check_margin(margin: float) -> None:
 
 
 def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
-    """Return a progress bar that counts, with more columns behind it; where there is no terminal, lines."""
+    """Make a progress bar that counts, with more columns after it; without a terminal it prints lines."""
     return _Progress(
         text_column("{task.description}"),
         BarColumn(),
@@ -140,12 +140,12 @@ def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
 
 
 def text_column(form: str) -> TextColumn:
-    """Return a column of a progress bar to which all text is text."""
+    """Make a column of a progress bar that takes text as it is."""
     return TextColumn(form, markup=False)
 
 
 class _Progress(Progress):
-    """A progress bar that a log file can follow: there it is a line now and then, as a bar is drawn at its end only."""
+    """A progress bar that a log file can follow, where a bar is drawn only at its end: there it prints lines."""
 
     _told = 0.0
 

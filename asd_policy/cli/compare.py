@@ -16,15 +16,15 @@ from asd_policy.evaluation.reports import report
 class CompareCommand:
     """Compare two runs of eval in the same environment: differences with intervals, for each sampler that both have.
 
-    Episodes are paired where both runs have the same seed and their episodes.jsonl, and are two groups otherwise.
+    If both runs have the same seed and their episodes.jsonl, episodes are paired; otherwise they are two groups.
     """
 
     first: Positional[Path]
-    """results.json of a run, or its folder: what is compared with."""
+    """results.json of the run to compare with, or its folder."""
     second: Positional[Path]
-    """The other. Differences are second minus first, ratios second over first."""
+    """The other run. Differences are second minus first, ratios second over first."""
     margin: float = MARGIN
-    """Difference of success rates that would not matter, for the verdict of equivalence."""
+    """Difference of success rates that would not matter, for the test of equivalence."""
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -34,11 +34,11 @@ class CompareCommand:
         """Compare; return the exit status."""
         check_margin(self.margin)
         first, second = comparison.load_run(self.first), comparison.load_run(self.second)
-        results = comparison.compare(first, second, self.margin)
+        results = comparison.compare_runs(first, second, self.margin)
         if self.json:
             print_json(results)
         console.print(report.comparison_table(results))
         for result in results["samplers"]:
-            verdict = report.equivalence(result["equivalence"], min(result["episodes"]))
+            verdict = report.equivalence_text(result["equivalence"], min(result["episodes"]))
             console.print(f"{result['spec']}: {verdict}", soft_wrap=True)
         return DONE

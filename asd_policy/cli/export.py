@@ -20,7 +20,7 @@ class ExportCommand:
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     out: Path
-    """File to write; an older one is replaced when the new one has been compared with the policy."""
+    """File to write; an older one is replaced once the new one has been compared with the policy."""
     format: str = "onnx"
     """What to write: onnx."""
     json: bool = False
@@ -29,7 +29,7 @@ class ExportCommand:
     """Show the traceback of an error."""
 
     def run(self, console: Console) -> int:
-        """Export, compare and tell; return the exit status."""
+        """Export and compare; return the exit status."""
         if self.format not in FORMATS:
             raise SpecError(f"--format {self.format} is not one of {', '.join(FORMATS)}")
         if self.out.is_dir():

@@ -21,7 +21,7 @@ class InspectCommand:
     """Show the traceback of an error."""
 
     def run(self, console: Console) -> int:
-        """Look and tell; return the exit status, 0 also for a checkpoint that cannot be run here."""
+        """Inspect; return the exit status, 0 also for a checkpoint that cannot run here."""
         said = inspection.inspect(self.policy)
         if self.json:
             print_json(said)

@@ -1,4 +1,4 @@
-"""`asd-policy serve`: plan for robots whose GPU is elsewhere, until told to stop."""
+"""`asd-policy serve`: plan for robots whose GPU is elsewhere, until a signal stops it."""
 
 import math
 import queue
@@ -33,18 +33,18 @@ class ServeCommand:
     sampler: str = "asd"
     """Sampler spec."""
     backend: str | None = None
-    """Spec of what runs the network, as for eval; the checkpoint's own unless said."""
+    """Spec of what runs the network, as for eval; the checkpoint's own by default."""
     device: str = "cpu"
     """Torch device to plan on."""
     max_batch: int = 8
     """Robots planned for at once."""
     max_queue: int = 32
-    """Requests that wait, beside those that are planned; more are refused."""
+    """Requests that may wait, beside those in work; more are refused."""
     max_clients: int = 64
     """Robots with a place; more are refused."""
     max_per_peer: int | None = None
-    """Robots with a place that share a connection, as behind a gateway, or a host other than this one; a quarter and
-    half of max-clients unless said."""
+    """Robots with a place that share a connection, as behind a gateway, or a host other than this one; by default a
+    quarter and half of max-clients."""
     lease: float = 60.0
     """How long a robot keeps its place without a plan [s]."""
     tls_cert: Path | None = None
@@ -52,7 +52,7 @@ class ServeCommand:
     tls_key: Path | None = None
     """The certificate's private key (PEM)."""
     token_file: Path | None = None
-    """File with the token that every call must bring."""
+    """File with the token that every call must carry."""
     metrics_port: int | None = None
     """Port for Prometheus, on the same interface."""
     debug: bool = False
@@ -82,10 +82,10 @@ class ServeCommand:
         server = PolicyServer(policy, limits, token, credentials)
         if self.metrics_port is not None:
             try:
-                told, _ = start_http_server(self.metrics_port, self.host, server.metrics.registry)
+                metrics, _ = start_http_server(self.metrics_port, self.host, server.metrics.registry)
             except OSError as error:
                 raise SpecError(f"--metrics-port {self.metrics_port} on {self.host}: {error.strerror}") from None
-            console.print(f"metrics on {self.host}:{told.server_port}", soft_wrap=True, highlight=False)
+            console.print(f"metrics on {self.host}:{metrics.server_port}", soft_wrap=True, highlight=False)
         stops: queue.SimpleQueue[int] = queue.SimpleQueue()
         with console.status("planning for batches of every size"):
             port = server.start(self.host, self.port)
@@ -101,7 +101,7 @@ class ServeCommand:
         return INTERRUPTED if number == signal.SIGINT else DONE
 
     def _credentials(self) -> "grpc.ServerCredentials | None":
-        """Return what TLS needs; None where it was not asked for."""
+        """Read what TLS needs; None where it was not asked for."""
         if self.tls_cert is None or self.tls_key is None:
             if self.tls_cert is not None or self.tls_key is not None:
                 raise SpecError("--tls-cert and --tls-key go together; one of them is missing")
@@ -111,7 +111,7 @@ class ServeCommand:
         return grpc.ssl_server_credentials([(self.tls_key.read_bytes(), self.tls_cert.read_bytes())])
 
     def _warnings(self) -> list[str]:
-        """Return what an operator should know."""
+        """List what an operator should know."""
         from asd_policy.deploy.serving.wire import is_loopback
 
         if is_loopback(self.host):
@@ -122,7 +122,7 @@ class ServeCommand:
 
 
 def check_port(name: str, port: int | None) -> None:
-    """Refuse a port that is none.
+    """Refuse a port that is out of range.
 
     Raises:
         SpecError: It is.

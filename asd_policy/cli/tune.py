@@ -14,7 +14,7 @@ from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.checkpoints.tuning import tuning_file
 from asd_policy.cli.common import DONE, check_at_least, print_json, progress_bar
 from asd_policy.errors import BackendError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
 from asd_policy.evaluation.states import random_conditioning
@@ -34,14 +34,14 @@ from asd_policy.samplers.warm_start import WarmStart
 
 @dataclass(frozen=True)
 class TuneCommand:
-    """Measure network latency and what plans teach, and keep both with the policy for the sampler `asd`."""
+    """Measure network latency, learn from plans, and keep both with the policy for the sampler `asd`."""
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     env: str | None = None
-    """Gymnasium id: learn in its episodes, and not at observations at random in the normalisation's range."""
+    """Gymnasium id: learn in its episodes, and not at random observations in the normalisation's range."""
     plans: int = 64
-    """Plans to learn from, or a few more."""
+    """Least number of plans to learn from."""
     seed: int = 0
     """Seeds observations and noise."""
     out: Path | None = None
@@ -49,7 +49,7 @@ class TuneCommand:
     device: str = "cpu"
     """Torch device to plan on."""
     backends: tuple[str, ...] = (TorchEager.name, "onnx", TorchCudaGraph.name)
-    """Specs of what may run the network; those that cannot here are said and left out."""
+    """Backend specs to try; those that cannot run here are named and left out."""
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -113,7 +113,7 @@ class TuneCommand:
         return DONE
 
     def _place(self) -> Path | None:
-        """Return the file to write, known to have a folder before the work; None where the cache cannot have one.
+        """Choose the file to write, and make its folder before the work; None where the cache cannot have one.
 
         Raises:
             OSError: The folder of `--out` cannot be made.
@@ -131,7 +131,7 @@ class TuneCommand:
 
 
 def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> tuple[list[Policy], dict[str, str]]:
-    """Return the policy, with nothing learned, on each backend that can run it here, and why the others cannot.
+    """Put the policy, with nothing learned, on each backend that can run it here, and say why the others cannot.
 
     Raises:
         BackendError: None can.
@@ -151,10 +151,10 @@ def _prepare(policy: Policy, backends: Sequence[Backend], console: Console) -> t
     return policies, left_out
 
 
-def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: evaluate.Advance) -> None:
-    """Plan as often as asked for, with each draft and verifier in turn.
+def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: closed_loop.Advance) -> None:
+    """Make `plans` plans, with each draft and verifier in turn.
 
-    Refusals are those of drafts that know the response, which plans of the default teach first.
+    Plans of the default come first: they teach the response that other drafts use. Only later refusals are counted.
     """
     settings = candidates(len(policy.chain), min(DEFAULT.window, len(policy.chain)))
     turns = [settings[0], *settings]
@@ -163,11 +163,11 @@ def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: eval
             policy.experience.judgements.clear()
         policy.sampler = Asd(*setting)
         goal = -(-plans * (index + 1) // len(turns))
-        own = seed * len(turns) + index  # the same noise twice would be known to drafts the second time
+        own = seed * len(turns) + index  # drafts would have learned from the same noise
         if env is None:
             _plan_at_random(policy, goal, own, advance)
         else:
-            evaluate.calibrate(policy, env, goal, own, advance)
+            closed_loop.calibrate(policy, env, goal, own, advance)
 
 
 @contextmanager
@@ -181,9 +181,9 @@ def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
         yield env
 
 
-def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Advance) -> None:
-    """Plan one by one at random observations until the experience has so many plans."""
-    policy.reset(evaluate.learning_seed(seed))
+def _plan_at_random(policy: Policy, plans: int, seed: int, advance: closed_loop.Advance) -> None:
+    """Plan one by one at random observations until the experience has `plans` plans."""
+    policy.reset(closed_loop.learning_seed(seed))
     for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
         batch, past = cond.unsqueeze(0), WarmStart(None, policy.experience)
         policy.sampler.sample(
@@ -199,7 +199,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: evaluate.Adv
 
 
 def _measure(policy: Policy) -> dict[Setting, float]:
-    """Time network and engine for single plans; return the expected time of a plan [s] for each setting."""
+    """Time network and engine for single plans, and expect the time of a plan [s] for each setting."""
     settings = candidates(len(policy.chain))
     cond = random_conditioning(policy, 1, seed=0)
     shape = (1, *policy.event)

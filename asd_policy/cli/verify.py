@@ -20,12 +20,12 @@ from asd_policy.samplers import make_sampler
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Test whether a sampler's law is the sequential one on a policy: exit status 0 if so, 1 if not."""
+    """Test whether a sampler has the law of ddpm on a policy: exit status 0 if no difference is found, 1 if one is."""
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     sampler: str = "asd"
-    """Spec of the sampler in question; an approximate one such as ddim:10 should fail."""
+    """Spec of the sampler to test; an approximate one such as ddim:10 should fail."""
     samples: int = 256
     """Plans to draw with it, and with ddpm, at each observation; 16 to 4096."""
     observations: int = 4
@@ -33,8 +33,8 @@ class VerifyCommand:
     env: str | None = None
     """Gymnasium id: take the observations from its episodes, and not at random from the normalisation's range."""
     alpha: float = 0.01
-    """Probability of a false alarm, over all tests together. Going from 0.05 to 0.01 costs a fifth more in the
-    difference that can be seen, and makes a failure worth believing."""
+    """Probability of a false alarm, over all tests together. With 0.01 in place of 0.05, the smallest difference that
+    the tests detect is a fifth larger, but a failure is worth believing."""
     seed: int = 0
     """Seeds observations, noise and permutations."""
     out: Path | None = None
@@ -48,7 +48,7 @@ class VerifyCommand:
     """Show the traceback of an error."""
 
     def run(self, console: Console) -> int:
-        """Draw, test and tell; return the exit status."""
+        """Draw and test; return the exit status."""
         if not 16 <= self.samples <= 4096:
             raise SpecError(f"--samples {self.samples} is not in 16 … 4096")
         check_at_least("observations", self.observations, 1)
@@ -70,22 +70,23 @@ class VerifyCommand:
             source = "random in the normalisation's range"
         else:
             with open_env(self.env) as env:
-                conds = law.closed_loop(policy, env, sampler, self.observations, states)
+                conds = law.closed_loop_conditioning(policy, env, sampler, self.observations, states)
             source = f"episodes of {self.env}"
-        sampler = law.settle(policy, sampler, conds)
+        sampler = law.resolve_for_one_plan(policy, sampler, conds)
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost for want of a folder
+            self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
         with progress_bar(console) as progress:
             task = progress.add_task(sampler.spec, total=2 * self.observations * self.samples)
 
             def advance(count: int) -> None:
                 progress.advance(task, count)
 
-            drawn = law.draw(policy, sampler, conds, self.samples, noise, True, advance)
+            drawn = law.draw_plans(policy, sampler, conds, self.samples, noise, True, advance)
             progress.update(task, description="ddpm")
-            reference = law.draw(policy, law.reference_sampler(), conds, self.samples, reference_noise, False, advance)
+            sequential = law.reference_sampler()
+            reference = law.draw_plans(policy, sequential, conds, self.samples, reference_noise, False, advance)
             progress.update(task, description="tests")
-            outcome = law.compare(drawn, reference, self.alpha, tests)
+            outcome = law.compare_laws(drawn, reference, self.alpha, tests)
         results = {
             **record,
             "sampler": sampler.spec,

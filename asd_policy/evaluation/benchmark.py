@@ -1,11 +1,11 @@
 """How long does a plan take? Every sampler on every backend, interleaved, against the best sequential one.
 
-A round of the benchmark is one plan of each contender, at the same states and with the same noise, another one first
-each time, so that whatever the machine does meanwhile meets them all. Ratios are of the plans of the same rounds.
+A round of the benchmark is one plan of each contender, at the same states and with the same noise. Each round begins
+with another contender, so that what the machine does meanwhile affects them all alike. Ratios compare plans of the same
+rounds.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from asd_policy._common import arrays
 from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
+from asd_policy.evaluation.costs import summarize_calls
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories
 from asd_policy.networks.backends import Backend, make_backend
@@ -33,7 +34,7 @@ STAGE_PLANS = 20
 CALIBRATION_SEED = 1_000_000
 """Added to a benchmark's seed for the noise of plans to learn from."""
 Advance = Callable[[str, int, int], object]
-"""Told what is being done, how far it is, and how far it goes."""
+"""Called with what is being done, how many are done, and how many there are."""
 
 _NOT_MEASURED = dict.fromkeys(
     (
@@ -51,12 +52,12 @@ _NOT_MEASURED = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Contender:
-    """A sampler on a network as some backend runs it."""
+    """A sampler on a backend."""
 
     policy: Policy
-    """With that sampler and that backend; its experience is its own."""
+    """With this sampler and this backend, and an experience of its own."""
     asked: bool = True
-    """False for a baseline that nobody asked for."""
+    """False for a baseline that was added."""
 
     @property
     def name(self) -> str:
@@ -70,7 +71,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimedPlan:
     """What one plan of a batch took."""
 
     seconds: float
@@ -82,8 +83,12 @@ class Timing:
     """Time in each of `clock.STAGES` [s], of a plan that was taken apart."""
 
 
+Measured = tuple[Contender, Sequence[TimedPlan]]
+"""A contender and what its plans took."""
+
+
 def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[Backend]) -> list[Contender]:
-    """Return each sampler on each backend, and where it is not among them the sequential one on each and on `EAGER`.
+    """Pair each sampler with each backend, and add the sequential sampler on each, and on `EAGER`, where it is missing.
 
     Args:
         policy: Whose network and chain.
@@ -91,8 +96,8 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
         backends: What runs the network.
 
     Raises:
-        BackendError: A backend cannot run here, or not this network; for an eager baseline that nobody asked for, that
-            is no error.
+        BackendError: A backend cannot run here, or not this network; where only the added eager
+            baseline cannot, that is no error.
         SpecError: A sampler's options do not fit the chain.
     """
     found = []
@@ -109,12 +114,12 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
     return found
 
 
-def warm_up(contender: Contender, states: States, batch: int, seed: int) -> None:
-    """Let a contender compile, capture, measure and learn whatever it does, and then learn no more.
+def warm_up_contender(contender: Contender, states: States, batch: int, seed: int) -> None:
+    """Let a contender compile, capture, time and learn what it needs; after that it learns no more.
 
     Args:
-        contender: Who.
-        states: To plan in, other ones than those of the measurement.
+        contender: What to warm up.
+        states: To plan in; not those of the measurement.
         batch: Rows of a plan.
         seed: Of the noise.
 
@@ -136,15 +141,15 @@ def warm_up(contender: Contender, states: States, batch: int, seed: int) -> None
 
 
 def pick(states: States, index: int, batch: int) -> States:
-    """Return the `batch` states of plan number `index`; after the last one the first comes again."""
+    """Select the `batch` states of plan number `index`; after the last one the first comes again."""
     return states.rows((index * batch + np.arange(batch)) % len(states))
 
 
-def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool = False) -> Timing:
+def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool = False) -> TimedPlan:
     """Plan once for a batch of states, from observations on the host to actions on the host.
 
     Args:
-        policy: Who plans.
+        policy: That plans.
         states: One for each row of the batch.
         seed: Of the noise.
         clock: Of the policy's device.
@@ -160,16 +165,16 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
     end = clock.tick()
     taken_apart = stopwatch.stop() if stopwatch else None
     (seconds,) = clock.seconds([start, end])
-    return Timing(seconds, time.perf_counter() - wall, made.stats, taken_apart)
+    return TimedPlan(seconds, time.perf_counter() - wall, made.stats, taken_apart)
 
 
-def rounds(
+def interleave(
     entered: Sequence[Contender], states: States, batch: int, plans: int, seed: int, clock: Clock, staged: bool = False
-) -> Iterator[list[Timing]]:
-    """Yield round after round: what a plan of each contender took, all at the same states and with the same noise.
+) -> Iterator[list[TimedPlan]]:
+    """Yield for each round what a plan of each contender took, at the same states and with the same noise.
 
     Args:
-        entered: The contenders; the results are in their order, and each round begins with another one.
+        entered: The contenders. Results come in their order, whichever begins a round.
         states: To plan in.
         batch: Rows of a plan.
         plans: How many rounds.
@@ -182,7 +187,7 @@ def rounds(
     """
     for index in range(plans):
         there = pick(states, index, batch)
-        took: dict[int, Timing] = {}
+        took: dict[int, TimedPlan] = {}
         for turn in range(len(entered)):
             which = (index + turn) % len(entered)
             took[which] = plan(entered[which].policy, there, seed + index, clock, staged)
@@ -201,7 +206,7 @@ class Benchmark:
         batch: int = 1,
         seed: int = 0,
     ) -> None:
-        """Get ready.
+        """Begin with nothing measured.
 
         Args:
             entered: From `contenders`, on one device.
@@ -222,8 +227,8 @@ class Benchmark:
         self._states, self._calibration = states, calibration
         self._plans, self._batch, self._seed = plans, batch, seed
         self._clock = clock_of(entered[0].policy.device)
-        self._timings: list[list[Timing]] = []
-        self._staged: list[list[Timing]] = []
+        self._timings: list[list[TimedPlan]] = []
+        self._staged: list[list[TimedPlan]] = []
 
     def measure_ceiling(self) -> Ceiling:
         """Measure what the network and the device can do at best, before anything is measured against it.
@@ -236,12 +241,12 @@ class Benchmark:
         return self.ceiling
 
     def warm_up(self, advance: Advance, go_on: Callable[[], bool] = lambda: True, keep_going: bool = False) -> None:
-        """Warm every contender up.
+        """Warm up every contender.
 
         Args:
-            advance: Told before each.
-            go_on: Asked before each; one that it says no to has failed.
-            keep_going: Leave a contender out that fails, and keep it in `failed`.
+            advance: Called before each.
+            go_on: Called before each; where it returns False, the contender has failed.
+            keep_going: Leave out a contender that fails, and keep it in `failed`.
 
         Raises:
             AsdError: A contender failed.
@@ -251,7 +256,7 @@ class Benchmark:
             try:
                 if not go_on():
                     raise AsdError(f"{contender.name} is left out: no time is left to warm it up")
-                warm_up(contender, self._calibration, self._batch, self._seed)
+                warm_up_contender(contender, self._calibration, self._batch, self._seed)
             except AsdError as error:
                 if not keep_going:
                     raise
@@ -262,8 +267,8 @@ class Benchmark:
         """Measure plans, and then take some apart.
 
         Args:
-            advance: Told after each round.
-            go_on: Asked before each round; where it says no, what has finished is all there is.
+            advance: Called after each round.
+            go_on: Called after each round; where it returns False, no other round begins.
 
         Raises:
             AsdError: A network failed.
@@ -273,17 +278,16 @@ class Benchmark:
             (True, self._staged, min(self._plans, STAGE_PLANS)),
         ):
             course = (self.entered, self._states, self._batch, plans, self._seed, self._clock, staged)
-            for timings in rounds(*course):
+            for timings in interleave(*course):
                 finished.append(timings)
                 advance("taking plans apart" if staged else "plans", len(finished), plans)
                 if not go_on():
                     break
 
     def results(self) -> dict[str, Any]:
-        """Return what results.json has of the measurement; of whole rounds alone, where it was cut short."""
-        by_contender = [list(timings) for timings in zip(*self._timings, strict=True)]
-        staged = [list(timings) for timings in zip(*self._staged, strict=True)]
-        best, eager = baselines(self.entered, by_contender)
+        """Build the part of results.json that was measured; if it was cut short, from whole rounds alone."""
+        measured, staged = self._by_contender(self._timings), self._by_contender(self._staged)
+        best, eager = baselines(measured)
         return {
             "batch": self._batch,
             "states": len(self._states),
@@ -300,16 +304,21 @@ class Benchmark:
                     "asked": contender.asked,
                     "exact": contender.policy.sampler.exact,
                     **_NOT_MEASURED,
-                    **summarize(timings, best and best[1], eager and eager[1]),
+                    **summarize_plans(timings, best and best[1], eager and eager[1]),
                     "floor_ms": self._floor_ms(contender, timings),
-                    "stages_ms": stages_ms(staged[index]) if staged else None,
+                    "stages_ms": stages_ms(staged[index][1]) if staged else None,
                 }
-                for index, (contender, timings) in enumerate(zip(self.entered, by_contender, strict=False))
+                for index, (contender, timings) in enumerate(measured)
             ],
         }
 
-    def _floor_ms(self, contender: Contender, timings: Sequence[Timing]) -> float | None:
-        """Return what the network calls of a plan alone would take on the contender's backend [ms]."""
+    def _by_contender(self, rounds: Sequence[Sequence[TimedPlan]]) -> list[Measured]:
+        """List each contender with its plans, if a whole round has finished."""
+        plans = zip(*rounds, strict=True)
+        return list(zip(self.entered, map(list, plans), strict=True)) if rounds else []
+
+    def _floor_ms(self, contender: Contender, timings: Sequence[TimedPlan]) -> float | None:
+        """Estimate what the network calls of a plan alone would take on the contender's backend [ms]."""
         if self.ceiling is None:
             return None
         calls = np.mean([max(timing.stats.rounds) for timing in timings])
@@ -317,33 +326,23 @@ class Benchmark:
         return 1e3 * float(calls) * self.ceiling.call_seconds(contender.policy.backend.spec, float(points))
 
 
-Measured = tuple[Contender, Sequence[Timing]]
-
-
-def baselines(
-    entered: Sequence[Contender], timings: Sequence[Sequence[Timing]]
-) -> tuple[Measured | None, Measured | None]:
-    """Return the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none.
-
-    Args:
-        entered: The contenders.
-        timings: What the plans of each took; empty where none has finished.
-    """
-    sequential = [measured for measured in zip(entered, timings, strict=False) if measured[0].policy.sampler == Ddpm()]
-    best = min(sequential, key=lambda measured: seconds_of(measured[1]).mean(), default=None)
-    eager = [measured for measured in sequential if measured[0].policy.backend == make_backend(EAGER)]
+def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured | None]:
+    """Find the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none."""
+    sequential = [each for each in measured if each[0].policy.sampler == Ddpm()]
+    best = min(sequential, key=lambda each: seconds_of(each[1]).mean(), default=None)
+    eager = [each for each in sequential if each[0].policy.backend == make_backend(EAGER)]
     return best, next(iter(eager), None)
 
 
-def seconds_of(timings: Sequence[Timing]) -> Floats:
-    """Return the latency of each plan [s]."""
+def seconds_of(timings: Sequence[TimedPlan]) -> Floats:
+    """List the latency of each plan [s]."""
     return np.array([timing.seconds for timing in timings])
 
 
-def summarize(
-    timings: Sequence[Timing], baseline: Sequence[Timing] | None, eager: Sequence[Timing] | None
+def summarize_plans(
+    timings: Sequence[TimedPlan], baseline: Sequence[TimedPlan] | None, eager: Sequence[TimedPlan] | None
 ) -> dict[str, Any]:
-    """Return what results.json has of one contender's plans.
+    """Summarize one contender's plans as results.json has them.
 
     Args:
         timings: What its plans took.
@@ -352,11 +351,11 @@ def summarize(
     """
     seconds = seconds_of(timings)
     stats = [timing.stats for timing in timings]
-    rows = [rounds for each in stats for rounds in each.rounds]
+    rounds, nfe = ([count for each in stats for count in getattr(each, name)] for name in ("rounds", "nfe"))
     wall = np.array([timing.wall_seconds for timing in timings])
     steps = stats[0].steps
 
-    def against(other: Sequence[Timing] | None) -> tuple[float | None, list[float] | None]:
+    def against(other: Sequence[TimedPlan] | None) -> tuple[float | None, list[float] | None]:
         ratio, interval = (None, None) if other is None else ratio_of_means(seconds_of(other), seconds)
         return ratio, None if interval is None else list(interval)
 
@@ -364,14 +363,9 @@ def summarize(
     over_eager, over_eager_ci95 = against(eager)
     return {
         "steps": steps,
-        "window": Counter(each.window for each in stats).most_common(1)[0][0],
         "plans": len(timings),
-        "rounds_mean": float(np.mean(rows)),
-        "rounds_p95": float(np.percentile(rows, 95)),
+        **summarize_calls(rounds, nfe, [each.window for each in stats], steps),
         "calls_mean": float(np.mean([max(each.rounds) for each in stats])),
-        "nfe_mean": float(np.mean([nfe for each in stats for nfe in each.nfe])),
-        "acceptance_length_mean": steps / float(np.mean(rows)),
-        "algorithmic_speedup": steps / float(np.mean(rows)),
         "wall_clock_speedup": speedup,
         "wall_clock_speedup_ci95": speedup_ci95,
         "wall_clock_speedup_of_medians": (
@@ -386,7 +380,7 @@ def summarize(
     }
 
 
-def stages_ms(timings: Sequence[Timing]) -> dict[str, float]:
-    """Return the mean time of each stage [ms] over plans that were taken apart."""
+def stages_ms(timings: Sequence[TimedPlan]) -> dict[str, float]:
+    """Average the time of each stage [ms] over plans that were taken apart."""
     taken_apart = [timing.stages for timing in timings if timing.stages is not None]
     return {stage: float(1e3 * np.mean([stages[stage] for stages in taken_apart])) for stage in STAGES}

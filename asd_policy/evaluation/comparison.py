@@ -1,4 +1,4 @@
-"""Two sets of episodes against each other: two samplers of one run, or one sampler in two runs.
+"""Compare two sets of episodes: of two samplers of one run, or of one sampler in two runs.
 
 Every difference is second minus first, and every ratio second over first.
 """
@@ -30,7 +30,7 @@ from asd_policy.policy.plan import PlanRecord
 VERSION = 1
 """Of results.json that can be read."""
 MARGIN = 0.1
-"""Difference of success rates that would not matter, unless said otherwise."""
+"""Difference of success rates that would not matter, by default."""
 
 RATIOS = ("rounds_ratio", "latency_ratio")
 
@@ -38,13 +38,13 @@ Pairs = Sequence[tuple[Episode, Episode]]
 
 
 def pair(first: Sequence[Episode], second: Sequence[Episode]) -> list[tuple[Episode, Episode]]:
-    """Return the episodes of equal index, which had equal seeds."""
+    """Pair the episodes of equal index: they had equal seeds."""
     counterparts = {episode.index: episode for episode in first}
     return [(counterparts[episode.index], episode) for episode in second if episode.index in counterparts]
 
 
 def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
-    """Return the mean difference of the returns and its 95 % interval, of pairs in which neither failed."""
+    """Average the difference of the returns, with its 95 % interval, over pairs in which neither episode failed."""
     finished = [(a.total_reward, b.total_reward) for a, b in pairs if a.error is None and b.error is None]
     returns = [(first, second) for first, second in finished if first is not None and second is not None]
     if not returns:
@@ -54,11 +54,11 @@ def reward_difference(pairs: Pairs) -> dict[str, Any] | None:
     return {"mean": mean, "ci95": interval}
 
 
-def equivalence(pairs: Pairs, margin: float) -> dict[str, Any]:
-    """Return the verdict whether two success rates are equal within a margin, from paired episodes.
+def equivalence_result(pairs: Pairs, margin: float) -> dict[str, Any]:
+    """Test whether two success rates are equal within a margin, from paired episodes (TOST).
 
-    The power is that of this many pairs at equal rates, with the discordance that was seen by Laplace's rule of
-    succession: seeing no pair that differs does not mean that there is none.
+    The power is that of so many pairs at equal rates. Its discordance is estimated by Laplace's rule of succession: to
+    see no pair that differs does not mean that there is none.
 
     Args:
         pairs: At least one.
@@ -113,7 +113,7 @@ class _Timing(TypedDict, total=False):
 
 
 class _Sampler(TypedDict, total=False):
-    """A sampler of results.json, as far as somebody reads it again."""
+    """A sampler of results.json: the fields that this package reads again."""
 
     spec: Required[str]
     episodes: Annotated[int, (1, LARGEST)]
@@ -143,7 +143,7 @@ class _Sampler(TypedDict, total=False):
 
 
 class _Results(TypedDict, total=False):
-    """A results.json of eval, as far as somebody reads it again."""
+    """A results.json of eval: the fields that this package reads again."""
 
     env: Required[str]
     seed: Required[Any]  # of any size, and nothing is computed with it
@@ -176,12 +176,12 @@ class _Results(TypedDict, total=False):
 
 
 _COSTS = ("rounds_mean", "latency_ms")
-"""What a sampler has that made a plan."""
+"""Fields that a sampler with plans must have."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What an evaluation has left."""
+    """What an evaluation left in its folder."""
 
     path: Path
     """Its results.json."""
@@ -196,7 +196,7 @@ class Run:
         return {result["spec"]: result for result in self.results["samplers"]}
 
     def of(self, spec: str) -> list[Episode] | None:
-        """Return the episodes of a sampler that its results count, or None without a journal."""
+        """List the episodes of a sampler that its results count; None without a journal."""
         if self.episodes is None:
             return None
         count = self.results["episodes"]
@@ -204,10 +204,10 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Read what an evaluation has left.
+    """Read what an evaluation left in its folder.
 
     Args:
-        path: Its results.json, or the folder of that.
+        path: Its results.json, or its folder.
 
     Raises:
         RunError: It is no results.json of `asd-policy eval`, or of another version; or the journal is damaged.
@@ -238,7 +238,7 @@ def load_run(path: Path) -> Run:
 
 
 def _check_costs(sampler: dict[str, Any]) -> None:
-    """Refuse a sampler that made plans which cost nothing.
+    """Refuse a sampler whose plans cost nothing.
 
     Raises:
         ValueError: It did.
@@ -250,12 +250,12 @@ def _check_costs(sampler: dict[str, Any]) -> None:
         raise ValueError(f"{sampler['spec']} has {sampler['plans']} plans, and of their {' or '.join(_COSTS)} nothing")
 
 
-def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
-    """Return what `asd-policy compare --json` prints: the differences for each sampler that two runs share.
+def compare_runs(first: Run, second: Run, margin: float) -> dict[str, Any]:
+    """Compare two runs: build what `asd-policy compare --json` prints, for each sampler that both have.
 
     Args:
-        first: Counted negative, or what is divided by.
-        second: Counted positive.
+        first: The run that is subtracted, or divided by.
+        second: The other.
         margin: Difference of success rates that would not matter, between 0 and 1.
 
     Raises:
@@ -290,7 +290,7 @@ def compare(first: Run, second: Run, margin: float) -> dict[str, Any]:
 
 
 def _why_unpaired(first: Run, second: Run) -> str | None:
-    """Return why episodes of equal index are no pairs, or None where they are."""
+    """Explain why episodes of equal index are no pairs; None where they are."""
     seeds = [run.results["seed"] for run in (first, second)]
     if seeds[0] != seeds[1]:
         return f"the seeds are {seeds[0]} and {seeds[1]}"
@@ -318,13 +318,13 @@ def _compare_sampler(first: Run, second: Run, spec: str, paired: bool, margin: f
             "ci95": paired_difference(*successes),
         },
         "return_difference": reward_difference(pairs),
-        "equivalence": equivalence(pairs, margin),
+        "equivalence": equivalence_result(pairs, margin),
         **_ratios(episodes, others, paired),
     }
 
 
 def _unpaired(a: dict[str, Any], b: dict[str, Any], margin: float) -> dict[str, Any]:
-    """Return the differences of two groups of episodes, from what results.json says of them."""
+    """Compute the differences of two groups of episodes from their results.json."""
     first, second = ((round(result["success_rate"] * result["episodes"]), result["episodes"]) for result in (b, a))
     return {
         "episodes": [a["episodes"], b["episodes"]],
@@ -338,7 +338,7 @@ def _unpaired(a: dict[str, Any], b: dict[str, Any], margin: float) -> dict[str, 
 
 
 def _return_difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the difference of two mean returns; None where one has none."""
+    """Compute the difference of two mean returns; None where one has none."""
     if a["return_mean"] is None or b["return_mean"] is None:
         return None
     interval = None
@@ -348,21 +348,23 @@ def _return_difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] |
 
 
 def _mean_return(result: dict[str, Any]) -> tuple[float, Interval, int]:
-    """Return the mean return, its interval, and of how many: episodes that failed may have none."""
+    """Look up the mean return, its interval, and the number of episodes: those that failed may have no return."""
     low, high = result["return_ci95"]
     return result["return_mean"], (low, high), result["episodes"] - result.get("failed", 0)
 
 
 def _ratios_of_means(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Return the ratios of `_ratios` from what results.json says, without intervals."""
+    """Compute the ratios of `_ratios` from results.json, without intervals."""
     if not a["plans"] or not b["plans"]:
         return dict.fromkeys(RATIOS)
-    means = b["rounds_mean"] / a["rounds_mean"], b["latency_ms"]["mean"] / a["latency_ms"]["mean"]
-    return {name: {"mean": mean, "ci95": None} for name, mean in zip(RATIOS, means, strict=True)}
+    return {
+        "rounds_ratio": {"mean": b["rounds_mean"] / a["rounds_mean"], "ci95": None},
+        "latency_ratio": {"mean": b["latency_ms"]["mean"] / a["latency_ms"]["mean"], "ci95": None},
+    }
 
 
 def _ratios(a: Sequence[Episode], b: Sequence[Episode], paired: bool) -> dict[str, Any]:
-    """Return how much longer the plans of b took than those of a, in rounds and in seconds; None where one has none."""
+    """Compute how much longer plans of b took than those of a, in rounds and seconds; None where one has no plan."""
     first, second = ([episode for episode in side if episode.plans] for side in (a, b))
     if paired:
         pairs = pair(first, second)
@@ -374,10 +376,9 @@ def _ratios(a: Sequence[Episode], b: Sequence[Episode], paired: bool) -> dict[st
         mean, interval = cluster_ratio(_sums(second, value), _sums(first, value), paired)
         return {"mean": mean, "ci95": interval}
 
-    ratios = ratio(lambda plan: plan.rounds), ratio(lambda plan: plan.seconds)
-    return dict(zip(RATIOS, ratios, strict=True))
+    return {"rounds_ratio": ratio(lambda plan: plan.rounds), "latency_ratio": ratio(lambda plan: plan.seconds)}
 
 
 def _sums(episodes: Sequence[Episode], value: Callable[[PlanRecord], float]) -> Floats:
-    """Return for each episode the sum over its plans, and how many these are, [N, 2]."""
+    """Compute for each episode the sum over its plans, and their number, [N, 2]."""
     return np.array([(sum(map(value, episode.plans)), len(episode.plans)) for episode in episodes], dtype=float)

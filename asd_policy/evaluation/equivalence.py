@@ -1,8 +1,8 @@
 """Are two success rates equal within a margin? Exact tests of equivalence, paired and unpaired.
 
-Equivalence is shown by two one-sided tests at 5 % each (TOST; Schuirmann, J. Pharmacokin. Biopharm. 15, 1987): that the
-difference is below the margin, and that it is above minus the margin. Its p-value is the larger of the two. Failing to
-show it does not show a difference.
+Two one-sided tests at 5 % each show equivalence (TOST; Schuirmann, J. Pharmacokin. Biopharm. 15, 1987): that the
+difference is below the margin, and that it is above minus the margin. The p-value is the larger of the two. Failing to
+show equivalence does not show a difference.
 
 Each one-sided test is exact and unconditional: outcomes are ordered by a score statistic, and the p-value is the
 largest probability of an outcome at least as far out, over everything that the null hypothesis leaves open (Hsueh, Liu
@@ -38,15 +38,15 @@ class Design(Protocol):
     """Two counts, b for the first rate and c against it, whose law depends on a difference and one open parameter."""
 
     def most(self) -> Counts:
-        """Return the largest b for each c = 0, 1, …."""
+        """Compute the largest b for each c = 0, 1, …."""
         ...
 
     def score(self, b: Counts, c: Counts, difference: float) -> Floats:
-        """Return the score statistic: how far above a true difference the counts are, in standard errors."""
+        """Compute the score statistic: how far the counts are above a true difference, in standard errors."""
         ...
 
     def laws(self, difference: float) -> tuple[Floats, Floats]:
-        """Return what the counts' laws may be: probabilities of c [Q, C], and of one more b given c [Q, C]."""
+        """List the laws that the counts may have: probabilities of c [Q, C], and of one more b given c [Q, C]."""
         ...
 
 
@@ -57,22 +57,22 @@ class Paired:
     pairs: int
 
     def most(self) -> Counts:
-        """Return the largest b for each c."""
+        """Compute the largest b for each c."""
         return self.pairs - np.arange(self.pairs + 1)
 
     def score(self, b: Counts, c: Counts, difference: float) -> Floats:
-        """Return Tango's statistic (Statistics in Medicine 17, 1998)."""
+        """Compute Tango's statistic (Statistics in Medicine 17, 1998)."""
         n, d = self.pairs, difference
         linear = (2 * n - b + c) * d - b - c
         only_second = (np.sqrt(linear**2 + 8 * n * c * d * (1 - d)) - linear) / (4 * n)
         return (b - c - n * d) / np.sqrt(n * (2 * only_second + d * (1 - d)))
 
     def laws(self, difference: float) -> tuple[Floats, Floats]:
-        """Return the laws for each probability that only the second succeeds."""
+        """List the laws for each probability that only the second succeeds."""
         return self.laws_at(difference, (1 - difference) / 2 * _grid())
 
     def laws_at(self, difference: float, only_second: Floats) -> tuple[Floats, Floats]:
-        """Return the laws for given probabilities that only the second succeeds."""
+        """List the laws for given probabilities that only the second succeeds."""
         q = only_second[:, None]
         chance = np.minimum((q + difference) / (1 - q), 1.0)
         return _binomial(self.pairs, q), np.broadcast_to(chance, (len(q), self.pairs + 1))
@@ -86,11 +86,11 @@ class Unpaired:
     second: int
 
     def most(self) -> Counts:
-        """Return the largest b for each c."""
+        """Compute the largest b for each c."""
         return np.full(self.second + 1, self.first)
 
     def score(self, b: Counts, c: Counts, difference: float) -> Floats:
-        """Return the statistic of Farrington and Manning (Statistics in Medicine 9, 1990).
+        """Compute the statistic of Farrington and Manning (Statistics in Medicine 9, 1990).
 
         The second's rate under the null hypothesis is the root of a cubic, by Miettinen and Nurminen (Statistics in
         Medicine 4, 1985).
@@ -108,13 +108,13 @@ class Unpaired:
         return (b / n - c / m - d) / np.sqrt(p * (1 - p) / n + q * (1 - q) / m)
 
     def laws(self, difference: float) -> tuple[Floats, Floats]:
-        """Return the laws for each success rate of the second."""
+        """List the laws for each success rate of the second."""
         q = (1 - difference) * _grid()[:, None]
         return _binomial(self.second, q), np.broadcast_to(q + difference, (len(q), self.second + 1))
 
 
 def tost_paired(first: Sequence[bool], second: Sequence[bool], margin: float) -> float:
-    """Return the p-value of the hypothesis that two success rates differ by the margin or more, from paired trials.
+    """Compute the p-value of the hypothesis that two success rates differ by the margin or more, from paired trials.
 
     Args:
         first: Successes.
@@ -128,7 +128,7 @@ def tost_paired(first: Sequence[bool], second: Sequence[bool], margin: float) ->
 
 
 def tost_unpaired(first: tuple[int, int], second: tuple[int, int], margin: float) -> float:
-    """Return the p-value of the hypothesis that two success rates differ by the margin or more, from two groups.
+    """Compute the p-value of the hypothesis that two success rates differ by the margin or more, from two groups.
 
     Args:
         first: Successes and trials.
@@ -140,7 +140,7 @@ def tost_unpaired(first: tuple[int, int], second: tuple[int, int], margin: float
 
 
 def equivalence_power(pairs: int, discordance: float, margin: float) -> float:
-    """Return the probability that `tost_paired` shows equivalence at 5 % where the two rates are equal.
+    """Compute the probability that `tost_paired` shows equivalence at 5 % where the two rates are equal.
 
     Args:
         pairs: Trials of each.
@@ -163,9 +163,9 @@ def equivalence_power(pairs: int, discordance: float, margin: float) -> float:
 
 @lru_cache(maxsize=256)
 def pairs_needed(discordance: float, margin: float) -> int | None:
-    """Return how many pairs show equivalence with a probability of 80 % where the two rates are equal.
+    """Find how many pairs show equivalence with a probability of 80 % where the two rates are equal.
 
-    The power of a test of counts does not rise evenly: a few pairs more can have slightly less.
+    The power of a test of counts does not rise evenly: a few more pairs can have slightly less power.
 
     Args:
         discordance: Probability that one of a pair succeeds and the other fails.
@@ -189,12 +189,12 @@ def pairs_needed(discordance: float, margin: float) -> int | None:
 
 
 def _below(design: Design, b: int, c: int, margin: float) -> float:
-    """Return the p-value of the hypothesis that the difference is the margin or more."""
+    """Compute the p-value of the hypothesis that the difference is the margin or more."""
     return _size(design, float(design.score(np.array(b), np.array(c), margin)), margin)
 
 
 def _size(design: Design, bound: float, margin: float) -> float:
-    """Return the largest probability of a statistic at or below a bound where the difference is the margin."""
+    """Compute the largest probability of a statistic at or below a bound where the difference is the margin."""
     from scipy import special
 
     mass, chance = _laws(design, margin)
@@ -207,7 +207,7 @@ def _size(design: Design, bound: float, margin: float) -> float:
 
 
 def _cuts(design: Design, bound: float, margin: float) -> Counts:
-    """Return for each c the largest b whose statistic is at or below a bound, −1 where there is none."""
+    """Find for each c the largest b whose statistic is at or below a bound; −1 where there is none."""
     high = design.most()
     c = np.arange(len(high))
     low = np.full_like(high, -1)
@@ -220,7 +220,7 @@ def _cuts(design: Design, bound: float, margin: float) -> Counts:
 
 @lru_cache(maxsize=256)
 def _critical(pairs: int, margin: float) -> float:
-    """Return the largest bound on the statistic with a size of at most the level."""
+    """Find the largest bound on the statistic whose size is at most the level."""
     design = Paired(pairs)
     low, high = -4.0, -1.0
     for _ in range(20):
@@ -235,7 +235,7 @@ def _laws(design: Design, margin: float) -> tuple[Floats, Floats]:
 
 
 def _grid() -> Floats:
-    """Return points from 0 to 1, dense at both ends."""
+    """Place points from 0 to 1, dense at both ends."""
     return (1 - np.cos(np.linspace(0, math.pi, _NUISANCES))) / 2
 
 

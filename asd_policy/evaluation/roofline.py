@@ -1,8 +1,9 @@
-"""What a device and a network can do at best: what every sampler is measured against.
+"""What a device and a network can do at best: the bounds that every sampler is measured against.
 
-One network call at each number of points, the K calls of the sequential sampler, and the least time that the device
-could take for a call: its floating-point operations at the rate of the device's own matrix product, its weights read
-once at the device's own copy bandwidth. A network that fits into a cache can be faster than its weights' bound.
+They are one network call at each number of points, the K calls of the sequential sampler, and the least time that the
+device could take for a call. That time is the larger of two: the call's floating-point operations at the rate of the
+device's own matrix product, and its weights, read once, at the device's own copy bandwidth. A network that fits into a
+cache can be faster than the bound of its weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ class Work:
     flops: int
     """Floating-point operations of its matrix products and convolutions, a multiplication and an addition each."""
     bytes: int
-    """What its operations read and write, weights included, each operation by itself as eager PyTorch runs them."""
+    """What its operations read and write, weights included, each operation by itself, as eager PyTorch runs it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The measurements."""
+    """The bounds, as measured."""
 
     steps: int
     """Length K of the chain."""
@@ -64,19 +65,19 @@ class Ceiling:
     dtypes: dict[str, str]
     """What each backend computes in."""
     network: Network | None
-    """None where the network is no module of PyTorch, and its operations cannot be counted."""
+    """None where the network is no PyTorch module, so that its operations cannot be counted."""
     flops_per_second: dict[str, float]
     """Of a large matrix product, by dtype."""
     bytes_per_second: float
     """Of a large copy, bytes read and bytes written together."""
 
     def call_seconds(self, backend: str, points: float) -> float:
-        """Return what a network call on so many points takes on a backend; interpolated between those measured."""
+        """Interpolate what a network call on so many points takes on a backend [s]."""
         measured = self.calls[backend]
         return float(np.interp(points, list(measured), [np.median(seconds) for seconds in measured.values()]))
 
     def record(self) -> dict[str, Any]:
-        """Return what results.json has of it."""
+        """Build the `ceiling` of results.json."""
         first = {backend: min(calls) for backend, calls in self.calls.items()}
         return {
             "flops_per_second": self.flops_per_second,
@@ -95,7 +96,7 @@ class Ceiling:
         }
 
     def _point(self, backend: str, points: int) -> dict[str, Any]:
-        """Return one point of a backend's curve, with the bounds that the device sets."""
+        """Build one point of a backend's curve, with the bounds that the device sets."""
         found = {
             "points": points,
             "call_ms": 1e3 * self.call_seconds(backend, points),
@@ -151,7 +152,7 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
 
 
 def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
-    """Return the seconds of `CALLS` network calls by backend and number of points, all of them interleaved."""
+    """Time `CALLS` network calls by backend and number of points [s], all of them interleaved."""
     calls = {
         (policy.backend.spec, count): _call(policy.denoiser, policy, count) for policy in policies for count in points
     }
@@ -168,7 +169,7 @@ def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) 
 
 
 def measure_network(policy: Policy, points: Sequence[int]) -> Network | None:
-    """Return the size of a policy's network as loaded, and its work at each number of points."""
+    """Measure a policy's network as loaded: its size, and its work at each number of points."""
     network = policy.network
     if not isinstance(network, nn.Module):
         return None
@@ -194,12 +195,10 @@ class Traffic(TorchDispatchMode):
     """Adds up the bytes of the tensors that operations read and write; views move nothing."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         super().__init__()
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count."""
         result = func(*args, **(kwargs or {}))
         aliases = [returned.alias_info for returned in func._schema.returns]
         if not any(alias is not None and not alias.is_write for alias in aliases):
@@ -208,21 +207,21 @@ class Traffic(TorchDispatchMode):
 
 
 def matmul_rate(device: torch.device, dtype: str, clock: Clock) -> float:
-    """Return the floating-point operations per second of a large matrix product."""
+    """Measure the floating-point operations per second of a large matrix product."""
     size = _MATRIX[device.type]
     left, right = (torch.randn((size, size), device=device).to(_dtype(dtype)) for _ in range(2))
     return 2 * size**3 / _fastest(lambda: left @ right, clock)
 
 
 def copy_rate(device: torch.device, clock: Clock) -> float:
-    """Return the bytes per second that a large copy reads and writes."""
+    """Measure the bytes per second that a large copy reads and writes."""
     source = torch.zeros(_COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * len(source) / _fastest(lambda: target.copy_(source), clock)
 
 
 def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
-    """Return a network call on so many points, all at the chain's first step."""
+    """Prepare a network call on `points` points, all at the chain's first step."""
     generator = torch.Generator("cpu").manual_seed(0)
     x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
     timestep = torch.full((points,), int(policy.chain.timesteps[0]), device=policy.device)
@@ -248,5 +247,5 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """Return the tensors in nested arguments."""
+    """List the tensors in nested arguments."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""Situations to plan in: what a network is told, and the plan before."""
+"""Situations to plan in: the network's conditioning, and the plan before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,33 +20,32 @@ class States:
     """Situations to plan in."""
 
     cond: Tensor
-    """What the network is told of the observations, normalised, [N, …]."""
+    """Conditioning: the normalised observations, [N, …]."""
     last_plan: Tensor
     """The plan before, moved on to the present; zeros at an episode's start, [N, *event]."""
     episode: npt.NDArray[np.int64]
     """The episode that each comes from [N]; those of one episode are not independent."""
 
     def __len__(self) -> int:
-        """Return their number N."""
         return len(self.cond)
 
     def rows(self, rows: slice | npt.NDArray[np.int64]) -> "States":
-        """Return some of them."""
+        """Select some of them."""
         return States(self.cond[rows], self.last_plan[rows], self.episode[rows])
 
     def first(self, count: int) -> "States":
-        """Return the first `count` of them."""
+        """Select the first `count` of them."""
         return self.rows(slice(count))
 
     @classmethod
     def none(cls, count: int, event: Sequence[int]) -> "States":
-        """Return `count` states of a denoiser that looks at nothing, with no plan before."""
+        """Make `count` states of a denoiser without conditioning, with no plan before."""
         zeros = torch.zeros(count, *event, dtype=torch.float32, device="cpu")
         return cls(zeros.new_zeros(count, 1), zeros, np.arange(count))
 
 
 def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
-    """Return conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
+    """Draw conditioning [count, C] for observations at rest, uniform in [-1, 1] once normalised."""
     dims = sum(policy.observation_dims.values())
     cpu = torch.device("cpu")
     once = arrays.uniforms((count, 1, dims), arrays.make_generator(cpu, seed), cpu)
@@ -54,13 +53,13 @@ def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
 
 
 def random_states(policy: Policy, count: int, seed: int) -> States:
-    """Return `count` states at random, each the start of an episode of its own."""
+    """Draw `count` states at random, each the start of an episode of its own."""
     cond = random_conditioning(policy, count, seed)
     return States(cond, cond.new_zeros((count, *policy.event)), np.arange(count))
 
 
 def histories(policy: Policy, cond: Tensor) -> dict[str, Tensor]:
-    """Return the observations that a policy turns into conditioning [N, C], up to rounding.
+    """Recover the observations that a policy turns into conditioning [N, C], up to rounding.
 
     Returns:
         Each feature [N, n_obs_steps, feature_dim], in the environment's units.

@@ -22,10 +22,10 @@ from scipy import stats
 
 from asd_policy import ControlLoop, LoopOptions, load_policy
 from asd_policy.deploy.realtime.planner import PolicyPlanner
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
+from asd_policy.evaluation.rollout.clocks import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env
-from asd_policy.evaluation.rollout.latencies import Drawn
-from asd_policy.evaluation.rollout.pilots import ControlClock, make_pilot
+from asd_policy.evaluation.rollout.latencies import Empirical
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import make_envs
 from asd_policy.policy.continuity import Committed
@@ -102,7 +102,7 @@ def real(planner: Timed, options: Options, hz: float) -> list[float]:
 def counted(policy: Policy, options: Options, hz: float, seconds: Sequence[float]) -> list[float]:
     """Measure the returns of episodes whose time is counted in control steps."""
     spec = policy.sampler.spec
-    pilot = make_pilot(policy, ControlClock("async", hz, Drawn("those of the loop", "", {spec: tuple(seconds)})))
+    pilot = make_pilot(policy, ControlClock("async", hz, Empirical("those of the loop", "", {spec: tuple(seconds)})))
     envs = make_envs(partial(make_env, options.env), 1)
     try:
         runner = LocalRunner({spec: pilot}, envs, options.seed)
@@ -128,7 +128,7 @@ def main() -> None:
         raise SystemExit(f"{options.env} does not tell its control frequency")
     policy = load_policy(options.policy, backend=options.backend)
     rows = []
-    for planner in evaluate.prepare(policy, env, [make_sampler(spec) for spec in options.samplers]):
+    for planner in closed_loop.prepare_planners(policy, env, [make_sampler(spec) for spec in options.samplers]):
         timed = Timed(planner)
         found = real(timed, options, hz)
         expected = counted(planner, options, hz, timed.seconds)

@@ -25,13 +25,14 @@ import tyro
 
 import asd_policy
 from asd_policy._common.files import atomic_file, write_json
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import plots
+from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env
-from asd_policy.evaluation.rollout.latencies import Drawn, Fixed, Latency
-from asd_policy.evaluation.rollout.pilots import PILOTS, ControlClock, make_pilot
+from asd_policy.evaluation.rollout.latencies import Empirical, Fixed, Latency
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import Envs, make_envs
+from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from study_common import bundled, console, markdown_table, provenance
@@ -101,7 +102,7 @@ class Task:
         spec = make_sampler(EXACT if own["exact"] else own["spec"]).spec
         seconds = tuple(each / 1e3 for each in own["latencies_ms"])
         name = " ".join((self.name, mode, own["backend"], own["spec"]))
-        return Point(name, mode, spec, Drawn(own["backend"], "", {spec: seconds}))
+        return Point(name, mode, spec, Empirical(own["backend"], "", {spec: seconds}))
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def measure(task: Task, options: Options, points: Points) -> None:
     policy = asd_policy.load_policy(bundled()[task.name][0], backend=options.backend)
     env = make_env(task.env)
     samplers = [make_sampler(spec) for spec in dict.fromkeys(point.spec for point in wanted)]
-    planners = {planner.sampler.spec: planner for planner in evaluate.prepare(policy, env, samplers)}
+    planners = {planner.sampler.spec: planner for planner in closed_loop.prepare_planners(policy, env, samplers)}
     env.close()
     envs = make_envs(partial(make_env, task.env), options.envs)
     try:
@@ -181,7 +182,7 @@ def evaluate_point(planner: Policy, envs: Envs, task: Task, options: Options, po
     pilot = make_pilot(planner, ControlClock(point.mode, task.hz, point.latency))
     spec = planner.sampler.spec
     episodes = list(LocalRunner({spec: pilot}, envs, options.seed).run(groups([spec], options.episodes, options.envs)))
-    (summary,) = evaluate.summarize({spec: planner.sampler}, episodes, len(planner.chain), hz=task.hz)
+    (summary,) = summarize_episodes({spec: planner.sampler}, episodes, len(planner.chain), hz=task.hz)
     return summary
 
 

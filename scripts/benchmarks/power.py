@@ -4,6 +4,7 @@ python scripts/benchmarks/power.py --write docs/results/power.md
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +20,18 @@ import asd_policy
 from asd_policy._common.files import atomic_file
 from asd_policy._common.hardware import hardware
 from asd_policy.evaluation import states
-from asd_policy.evaluation.exactness import checks as equivalence
-from asd_policy.evaluation.exactness import law
-from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.evaluation.exactness import checks as exactness
+from asd_policy.evaluation.exactness import law, mutants
 from asd_policy.evaluation.reports import report
 from asd_policy.samplers.asd.couplings import accepts, reflect
 from asd_policy.samplers.asd.sampler import Asd
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+# The line above leads there.
+from support import known_laws  # noqa: E402
+
 BEGIN, END = "<!-- table: scripts/benchmarks/power.py -->", "<!-- /table -->"
 POWERS = (0.8, 0.95)
 LAW_LEVEL, VERIFIER_LEVEL = (
@@ -144,8 +149,8 @@ def stretched(z: Tensor, size: float) -> Tensor:
 
 def reweighted(sample: Tensor, size: float, others: Tensor) -> Tensor:
     """Move a share of all samples [N, D] of the mixture from its first mode to its second."""
-    first = (testing.mixture_modes(sample) == 0).nonzero().squeeze(1)
-    donors = others[testing.mixture_modes(others) == 1]
+    first = (known_laws.mixture_modes(sample) == 0).nonzero().squeeze(1)
+    donors = others[known_laws.mixture_modes(others) == 1]
     moved = first[: round(size * len(sample))]
     changed = sample.clone()
     changed[moved] = donors[torch.arange(len(moved)) % len(donors)]
@@ -157,7 +162,7 @@ def law_rows(options: Options) -> Iterator[Row]:
     differences = {"mean of a coordinate [sd]": shifted, "deviation of a coordinate, longer by a fraction": stretched}
 
     def normals(seed: int, dim: int, count: int) -> Tensor:
-        return torch.randn((count, dim), generator=torch.Generator().manual_seed(seed), dtype=testing.DTYPE)
+        return torch.randn((count, dim), generator=torch.Generator().manual_seed(seed), dtype=known_laws.DTYPE)
 
     for test, dim, count, level in (
         ("law on a Gaussian", 4, options.samples, LAW_LEVEL),
@@ -166,26 +171,26 @@ def law_rows(options: Options) -> Iterator[Row]:
         for name, change in differences.items():
 
             def p_normal(size: float, seed: int, change=change, dim: int = dim, count: int = count) -> float:
-                return testing.normal_p_value(change(normals(seed, dim, count), size))
+                return known_laws.normal_p_value(change(normals(seed, dim, count), size))
 
             yield Row(test, f"{count}", name, tuple(detectable(p_normal, level, options.runs, 0.02, 10.0)))
 
-    chain, denoiser = testing.short_chain(), testing.mixture_denoiser()
+    chain, denoiser = known_laws.short_chain(), known_laws.mixture_denoiser()
 
     @lru_cache(maxsize=options.runs)
     def samples(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         first, second, third = (
-            testing.draw_sequentially(denoiser, chain, 3 * seed + part, options.samples) for part in range(3)
+            known_laws.draw_sequentially(denoiser, chain, 3 * seed + part, options.samples) for part in range(3)
         )
         return first, second, third
 
     def p_moved(size: float, seed: int, change: Callable[[Tensor, float], Tensor]) -> float:
         first, second, _ = samples(seed)
-        return testing.mixture_p_value(change(first, size), second)
+        return known_laws.mixture_p_value(change(first, size), second)
 
     def p_weight(size: float, seed: int) -> float:
         first, second, others = samples(seed)
-        return testing.mixture_p_value(reweighted(first, size, others), second)
+        return known_laws.mixture_p_value(reweighted(first, size, others), second)
 
     tests: dict[str, PValue] = {
         name: lambda size, seed, change=change: p_moved(size, seed, change) for name, change in differences.items()
@@ -201,14 +206,16 @@ def law_rows(options: Options) -> Iterator[Row]:
 
 def mutant_rows(options: Options) -> Iterator[Row]:
     """Yield the share of rounds in which a mutant's verdict must be wrong for the Gaussian's test to see it."""
-    chain, denoiser = testing.short_chain(), testing.gaussian_denoiser()
-    mean, deviation = testing.gaussian_law(denoiser, chain)
+    chain, denoiser = known_laws.short_chain(), known_laws.gaussian_denoiser()
+    mean, deviation = known_laws.gaussian_law(denoiser, chain)
     for mutant, draft, verify in MUTANTS:
 
         def p_value(size: float, seed: int, mutant=mutant, draft: str = draft, verify: str = verify) -> float:
-            with testing.mutated(mutant, size, seed):
-                sample = testing.draw(Asd(5, draft, verify), denoiser, chain, 10 + seed, options.samples)
-            return testing.normal_p_value((sample - mean) / deviation)
+            with mutants.mutated(mutant, size, seed):
+                sample = known_laws.draw_speculatively(
+                    Asd(5, draft, verify), denoiser, chain, 10 + seed, options.samples
+                )
+            return known_laws.normal_p_value((sample - mean) / deviation)
 
         name = f"`{mutant}` in `{draft}` × `{verify}`, " + ("noise seen / 10" if mutant == "peek" else "rounds")
         found = detectable(p_value, LAW_LEVEL, max(1, options.runs // 2), 0.3, 10.0 if mutant == "peek" else 1.0)
@@ -217,21 +224,21 @@ def mutant_rows(options: Options) -> Iterator[Row]:
 
 def gentle_rows(options: Options) -> Iterator[Row]:
     """Yield from which sample size on, in doublings, the mixture's test sees the mutants that are too gentle for it."""
-    chain, denoiser = testing.short_chain(), testing.mixture_denoiser()
+    chain, denoiser = known_laws.short_chain(), known_laws.mixture_denoiser()
     part = options.samples
-    reference = torch.empty(0, 4, dtype=testing.DTYPE)
+    reference = torch.empty(0, 4, dtype=known_laws.DTYPE)
     for mutant, draft, verify in GENTLE:
-        sample, p_value = torch.empty(0, 4, dtype=testing.DTYPE), 1.0
+        sample, p_value = torch.empty(0, 4, dtype=known_laws.DTYPE), 1.0
         while p_value >= LAW_LEVEL and len(sample) < options.most:
             count = max(part, len(sample))
             for seed in range(len(sample) // part, (len(sample) + count) // part):
-                with testing.mutated(mutant, seed=seed):
-                    drawn = testing.draw(Asd(5, draft, verify), denoiser, chain, 10_000 + seed, part)
+                with mutants.mutated(mutant, seed=seed):
+                    drawn = known_laws.draw_speculatively(Asd(5, draft, verify), denoiser, chain, 10_000 + seed, part)
                 sample = torch.cat([sample, drawn])
                 if len(reference) < len(sample):
-                    drawn = testing.draw_sequentially(denoiser, chain, 20_000 + seed, part)
+                    drawn = known_laws.draw_sequentially(denoiser, chain, 20_000 + seed, part)
                     reference = torch.cat([reference, drawn])
-            p_value = testing.mixture_p_value(sample, reference[: len(sample)])
+            p_value = known_laws.mixture_p_value(sample, reference[: len(sample)])
         seen = f"n = {len(sample)}" if p_value < LAW_LEVEL else f"n > {len(sample)}"
         name = f"`{mutant}` in `{draft}` × `{verify}`, always (one run, p = {p_value:.0e})"
         yield Row("law on a mixture", "doubled from " + str(part), name, (seen,) * len(POWERS))
@@ -258,10 +265,10 @@ def coupling_rows(options: Options) -> Iterator[Row]:
     """Yield in what share of steps a coupling may be wrong before the test of a single one sees it."""
     for mutant in ("accept-always", "redraw", "keep-noise"):
         for length in (0.1, 1.0):
-            error = torch.tensor([length, 0.0, 0.0], dtype=testing.DTYPE).expand(options.coupled, -1)
+            error = torch.tensor([length, 0.0, 0.0], dtype=known_laws.DTYPE).expand(options.coupled, -1)
 
             def p_value(size: float, seed: int, error: Tensor = error, mutant: str = mutant) -> float:
-                return testing.normal_p_value(couple(error, mutant, size, seed))
+                return known_laws.normal_p_value(couple(error, mutant, size, seed))
 
             found = detectable(p_value, VERIFIER_LEVEL, options.runs, 0.1, 1.0)
             name = f"`{mutant}`, share of steps, draft off by {length:g} σ"
@@ -303,10 +310,10 @@ def step_rows(options: Options) -> Iterator[Row]:
             z = shifted(z, size)
         elif difference == "stretch":
             z = stretched(z, size)
-        watched = equivalence.Steps(
+        watched = exactness.Steps(
             z.view(plans, steps, dim).double().numpy(), {"earlier prediction": errors.double().numpy()}
         )
-        return min(check.p_value for check in equivalence.residual_checks(watched))
+        return min(check.p_value for check in exactness.residual_checks(watched))
 
     names = {
         "shift": "mean of a coordinate, of every step [sd]",
@@ -330,19 +337,19 @@ def plan_rows(options: Options) -> Iterator[Row]:
     policy = asd_policy.load_policy(options.checkpoint)
     conds = states.random_conditioning(policy, options.observations, seed=0)
     first, second = (
-        law.draw(policy, law.reference_sampler(), conds, options.plans, seed, False, lambda count: None).plans
+        law.draw_plans(policy, law.reference_sampler(), conds, options.plans, seed, False, lambda count: None).plans
         for seed in (1, 2)
     )
     level = 0.01 / 12
     count = f"2 · {options.plans} at {options.observations} observations"
-    moves = equivalence.detectable_moves(first, second, level, 0, POWERS)
+    moves = exactness.detectable_moves(first, second, level, 0, POWERS)
     names = {"mean_shift_sd": "mean of all coordinates [sd]", "scale": "all deviations, longer by a fraction"}
     for move, name in names.items():
         found = tuple("> 10" if size is None else f"{size:.2g}" for size in moves[move].values())
         yield Row("`verify`, energy distance", count, name, found)
-    modes = equivalence.mode_check(first, second, 0)
+    modes = exactness.mode_check(first, second, 0)
     if modes is not None:
-        found = equivalence.detectable_effects([modes], level, POWERS)[modes.name].values()
+        found = exactness.detectable_effects([modes], level, POWERS)[modes.name].values()
         yield Row(
             "`verify`, modes", count, "share of plans that change their mode",
             tuple(f"{size:.2g}" for size in next(iter(found)).values()),
@@ -371,11 +378,12 @@ def main() -> None:
         for row in SECTIONS[section](options):
             lines.append(f"| {row.test} | {row.count} | {row.difference} | " + " | ".join(row.detected) + " |")
             print(lines[-1], flush=True)
+    commit = (report.git_commit() or "no commit")[:8]
     lines += [
         "",
         f"{options.runs} runs of each test, {max(1, options.runs // 2)} of `mutants` and `steps`; "
         f"{hardware(torch.device('cpu'))}; torch {torch.__version__}, numpy {np.__version__}, "
-        f"scipy {scipy.__version__}; asd_policy {asd_policy.__version__} at {(report.commit() or 'no commit')[:8]}.",
+        f"scipy {scipy.__version__}; asd_policy {asd_policy.__version__} at {commit}.",
     ]
     print(lines[-1])
     if options.write is not None:

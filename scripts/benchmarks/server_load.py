@@ -30,7 +30,7 @@ import tyro
 import asd_policy
 from asd_policy._common.hardware import hardware, versions
 from asd_policy.deploy.serving import RemotePlan, RemotePolicy
-from asd_policy.evaluation.reports.report import commit
+from asd_policy.evaluation.reports.report import git_commit
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -197,7 +197,7 @@ def main() -> None:
     print("\n| checkpoint | backend | sampler | here p50 / p99 ms | there p50 / p99 ms | wire p50 / p99 ms |")
     print("|---|---|---|---|---|---|")
     print("\n".join(prices))
-    found, revision = versions(torch.device("cpu")), commit()
+    found, revision = versions(torch.device("cpu")), git_commit()
     print(
         f"\n{hardware(torch.device('cpu'))}; torch {found['torch']}, onnxruntime {found['onnxruntime']}, grpcio "
         f"{version('grpcio')}; asd_policy {asd_policy.__version__}" + (f" at {revision[:8]}" if revision else "") + "; "

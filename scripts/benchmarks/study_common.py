@@ -16,7 +16,7 @@ from scipy import stats
 import asd_policy
 from asd_policy._common.files import write_json
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.states import States
@@ -76,9 +76,9 @@ def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) ->
     """
     env = make_env(env_id)
     planner = asd_policy.load_policy(folder, ROLL_OUT)
-    learned_from = evaluate.collect(planner, env, calibration, seed + CALIBRATION_SEED)
+    learned_from = closed_loop.collect_states(planner, env, calibration, seed + CALIBRATION_SEED)
     planner.experience.freeze()
-    measured = evaluate.collect(planner, env, states, seed)
+    measured = closed_loop.collect_states(planner, env, states, seed)
     env.close()
     return Subject(folder.name, env_id, planner, measured, learned_from, planner.experience)
 
@@ -182,7 +182,7 @@ def fingerprint(part: str, options: dict[str, Any]) -> str:
 
 def provenance(command: str, seed: int) -> str:
     """Write the line that says on what a table was measured, and with which code."""
-    commit = report.commit()
+    commit = report.git_commit()
     code = f"asd_policy {asd_policy.__version__}" + (f" at {commit[:8]}" if commit else "")
     device = report.hardware(torch.device("cpu"))
     return f"{device}; torch {torch.__version__}, float32; seed {seed}; {code}; `{command}`."

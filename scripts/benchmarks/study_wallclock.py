@@ -10,7 +10,13 @@ from rich.progress import track
 from torch import Tensor
 
 from asd_policy._common.clock import clock_of
-from asd_policy.evaluation.benchmark import Contender, Timing, baselines, rounds, summarize, warm_up
+from asd_policy.evaluation.benchmark import (
+    Contender,
+    baselines,
+    interleave,
+    summarize_plans,
+    warm_up_contender,
+)
 from asd_policy.networks.backends import Backend, Job, make_backend
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import make_sampler
@@ -76,17 +82,17 @@ def measure(
 
     def run() -> dict[str, Any]:
         for contender in track(found, f"warming up, {subject.name}", console=console):
-            warm_up(contender, subject.calibration, 1, seed)
+            warm_up_contender(contender, subject.calibration, 1, seed)
         states = subject.states.first(plans)
         clock = clock_of(subject.policy.device)
-        measured = rounds(found, states, 1, len(states), seed, clock)
+        measured = interleave(found, states, 1, len(states), seed, clock)
         timings = list(track(measured, f"wall clock, {subject.name}", total=len(states), console=console))
-        by_contender: list[Sequence[Timing]] = list(zip(*timings, strict=True))
-        best, eager = baselines(found, by_contender)
+        by_contender = list(zip(found, zip(*timings, strict=True), strict=True))
+        best, eager = baselines(by_contender)
         records = [
             {"name": f"{contender.policy.sampler.spec.partition(':')[0]}, {contender.policy.backend.spec}"}
-            | summarize(took, best and best[1], eager and eager[1])
-            for contender, took in zip(found, by_contender, strict=True)
+            | summarize_plans(took, best and best[1], eager and eager[1])
+            for contender, took in by_contender
         ]
         return {"contenders": records}
 

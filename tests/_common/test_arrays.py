@@ -12,7 +12,6 @@ from asd_policy._common.arrays import NUMPY
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError, SpecError
-from asd_policy.evaluation.exactness.mutants import EVENT, make_tape
 from asd_policy.policy.function import AcceleratedFn
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
@@ -20,6 +19,7 @@ from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import EVENT, make_tape
 
 ROWS = 40
 SPECS = [

@@ -20,7 +20,7 @@ import torch
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.evaluation.evaluate import prepare
+from asd_policy.evaluation.closed_loop import prepare_planners
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS, find_run
 from asd_policy.samplers import make_sampler
@@ -360,7 +360,7 @@ def test_the_floor_is_known_for_every_batch_before_the_first_episode(small_check
     """So that no batch that comes up later is timed within a plan, or refused in the middle of a run."""
     policy = asd_policy.load_policy(small_checkpoint).with_deadline(1e4)
     env = make_env("asd/Avoid-v0")
-    (planner,) = prepare(policy, env, [make_sampler("ddpm")], batch=3)
+    (planner,) = prepare_planners(policy, env, [make_sampler("ddpm")], batch=3)
     env.close()
     times = [planner.experience.pace.least(("jump", batch)) for batch in range(1, 5)]
     assert all(seconds < 10 for seconds in times[:3])

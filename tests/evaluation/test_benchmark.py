@@ -17,7 +17,7 @@ from asd_policy._common.clock import STAGES, HostClock
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation import benchmark, roofline
-from asd_policy.evaluation.benchmark import Benchmark, Contender, Timing, contenders
+from asd_policy.evaluation.benchmark import Benchmark, Contender, TimedPlan, contenders
 from asd_policy.evaluation.states import States, histories, random_states
 from asd_policy.networks.backends import BACKENDS, Backend, Job
 from asd_policy.networks.denoiser import Denoiser
@@ -154,12 +154,12 @@ def test_rounds_rotate_and_share_states_and_noise(policy: Policy, monkeypatch: p
     names = {id(contender.policy): index for index, contender in enumerate(entered)}
     seen: list[tuple[int, list[int], int]] = []
 
-    def plan(policy: Policy, states: States, seed: int, clock: HostClock, staged: bool) -> Timing:
+    def plan(policy: Policy, states: States, seed: int, clock: HostClock, staged: bool) -> TimedPlan:
         seen.append((names[id(policy)], states.episode.tolist(), seed))
         return timing(len(seen))
 
     monkeypatch.setattr(benchmark, "plan", plan)
-    found = list(benchmark.rounds(entered, random_states(policy, 5, 0), 2, 4, 100, HostClock()))
+    found = list(benchmark.interleave(entered, random_states(policy, 5, 0), 2, 4, 100, HostClock()))
     assert [which for which, _, _ in seen] == [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]
     assert [seed for _, _, seed in seen[::3]] == [100, 101, 102, 103]
     assert [rows for _, rows, _ in seen[::3]] == [[0, 1], [2, 3], [4, 0], [1, 2]]  # and from the first again
@@ -168,15 +168,15 @@ def test_rounds_rotate_and_share_states_and_noise(policy: Policy, monkeypatch: p
     assert [[each.seconds for each in timings] for timings in found] == [[1, 2, 3], [6, 4, 5], [8, 9, 7], [10, 11, 12]]
 
 
-def timing(seconds: float, rounds: int = 5, network: float = 0.0) -> Timing:
+def timing(seconds: float, rounds: int = 5, network: float = 0.0) -> TimedPlan:
     plans = (PlanCost(rounds=rounds, nfe=2 * rounds, window=2),)
     stats = SpeculationStats(plans=plans, steps=10, seconds=seconds, network_seconds=network)
-    return Timing(seconds, seconds, stats)
+    return TimedPlan(seconds, seconds, stats)
 
 
 def test_latency_by_hand() -> None:
     timings = [timing(1e-3 * milliseconds) for milliseconds in range(1, 101)]
-    found = benchmark.summarize(timings, None, None)
+    found = benchmark.summarize_plans(timings, None, None)
     expected = {"mean": 50.5, "p50": 50.5, "p95": 95.05, "p99": 99.01, "max": 100}
     assert found["latency_ms"] == pytest.approx(expected)
     assert found["wall_latency_ms"] == pytest.approx(expected)
@@ -186,7 +186,7 @@ def test_latency_by_hand() -> None:
 
 def test_counts_by_hand() -> None:
     timings = [timing(4.0, rounds=2, network=3.0), timing(6.0, rounds=3, network=3.0)]
-    found = benchmark.summarize(timings, timings, None)
+    found = benchmark.summarize_plans(timings, timings, None)
     assert found["plans"] == 2
     assert found["rounds_mean"] == found["calls_mean"] == 2.5
     assert found["nfe_mean"] == 5
@@ -198,7 +198,7 @@ def test_counts_by_hand() -> None:
 def test_the_rows_of_a_batch_wait_for_the_slowest() -> None:
     plans = (PlanCost(rounds=2, nfe=4), PlanCost(rounds=6, nfe=12))
     stats = SpeculationStats(plans=plans, steps=10, seconds=1.0, network_seconds=1.0)
-    found = benchmark.summarize([Timing(1.0, 1.0, stats)], None, None)
+    found = benchmark.summarize_plans([TimedPlan(1.0, 1.0, stats)], None, None)
     assert found["rounds_mean"] == 4
     assert found["calls_mean"] == 6
 
@@ -207,23 +207,24 @@ def test_speedups_are_of_pairs() -> None:
     """A machine that slows down sixfold meanwhile leaves the ratio of every pair, and its interval, as they are."""
     drift = np.linspace(1, 6, 30)
     fast, slow = ([timing(float(factor * value)) for value in drift] for factor in (2, 5))
-    found = benchmark.summarize(fast, slow, slow[::-1])
+    found = benchmark.summarize_plans(fast, slow, slow[::-1])
     assert found["wall_clock_speedup"] == pytest.approx(2.5)
     assert found["wall_clock_speedup_ci95"] == pytest.approx([2.5, 2.5])
     assert found["wall_clock_speedup_of_medians"] == pytest.approx(2.5)
     low, high = found["speedup_over_eager_ci95"]  # pairs torn apart
     assert low < 2.2 < 2.5 < 2.8 < high
-    assert benchmark.summarize(fast[:1], slow[:1], None)["wall_clock_speedup_ci95"] is None
+    assert benchmark.summarize_plans(fast[:1], slow[:1], None)["wall_clock_speedup_ci95"] is None
 
 
 def test_the_baseline_is_the_fastest_sequential_one(policy: Policy) -> None:
     entered = contenders(policy, [DDPM, ASD], [Eager(), Fast()])  # ddpm, asd, ddpm, asd
     timings = [[timing(3.0)], [timing(1.0)], [timing(2.0)], [timing(1.0)]]
-    best, eager = benchmark.baselines(entered, timings)
-    assert best == (entered[2], timings[2])
-    assert eager == (entered[0], timings[0])
-    assert benchmark.baselines(entered[1:2], timings[1:2]) == (None, None)
-    assert benchmark.baselines(entered, []) == (None, None)
+    measured = list(zip(entered, timings, strict=True))
+    best, eager = benchmark.baselines(measured)
+    assert best == measured[2]
+    assert eager == measured[0]
+    assert benchmark.baselines(measured[1:2]) == (None, None)
+    assert benchmark.baselines([]) == (None, None)
 
 
 def test_a_whole_run_adds_up(policy: Policy) -> None:
@@ -276,7 +277,7 @@ def test_what_was_learned_is_learned_before(policy: Policy) -> None:
 def test_a_contender_that_fails_is_said(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     run = bench(policy, [DDPM, ASD], [Fast()])
 
-    def plan(policy: Policy, states: States, seed: int, clock: HostClock) -> Timing:
+    def plan(policy: Policy, states: States, seed: int, clock: HostClock) -> TimedPlan:
         if policy.sampler == ASD:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
         return timing(1.0)
@@ -311,7 +312,7 @@ def test_an_interruption_leaves_whole_rounds(policy: Policy, monkeypatch: pytest
     calls: list[int] = []
     plan = benchmark.plan
 
-    def interrupted(*args: Any) -> Timing:
+    def interrupted(*args: Any) -> TimedPlan:
         calls.append(1)
         if len(calls) == 4:  # of rounds of two
             raise KeyboardInterrupt
@@ -417,13 +418,13 @@ def test_what_was_measured_is_kept(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rounds: Callable[..., Iterator[list[Timing]]] = benchmark.rounds
+    rounds: Callable[..., Iterator[list[TimedPlan]]] = benchmark.interleave
 
-    def cut_short(*args: Any) -> Iterator[list[Timing]]:
+    def cut_short(*args: Any) -> Iterator[list[TimedPlan]]:
         yield from list(rounds(*args))[:1]
         raise stop("it broke")
 
-    monkeypatch.setattr(benchmark, "rounds", cut_short)
+    monkeypatch.setattr(benchmark, "interleave", cut_short)
     assert cli.run(words(checkpoint, tmp_path, "--samplers", "ddpm")) == (130 if stop is KeyboardInterrupt else 2)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["interrupted"]

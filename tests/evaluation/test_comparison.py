@@ -13,12 +13,12 @@ from asd_policy import cli
 from asd_policy._common.files import write_json
 from asd_policy._common.statistics import paired_bootstrap, paired_difference, unpaired_difference
 from asd_policy.errors import RunError
-from asd_policy.evaluation import evaluate
-from asd_policy.evaluation.comparison import Run, compare, equivalence, load_run, pair, reward_difference
+from asd_policy.evaluation.comparison import Run, compare_runs, equivalence_result, load_run, pair, reward_difference
 from asd_policy.evaluation.equivalence import tost_paired, tost_unpaired
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import Journal
+from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.plan import PlanRecord
 from asd_policy.samplers import make_sampler
 
@@ -58,7 +58,7 @@ def write_run(folder: Path, episodes: list[Episode], seed: int = 0, journal: boo
         "env": "asd/Avoid-v0",
         "seed": seed,
         "episodes": count,
-        "samplers": evaluate.summarize(samplers, episodes, 100),
+        "samplers": summarize_episodes(samplers, episodes, 100),
     }
     write_json(folder / "results.json", {**results, **changes})
     return folder / "results.json"
@@ -71,14 +71,14 @@ def run_of(episode: Callable[[int], Episode], folder: Path, count: int = 40, **o
 def test_equivalence_of_pairs() -> None:
     first = [make_episode(index, index % 10 != 0) for index in range(100)]
     second = [make_episode(index, index % 10 != 5) for index in range(100)]
-    verdict = equivalence(pair(first, second), 0.2)
+    verdict = equivalence_result(pair(first, second), 0.2)
     assert verdict["p_value"] == pytest.approx(
         tost_paired([e.success for e in first], [e.success for e in second], 0.2)
     )
     assert verdict["equivalent"] is True
     assert 0.5 < verdict["power"] < 1
-    assert equivalence(pair(first, second), 0.05)["equivalent"] is False
-    few = equivalence(pair(first[:5], second[:5]), 0.1)
+    assert equivalence_result(pair(first, second), 0.05)["equivalent"] is False
+    few = equivalence_result(pair(first[:5], second[:5]), 0.1)
     assert few["power"] == 0
     assert not few["equivalent"]
 
@@ -94,7 +94,7 @@ def test_reward_differences_leave_out_what_is_not_finite() -> None:
 def test_paired_runs(tmp_path: Path) -> None:
     first = run_of(lambda i: make_episode(i, i % 4 != 0, rounds=20 + i), tmp_path / "a")
     second = run_of(lambda i: make_episode(i, i % 5 != 0, rounds=10 + i // 2, seconds=0.05), tmp_path / "b")
-    results = compare(first, second, 0.2)
+    results = compare_runs(first, second, 0.2)
     assert results["paired"] is True and results["why_unpaired"] is None
     (found,) = results["samplers"]
     assert found["spec"] == ASD and found["episodes"] == [40, 40]
@@ -111,13 +111,13 @@ def test_paired_runs(tmp_path: Path) -> None:
 
 def test_runs_of_other_lengths_are_paired_where_they_overlap(tmp_path: Path) -> None:
     first, second = run_of(make_episode, tmp_path / "a", 30), run_of(make_episode, tmp_path / "b", 12)
-    assert compare(first, second, 0.1)["samplers"][0]["episodes"] == [12, 12]
+    assert compare_runs(first, second, 0.1)["samplers"][0]["episodes"] == [12, 12]
 
 
 def test_runs_of_other_seeds_are_two_groups(tmp_path: Path) -> None:
     first = run_of(lambda i: make_episode(i, i % 4 != 0, rounds=20 + i), tmp_path / "a")
     second = run_of(lambda i: make_episode(i, i % 5 != 0, rounds=10 + i), tmp_path / "b", 60, seed=1)
-    results = compare(first, second, 0.2)
+    results = compare_runs(first, second, 0.2)
     assert (results["paired"], results["why_unpaired"]) == (False, "the seeds are 0 and 1")
     (found,) = results["samplers"]
     assert found["episodes"] == [40, 60]
@@ -134,7 +134,7 @@ def test_results_alone(tmp_path: Path) -> None:
     """As earlier versions left them: two groups, and ratios without intervals."""
     first = run_of(make_episode, tmp_path / "a", journal=False)
     second = run_of(lambda i: make_episode(i, rounds=5), tmp_path / "b")
-    results = compare(first, second, 0.1)
+    results = compare_runs(first, second, 0.1)
     assert results["why_unpaired"] == f"no episodes.jsonl in {tmp_path / 'a'}"
     assert results["samplers"][0]["rounds_ratio"] == {"mean": 0.5, "ci95": None}
 
@@ -145,10 +145,10 @@ def test_runs_without_plans(tmp_path: Path) -> None:
         lambda i: replace(make_episode(i, False, plans=0), error="it broke", total_reward=None), tmp_path / "a"
     )
     for other in (run_of(make_episode, tmp_path / "b"), run_of(make_episode, tmp_path / "c", journal=False)):
-        (found,) = compare(broken, other, 0.1)["samplers"]
+        (found,) = compare_runs(broken, other, 0.1)["samplers"]
         assert found["rounds_ratio"] is found["latency_ratio"] is found["return_difference"] is None
         assert found["success_difference"]["mean"] == 1
-        report.comparison_table(compare(broken, other, 0.1))
+        report.comparison_table(compare_runs(broken, other, 0.1))
 
 
 def test_only_shared_samplers_are_compared(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_only_shared_samplers_are_compared(tmp_path: Path) -> None:
     first = load_run(write_run(tmp_path / "a", both))
     second = run_of(make_episode, tmp_path / "b", 4)
     third = run_of(lambda i: make_episode(i, spec=DDPM), tmp_path / "c", 4)
-    assert [found["spec"] for found in compare(first, second, 0.1)["samplers"]] == [ASD]
+    assert [found["spec"] for found in compare_runs(first, second, 0.1)["samplers"]] == [ASD]
     with pytest.raises(RunError, match=f"no sampler is in both: .* has {ASD}; .* has ddpm"):
-        compare(second, third, 0.1)
+        compare_runs(second, third, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.run(["compare", str(first), str(second.parent), "--json"]) == 0
     printed = capsys.readouterr()
     results = json.loads(printed.out)
-    assert results == json.loads(json.dumps(compare(load_run(first), load_run(second), 0.1)))
+    assert results == json.loads(json.dumps(compare_runs(load_run(first), load_run(second), 0.1)))
     assert results["first"] == str(first) and results["second"] == str(second)
     for words in ("asd:window=8", "+0.0 [", "0.50×", "episodes paired", "success equivalent within 10 points (p = "):
         assert words in printed.err
@@ -209,9 +209,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_verdict_in_words() -> None:
     shown = {"margin": 0.1, "p_value": 0.012, "equivalent": True, "power": 0.9}
-    assert report.equivalence(shown, 200) == "success equivalent within 10 points (p = 0.012, 200 episodes)"
+    assert report.equivalence_text(shown, 200) == "success equivalent within 10 points (p = 0.012, 200 episodes)"
     missed = {"margin": 0.05, "p_value": 0.31, "equivalent": False, "power": 0.12}
-    assert report.equivalence(missed, 50) == (
+    assert report.equivalence_text(missed, 50) == (
         "success not shown to be equivalent within 5 points (p = 0.31, 50 episodes; of equal rates it would be with a "
         "probability of 12 %)"
     )
@@ -219,11 +219,11 @@ def test_a_verdict_in_words() -> None:
 
 def test_the_summary_of_a_run_has_the_verdict() -> None:
     episodes = [make_episode(i, spec=spec) for i in range(60) for spec in (DDPM, ASD)]
-    ddpm, asd = evaluate.summarize({spec: make_sampler(spec) for spec in (DDPM, ASD)}, episodes, 100, margin=0.2)
+    ddpm, asd = summarize_episodes({spec: make_sampler(spec) for spec in (DDPM, ASD)}, episodes, 100, margin=0.2)
     assert ddpm["equivalence"] is None
-    assert asd["equivalence"] == equivalence(pair(episodes[::2], episodes[1::2]), 0.2)
+    assert asd["equivalence"] == equivalence_result(pair(episodes[::2], episodes[1::2]), 0.2)
     assert asd["reward_difference"] == {"mean": 0.0, "ci95": (0.0, 0.0)}
-    (alone,) = evaluate.summarize({ASD: make_sampler(ASD)}, episodes[1::2], 100)
+    (alone,) = summarize_episodes({ASD: make_sampler(ASD)}, episodes[1::2], 100)
     assert alone["equivalence"] is alone["reward_difference"] is None
     assert report.equivalence_lines({"samplers": [ddpm, asd]}) == [
         f"{ASD}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"

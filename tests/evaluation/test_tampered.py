@@ -46,8 +46,8 @@ def try_all(folder: Path, other: Path) -> None:
     """Write the page of a run and compare it with another, which may be refused."""
     for attempt in (
         lambda: page.write(folder),
-        lambda: comparison.compare(comparison.load_run(folder), comparison.load_run(other), 0.1),
-        lambda: comparison.compare(comparison.load_run(other), comparison.load_run(folder), 0.1),
+        lambda: comparison.compare_runs(comparison.load_run(folder), comparison.load_run(other), 0.1),
+        lambda: comparison.compare_runs(comparison.load_run(other), comparison.load_run(folder), 0.1),
     ):
         try:
             json.dumps(attempt(), default=str, allow_nan=False)

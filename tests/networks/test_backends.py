@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.errors import BackendError, DenoiserError, SpecError
-from asd_policy.evaluation.exactness import mutants as testing
 from asd_policy.networks.backends import BACKENDS, Backend, Job, make_backend
 from asd_policy.networks.backends.base import DTYPES
 from asd_policy.networks.denoiser import EncodingDenoiser, encode
 from asd_policy.policy.policy import Policy
+from support import known_laws
 
 SPECS = {"torch-replicas": "torch-replicas:devices=cpu+cpu"}
 """For backends whose defaults need what not every machine has."""
@@ -196,9 +196,9 @@ def test_encoding_that_is_none(checkpoint: Path) -> None:
 
 
 def test_no_module_runs_as_it_is() -> None:
-    chain = testing.short_chain()
-    network = testing.mixture_denoiser()
-    job = Job(chain, testing.EVENT, 0, torch.device("cpu"))
+    chain = known_laws.short_chain()
+    network = known_laws.mixture_denoiser()
+    job = Job(chain, known_laws.EVENT, 0, torch.device("cpu"))
     assert make_backend("torch-eager").prepare(network, job) is network
     for spec in ("torch-eager:dtype=bfloat16", "torch-compile", "torch-replicas:devices=cpu+cpu"):
         with pytest.raises(BackendError, match="runs modules of PyTorch, and the network is a MixtureDenoiser"):

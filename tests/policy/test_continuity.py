@@ -15,11 +15,11 @@ import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.continuity import Committed, overlay, pulls
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.inpainting import Inpainting
+from support.known_laws import DTYPE, EVENT, make_tape
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 SPECS = ["ddpm", "asd:window=4", "asd:window=4,draft=frozen,verify=reflection", "ddim:5", "paradigms:window=4"]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import asd_policy
 from asd_policy.errors import ChainError, DenoiserError, SpecError
-from asd_policy.evaluation.exactness.mutants import mixture_p_value
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import mixture_p_value
 
 SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 LEVEL = 1e-6

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.evaluation.exactness import mutants
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 from asd_policy.policy.adapters.base import AsdStats
 from asd_policy.policy.tuning import load_tuning
 from asd_policy.samplers.asd import autotune as choice
+from support import known_laws
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
 CPU = torch.device("cpu")
@@ -219,7 +220,7 @@ class GaussianModel(nn.Module):
     def __init__(self) -> None:
         """Build it."""
         super().__init__()
-        self.denoiser: MixtureDenoiser = testing.gaussian_denoiser()
+        self.denoiser: MixtureDenoiser = known_laws.gaussian_denoiser()
 
     def forward(self, sample: Tensor, timestep: Tensor, local_cond: Any = None, global_cond: Any = None) -> Tensor:
         """Predict noise."""
@@ -227,7 +228,7 @@ class GaussianModel(nn.Module):
 
 
 def gaussian_policy() -> tuple[StandIn, GaussianChain]:
-    chain = testing.short_chain()
+    chain = known_laws.short_chain()
     noise_scheduler = DDPMScheduler.from_config(dict(chain.config))
     policy = make(noise_scheduler=noise_scheduler, steps=len(chain))
     policy.model, policy.width, policy.horizon = GaussianModel(), 2, 2
@@ -240,9 +241,9 @@ def p_value(policy: StandIn, chain: GaussianChain, known: Tensor, rows: int = 40
     torch.manual_seed(5)
     plans = policy.conditional_sample(data, known.expand(rows, 2, 2))
     assert (plans[:, known] == 0.7).all()
-    mean, deviation = testing.gaussian_law(testing.gaussian_denoiser(), chain)
+    mean, deviation = known_laws.gaussian_law(known_laws.gaussian_denoiser(), chain)
     free = ~known.flatten()
-    return testing.normal_p_value((plans.flatten(1)[:, free] - mean[free]) / deviation[free])
+    return known_laws.normal_p_value((plans.flatten(1)[:, free] - mean[free]) / deviation[free])
 
 
 NOTHING, CORNER = torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[False, True], [False, False]])
@@ -256,7 +257,7 @@ def test_law_is_that_of_its_own_loop(known: Tensor, spec: str) -> None:
     asd_policy.accelerate(policy, spec)
     assert own > 1e-3
     assert p_value(policy, chain, known) > 1e-3
-    with testing.mutated("accept-always"):
+    with mutants.mutated("accept-always"):
         assert p_value(policy, chain, known) < 1e-6
 
 

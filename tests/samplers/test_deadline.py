@@ -14,7 +14,6 @@ from torch import Tensor
 import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
-from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.experience import Experience
@@ -23,6 +22,7 @@ from asd_policy.samplers.ddpm import walk
 from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.pace import REMEMBERED, Pace, pace_of
 from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import DTYPE, EVENT, make_tape
 
 ROWS = 6
 CALL, POINT = 0.010, 0.001  # seconds of a network call, and of each of its points

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.evaluation.exactness import checks as equivalence
-from asd_policy.evaluation.exactness import law
-from asd_policy.evaluation.exactness import mutants as testing
+from asd_policy.evaluation.exactness import checks as exactness
+from asd_policy.evaluation.exactness import law, mutants
 from asd_policy.samplers.asd.sampler import Asd
 from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
 
@@ -162,7 +161,7 @@ def test_the_encoder_runs_once_per_plan() -> None:
     assert seen == [6, 6, 6]  # three robots, two images each
 
 
-def residual_checks(policy: DiffusionPolicy, chain: GaussianChain, cond: Tensor) -> list[equivalence.Check]:
+def residual_checks(policy: DiffusionPolicy, chain: GaussianChain, cond: Tensor) -> list[exactness.Check]:
     """Test every step that a batch of plans took."""
     rows, unet = len(cond), policy.diffusion.unet
 
@@ -184,8 +183,8 @@ def residual_checks(policy: DiffusionPolicy, chain: GaussianChain, cond: Tensor)
     policy.diffusion.unet = unet
     points = np.concatenate([recorder.points, plans.flatten(1)[:, None].double().numpy()], axis=1)
     guesses = {"earlier prediction": recorder.earlier, "window's start": recorder.start}
-    steps = equivalence.residual_steps(points, recorder.predictions, chain.a, chain.b, chain.sigma, guesses)
-    return equivalence.residual_checks(steps)
+    steps = exactness.residual_steps(points, recorder.predictions, chain.a, chain.b, chain.sigma, guesses)
+    return exactness.residual_checks(steps)
 
 
 @pytest.mark.parametrize("spec", ["asd:window=6", "asd:window=12,draft=picard,verify=reflection"])
@@ -198,11 +197,11 @@ def test_steps_have_the_law_of_the_chain(state_policy: DiffusionPolicy, spec: st
         state_policy.diffusion.conditional_sample(512, cond, seeded(seed))
     chain = GaussianChain.from_scheduler(state_policy.diffusion.noise_scheduler)
     if mutant is None:
-        assert equivalence.judge(residual_checks(state_policy, chain, cond), 0.01).holds
+        assert exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
         assert stats_of(state_policy).algorithmic_speedup > 1.5
     else:
-        with testing.mutated(mutant):
-            assert not equivalence.judge(residual_checks(state_policy, chain, cond), 0.01).holds
+        with mutants.mutated(mutant):
+            assert not exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
 
 
 @pytest.mark.parametrize(("spec", "same"), [("asd:window=6", True), ("ddim:2", False)])
@@ -211,7 +210,7 @@ def test_plans_have_the_law_of_lerobots_loop(policy: DiffusionPolicy, spec: str,
     batch, rows = observe(policy), 256
     batch = {name: values.expand(rows, *values.shape[1:]) for name, values in batch.items()}
 
-    def plans(seed: int) -> equivalence.Array:
+    def plans(seed: int) -> exactness.Array:
         torch.manual_seed(seed)
         policy.reset()
         policy.select_action(batch)
@@ -221,8 +220,8 @@ def test_plans_have_the_law_of_lerobots_loop(policy: DiffusionPolicy, spec: str,
     asd_policy.accelerate(policy, spec)
     plans(2)
     drawn = plans(3)
-    checks = [equivalence.energy_check(drawn, reference, 4, 999), equivalence.marginal_check(drawn, reference)]
-    assert equivalence.judge(checks, 0.01).holds is same
+    checks = [exactness.energy_check(drawn, reference, 4, 999), exactness.marginal_check(drawn, reference)]
+    assert exactness.bonferroni(checks, 0.01).holds is same
 
 
 def test_stats(state_policy: DiffusionPolicy) -> None:

@@ -1,8 +1,8 @@
 """Do two samplers draw from one law? Tests of the plans they return, and of the steps that one of them took.
 
-Plans are compared with the reference's, two samples at a time, within each observation, so that a difference
-between observations can never pass for one between samplers. Steps need no reference: a chain says what law
-they have, so that they are tested against it, which is the far sharper test (`residual_checks`).
+Plans are compared with those of the reference within each observation, so that a difference between observations
+cannot pass for one between samplers. Steps need no reference: the chain gives their law, and they are tested against
+it. That is the far sharper test (`residual_checks`).
 
 Everything here is a function of arrays; no network, no files.
 """
@@ -42,28 +42,28 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What several tests say together."""
+class Decision:
+    """What several tests decide together."""
 
     holds: bool
-    """No test rejects at the family-wise level."""
+    """Whether no test rejects at the family-wise level."""
     p_value: float
     """Of the whole family: the smallest p-value times the number of tests, at most 1."""
     level: float
-    """What each test's own p-value was held to."""
+    """The p-value at or below which a single test rejects."""
 
 
-def judge(checks: Sequence[Check], alpha: float) -> Verdict:
+def bonferroni(checks: Sequence[Check], alpha: float) -> Decision:
     """Combine tests under one family-wise level by Bonferroni's inequality, whatever their dependence.
 
-    For the question whether ANY of them rejects, Holm's procedure is the same: its first step is Bonferroni's.
+    On the question whether ANY of them rejects, Holm's procedure agrees: its first step is Bonferroni's.
 
     Args:
         checks: At least one.
         alpha: Probability of a false alarm, at most, when the law holds.
     """
     smallest = min(check.p_value for check in checks)
-    return Verdict(smallest > alpha / len(checks), min(1.0, len(checks) * smallest), alpha / len(checks))
+    return Decision(smallest > alpha / len(checks), min(1.0, len(checks) * smallest), alpha / len(checks))
 
 
 # Two samples of plans. Arrays are [O, N, D]: N plans of D numbers at each of O observations.
@@ -88,10 +88,10 @@ def energy_check(first: Array, second: Array, seed: int, permutations: int = PER
 
 
 def whiten(first: Array, second: Array) -> tuple[Array, Array]:
-    """Give each observation's pooled plans unit variance in every direction they vary in, the faint ones included.
+    """Scale each observation's pooled plans to unit variance in every direction in which they vary.
 
-    In a plan's own units the energy distance sees its broad shape; how rough it is, say, is in faint directions. The
-    map treats both samples alike, so permutations stay valid.
+    In a plan's own units the energy distance mostly sees its broad shape. How rough a plan is, say, shows in directions
+    of little variance. The map treats both samples alike, so permutations stay valid.
 
     Args:
         first: Plans [O, N, D].
@@ -123,9 +123,9 @@ def marginal_check(first: Array, second: Array) -> Check:
 
 
 def mode_check(first: Array, second: Array, seed: int, permutations: int = PERMUTATIONS) -> Check | None:
-    """Compare how often each mode is taken, or return None where no observation has several.
+    """Compare how often each mode is taken; None where no observation has several.
 
-    The statistic is χ² of the modes' counts, summed over observations; permutations give its law, so that rare modes
+    The statistic is χ² of the modes' counts, summed over observations. Permutations give its law, so that rare modes
     do no harm. Modes are found in both samples pooled, which keeps permutations valid.
 
     Args:
@@ -157,7 +157,7 @@ def mode_check(first: Array, second: Array, seed: int, permutations: int = PERMU
 
 
 def modes(plans: Array) -> npt.NDArray[np.int64]:
-    """Cluster plans [n, D]; return each one's mode [n], 0 for all where there is one.
+    """Cluster plans [n, D] into modes: number each plan's mode [n], 0 for all where there is one.
 
     Ward's hierarchical clusters are cut into 2 … 8; of the cuts in which every cluster has 5 % of the plans, the one
     with the largest mean silhouette (Rousseeuw 1987) is taken if that is 0.5 or more. Otherwise there is one mode.
@@ -188,22 +188,22 @@ def modes(plans: Array) -> npt.NDArray[np.int64]:
 def detectable_moves(
     first: Array, second: Array, level: float, seed: int, powers: Sequence[float] = POWERS
 ) -> dict[str, dict[str, float | None]]:
-    """Return the smallest moves of all plans that the energy test would probably have seen.
+    """Find the smallest moves of all plans that the energy test would probably have detected.
 
-    By simulation: the pooled plans are split at random, which makes the law hold, a difference is put into one half,
-    and the test is asked whether it sees it.
+    By simulation: the pooled plans are split at random, so that both halves have one law. Then one half is moved, and
+    the test is run.
 
     Args:
         first: Plans [O, N, D].
         second: Plans [O, N, D] of the reference.
-        level: What the test's p-value is held to.
+        level: The p-value at or below which the test rejects.
         seed: Of the splits.
-        powers: Probabilities to see the move.
+        powers: Wanted probabilities to detect the move.
 
     Returns:
         By difference, then by power in percent ("80", "90"): `mean_shift_sd`, every coordinate moved by this many
         standard deviations; `scale`, every deviation from the mean longer by this fraction. None where even the
-        largest tried, 10, is not seen.
+        largest size tried, 10, is not detected.
     """
     splits = SPLITS
     pooled = np.concatenate([first, second], axis=1)  # [O, 2N, D]
@@ -215,7 +215,7 @@ def detectable_moves(
     moves = {"mean_shift_sd": np.broadcast_to(pooled.std(1, keepdims=True), pooled.shape), "scale": centred}
 
     def seen(size: float, move: Array) -> float:
-        """Return the share of splits in which the test sees `size` times `move` put into one half."""
+        """Measure the share of splits in which the test detects `size` times `move` in one half."""
         energy = np.zeros(splits)
         for plans, step, half in zip(pooled, move, halves, strict=True):
             energy += _energy_after(plans, plans + size * step, half)
@@ -227,7 +227,7 @@ def detectable_moves(
 def detectable_effects(
     checks: Sequence[Check], level: float, powers: Sequence[float] = POWERS
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return, by test, effect and power, the smallest effect that each test with a standard error probably sees.
+    """Compute, by test, effect and power, the smallest effect that each test with a standard error probably detects.
 
     In closed form: (effect / standard error)² is the non-centrality of the test's χ².
     """
@@ -272,7 +272,7 @@ def _smallest(seen: Callable[[float, Array], float], move: Array, power: float) 
 
 
 def _energy_after(plans: Array, moved: Array, half: npt.NDArray[np.bool_]) -> Array:
-    """Return the energy distance [splits] between the plans of a half [splits, 2N] and the others, which moved."""
+    """Compute the energy distance [splits] between the plans of a half [splits, 2N] and the others, which moved."""
     stay, go = half.astype(np.float64), (~half).astype(np.float64)
     condensed = pdist(plans)
     within, after, across = squareform(condensed), squareform(pdist(moved)), cdist(plans, moved)
@@ -285,7 +285,7 @@ def _energy_after(plans: Array, moved: Array, half: npt.NDArray[np.bool_]) -> Ar
 
 
 def _energies(first: Array, second: Array, seed: int, permutations: int) -> Array:
-    """Return energy distances over spread [O, permutations + 1], each observation's first as observed."""
+    """Compute energy distances over spread [O, permutations + 1]; the first of a row is the observed one."""
     rng = np.random.default_rng(seed)
     found = np.zeros((len(first), permutations + 1))
     for row, x, y in zip(found, first, second, strict=True):
@@ -298,7 +298,7 @@ def _energies(first: Array, second: Array, seed: int, permutations: int) -> Arra
 
 
 def _signs(count: int, permutations: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return which of 2N pooled plans go to the first sample (1) or the second (−1) [permutations + 1, 2N].
+    """Assign 2N pooled plans to the first sample (1) or the second (−1) at random [permutations + 1, 2N].
 
     The first row is the samples as they are.
     """
@@ -307,7 +307,7 @@ def _signs(count: int, permutations: int, rng: np.random.Generator) -> npt.NDArr
 
 
 def _upper_tail(statistics: Array) -> float:
-    """Return the p-value of the first statistic among permuted ones, itself included; rounding makes no tie."""
+    """Compute the p-value of the first statistic among permuted ones, itself included; rounding makes no tie."""
     reached = statistics >= statistics[0] - 1e-6 * max(1e-6, abs(statistics[0]))
     return float(reached.mean())
 
@@ -317,12 +317,12 @@ def _upper_tail(statistics: Array) -> float:
 
 @dataclass(frozen=True)
 class Steps:
-    """The noisy steps that n plans took, and what was known before each. Arrays are [n, k, D]."""
+    """The noisy steps that n plans took, and vectors that were fixed before each. Arrays are [n, k, D]."""
 
     residuals: Array
     """z = (x_{k+1} − m_k)/σ_k."""
     errors: dict[str, Array]
-    """By name, vectors that were fixed before the step's noise, over σ_k: by how much a draft may have missed m_k. NaN
+    """By name, vectors by which a draft may have missed m_k, over σ_k. They were fixed before the step's noise. NaN
     where there is none."""
 
 
@@ -337,7 +337,7 @@ def residual_steps(
         a: The chain's weight of x̂0 [K].
         b: Its weight of the point [K].
         sigma: Its standard deviations [K]; steps without noise are left out.
-        guesses: By name, guesses of x̂0 [n, K, D] that were known before the step was taken.
+        guesses: By name, guesses of x̂0 [n, K, D] that were fixed before the step was taken.
     """
     noisy = sigma > 0
     scale = (a[noisy] / sigma[noisy])[:, None]
@@ -347,17 +347,17 @@ def residual_steps(
 
 
 def residual_checks(steps: Steps) -> list[Check]:
-    """Test a sampler's steps against the chain's: given all that was known before it, each residual z is N(0, I).
+    """Test a sampler's steps against the chain's: conditional on what came before, each residual z is N(0, I).
 
-    That is what an exact coupling guarantees on ANY network, and it implies the law of the final plan. The checks:
+    An exact coupling guarantees that on ANY network, and it implies the law of the final plan. The checks:
 
     - size: Σ z² of a step is χ²; two-sided, Bonferroni over the steps.
     - mean: of z, for each step and coordinate; χ².
     - shape: all z against the normal law; Kolmogorov and Smirnov.
-    - bias and spread along a possible draft error: z along a direction that was fixed before is N(0, 1). A coupling
-      that lets its draft's error through pulls z towards the draft, which no average over directions shows. Redrawing
-      where it should reflect, with a draft that is δ standard deviations off, pulls by δ Φ(−δ/2), so that is each
-      step's weight: none where the draft was right, none where it was hopeless.
+    - bias and spread along a possible draft error: z along a direction that was fixed before the step is N(0, 1). A
+      coupling that lets its draft's error through pulls z towards the draft, which no average over directions shows.
+      Suppose it redraws where it should reflect, with a draft that is δ standard deviations off: that pulls by
+      δ Φ(−δ/2). This is each step's weight: none where the draft was right, none where it was hopeless.
     """
     residuals = steps.residuals
     plans, count, dim = residuals.shape
@@ -408,7 +408,7 @@ def residual_checks(steps: Steps) -> list[Check]:
 
 
 def noiseless_check(points: Array, predictions: Array, a: Array, b: Array, sigma: Array, tolerance: float) -> Check:
-    """Check that a step without noise, as a chain's last one is, went to its mean; no chance is involved.
+    """Check that a step without noise, such as a chain's last one, went to its mean. This test is deterministic.
 
     Args:
         points: Committed points [n, K + 1, D].

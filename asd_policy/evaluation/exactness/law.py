@@ -1,4 +1,4 @@
-"""Is a sampler's law the sequential one on this policy? Draws plans of both, watches the steps of one, and tests."""
+"""Is a sampler's law the sequential one on this policy? Draw plans of both, watch the steps of one, and test."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +11,21 @@ from torch import Tensor
 
 from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.evaluation.evaluate import prepare, run_episode
-from asd_policy.evaluation.exactness import checks as equivalence
-from asd_policy.evaluation.exactness.checks import Array, Check
+from asd_policy.evaluation.closed_loop import prepare_planners, run_episode
+from asd_policy.evaluation.exactness.checks import (
+    Array,
+    Check,
+    bonferroni,
+    detectable_effects,
+    detectable_moves,
+    energy_check,
+    marginal_check,
+    mode_check,
+    noiseless_check,
+    residual_checks,
+    residual_steps,
+    whiten,
+)
 from asd_policy.evaluation.rollout.environments import Env
 from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.policy.policy import Policy
@@ -29,21 +41,21 @@ NOISELESS_TOLERANCE = 1e-3  # in normalised actions; the rounding of a network i
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What one sampler drew."""
+class PlanSample:
+    """Plans that one sampler drew."""
 
     plans: Array
     """Normalised plans [O, N, D]: N at each of O observations."""
     checks: list[Check]
-    """Of the steps behind them; empty where they are not the chain's, or were not watched."""
+    """Of the steps that led to them; empty where these are not the chain's, or were not watched."""
 
 
 class PathRecorder:
     """A denoiser that remembers where a sampler evaluated it, and so which path each row took.
 
-    The sampler need not help, or know: each row's conditioning carries the row's number in one more entry, which is
-    taken off again before the network sees it. What it has to do is what any sampler of a chain does that
-    speculates: evaluate the points of a step until one stands, so that the last one evaluated is the committed one.
+    The sampler need not cooperate: each row's conditioning carries the row's number in one more entry, which is removed
+    before the network sees it. All that is assumed is what every speculative sampler of a chain does: it evaluates
+    points of a step until one is accepted, so that the last point evaluated is the committed one.
     """
 
     def __init__(
@@ -69,12 +81,12 @@ class PathRecorder:
         self.predictions = nowhere.copy()
         """x̂0 there."""
         self.earlier = nowhere.copy()
-        """The latest x̂0 known before that call for that step or, if it is a new one, for the last step before it."""
+        """The latest x̂0 from before that call, for that step or, if it is new, for the last step before it."""
         self.start = nowhere.copy()
         """x̂0 at the row's first point of that call."""
 
     def tag(self, cond: Tensor) -> Tensor:
-        """Return conditioning [B, C] with each row's number behind it [B, C + 1]."""
+        """Append each row's number to conditioning [B, C]: [B, C + 1]."""
         return torch.cat([cond, torch.arange(len(cond), device=cond.device).to(cond.dtype)[:, None]], dim=1)
 
     def encode(self, cond: Tensor) -> Tensor:
@@ -83,7 +95,7 @@ class PathRecorder:
         return torch.cat([encode(self._denoiser, cond[:, :-1]), cond[:, -1:]], dim=1)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        """Evaluate the network on N points with tagged conditioning, and remember."""
+        """Evaluate the network on N points with tagged conditioning, and remember the points."""
         assert cond is not None  # a policy always has some
         output = self._denoiser(x, timestep, cond[:, :-1])
         if output.shape == x.shape:  # otherwise the sampler is about to refuse it
@@ -107,13 +119,13 @@ class PathRecorder:
         self._furthest = np.where(last >= 0, last, self._furthest)
 
 
-def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: int) -> Tensor:
-    """Return conditioning [count, C] from a random moment of planning in each of `count` episodes.
+def closed_loop_conditioning(policy: Policy, env: Env, sampler: Sampler, count: int, seed: int) -> Tensor:
+    """Collect conditioning [count, C], from a random moment of planning in each of `count` episodes.
 
     Args:
-        policy: Whose observations.
-        env: Where.
-        sampler: Plans the episodes; those are the states it will meet in use.
+        policy: That acts.
+        env: The environment.
+        sampler: Plans the episodes, so that the states are those it will meet in use.
         count: Of observations.
         seed: Of the episodes and the moments.
 
@@ -121,7 +133,7 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
         AsdError: Policy and environment do not fit, or the network failed.
     """
     rng = np.random.default_rng(seed)
-    (planner,) = prepare(policy, env, [sampler])
+    (planner,) = prepare_planners(policy, env, [sampler])
     conds = []
     for index in range(count):
         run_episode(planner, env, index, seed)
@@ -129,8 +141,8 @@ def closed_loop(policy: Policy, env: Env, sampler: Sampler, count: int, seed: in
     return torch.cat(conds)
 
 
-def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
-    """Return the sampler with what it chooses for a single plan: as it is in use, not for a large batch."""
+def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
+    """Let a sampler choose the settings left to it for a single plan, as in use, and not for a large batch."""
     if not isinstance(sampler, Asd):
         return sampler
     past, held = WarmStart(None, policy.experience.copy()), policy.inpainting(conds[:1])
@@ -140,7 +152,7 @@ def settle(policy: Policy, sampler: Sampler, conds: Tensor) -> Sampler:
     return make_sampler(result.stats.spec)
 
 
-def draw(
+def draw_plans(
     policy: Policy,
     sampler: Sampler,
     conds: Tensor,
@@ -148,17 +160,17 @@ def draw(
     seed: int,
     watch: bool,
     advance: Callable[[int], object],
-) -> Drawn:
-    """Draw plans.
+) -> PlanSample:
+    """Draw plans at each observation, and check the steps that led to them.
 
     Args:
-        policy: Whose network.
-        sampler: How.
+        policy: With the network.
+        sampler: That plans.
         conds: Conditioning [O, C].
         count: Plans N for each.
         seed: Of the noise.
-        watch: Whether to test the steps too.
-        advance: Told how many plans were drawn.
+        watch: Whether to check the steps too.
+        advance: Called with the number of plans that were drawn.
 
     Raises:
         AsdError: The sampler does not fit the chain, or the network failed.
@@ -188,15 +200,15 @@ def draw(
                 )
             plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
-    return Drawn(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
+    return PlanSample(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
 
 
 def _pasts(
     policy: Policy, sampler: Sampler, conds: Tensor, generator: torch.Generator
 ) -> list[Callable[[int], WarmStart]]:
-    """Return for each observation what a batch of so many plans there may know: all that it may know in use.
+    """Make for each observation the warm start that a batch of plans there has: as much as in use.
 
-    The last plan is one at that observation, and what a sampler learns it has learned from plans at all of them.
+    The last plan is one at that observation. What a sampler learns, it has learned from plans at all observations.
     """
     if not sampler.learns:
         return [lambda rows: WarmStart()] * len(conds)
@@ -219,7 +231,7 @@ def _pasts(
 
 
 def _free(policy: Policy, conds: Tensor) -> Tensor:
-    """Return which numbers of a plan, in a row, are sampled and not given [D]."""
+    """Mark which numbers of a flattened plan are sampled, and not given [D]."""
     held = policy.inpainting(conds[:1])
     mask = conds.new_zeros((1, *policy.event), dtype=torch.bool) if held is None else held.mask
     return ~mask[0].flatten()
@@ -230,7 +242,7 @@ def _past(experience: Experience, last_plans: Tensor, rows: int) -> WarmStart:
 
 
 def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]) -> list[Check]:
-    """Return the checks of the steps that recorders saw, each with the plans they led to [B, D]; none for no steps."""
+    """Check the steps that recorders saw, each with the plans they led to [B, D]; no checks without steps."""
     if not recorded:
         return []
     recorders = [recorder for recorder, _ in recorded]
@@ -244,34 +256,34 @@ def step_checks(chain: GaussianChain, recorded: list[tuple[PathRecorder, Array]]
     }
     coefficients = (chain.a, chain.b, chain.sigma)
     return [
-        *equivalence.residual_checks(equivalence.residual_steps(points, predictions, *coefficients, guesses)),
-        equivalence.noiseless_check(points, predictions, *coefficients, NOISELESS_TOLERANCE),
+        *residual_checks(residual_steps(points, predictions, *coefficients, guesses)),
+        noiseless_check(points, predictions, *coefficients, NOISELESS_TOLERANCE),
     ]
 
 
-def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str, Any]:
-    """Test and return what results.json says of it.
+def compare_laws(drawn: PlanSample, reference: PlanSample, alpha: float, seed: int) -> dict[str, Any]:
+    """Test one law against the other, and build what results.json says of it.
 
     Args:
         drawn: By the sampler in question, watched.
-        reference: By the sequential one, at the same observations.
+        reference: By the sequential sampler, at the same observations.
         alpha: Family-wise level.
         seed: Of permutations and power.
     """
-    of_modes = equivalence.mode_check(drawn.plans, reference.plans, seed)
+    of_modes = mode_check(drawn.plans, reference.plans, seed)
     on_plans = [
-        equivalence.energy_check(drawn.plans, reference.plans, seed),
+        energy_check(drawn.plans, reference.plans, seed),
         replace(
-            equivalence.energy_check(*equivalence.whiten(drawn.plans, reference.plans), seed),
+            energy_check(*whiten(drawn.plans, reference.plans), seed),
             name="energy distance, whitened",
         ),
-        equivalence.marginal_check(drawn.plans, reference.plans),
+        marginal_check(drawn.plans, reference.plans),
         *([of_modes] if of_modes else []),
     ]
     checks = [*on_plans, *drawn.checks]
-    verdict = equivalence.judge(checks, alpha)
+    decision = bonferroni(checks, alpha)
     return {
-        **asdict(verdict),
+        **asdict(decision),
         "alpha": alpha,
         "checks": [
             {"name": check.name, "of": "plans" if check in on_plans else "steps", "p_value": check.p_value,
@@ -280,12 +292,12 @@ def compare(drawn: Drawn, reference: Drawn, alpha: float, seed: int) -> dict[str
         ],
         "steps_tested": bool(drawn.checks),
         "detectable": {
-            "energy distance": equivalence.detectable_moves(drawn.plans, reference.plans, verdict.level, seed),
-            **equivalence.detectable_effects(checks, verdict.level),
+            "energy distance": detectable_moves(drawn.plans, reference.plans, decision.level, seed),
+            **detectable_effects(checks, decision.level),
         },
     }  # fmt: skip
 
 
 def reference_sampler() -> Sampler:
-    """Return the sequential sampler, whose law is the one to have."""
+    """Make the sequential sampler, whose law is the target."""
     return make_sampler("ddpm")

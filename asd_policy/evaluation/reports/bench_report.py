@@ -1,4 +1,4 @@
-"""A benchmark's results as people read them: the ceiling, the table against it, and the plots."""
+"""A benchmark's results as tables and plots: the ceiling, the plans against it, and where their time goes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from asd_policy._common.files import atomic_file
 from asd_policy.evaluation.reports import plots
 
 PLOTS = ("latency.svg", "speedup.svg")
-"""Files that `draw` writes."""
+"""Files that `draw_bench_plots` writes."""
 
 
 def ceiling_table(ceiling: dict[str, Any]) -> Table:
-    """Return the `ceiling` of a results.json object as a table for the terminal."""
+    """Lay out the `ceiling` of a results.json object as a table for the terminal."""
     rates = ", ".join(f"{1e-12 * rate:.3g} TFLOP/s {dtype}" for dtype, rate in ceiling["flops_per_second"].items())
     table = Table(
-        title="network calls: median, and what of it the device's own matrix product and copy would need",
+        title="network calls: median, and the time that the device's own matrix product and copy would need",
         caption=f"measured: {rates}, {1e-9 * ceiling['bytes_per_second']:.3g} GB/s",
     )
     columns = ("backend", "points", "call ms", "K calls ms", "operations ms", "weights ms", "traffic ms", "of limit")
@@ -38,7 +38,7 @@ def ceiling_table(ceiling: dict[str, Any]) -> Table:
 
 
 def latency_table(results: dict[str, Any]) -> Table:
-    """Return the plans of a results.json object of `bench` as a table for the terminal."""
+    """Lay out the plans of a results.json object of `bench` as a table for the terminal."""
     baseline = results["baseline"]
     against = f"× is against ddpm on {baseline['backend']}" if baseline else ""
     table = Table(
@@ -68,7 +68,7 @@ def latency_table(results: dict[str, Any]) -> Table:
 
 
 def stages_table(results: dict[str, Any]) -> Table:
-    """Return where the plans' time goes as a table for the terminal."""
+    """Lay out where a plan's time goes as a table for the terminal."""
     table = Table(title="where a plan's time goes, ms")
     table.add_column("sampler on backend")
     for stage in STAGES:
@@ -80,7 +80,7 @@ def stages_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
+def draw_bench_plots(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draw the distribution of latencies, and speedup against window, as SVG files.
 
     Args:

@@ -19,14 +19,14 @@ VIDEO_LIMIT = 8_000_000
 """Most bytes of a video that is put into the page; a larger one is linked."""
 _SHOWN_FAILURES = 20
 _DARK_COLOURS = ("#a3acb6", "#ff8f4d", "#5aaeff", "#3fc79a", "#f07fb5", "#e0b040", "#9fd3f5", "#b9a0ff")
-"""In the place of `plots.COLOURS` on a dark page."""
+"""Replace `plots.COLOURS` on a dark page."""
 
 
 def write(folder: Path) -> Path:
-    """Write the page of an evaluation beside its results.json; return its path.
+    """Write the page of an evaluation beside its results.json, and return its path.
 
     Args:
-        folder: With results.json, and what there is of episodes.jsonl and videos.
+        folder: With results.json and, if they were kept, episodes.jsonl and videos.
 
     Raises:
         RunError: results.json or episodes.jsonl is not what `asd-policy eval` writes, or no episode had finished.
@@ -46,7 +46,7 @@ def write(folder: Path) -> Path:
 
 
 def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] | None = None) -> str:
-    """Return the page as HTML. Whatever text results and episodes hold, it is shown as text.
+    """Build the page as HTML. Whatever text results and episodes hold, the page shows it as text.
 
     Args:
         results: A results.json object of `eval`, with at least one sampler.
@@ -56,6 +56,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     import jinja2
 
     best = fastest_exact(results)
+    verdict = best and best["equivalence"]
     clocked = report.is_clocked(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
@@ -66,7 +67,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     return environment.get_template(PAGE).render(
         results=results,
         best=best,
-        verdict=report.equivalence(best["equivalence"], best["episodes"]) if best and best["equivalence"] else None,
+        verdict=report.equivalence_text(verdict, best["episodes"]) if best and verdict else None,
         reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
@@ -79,9 +80,9 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         other_rate=report.other_rate(results) if clocked else None,
         choices=[*report.choices(results), *report.cuts(results)],
         verdicts=report.equivalence_lines(results),
-        sizes=report.sizes(results),
+        sizes=report.sample_sizes(results),
         video=video,
-        plots=page_plots.draw(results, episodes),
+        plots=page_plots.draw_page_plots(results, episodes),
         facts=_facts(results),
         command=_command(results),
         light=plots.COLOURS,
@@ -90,16 +91,16 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
 
 def fastest_exact(results: Results) -> Results | None:
-    """Return the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
+    """Find the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
     exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    """Return what ran where, as names and values; what the record does not say is left out."""
+    """List what ran where, as names and values, without what the record does not say."""
     commit = f", commit {results['commit']}" if results["commit"] else ""
     rates = {"environment_steps_per_second": "environment steps", "episodes_per_second": "episodes"}
-    told = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
+    speeds = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
     facts = {
         "Policy": results["policy"],
         "Task": results["env"],
@@ -109,7 +110,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "Workers": results.get("workers"),
         "Device": results["device"],
         "Backend": f"{results['backend']}, {results['dtype']}",
-        "Per second": ", ".join(told),
+        "Per second": ", ".join(speeds),
         "Software": f"asd_policy {results['package']}{commit}; torch {results['torch']}",
         "Started": results["started"],
     }
@@ -117,7 +118,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _command(results: Results) -> str:
-    """Return the command line that makes these results, an option a line."""
+    """Write the command line that makes these results, one option a line."""
     options = {"policy": [results["policy"]], "env": [results["env"]]}
     options["samplers"] = list(dict.fromkeys(each.get("ran", each["spec"]) for each in results["samplers"]))
     keys = {"episodes": "episodes", "envs": "envs", "seed": "seed", "device": "torch_device", "backend": "backend"}
@@ -138,11 +139,11 @@ def _command(results: Results) -> str:
 
 
 def _video(path: Path) -> dict[str, Any] | None:
-    """Return a video as the page takes it, or None where there is none."""
+    """Read a video for the page; None where there is none."""
     if not path.exists():
         return None
     size = path.stat().st_size
-    told = {"name": path.name, "megabytes": f"{1e-6 * size:.1f}", "uri": None}
+    shown = {"name": path.name, "megabytes": f"{1e-6 * size:.1f}", "uri": None}
     if size <= VIDEO_LIMIT:
-        told["uri"] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-    return told
+        shown["uri"] = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    return shown

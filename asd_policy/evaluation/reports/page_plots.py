@@ -33,13 +33,13 @@ class Plot:
     """Of its element."""
     title: str
     caption: str
-    """What is to be seen, or why nothing is."""
+    """What the figure shows, or why there is none."""
     svg: str | None
     """An `<svg>` element whose colours are the page's, or None."""
 
 
-def draw(results: Results, episodes: Episodes) -> list[Plot]:
-    """Return the plots of a results.json object of `eval`.
+def draw_page_plots(results: Results, episodes: Episodes) -> list[Plot]:
+    """Draw the plots of a results.json object of `eval`.
 
     Args:
         results: With at least one sampler.
@@ -64,7 +64,7 @@ def _plot(name: str, title: str, drawer: "_Drawer", results: Results, episodes: 
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure as an element of a page: ids of its own, and the page's colours, light or dark."""
+    """Write a figure as an element of a page, with ids of its own and the page's colours, light or dark."""
     written = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(written, format="svg", transparent=True, metadata=nothing)
@@ -115,8 +115,8 @@ def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
     windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
     windows = sorted({each["window"] for each in windowed})
     if len(windows) < 2:
-        told = f"only window {windows[0]} was" if windows else "no sampler with a window was"
-        raise LeftOut(f"{told} measured; name two or more, as in asd:window=8 asd:window=32")
+        measured = f"only window {windows[0]} was" if windows else "no sampler with a window was"
+        raise LeftOut(f"{measured} measured; name two or more, as in asd:window=8 asd:window=32")
     timed = [each for each in windowed if each["wall_clock_speedup"] is not None]
     figure, axis = _axes(pyplot, len({_without_window(each) for each in windowed}))
     axis.axhline(1, color=plots.FAINT, linewidth=1, zorder=0)
@@ -192,8 +192,8 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
     for index, (each, axis) in enumerate(zip(samplers, axes[:, 0], strict=True)):
         counts = [each["modes"].get(mode, 0) for mode in names]
         axis.bar(range(len(names)), counts, color=plots.mark(index)["color"], width=0.7)
-        told = "" if each["mode_entropy"] is None else f", entropy {each['mode_entropy']:.2f} nat"
-        axis.set_title(_name(each) + told, fontsize=8, loc="left", pad=2)
+        entropy = "" if each["mode_entropy"] is None else f", entropy {each['mode_entropy']:.2f} nat"
+        axis.set_title(_name(each) + entropy, fontsize=8, loc="left", pad=2)
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=2)
     axes[-1, 0].set_xticks(range(len(names)), written, rotation=90, fontsize=7)
     figure.supylabel("successful episodes", fontsize=9)
@@ -228,7 +228,7 @@ def _legend(figure: Any) -> None:
 
 
 def _plans(episodes: Episodes) -> list[tuple[str, PlanRecord]]:
-    """Return every plan with the spec that made it.
+    """List every plan with the spec that made it.
 
     Raises:
         LeftOut: There are none.

@@ -7,7 +7,7 @@ from typing import Any
 
 INK, FAINT = "#24292f", "#8c959f"
 COLOURS = ("#5b6470", "#d55e00", "#0072b2", "#009e73", "#aa3377", "#b8860b", "#56a0d3", "#7a5195")
-"""Of a plot's lines, in order. Each has a marker of its own too, so that nothing hangs on telling colours apart."""
+"""Of a plot's lines, in order. Each also has a marker of its own, so that nobody has to tell colours apart."""
 _MARKERS = "osD^vPX*"
 
 
@@ -48,20 +48,20 @@ def drawing() -> Iterator[Any]:
 
 
 def mark(index: int) -> dict[str, Any]:
-    """Return colour and marker of a plot's line by its place in the order."""
+    """Choose colour and marker of a plot's line by its place in the order."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
 def line_style(exact: bool) -> str:
-    """Return the style of a sampler's lines."""
+    """Choose the style of a sampler's lines."""
     return "-" if exact else ":"
 
 
 def latencies(axis: Any, contenders: Sequence[tuple[str, bool, Sequence[float]]]) -> None:
-    """Draw for each contender which share of its plans took longer than a time.
+    """Draw for each contender the share of its plans that took longer than a time.
 
     Args:
-        axis: Where.
+        axis: To draw on.
         contenders: Label, whether it is exact, and the latencies of its plans [ms].
     """
     for index, (label, exact, times) in enumerate(contenders):
@@ -80,11 +80,11 @@ def speedups(
     """Draw a speedup of samplers against their window, a line where they differ in nothing else.
 
     Args:
-        axis: Where.
+        axis: To draw on.
         contenders: Samplers of results.json that have this speedup.
-        name: What a line is called, given one of its samplers.
-        key: Which speedup; with its interval, if there is one of that name with `_ci95`.
-        **line: How matplotlib is to draw the lines.
+        name: Names a line, given one of its samplers.
+        key: Of the speedup; its interval, if there is one, has this name with `_ci95`.
+        **line: Options of matplotlib for the lines.
     """
     for index, label in enumerate(dict.fromkeys(map(name, contenders))):
         there = sorted((each for each in contenders if name(each) == label), key=lambda each: each["window"])
@@ -102,7 +102,7 @@ def speedups(
 
 
 def without_window(spec: str) -> str:
-    """Return a spec without its window."""
+    """Remove the window from a spec."""
     return re.sub(r"window=\w+,?", "", spec).rstrip(":")
 
 

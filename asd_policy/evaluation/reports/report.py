@@ -1,4 +1,4 @@
-"""Results as people read them: a table in the terminal, the same in Markdown, and the record of what ran."""
+"""Results as tables in the terminal and in Markdown, and the record of what ran."""
 
 import subprocess
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "roun
            "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
 
 
-def commit() -> str | None:
-    """Return the git commit of the checkout this package runs from, or None where there is none."""
+def git_commit() -> str | None:
+    """Find the git commit of the checkout that this package runs from; None where there is none."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(
@@ -36,17 +36,17 @@ def commit() -> str | None:
 
 
 def shared_name(word: str) -> str:
-    """Return a path as files that are passed on name it: an absolute one, which tells of a user, by its end.
+    """Shorten an absolute path, which may name a user, to its last part: results are passed on to others.
 
     Args:
-        word: A path as the user gave it, or anything else, which stays.
+        word: A path as the user gave it, or anything else, which stays as it is.
     """
     path = Path(word)
     return path.name if path.is_absolute() else word
 
 
 def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy: Policy) -> dict[str, Any]:
-    """Return what every results.json says of its run as a whole.
+    """Build what every results.json says of its run as a whole.
 
     Args:
         command: Of `asd-policy`.
@@ -65,14 +65,14 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "backend": policy.backend.spec,
         "dtype": policy.backend.dtype,
         "package": PACKAGE_VERSION,
-        "commit": commit(),
+        "commit": git_commit(),
         "torch": torch.__version__,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def row(result: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one sampler of results.json, as in `COLUMNS`."""
+    """Write the cells of one sampler of results.json, in the order of `COLUMNS`."""
     low, high = result["success_ci95"]
     latency = result["latency_ms"]
     if latency is None:  # no episode came to a plan
@@ -101,8 +101,8 @@ def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
     return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
 
 
-def sizes(results: dict[str, Any]) -> str:
-    """Return how much was measured, as in "20 episodes and 98 … 105 plans each"."""
+def sample_sizes(results: dict[str, Any]) -> str:
+    """Say how much was measured, as in "20 episodes and 98 … 105 plans for each sampler"."""
     episodes = sorted({result["episodes"] for result in results["samplers"]})
     plans = sorted({result["plans"] for result in results["samplers"]})
 
@@ -113,10 +113,11 @@ def sizes(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> "Table":
-    """Return a results.json object as a table for the terminal."""
+    """Lay out a results.json object as a table for the terminal."""
     from rich.table import Table
 
-    rich_table = Table(title=f"{results['env']}, seed {results['seed']}: {sizes(results)}", caption=results["device"])
+    title = f"{results['env']}, seed {results['seed']}: {sample_sizes(results)}"
+    rich_table = Table(title=title, caption=results["device"])
     for column in COLUMNS:
         first = column == "sampler"
         rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
@@ -131,7 +132,7 @@ TIMING_COLUMNS = ("sampler", "latency counted p50 / p95 ms", "delay steps", "sta
 
 
 def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one sampler of results.json that ran by a clock, as in `TIMING_COLUMNS`."""
+    """Write the cells of one sampler of results.json that ran by a clock, in the order of `TIMING_COLUMNS`."""
     name, timing = result["spec"] + ("" if result["exact"] else " (approximate)"), result["timing"]
     if timing is None:  # no episode came to its end
         return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
@@ -149,7 +150,7 @@ def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def timing_table(results: dict[str, Any]) -> "Table":
-    """Return what became of deadlines in a results.json object of a run by a clock, as a table for the terminal."""
+    """Lay out delays and deadlines of a run by a clock, a results.json object, as a table for the terminal."""
     from rich.table import Table
 
     rich_table = Table(title=clock_title(results))
@@ -162,19 +163,19 @@ def timing_table(results: dict[str, Any]) -> "Table":
 
 
 def is_clocked(results: dict[str, Any]) -> bool:
-    """Return whether time went on while plans were made, in the run of a results.json object."""
+    """Tell whether time went on while plans were made, in the run of a results.json object."""
     return results.get("clock", UNCLOCKED) != UNCLOCKED
 
 
 def clock_title(results: dict[str, Any]) -> str:
-    """Return by which clock a run went on, as in "clock async, 50 Hz, latency measured, continuity none"."""
+    """Describe the clock of a run, as in "clock async, 50 Hz, latency measured, continuity none"."""
     latency = results["latency"] + ("" if results["latency_sha256"] or results["latency"] == MEASURED else " ms")
     continuity = f", continuity {results['continuity']}" if results["clock"] == "async" else ""
     return f"clock {results['clock']}, {results['hz']:g} Hz, latency {printable(latency)}{continuity}"
 
 
 def other_rate(results: dict[str, Any]) -> str | None:
-    """Return what it means that a run's clock is not the environment's own; None where it is, or nobody knows."""
+    """Explain what it means that a run's clock is not the environment's own; None where it is, or it is unknown."""
     if results["env_hz"] in (None, results["hz"]):
         return None
     return (
@@ -184,7 +185,7 @@ def other_rate(results: dict[str, Any]) -> str | None:
 
 
 def choices(results: dict[str, Any]) -> list[str]:
-    """Return for each sampler of results.json that had something to choose, in a line, what it ran as."""
+    """Write a line for each sampler of results.json that had settings to choose: what it ran as."""
     return [
         f"{result['spec']} ran as {result['ran']}"
         for result in results["samplers"]
@@ -193,7 +194,7 @@ def choices(results: dict[str, Any]) -> list[str]:
 
 
 def cuts(results: dict[str, Any]) -> list[str]:
-    """Return for each sampler of results.json of whose plans a deadline has cut some, in a line, how many."""
+    """Write a line for each sampler of results.json with plans that a deadline cut: how many."""
     return [
         f"{result['spec']}: {result['cut_plans']} of {result['plans']} plans cut at {results['deadline_ms']:g} ms and "
         f"finished by {results['fallback']} (approximate)"
@@ -203,14 +204,14 @@ def cuts(results: dict[str, Any]) -> list[str]:
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
-    """Return what is to be said under the table of an evaluation."""
+    """Write the lines under the table of an evaluation."""
     return [*choices(results), *cuts(results), *equivalence_lines(results)]
 
 
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
-    """Return for each sampler of results.json that was held against ddpm, in a line, whether it is equivalent.
+    """Write a line for each sampler of results.json that was compared with ddpm: whether its success is equivalent.
 
-    For all of those that so few episodes could not have shown to be, there is one line.
+    Samplers for which so few episodes could not have shown it share one line.
     """
     lines, hopeless = [], []
     for result in results["samplers"]:
@@ -220,35 +221,35 @@ def equivalence_lines(results: dict[str, Any]) -> list[str]:
         if not verdict["equivalent"] and verdict["power"] is not None and verdict["power"] < _NO_POWER:
             hopeless.append(result)
         else:
-            lines.append(f"{result['spec']}: {equivalence(verdict, result['episodes'])}")
+            lines.append(f"{result['spec']}: {equivalence_text(verdict, result['episodes'])}")
     return lines + ([_too_few(hopeless)] if hopeless else [])
 
 
 def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
-    """Return that so many episodes cannot show equivalence, and how many can for all of these samplers."""
+    """Say that so many episodes cannot show equivalence, and how many can, for all of these samplers."""
     episodes = max(result["episodes"] for result in hopeless)
     verdicts = [result["equivalence"] for result in hopeless]
     margin = verdicts[0]["margin"]
-    # Results of before have no discordance; where no pair differs it is this.
+    # Older results have no discordance; where no pair differs, it is this.
     discordance = max(verdict.get("discordance") or 1 / (episodes + 2) for verdict in verdicts)
     needed = pairs_needed(discordance, margin)
     enough = "more than can be counted are needed" if needed is None else f"about {needed} can"
     return f"{episodes} episodes cannot show that success is ddpm's within {100 * margin:g} points: {enough}"
 
 
-def equivalence(verdict: dict[str, Any], episodes: int) -> str:
-    """Return a verdict of equivalence in words: over how many episodes, and where it is not shown, with what power."""
+def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
+    """Put a test of equivalence into words: over how many episodes and, where it is not shown, with what power."""
     within = f"within {100 * verdict['margin']:g} points"
     p_value = f"p = {verdict['p_value']:.2g}, {episodes} episodes"
     if verdict["equivalent"]:
         return f"success equivalent {within} ({p_value})"
     power = verdict["power"]
-    told = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
-    return f"success not shown to be equivalent {within} ({p_value}{told})"
+    chance = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
+    return f"success not shown to be equivalent {within} ({p_value}{chance})"
 
 
 def comparison_table(results: dict[str, Any]) -> "Table":
-    """Return what `asd-policy compare` found as a table for the terminal."""
+    """Lay out what `asd-policy compare` found as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -274,15 +275,15 @@ def comparison_table(results: dict[str, Any]) -> "Table":
 def _estimate(value: dict[str, Any] | None, form: str, scale: float = 1) -> str:
     if value is None:
         return "–"
-    told = form.format(scale * value["mean"])
+    mean = form.format(scale * value["mean"])
     if value["ci95"] is None:
-        return told
+        return mean
     low, high = (form.format(scale * end) for end in value["ci95"])
-    return f"{told} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]"
 
 
 def markdown(all_results: Sequence[dict[str, Any]]) -> str:
-    """Return several results.json objects as one Markdown table, with what it was measured on below."""
+    """Write several results.json objects as one Markdown table, with what they were measured on below."""
     header = ("task", *COLUMNS)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for results in all_results:
@@ -292,7 +293,7 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
             lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
     first = all_results[0]
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
-    counts = "; ".join(f"`{results['env']}` {sizes(results)}" for results in all_results)
+    counts = "; ".join(f"`{results['env']}` {sample_sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
     chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
     lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]
@@ -300,7 +301,7 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
 
 
 def tuning_table(results: dict[str, Any]) -> "Table":
-    """Return the results.json object of `tune` as a table for the terminal."""
+    """Lay out the results.json object of `tune` as a table for the terminal."""
     from rich.table import Table
 
     rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
@@ -325,7 +326,7 @@ def tuning_table(results: dict[str, Any]) -> "Table":
 
 
 def verification_table(results: dict[str, Any]) -> "Table":
-    """Return the results.json object of `verify` as a table for the terminal."""
+    """Lay out the results.json object of `verify` as a table for the terminal."""
     from rich.table import Table
 
     rich_table = Table(
@@ -346,7 +347,7 @@ def verification_table(results: dict[str, Any]) -> "Table":
 
 
 def verdict(results: dict[str, Any]) -> str:
-    """Return what `verify` found, in a line."""
+    """Say in a line what `verify` found."""
     numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
     steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
     if results["holds"]:
@@ -356,7 +357,7 @@ def verdict(results: dict[str, Any]) -> str:
 
 
 def inspection_table(said: dict[str, Any]) -> "Table":
-    """Return the JSON object of `inspect` as a table for the terminal. What a checkpoint says may be any text."""
+    """Lay out the JSON object of `inspect` as a table for the terminal. What a checkpoint says may be any text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -396,7 +397,7 @@ def inspection_table(said: dict[str, Any]) -> "Table":
 
 
 def _parameters(said: dict[str, Any]) -> list[str]:
-    """Return whose parameters a checkpoint holds, in a line each: the network's, and what is beside it."""
+    """Write a line for the parameters of the network in a checkpoint, and one for other numbers beside it."""
     network = said["parameters"] if said["network_parameters"] is None else said["network_parameters"]
     beside = said["parameters"] - network
     more = [f"{beside:,} numbers beside it, such as encoders of observations and statistics"] if beside else []

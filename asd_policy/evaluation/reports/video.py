@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import EnvError
-from asd_policy.evaluation.evaluate import run_episode
+from asd_policy.evaluation.closed_loop import run_episode
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.policy.episode_state import Pilot
 
 RENDER_MODE = "rgb_array"
-"""That frames are asked for with."""
+"""Of environments that are filmed."""
 SIDE_BY_SIDE = "side-by-side.mp4"
 Frame = npt.NDArray[np.uint8]
 """RGB, shape [height, width, 3]."""
@@ -30,8 +30,8 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
 
-def check(env_id: str) -> None:
-    """Refuse an environment that cannot be filmed here, before anything else is done.
+def check_video(env_id: str) -> None:
+    """Refuse an environment that cannot be filmed here, before any work is done.
 
     Raises:
         EnvError: It takes no render mode or renders no frame, or imageio with ffmpeg is not installed.
@@ -53,12 +53,12 @@ def record(
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
     Args:
-        pilots: Who controls, with planners from `evaluate.prepare`, so that the episode is the one that is evaluated,
-            by what to call them: the specs of their samplers as they were asked for.
-        env_id: Where.
+        pilots: The pilots, by the specs of their samplers as they were asked for. Their planners come from
+            `closed_loop.prepare_planners`, so that the episode is the one that is evaluated.
+        env_id: Gymnasium id of the environment.
         seed: Of the evaluation.
         folder: To write into.
-        beside: Spec of the sampler that is shown beside `ddpm`, if both are among the pilots'.
+        beside: Spec of the sampler to show beside `ddpm`, if the pilots have both.
         max_steps: As for `make_env`.
 
     Raises:
@@ -80,7 +80,7 @@ def record(
 
 
 def side_by_side(left: Path, right: Path, path: Path) -> None:
-    """Write two videos of one environment as one; the shorter one holds its last frame.
+    """Write two videos of one environment as one; the shorter one stops at its last frame.
 
     Args:
         left: A video of `record`.
@@ -107,10 +107,10 @@ def _rendering(env_id: str) -> Iterator[None]:
 
 
 def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
-    """Return what an environment shows.
+    """Render a frame of an environment.
 
     Raises:
-        EnvError: It is no picture.
+        EnvError: What it renders is no picture.
     """
     frame = np.asarray(env.render())
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
@@ -119,7 +119,7 @@ def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose every frame goes into a video, under what it is called, the step, and the success."""
+    """An environment whose frames go into a video, under a title, the step, and the success."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], title: str, write: Callable[[Frame], None]) -> None:
         super().__init__(env)
@@ -133,10 +133,10 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        told = self.env.step(action)
+        result = self.env.step(action)
         self._steps += 1
-        self._show(told[-1])
-        return told
+        self._show(result[-1])
+        return result
 
     def _show(self, info: dict[str, Any]) -> None:
         success = ", success" if info.get("success") else ""
@@ -144,7 +144,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def labelled(frame: Frame, *lines: str) -> Frame:
-    """Return a frame under two lines of text, enlarged if it is small, with even sides as H.264 needs them."""
+    """Put two lines of text above a frame; enlarge it if it is small, and make its sides even, as H.264 needs."""
     from PIL import Image, ImageDraw, ImageFont
 
     times = -(-_LEAST_WIDTH // frame.shape[1])
@@ -158,7 +158,7 @@ def labelled(frame: Frame, *lines: str) -> Frame:
 
 @contextmanager
 def writing(path: Path, fps: float) -> Iterator[Callable[[Frame], None]]:
-    """Yield what writes frames to a video; the video is there once the block has ended without an error."""
+    """Yield a function that writes frames to a video. The video is there after a block that ends without an error."""
     with atomic_file(path) as temporary:
         writers: list[Any] = []
 
@@ -198,7 +198,7 @@ def _frames(path: Path) -> Generator[Any, None, None]:
 
 
 def ffmpeg() -> Any:
-    """Return the module imageio_ffmpeg, once it is known that videos can be written.
+    """Import imageio_ffmpeg, after a check that videos can be written.
 
     Raises:
         EnvError: It, or pillow, is not installed.

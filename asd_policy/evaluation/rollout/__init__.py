@@ -1,1 +1,1 @@
-"""Episodes of a policy in gymnasium environments: groups of them, who runs them, on which clock, and their journal."""
+"""Episodes of a policy in gymnasium environments: environments, groups, runners, clocks, and the journal."""

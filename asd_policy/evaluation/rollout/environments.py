@@ -32,7 +32,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     Args:
         env_id: Such as "asd/Avoid-v0".
         render_mode: For `gymnasium.make`.
-        max_steps: Steps after which an episode is cut if it goes on; see `step_limit`.
+        max_steps: Steps after which an episode is cut; see `step_limit`.
 
     Raises:
         EnvError: No such environment, or it cannot be made here.
@@ -44,7 +44,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
         for point in entry_points(group=ENTRY_POINT_GROUP):
             if point.name == namespace:
                 point.load()
-        with GlobalRandom(0):  # so that all are alike, whatever was drawn in their processes before
+        with GlobalRandom(0):  # all are alike, whatever was drawn in their processes before
             env = gymnasium.make(env_id, **options)
     except gymnasium.error.UnregisteredEnv:
         raise EnvError(f"no environment {env_id!r}; {_known(env_id, namespace)}") from None
@@ -60,7 +60,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
 
 @contextmanager
 def open_env(env_id: str, render_mode: str | None = None, max_steps: int | None = None) -> Iterator[Env]:
-    """Yield an environment, and close it; an error of closing it is told, and costs nothing else.
+    """Yield an environment, and close it. An error while closing is a warning.
 
     Args:
         env_id: As for `make_env`.
@@ -81,11 +81,11 @@ def open_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
 
 
 def step_limit(env: Env, max_steps: int | None = None) -> int | None:
-    """Return after how many steps an episode is cut, beside the environment's own limit; None for never.
+    """Choose the number of steps at which an episode is cut, beside the environment's own limit; None for never.
 
     Args:
         env: From `make_env` or `gymnasium.make`.
-        max_steps: What the user wants; None for `MAX_STEPS` where the environment declares no limit.
+        max_steps: The user's limit; None for `MAX_STEPS` where the environment declares none.
     """
     spec = env.unwrapped.spec  # which lacks the limit that the environment was registered with
     registered = None if spec is None else gymnasium.registry.get(spec.id)
@@ -94,7 +94,7 @@ def step_limit(env: Env, max_steps: int | None = None) -> int | None:
 
 
 def _known(env_id: str, namespace: str) -> str:
-    """Return which environments there are, those near to an id first."""
+    """Say which environments there are, those with a similar id first."""
     known = sorted(i for i in gymnasium.registry if i.startswith(f"{namespace}/"))
     if known:
         nearest = ", ".join(get_close_matches(env_id, known, n=3, cutoff=0))
@@ -105,9 +105,9 @@ def _known(env_id: str, namespace: str) -> str:
 
 
 def control_rate(env: Env) -> float | None:
-    """Return how many control steps an environment has in a second of its own time, or None where it does not say.
+    """Look up an environment's own control frequency [Hz]; None where it declares none.
 
-    It is told by `metadata["render_fps"]`, a frame for each step, or else by `dt` [s], as MuJoCo's environments have.
+    `metadata["render_fps"]` declares it, a frame for each step, or else `dt` [s], which MuJoCo's environments have.
     """
     fps, dt = env.metadata.get("render_fps"), getattr(env.unwrapped, "dt", None)
     if fps:
@@ -130,7 +130,7 @@ def check_fit(policy: Policy | Planner, env: Env) -> None:
 
 
 def _families(known: Sequence[str]) -> str:
-    """Return ids in a few words: those that begin alike, as a suite's tasks do, by their beginning and number."""
+    """Shorten a list of ids: those that begin alike, such as a suite's tasks, become their beginning and number."""
     families: dict[str, list[str]] = {}
     for each in known:
         families.setdefault(each.rpartition("-v")[0].partition("-")[0], []).append(each)

@@ -29,20 +29,20 @@ class Episode:
     steps: int
     """Control steps taken."""
     mode: str | None
-    """The environment's `info["homotopy_class"]` at the end of a success, if it tells one."""
+    """The environment's `info["homotopy_class"]` at the end of a success, if it has one."""
     error: str | None
     """Why the episode failed before its end: what the environment raised, or which of its numbers was not finite."""
     plans: tuple[PlanRecord, ...]
     """What each plan cost."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object of a line of episodes.jsonl."""
+        """Convert to the object of a line of episodes.jsonl."""
         values = asdict(self)
         return {("return" if name == "total_reward" else name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Episode":
-        """Return the episode of an object that `to_json` made.
+        """Read an episode back from an object that `to_json` made.
 
         Raises:
             KeyError: Something is missing.
@@ -59,11 +59,11 @@ class Episode:
 _LEAST = dict.fromkeys(("at", "seconds", "network_seconds", "refused", "unjudged"), 0) | dict.fromkeys(
     ("rounds", "nfe", "window", "batch"), 1
 )
-"""Of the numbers of a plan, or of each where it has several."""
+"""The least value of a plan's numbers, or of each where there are several."""
 
 
 def _plan(values: Mapping[str, Any]) -> PlanRecord:
-    """Return the plan of an object that has the right types."""
+    """Make the plan of an object whose types were checked."""
     steps = {name: None if values[name] is None else tuple(values[name]) for name in ("refused", "unjudged")}
     timing = values.get("timing")
     plan = PlanRecord(**{**values, **steps, "timing": timing and Timing(**timing)})
@@ -76,7 +76,7 @@ def _plan(values: Mapping[str, Any]) -> PlanRecord:
 
 
 def episode_seeds(seed: int, index: int) -> tuple[int, int]:
-    """Return the seeds of an episode's environment and of its planning noise.
+    """Derive the seeds of an episode's environment and of its planning noise.
 
     Args:
         seed: Of the evaluation.
@@ -89,9 +89,9 @@ def episode_seeds(seed: int, index: int) -> tuple[int, int]:
 def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> Iterator[Episode]:
     """Run a group of episodes side by side, with one batched plan for all that need one at a moment.
 
-    Every random number belongs to an episode. What an episode still owes to its group is the rounding of a network
-    call, which depends on how many points are in it; so groups are fixed by index, and an episode is the same, to the
-    bit, whoever runs its group and whatever ran before.
+    Every random number belongs to an episode. Its group still changes the rounding of a network call, which depends on
+    the number of points in it. So groups are fixed by index, and an episode is the same, to the bit, whoever runs its
+    group and whatever ran before.
 
     Args:
         pilot: Plans and acts; what its policy learned is frozen.
@@ -100,8 +100,8 @@ def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> It
         seed: Of the evaluation: it and an episode's index fix the environment's and the planner's seeds.
 
     Yields:
-        Episodes as they finish. One whose environment raised, was lost, or showed numbers that are not finite, has
-        failed; the others go on. Where an environment's process ended, they begin again, without the failed one.
+        Episodes as they finish. One fails if its environment raises, is lost, or shows numbers that are not finite. The
+        others go on; if the environment's process has ended, they begin again without it.
 
     Raises:
         EnvError: An environment does not report success, or none can be made.
@@ -141,7 +141,7 @@ def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> It
 
 @dataclass
 class _Row:
-    """The account of an episode that is running."""
+    """An episode that is running."""
 
     index: int
     robot: EpisodeState
@@ -151,14 +151,14 @@ class _Row:
     plans: list[PlanRecord] = field(default_factory=list)
 
     def note_plan(self) -> None:
-        """Enter what the last plan cost, and what has become known of it since; a robot remembers the latest only."""
+        """Record the last plan, or what has changed in its record: a robot keeps only the latest ones."""
         record = self.robot.records[-1]
         if self.plans and self.plans[-1].at == record.at:
             self.plans.pop()
         self.plans.append(record)
 
     def take(self, moment: Moment) -> None:
-        """Enter what a reset or a step has brought."""
+        """Record what a reset or a step has brought."""
         self.end = moment.end
         if moment.reward is None:
             return
@@ -168,7 +168,7 @@ class _Row:
             self.end = End.failure(f"the reward of step {self.steps} is {moment.reward}")
 
     def episode(self, spec: str) -> Episode:
-        """Return the finished episode.
+        """Make the record of the finished episode.
 
         Raises:
             EnvError: The environment did not say whether it is a success, or not in one number.

@@ -1,7 +1,8 @@
 """The journal of an evaluation: episodes.jsonl, to which each episode is added, and is on the disk, as it finishes.
 
-Its first line says what the run is; every other one is an `Episode`. Lines are only ever added, so a crash at any
-moment leaves whole lines and at most one torn one at the end, which is not read, and cut off before the next is added.
+Its first line says what the run is; every other line is an `Episode`. Lines are only added, so that a crash at any
+moment leaves whole lines and at most one torn line at the end. It is not read, and is cut off before the next line is
+added.
 """
 
 import json
@@ -21,7 +22,7 @@ NAME = "episodes.jsonl"
 RESULTS = "results.json"
 _VERSION = 1
 _NOT_COMPARED = ("policy", "ran")
-"""The name of a checkpoint, for which its contents' sha256 stands; and what samplers chose, in which a run goes on."""
+"""Not compared: a checkpoint's name, as its sha256 is; and what samplers chose, which a run that goes on takes over."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Found:
         """Refuse to go on with another run.
 
         Raises:
-            RunError: Something that identifies a run is not the same.
+            RunError: Something that identifies the run has changed.
         """
         keys = [key for key in {**self.run, **run} if key not in _NOT_COMPARED]
         pairs = [(key, self.run.get(key), run.get(key)) for key in keys]
@@ -85,7 +86,7 @@ class Found:
 
 
 def find_run(folder: Path) -> Found | None:
-    """Return the run whose journal a folder holds, or None where there is none.
+    """Find the run whose journal a folder holds; None where there is none.
 
     Raises:
         RunError: The journal is damaged, of another version, or cannot be read.
@@ -98,13 +99,13 @@ def find_run(folder: Path) -> Found | None:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        return parse(path, content)
+        return parse_journal(path, content)
     except RunError as error:
         raise RunError(f"{error}; --overwrite it, or name another --out") from None
 
 
-def parse(path: Path, content: bytes) -> Found:
-    """Return what a journal's whole lines say.
+def parse_journal(path: Path, content: bytes) -> Found:
+    """Parse the whole lines of a journal.
 
     Args:
         path: Of the file.
@@ -134,9 +135,9 @@ def parse(path: Path, content: bytes) -> Found:
 
 
 class Journal:
-    """The file, open to be added to by one process at a time.
+    """The file, to which one process at a time can add.
 
-    Whoever writes it holds its lock from before it has its name, so that of two that begin at once one is refused.
+    A process locks the file before it gives it its name, so that of two that begin at once one is refused.
     """
 
     def __init__(self, path: Path, file: int, size: int, episodes: int) -> None:
@@ -146,7 +147,7 @@ class Journal:
             path: Of the journal.
             file: Descriptor of it, locked.
             size: Bytes of its whole lines.
-            episodes: That it has.
+            episodes: Number of its episodes.
         """
         self._path, self._file, self._size, self._episodes = path, file, size, episodes
 
@@ -157,7 +158,7 @@ class Journal:
         Args:
             folder: Made if need be.
             run: What identifies the run, as JSON has it.
-            replace: A journal that is there, with its results; or else be refused.
+            replace: Replace a journal that is there, and its results; otherwise be refused.
 
         Raises:
             RunError: It cannot be written, another process is adding to the one that is there, or has just begun one.
@@ -175,7 +176,7 @@ class Journal:
 
     @classmethod
     def resume(cls, found: Found) -> "Journal":
-        """Go on with a journal; what is behind its whole lines is cut off.
+        """Go on with a journal; cut off what follows its whole lines.
 
         Raises:
             RunError: It cannot be written, another process is adding to it, or has since it was found.
@@ -195,7 +196,7 @@ class Journal:
         """Add a finished episode; it is on the disk when this returns.
 
         Raises:
-            RunError: It cannot be written, for want of room for instance. The journal is left as it was.
+            RunError: It cannot be written, for example because the disk is full. The journal is left as it was.
         """
         line = _line(episode.to_json())
         try:
@@ -225,7 +226,7 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 
 def _whole(content: bytes) -> int:
-    """Return how many bytes of a journal are whole lines."""
+    """Count the bytes of a journal's whole lines."""
     return content.rfind(b"\n") + 1
 
 
@@ -237,12 +238,12 @@ def _write(file: int, line: bytes) -> None:
 
 
 def _create(temporary: Path, line: bytes, path: Path | None) -> int:
-    """Write a journal's first line into a new file, locked before anybody knows of it; return its descriptor.
+    """Write a journal's first line into a new file, locked before anybody can find it; return its descriptor.
 
     Args:
         temporary: File to make.
         line: The line.
-        path: Name that it gets and nothing may have yet; None for no other name.
+        path: Name to give it, which nothing may have yet; None for no other name.
 
     Raises:
         RunError: Something has the name.
@@ -265,7 +266,7 @@ def _create(temporary: Path, line: bytes, path: Path | None) -> int:
 
 @contextmanager
 def _held(path: Path, replace: bool) -> Iterator[bool]:
-    """Hold the lock of the journal that is to be replaced; yield whether there is one."""
+    """Hold the lock of the journal to be replaced; yield whether there is one."""
     if not (replace and path.exists()):
         yield False
         return
@@ -316,7 +317,7 @@ def _taken(path: Path) -> RunError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk know of a file that was renamed into a folder."""
+    """Write to the disk that a file was renamed into a folder."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""How long a plan is taken to take, where the environment does not wait for it: as measured, or as told."""
+"""Latencies of plans where the environment does not wait for them: measured, fixed, or drawn from a file."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from asd_policy.errors import RunError, SpecError
-from asd_policy.evaluation.rollout.journal import parse
+from asd_policy.evaluation.rollout.journal import parse_journal
 from asd_policy.policy.plan import MEASURED
 
 LONGEST = 1e9
@@ -23,21 +23,21 @@ class Latency(Protocol):
 
     @property
     def name(self) -> str:
-        """As `read_latency` takes it."""
+        """The text that `read_latency` reads it from."""
         ...
 
     @property
     def sha256(self) -> str | None:
-        """Of the file it was read from; None where there is none."""
+        """Of the file that it was read from; None where there is none."""
         ...
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
-        """Return the latency of a plan [s].
+        """Draw the latency of a plan [s].
 
         Args:
             spec: Of the sampler.
             measured: What the plan took here [s].
-            rng: For the plans of one episode.
+            rng: Of one episode.
         """
         ...
 
@@ -50,7 +50,7 @@ class Measured:
     sha256: None = None
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
-        """Return what was measured."""
+        """Take what was measured."""
         return measured
 
 
@@ -67,13 +67,13 @@ class Fixed:
         return repr(self.milliseconds).removesuffix(".0")
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
-        """Return it."""
+        """Take the fixed latency."""
         return self.milliseconds / 1e3
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Drawn from those of a file, each as likely as the next."""
+class Empirical:
+    """One of those in a file, each as likely as the next: their empirical distribution."""
 
     name: str
     """Of the file."""
@@ -83,22 +83,22 @@ class Drawn:
     """Latencies [s] by the sampler's spec."""
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
-        """Return one of the sampler's."""
+        """Draw one of the sampler's latencies."""
         values = self.seconds[spec]
         return values[rng.integers(len(values))]
 
 
 def read_latency(text: str, specs: Sequence[str]) -> Latency:
-    """Return the law that `--latency` names.
+    """Read the law of latencies that `--latency` names.
 
     Args:
-        text: `measured`, a number of milliseconds, or the path of a file: text with a number of milliseconds in each
-            line, for all samplers alike; or the episodes.jsonl of a run, or the results.json of `asd-policy bench`, for
-            each sampler what its plans took there.
-        specs: Of the samplers that it is for.
+        text: `measured`, a number of milliseconds, or the path of a file. A file is a text with one number of
+            milliseconds a line, for all samplers alike; or the episodes.jsonl of a run or the results.json of
+            `asd-policy bench`, with what each sampler's plans took there.
+        specs: Of the samplers that need latencies.
 
     Raises:
-        SpecError: It is none of these; a latency is negative or no number; the file has none, or not of a sampler.
+        SpecError: It is none of these; a latency is negative or no number; the file has none, or none of a sampler.
     """
     if text == MEASURED:
         return Measured()
@@ -109,7 +109,7 @@ def read_latency(text: str, specs: Sequence[str]) -> Latency:
     return Fixed(_checked(milliseconds, f"--latency {text}"))
 
 
-def _read_file(text: str, specs: Sequence[str]) -> Drawn:
+def _read_file(text: str, specs: Sequence[str]) -> Empirical:
     path = Path(text)
     try:
         content = path.read_bytes()
@@ -118,11 +118,11 @@ def _read_file(text: str, specs: Sequence[str]) -> Drawn:
             f"--latency {text!r} is neither {MEASURED!r}, nor a number of milliseconds, nor a file that can be read: "
             f"{error.strerror}"
         ) from None
-    return Drawn(text, hashlib.sha256(content).hexdigest(), _seconds(path, content, specs))
+    return Empirical(text, hashlib.sha256(content).hexdigest(), _seconds(path, content, specs))
 
 
 def _seconds(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return for each sampler the latencies of a file [s]."""
+    """Read the latencies of each sampler from a file [s]."""
     if not content.startswith(b"{"):
         return dict.fromkeys(specs, _of_text(path, content))
     try:
@@ -135,7 +135,7 @@ def _seconds(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tupl
 
 
 def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
-    """Return the latencies [s] of a text of milliseconds, one a line."""
+    """Read the latencies [s] from a text of milliseconds, one a line."""
     seconds = []
     for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), 1):
         if line.strip():
@@ -150,9 +150,9 @@ def _of_text(path: Path, content: bytes) -> tuple[float, ...]:
 
 
 def _of_run(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return for each sampler what its plans took in a run [s]."""
+    """Read what each sampler's plans took in a run [s]."""
     try:
-        episodes = parse(path, content).episodes
+        episodes = parse_journal(path, content).episodes
     except RunError as error:
         raise SpecError(f"--latency {error}") from None
     there: dict[str, list[float]] = {}
@@ -167,7 +167,7 @@ def _of_run(path: Path, content: bytes, specs: Sequence[str]) -> dict[str, tuple
 
 
 def _of_bench(path: Path, results: Mapping[str, Any], specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return for each sampler what its plans took in a benchmark [s]."""
+    """Read what each sampler's plans took in a benchmark [s]."""
     there: dict[str, list[float]] = {}
     backends: dict[str, list[str]] = {}
     try:
@@ -185,7 +185,7 @@ def _of_bench(path: Path, results: Mapping[str, Any], specs: Sequence[str]) -> d
 
 
 def _of_specs(path: Path, there: Mapping[str, Sequence[float]], specs: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return the latencies [s] of some samplers, checked; they come in milliseconds."""
+    """Select the latencies of some samplers, check them, and convert them from milliseconds to seconds."""
     missing = [spec for spec in specs if not there.get(spec)]
     if missing:
         known = ", ".join(spec for spec, values in there.items() if values) or "no sampler"
@@ -199,10 +199,10 @@ def _of_specs(path: Path, there: Mapping[str, Sequence[float]], specs: Sequence[
 
 
 def _checked(milliseconds: float, what: str) -> float:
-    """Return a latency.
+    """Check a latency, and return it.
 
     Raises:
-        SpecError: It is none.
+        SpecError: It is negative, too long, or no number.
     """
     if not 0 <= milliseconds <= LONGEST:
         raise SpecError(f"{what} is not a number of milliseconds in 0 … {LONGEST:g}")

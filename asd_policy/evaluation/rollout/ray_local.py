@@ -1,8 +1,8 @@
-"""A Ray of this process alone: nobody else on the machine can enter it, and it asks nobody.
+"""A Ray for this process alone: no other user of the machine can enter it, and it contacts no other machine.
 
-Ray is made for clusters. By itself it listens on all addresses, opens its folder to all users, keeps its token in a
-file that all can read, and asks cloud providers' metadata services where it is. What it leaves when its process is
-killed is ended and removed at the next start.
+Ray is made for clusters. By default it listens on all addresses, opens its folder to all users, keeps its token in a
+file that all can read, and asks the metadata services of cloud providers where it runs. If its process is killed, the
+next start ends what it left running, and removes its files.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ _VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @contextlib.contextmanager
 def local_folder() -> Iterator[Path]:
-    """Yield a folder for a local Ray, that no other user can enter, and remove it at the end.
+    """Yield a folder for a local Ray that no other user can enter, and remove it at the end.
 
-    Folders of processes that were killed are removed, and what still runs of their Ray is ended, which a warning says.
+    Folders of killed processes are removed, and what still runs of their Ray is ended, with a warning.
     """
     _end_leftovers()
     outer = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))  # of mode 0700
@@ -43,11 +43,11 @@ def local_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def own_token(ray: ModuleType, folder: Path) -> Iterator[None]:
-    """Give a local Ray a token of its own, for as long as it runs; one that the user has set stays.
+    """Give a local Ray a token of its own for as long as it runs; a token that the user has set stays.
 
     Args:
         ray: The package.
-        folder: That no other user can enter.
+        folder: One that no other user can enter.
     """
     if any(name in os.environ for name in _VARIABLES):
         yield
@@ -67,7 +67,7 @@ def own_token(ray: ModuleType, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_dashboard(ray: ModuleType) -> Iterator[None]:
-    """Have Ray start no dashboard: the little one that it starts when told not to asks for the cloud it is in."""
+    """Start Ray without its dashboard: even the small one that it starts otherwise asks for its cloud."""
     node = ray._private.node.Node
     start = node.start_api_server
     node.start_api_server = lambda *_, **__: None
@@ -78,15 +78,15 @@ def without_dashboard(ray: ModuleType) -> Iterator[None]:
 
 
 def _read_anew(ray: ModuleType) -> None:
-    """Have Ray's core look at the variables again, of which it keeps what it saw first."""
+    """Have Ray's core read the variables again: it keeps what it read first."""
     core = ray._raylet
-    if hasattr(core, "AuthenticationTokenLoader"):  # a Ray of before had no tokens
+    if hasattr(core, "AuthenticationTokenLoader"):  # an older Ray has no tokens
         core.Config.initialize("")
         core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _end_leftovers() -> None:
-    """End what runs of Rays whose process was killed, and remove their folders."""
+    """End what still runs of Rays whose process was killed, and remove their folders."""
     ended = 0
     for outer in _PLACE.glob(f"{_PREFIX}*"):
         try:
@@ -100,14 +100,14 @@ def _end_leftovers() -> None:
                         os.kill(process, signal.SIGKILL)
                         ended += 1
                 shutil.rmtree(outer, ignore_errors=True)
-        except OSError:  # not made by this version, or somebody else is at it
+        except OSError:  # not made by this version, or another process is at it
             continue
     if ended:
         warnings.warn(f"ended {ended} processes of Ray that a killed command had left behind", stacklevel=2)
 
 
 def _is_free(lock: int) -> bool:
-    """Return whether nobody held a lock, which is held from now on."""
+    """Take a lock, and tell whether it was free."""
     import fcntl  # Ray's machines have it
 
     try:
@@ -118,7 +118,7 @@ def _is_free(lock: int) -> bool:
 
 
 def _users(folder: Path) -> list[int]:
-    """Return the processes that have a file of a folder open, where the system tells."""
+    """List the processes that have a file of a folder open, where the system tells."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended, or is another user's

@@ -1,7 +1,7 @@
 """Groups of episodes as Ray tasks, on workers in processes of their own, on this machine or on many.
 
-Ray places the workers, carries groups there and episodes back, starts a worker again whose process has died, and gives
-it the group it was at once more. As an episode depends on nothing but its group, what comes back is the same.
+Ray places the workers, sends them groups, and brings episodes back. It restarts a worker whose process has died, and
+gives it its group again. As an episode depends on nothing but its group, the result is the same.
 """
 
 import atexit
@@ -21,9 +21,9 @@ import torch
 
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, BackendError, SpecError
+from asd_policy.evaluation.rollout.clocks import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.evaluation.rollout.pilots import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner
 from asd_policy.evaluation.rollout.vector import make_envs
@@ -33,9 +33,9 @@ from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.deadline import FALLBACKS
 
 LOCAL = "ray"
-"""Asks for workers on this machine, one for each CPU that the process may use."""
+"""Stands for workers on this machine, one for each CPU that the process may use."""
 REMOTE = "ray://"
-"""Begins the address of a cluster that is running."""
+"""The beginning of a running cluster's address."""
 
 _RETRIES = 3  # of a group whose worker has died: one that kills its worker each time is given up
 _PATIENCE = "120"  # seconds that Ray waits for its first process, on a machine that is busy; by itself 30
@@ -69,17 +69,17 @@ class Workers:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a worker makes its pilots and environments from."""
+    """What a worker needs to make its pilots and environments."""
 
     checkpoint: str
     """A path that each worker's machine has, or a Hub id."""
     device: str
-    """Torch device, as on a machine that has no other GPU than the worker's."""
+    """Torch device, as on a machine whose only GPU is the worker's."""
     backend: str
     """Spec of what runs the network."""
     learned: tuple[tuple[str, Sampler, Experience], ...]
-    """The spec of each group's sampler, the sampler as it runs, and what its planner learned: once, so that all plan
-    alike."""
+    """For each sampler: its spec in groups, the sampler as it runs, and what its planner learned. Learned once, so that
+    all workers plan alike."""
     env: str
     """Gymnasium id."""
     envs: int
@@ -89,9 +89,9 @@ class Recipe:
     clock: ControlClock | None = None
     """How time goes on while plans are made; None where it does not."""
     deadline_ms: float | None = None
-    """When plans have to be there [ms]; None for no matter when."""
+    """Deadline of a plan [ms]; None for no deadline."""
     fallback: str = FALLBACKS[0]
-    """How those are finished that are not."""
+    """How to finish plans that would be later."""
     max_steps: int | None = None
     """As for `make_env`."""
 
@@ -107,11 +107,11 @@ class Recipe:
         clock: ControlClock | None = None,
         max_steps: int | None = None,
     ) -> "Recipe":
-        """Return the recipe of planners from `prepare`.
+        """Write the recipe of planners from `prepare_planners`.
 
         Args:
             checkpoint: What they were loaded from.
-            device: Where to.
+            device: Torch device.
             planners: As for `LocalRunner`.
             env: Gymnasium id.
             envs: Episodes in a group.
@@ -135,7 +135,7 @@ class Recipe:
         )
 
     def cook(self) -> LocalRunner:
-        """Return what runs groups in this process.
+        """Make what runs groups in this process.
 
         Raises:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
@@ -151,19 +151,18 @@ class Recipe:
         return LocalRunner(pilots, make_envs(make, self.envs), self.seed)
 
 
-class Worker:
+class RayWorker:
     """A Ray actor: loads the policy once, and keeps it."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._runner: LocalRunner | None = None
 
     def run(self, recipe: Recipe, some: Sequence[Group]) -> list[Episode]:
-        """Run groups, none to get ready.
+        """Run groups; with none, only get ready.
 
         Args:
             recipe: The same each time. It comes with the groups, and not with the worker, so that an error of cooking
-                it comes back as it is, and a worker that is started again needs nothing from the one before.
+                it comes back unchanged, and a restarted worker needs nothing from the one before.
             some: The groups.
 
         Raises:
@@ -175,12 +174,12 @@ class Worker:
         return list(self._runner.run(some))
 
     def process(self) -> int:
-        """Return the id of the worker's process."""
+        """Look up the id of the worker's process."""
         return os.getpid()
 
 
 class RayRunner:
-    """Runs groups on Ray workers. Ray's own messages, of a worker that died, go to stderr."""
+    """Runs groups on Ray workers. Ray's own messages, such as of a worker that died, go to stderr."""
 
     def __init__(self, workers: Workers, recipe: Recipe, gpus_per_worker: float = 1.0) -> None:
         """Start Ray, or connect to it, and the workers; they have loaded the policy when this returns.
@@ -196,14 +195,14 @@ class RayRunner:
         """
         self._ray = _import_ray()
         self._open = contextlib.ExitStack()
-        atexit.register(self._open.close)  # whatever ends this process, but for a signal that cannot be caught
+        atexit.register(self._open.close)  # whatever ends this process, except for a signal that cannot be caught
         try:
             # What Ray prints of workers goes to stdout, which is for results.
             self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
             gpus = gpus_per_worker if recipe.device == "cuda" else 0.0
             self._start(workers)
             count = self._room(workers.count, gpus)
-            actor = self._ray.remote(Worker).options(
+            actor = self._ray.remote(RayWorker).options(
                 num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
             )
             self._recipe = self._ray.put(recipe)
@@ -251,7 +250,7 @@ class RayRunner:
             raise BackendError(f"Ray does not start {place}: {type(error).__name__}: {error}{hint}") from error
 
     def _room(self, wanted: int | None, gpus: float) -> int:
-        """Return the number of workers: as many as are wanted, or as there is room for.
+        """Count the workers to start: as many as are wanted, or as there is room for.
 
         Raises:
             BackendError: There is no room for them; they would wait for it for ever.
@@ -277,7 +276,7 @@ class RayRunner:
         """Run groups, each on the first worker that is free.
 
         Raises:
-            AsdError: As `Worker.run`.
+            AsdError: As `RayWorker.run`.
             BackendError: A group's worker died again and again.
         """
         waiting, free, busy = iter(groups), list(self._workers), {}
@@ -292,7 +291,7 @@ class RayRunner:
             yield from self._result(done)
 
     def _result(self, reference: Any) -> Any:
-        """Return what a call of a worker has returned."""
+        """Wait for what a call of a worker returns."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -303,7 +302,7 @@ class RayRunner:
             raise BackendError(f"a group's worker died {_RETRIES + 1} times, the last time: {error}") from error
 
     def processes(self) -> list[int]:
-        """Return the process ids of the workers."""
+        """List the process ids of the workers."""
         return self._ray.get([worker.process.remote() for worker in self._workers])
 
     def close(self) -> None:
@@ -313,7 +312,7 @@ class RayRunner:
 
 
 def _import_ray() -> ModuleType:
-    """Return Ray.
+    """Import Ray.
 
     Raises:
         BackendError: It is not installed.

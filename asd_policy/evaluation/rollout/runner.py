@@ -1,4 +1,4 @@
-"""Groups of episodes, the unit of work, and who runs them."""
+"""Groups of episodes, the unit of work, and the runner of this process."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from asd_policy.policy.episode_state import Pilot
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes of one sampler that are run side by side."""
+    """Episodes of one sampler that run side by side."""
 
     spec: str
     """Of the sampler, as it was asked for."""
@@ -23,7 +23,7 @@ def groups(specs: Sequence[str], episodes: int, envs: int) -> Iterator[Group]:
     """Cut episodes into groups: group g has the episodes from g · envs on.
 
     Args:
-        specs: Of the samplers, who take turns, so that a drift of the machine meets them all.
+        specs: Of the samplers. They take turns, so that a drift of the machine affects them all.
         episodes: For each sampler.
         envs: Episodes in a group; the last may have fewer.
     """
@@ -33,7 +33,7 @@ def groups(specs: Sequence[str], episodes: int, envs: int) -> Iterator[Group]:
 
 
 class Runner(Protocol):
-    """Runs groups somewhere. Whoever runs them, in whatever order, the episodes are the same but for times."""
+    """Runs groups somewhere. Whoever runs them, in whatever order, only the times of episodes differ."""
 
     @property
     def count(self) -> int:
@@ -60,10 +60,10 @@ class LocalRunner:
     """Runs one group after the other in this process."""
 
     def __init__(self, pilots: Mapping[str, Pilot], envs: Envs, seed: int) -> None:
-        """Take what runs them.
+        """Take pilots and environments.
 
         Args:
-            pilots: Who controls, by the specs of groups: planners from `prepare`, or by a clock with them.
+            pilots: By the specs of groups: planners from `prepare_planners`, or these on a clock.
             envs: With as many rows as a group has episodes; closed by `close`.
             seed: Of the evaluation.
         """

@@ -1,4 +1,4 @@
-"""What became of plans that a robot did not wait for: actions repeated, deadlines missed, the rate that was kept."""
+"""Delays of plans that a robot did not wait for: repeated actions, missed deadlines, the rate that was kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from asd_policy.evaluation.rollout.episodes import Episode
 
 
 def summarize_timing(episodes: Sequence[Episode], hz: float) -> dict[str, Any] | None:
-    """Return the `timing` of a sampler in results.json (see docs/guide/evaluation.md).
+    """Build the `timing` of a sampler in results.json (see docs/guide/evaluation.md).
 
     Args:
         episodes: Run by a clock. Those that failed are left out.
@@ -45,10 +45,10 @@ def summarize_timing(episodes: Sequence[Episode], hz: float) -> dict[str, Any] |
 
 
 def _gaps(episode: Episode) -> list[int]:
-    """Return the control steps from each action that was not repeated to the next one.
+    """Count the control steps from each new action, one that is not a repetition, to the next.
 
-    A wait that the episode's end cuts short has none to follow, and counts as long as if one came then: a robot that
-    stands still to the end is not a punctual one.
+    A wait that the end of the episode cuts short has no next action. It counts as if one came then: a robot that stands
+    still to the end is not punctual.
     """
     timings = [(plan.at, plan.timing) for plan in episode.plans if plan.timing is not None]
     waits = [timing.stale + 1 for _, timing in timings if timing.stale]

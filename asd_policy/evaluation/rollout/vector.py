@@ -24,7 +24,7 @@ from asd_policy.evaluation.rollout.environments import Env
 from asd_policy.evaluation.rollout.global_random import GlobalRandom
 
 _END = "asd_policy_end"
-# What takes a process of `asd-policy` seconds to import.
+# What a process of `asd-policy` needs seconds to import.
 _PRELOADED = ["asd_policy.evaluation.rollout.vector", "asd_policy.evaluation.exactness.law"]
 _ENDING = 0.5  # seconds for a process whose pipe is broken to be gone
 _SHORT_FOLDER = "/tmp"
@@ -38,7 +38,7 @@ class End:
     success: bool | None
     """The environment's `info["success"]`; None where it does not say."""
     mode: str | None = None
-    """Its `info["homotopy_class"]`, if it tells one."""
+    """Its `info["homotopy_class"]`, if it has one."""
     error: str | None = None
     """Why the episode failed before its end."""
     unsaid: str = ""
@@ -46,7 +46,7 @@ class End:
 
     @classmethod
     def failure(cls, error: str) -> "End":
-        """Return the end of an episode that failed."""
+        """Make the end of an episode that failed."""
         return cls(False, error=error)
 
 
@@ -65,7 +65,6 @@ class EnvsLost(EnvError):
     """Processes of environments are gone, with their episodes; the next reset starts new ones."""
 
     def __init__(self, rows: Mapping[int, str]) -> None:
-        """Name what became of each row that is gone."""
         super().__init__("; ".join(rows.values()))
         self.rows = rows
 
@@ -103,13 +102,13 @@ class Envs(Protocol):
 class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment in which an error ends the episode and nothing else.
 
-    After its end an episode stands still: steps change nothing, which is what a vector environment needs whose other
-    rows go on. The `info` has one key, at the end of an episode: whatever else an environment tells, and in whatever
-    shapes, need not fit those of other rows. What an episode draws from global generators is fixed by its seed.
+    After its end an episode stands still: steps change nothing. A vector environment needs that for its other rows. The
+    `info` has one key, at the end of an episode; what else an environment puts there, in whatever shapes, need not fit
+    the other rows. The episode's seed fixes what it draws from global generators.
     """
 
     def __init__(self, make: Callable[[], Env]) -> None:
-        """Make the environment; after an error another one.
+        """Make the environment, and after an error make another one.
 
         Raises:
             EnvError: It cannot be made.
@@ -135,7 +134,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             with self._random:
                 self._seen, _ = self.env.reset(seed=seed, options=options or None)
         except Exception as error:  # environments raise errors of their own
-            self._seen = self.env.observation_space.sample()  # any: nobody will look at it
+            self._seen = self.env.observation_space.sample()  # any will do: nobody looks at it
             return self._seen, self._fail(f"the environment raised {_words(error)}")
         return self._seen, {}
 
@@ -158,7 +157,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._seen, reward, ended, cut, {_END: _end(info)} if self.over else {}
 
     def close(self) -> None:
-        """Close the environment; an error of it costs no episode, and is told."""
+        """Close the environment. An error of it is a warning, and costs no episode."""
         try:
             super().close()
         except Exception as error:
@@ -170,23 +169,23 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _end(info: Any) -> End:
-    told = info if isinstance(info, Mapping) else {}
-    if told.get("success") is None:
-        keys = sorted(map(str, told))
+    entries = info if isinstance(info, Mapping) else {}
+    if entries.get("success") is None:
+        keys = sorted(map(str, entries))
         return End(None, unsaid=f"the environment reports no info['success'] at the end of an episode, only {keys}")
     try:
-        success = bool(_number(told["success"], "info['success']"))
+        success = bool(_number(entries["success"], "info['success']"))
     except ValueError as error:
         return End(None, unsaid=str(error))
-    mode = told.get("homotopy_class")
+    mode = entries.get("homotopy_class")
     return End(success, None if mode is None else str(mode))
 
 
 def _number(value: Any, name: str) -> Real:
-    """Return the one number, or truth value, that an environment tells, in an array of whatever shape.
+    """Read the one number, or truth value, that an environment gives, in an array of any shape.
 
     Raises:
-        ValueError: There is none, or there are more.
+        ValueError: There is none, or more than one.
     """
     shape: tuple[int, ...] | None = None
     try:
@@ -236,8 +235,8 @@ class InProcess:
 class InProcesses:
     """Rows in processes of their own, in gymnasium's `AsyncVectorEnv`.
 
-    They are started by a server without threads, never forked from this process, which may have a GPU's context and
-    threads that hold locks. So what makes an environment has to be picklable, and its module importable.
+    A server without threads starts them. They are never forked from this process, which may have a GPU's context and
+    threads that hold locks. So what makes an environment must be picklable, and its module importable.
     """
 
     def __init__(self, make: Callable[[], Env], count: int) -> None:
@@ -304,7 +303,7 @@ class InProcesses:
         return [_moment(*row) for row in zip(seen, rewards, ends, strict=True)]
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """Return what the processes answer."""
+        """Call the processes, and return their answers."""
         try:
             with warnings.catch_warnings():  # gymnasium shows a traceback where a process raised; the error is enough
                 warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
@@ -315,7 +314,7 @@ class InProcesses:
             raise EnvsLost(lost) if lost else EnvError(f"the environments cannot go on: {_words(error)}") from error
 
     def _lost(self, error: Exception) -> dict[int, str]:
-        """Return what became of the rows whose processes are gone."""
+        """Find the rows whose processes are gone, and how these ended."""
         multiprocessing.connection.wait([process.sentinel for process in self._vector.processes], _ENDING)
         lost = {}
         for row, (process, pipe) in enumerate(zip(self._vector.processes, self._vector.parent_pipes, strict=True)):
@@ -342,9 +341,9 @@ class InProcesses:
 
 
 def _start_server() -> None:
-    """Start the server that forks processes, if it does not run, where Ctrl-C does not reach it or them.
+    """Start the server that forks processes, if it does not run yet, so that Ctrl-C reaches neither it nor them.
 
-    A terminal sends it to all processes. It is for the one that asks: these would end in a traceback.
+    A terminal sends Ctrl-C to all processes. It is meant for the one that asks; the others would end in a traceback.
     """
     from multiprocessing import forkserver, resource_tracker  # not on every system
 
@@ -354,7 +353,7 @@ def _start_server() -> None:
             multiprocessing.util.get_temp_dir()  # made once, for all sockets of this process
         finally:
             tempfile.tempdir = usual
-    resource_tracker.ensure_running()  # started with the server it would lift the block
+    resource_tracker.ensure_running()  # if the server started it, it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which is inherited
     try:
         forkserver.ensure_running()
@@ -384,7 +383,7 @@ def _words(error: Exception) -> str:
 
 
 def make_envs(make: Callable[[], Env], count: int) -> Envs:
-    """Return rows of environments: one in this process, more in a process each.
+    """Make rows of environments: one in this process, more in a process each.
 
     Args:
         make: Makes one environment; picklable.

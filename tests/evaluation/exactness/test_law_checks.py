@@ -19,7 +19,7 @@ from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError
 from asd_policy.evaluation import states
-from asd_policy.evaluation.exactness import checks as equivalence
+from asd_policy.evaluation.exactness import checks as exactness
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.exactness.checks import Array, Check
 from asd_policy.networks.analytic import MixtureDenoiser
@@ -53,10 +53,10 @@ def assert_uniform(p_values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("check", "conservative"),
     [
-        (lambda x, y, seed: equivalence.energy_check(x, y, seed, FEW), False),
-        (lambda x, y, seed: equivalence.energy_check(*equivalence.whiten(x, y), seed, FEW), False),
-        (lambda x, y, seed: equivalence.mode_check(x, y, seed, FEW), False),
-        (lambda x, y, seed: equivalence.marginal_check(x, y), True),
+        (lambda x, y, seed: exactness.energy_check(x, y, seed, FEW), False),
+        (lambda x, y, seed: exactness.energy_check(*exactness.whiten(x, y), seed, FEW), False),
+        (lambda x, y, seed: exactness.mode_check(x, y, seed, FEW), False),
+        (lambda x, y, seed: exactness.marginal_check(x, y), True),
     ],
     ids=["energy", "whitened", "modes", "marginal"],
 )
@@ -68,19 +68,19 @@ def test_plans_of_one_law(check: Callable[[Array, Array, int], Check], conservat
         assert stats.binomtest(sum(p <= 0.5 for p in p_values), len(p_values), 0.5).pvalue > 1e-4
 
 
-def random_steps(rng: np.random.Generator, pull: float = 0.0) -> equivalence.Steps:
+def random_steps(rng: np.random.Generator, pull: float = 0.0) -> exactness.Steps:
     """Return steps of 8 plans whose errors follow from the step before, and pull the step along by a share `pull`."""
     residuals = rng.standard_normal((8, 20, 3))
     errors = np.full_like(residuals, np.nan)
     for k in range(1, 20):
         errors[:, k] = np.abs(residuals[:, k - 1 : k, 0]).T[0][:, None] * residuals[:, k - 1]
         residuals[:, k] += pull * errors[:, k]
-    return equivalence.Steps(residuals, {"draft": errors})
+    return exactness.Steps(residuals, {"draft": errors})
 
 
 def test_steps_of_the_chain() -> None:
     rng = np.random.default_rng(2)
-    runs = [equivalence.residual_checks(random_steps(rng)) for _ in range(400)]
+    runs = [exactness.residual_checks(random_steps(rng)) for _ in range(400)]
     assert [check.name for check in runs[0]] == [
         "step size",
         "step mean",
@@ -94,15 +94,15 @@ def test_steps_of_the_chain() -> None:
 
 def test_family_wise_level() -> None:
     rng = np.random.default_rng(3)
-    alarms = sum(not equivalence.judge(equivalence.residual_checks(random_steps(rng)), 0.1).holds for _ in range(300))
+    alarms = sum(not exactness.bonferroni(exactness.residual_checks(random_steps(rng)), 0.1).holds for _ in range(300))
     assert stats.binomtest(alarms, 300, 0.1, "greater").pvalue > 1e-4
     checks = [Check("one", 0.004), Check("two", 0.5)]
-    assert equivalence.judge(checks, ALPHA) == equivalence.Verdict(False, 0.008, 0.005)
+    assert exactness.bonferroni(checks, ALPHA) == exactness.Decision(False, 0.008, 0.005)
 
 
 def test_steps_that_follow_their_draft() -> None:
     """A pull of a quarter of the error is seen along the error, and nowhere else."""
-    checks = equivalence.residual_checks(random_steps(np.random.default_rng(4), pull=0.25))
+    checks = exactness.residual_checks(random_steps(np.random.default_rng(4), pull=0.25))
     by_name = {check.name: check for check in checks}
     assert by_name["bias along draft"].p_value < 1e-3
     assert by_name["bias along draft"].effects["mean_sd"] > 0
@@ -113,15 +113,15 @@ def test_power_on_plans() -> None:
     rng = np.random.default_rng(5)
     reference = two_modes(rng, 128)
     one_mode = two_modes(rng, 128, share=1.0)
-    assert equivalence.energy_check(one_mode, reference, 0, FEW).p_value == 1 / (FEW + 1)
-    mode = equivalence.mode_check(one_mode, reference, 0, FEW)
+    assert exactness.energy_check(one_mode, reference, 0, FEW).p_value == 1 / (FEW + 1)
+    mode = exactness.mode_check(one_mode, reference, 0, FEW)
     assert mode is not None
     assert mode.p_value == 1 / (FEW + 1)
     assert mode.effects["largest_mode_difference"] == pytest.approx(0.5, abs=0.1)
     assert mode.effects["most_modes"] == 2
     shifted = two_modes(rng, 128)
     shifted[1, :, 2] += 1.0
-    marginal = equivalence.marginal_check(shifted, reference)
+    marginal = exactness.marginal_check(shifted, reference)
     assert marginal.p_value < 1e-4
     assert marginal.effects["largest_mean_shift_sd"] == pytest.approx(1.0, abs=0.3)
 
@@ -131,41 +131,41 @@ def test_whitening_shows_faint_directions() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.standard_normal((2, 2, 100, 3)) * np.array([1.0, 1.0, 1e-3])
     y[..., 2] *= 2
-    assert equivalence.energy_check(x, y, 0, FEW).p_value > 0.05
-    assert equivalence.energy_check(*equivalence.whiten(x, y), 0, FEW).p_value == 1 / (FEW + 1)
+    assert exactness.energy_check(x, y, 0, FEW).p_value > 0.05
+    assert exactness.energy_check(*exactness.whiten(x, y), 0, FEW).p_value == 1 / (FEW + 1)
     flat = np.zeros((1, 20, 2))
-    assert equivalence.energy_check(*equivalence.whiten(flat, flat), 0, FEW).p_value == 1
+    assert exactness.energy_check(*exactness.whiten(flat, flat), 0, FEW).p_value == 1
 
 
 def test_one_mode_is_no_modes() -> None:
     rng = np.random.default_rng(6)
-    assert equivalence.mode_check(rng.standard_normal((2, 60, 4)), rng.standard_normal((2, 60, 4)), 0, FEW) is None
-    assert not equivalence.modes(np.zeros((20, 3))).any()
+    assert exactness.mode_check(rng.standard_normal((2, 60, 4)), rng.standard_normal((2, 60, 4)), 0, FEW) is None
+    assert not exactness.modes(np.zeros((20, 3))).any()
     plans = rng.standard_normal((100, 3)) * 0.1 + np.repeat(np.arange(4.0), 25)[:, None]
-    labels = equivalence.modes(plans)
+    labels = exactness.modes(plans)
     assert sorted(np.bincount(labels)) == [25] * 4
     assert len({labels[25 * mode] for mode in range(4)}) == 4
 
 
 def test_plans_that_are_all_one() -> None:
     same = np.ones((1, 20, 2))
-    assert equivalence.energy_check(same, same, 0, FEW).p_value == 1
-    assert equivalence.marginal_check(same, same).p_value == 1
-    assert equivalence.energy_check(same + 1, same, 0, FEW).p_value == 1 / (FEW + 1)
+    assert exactness.energy_check(same, same, 0, FEW).p_value == 1
+    assert exactness.marginal_check(same, same).p_value == 1
+    assert exactness.energy_check(same + 1, same, 0, FEW).p_value == 1 / (FEW + 1)
 
 
 def test_detectable_moves_are_detected() -> None:
     """A shift of the size said to be seen four times in five is seen about that often."""
     rng = np.random.default_rng(7)
     draws = rng.standard_normal((2, 2, 64, 3))
-    said = equivalence.detectable_moves(draws[0], draws[1], 0.05, 0)
+    said = exactness.detectable_moves(draws[0], draws[1], 0.05, 0)
     size = said["mean_shift_sd"]["80"]
     assert size is not None
     assert 0.1 < size < 0.6
     seen = 0
     for seed in range(100):
         x, y = rng.standard_normal((2, 2, 64, 3))
-        seen += equivalence.energy_check(x + size, y, seed, FEW).p_value <= 0.05
+        seen += exactness.energy_check(x + size, y, seed, FEW).p_value <= 0.05
     assert stats.binomtest(seen, 100, 0.8).pvalue > 1e-3
     far = said["mean_shift_sd"]["90"]
     assert far is not None
@@ -174,7 +174,7 @@ def test_detectable_moves_are_detected() -> None:
 
 def test_detectable_effects() -> None:
     """For a normal effect, the textbook's (z_α/2 + z_power) standard errors."""
-    found = equivalence.detectable_effects([Check("bias", 0.5, {"mean": 0.1}, 2.0), Check("other", 0.5)], 0.01)
+    found = exactness.detectable_effects([Check("bias", 0.5, {"mean": 0.1}, 2.0), Check("other", 0.5)], 0.01)
     expected = 2 * (stats.norm.isf(0.005) + stats.norm.ppf(0.8))
     assert found.keys() == {"bias"}
     assert found["bias"]["mean"]["80"] == pytest.approx(expected, rel=1e-3)
@@ -235,7 +235,7 @@ def avoid() -> tuple[Policy, Tensor]:
 def step_checks(avoid: tuple[Policy, Tensor], sampler: Sampler, plans: int = 32) -> list[Check]:
     """Test the steps of plans at one observation."""
     policy, conds = avoid
-    return law.draw(policy, sampler, conds, plans, seed=1, watch=True, advance=lambda count: None).checks
+    return law.draw_plans(policy, sampler, conds, plans, seed=1, watch=True, advance=lambda count: None).checks
 
 
 @pytest.mark.parametrize(
@@ -244,14 +244,14 @@ def step_checks(avoid: tuple[Policy, Tensor], sampler: Sampler, plans: int = 32)
 def test_exact_samplers_pass_on_a_real_network(sampler: Sampler, avoid: tuple[Policy, Tensor]) -> None:
     checks = step_checks(avoid, sampler)
     assert len(checks) >= 6
-    assert equivalence.judge(checks, ALPHA).holds, checks
+    assert exactness.bonferroni(checks, ALPHA).holds, checks
 
 
 @pytest.mark.parametrize(
     ("mutant", "plans"), [("accept-always", 32), ("redraw", 128), ("keep-noise", 32), ("peek", 32)]
 )
 def test_mutants_fail_on_a_real_network(mutant: str, plans: int, avoid: tuple[Policy, Tensor]) -> None:
-    verdict = equivalence.judge(step_checks(avoid, Drafted(mutant), plans), ALPHA)
+    verdict = exactness.bonferroni(step_checks(avoid, Drafted(mutant), plans), ALPHA)
     assert not verdict.holds
     assert verdict.p_value < 1e-4
 
@@ -292,8 +292,8 @@ def test_false_alarms_about_speculation(mixture: MixtureDenoiser, chain: Gaussia
     p_values = []
     for part in np.split(np.arange(3200), 200):
         guesses = {"earlier": recorder.earlier[part], "start": recorder.start[part]}
-        steps = equivalence.residual_steps(points[part], recorder.predictions[part], *coefficients, guesses)
-        p_values.append([check.p_value for check in equivalence.residual_checks(steps)])
+        steps = exactness.residual_steps(points[part], recorder.predictions[part], *coefficients, guesses)
+        p_values.append([check.p_value for check in exactness.residual_checks(steps)])
     for one_check in zip(*p_values, strict=True):
         assert_uniform(list(one_check))
 
@@ -301,9 +301,9 @@ def test_false_alarms_about_speculation(mixture: MixtureDenoiser, chain: Gaussia
 def test_a_step_without_noise_goes_to_its_mean(chain: GaussianChain) -> None:
     points, predictions = np.zeros((2, len(chain) + 1, 3)), np.zeros((2, len(chain), 3))
     coefficients = (chain.a, chain.b, chain.sigma)
-    assert equivalence.noiseless_check(points, predictions, *coefficients, 1e-3).p_value == 1
+    assert exactness.noiseless_check(points, predictions, *coefficients, 1e-3).p_value == 1
     points[:, -1] += 0.01
-    assert equivalence.noiseless_check(points, predictions, *coefficients, 1e-3).p_value == 0
+    assert exactness.noiseless_check(points, predictions, *coefficients, 1e-3).p_value == 0
 
 
 # The network.

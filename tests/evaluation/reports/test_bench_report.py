@@ -75,7 +75,7 @@ def test_plots_have_a_line_for_each_kind_of_contender(tmp_path: Path) -> None:
     wider = sampler(spec="asd:window=auto,draft=frozen,verify=reflection", window=32, wall_clock_speedup_ci95=None)
     ddpm = sampler(spec="ddpm", window=1)
     approximate = sampler(spec="ddim:10", exact=False)
-    paths = bench_report.draw(results(ddpm, sampler(), wider, approximate), tmp_path)
+    paths = bench_report.draw_bench_plots(results(ddpm, sampler(), wider, approximate), tmp_path)
     latency, speedup = (path.read_text() for path in paths)
     for name in ("ddpm on fast", "ddim:10 on fast", "window=8", "window=auto"):
         assert name in latency

@@ -77,7 +77,7 @@ def test_markdown() -> None:
 
 def test_the_record_of_what_ran() -> None:
     assert "torch threads" in report.hardware(torch.device("cpu"))
-    commit = report.commit()
+    commit = report.git_commit()
     assert commit is None or len(commit) == 40
 
 

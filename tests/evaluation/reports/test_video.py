@@ -10,7 +10,7 @@ import pytest
 
 from asd_policy import load_policy
 from asd_policy.errors import EnvError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import video
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.samplers import make_sampler
@@ -70,8 +70,8 @@ def test_the_evaluated_episode_is_filmed(
     monkeypatch.setenv("MUJOCO_GL", "egl")
     env = make_env("asd/Avoid-v0")
     samplers = [make_sampler(spec) for spec in ("ddpm", "ddim:2", "asd:window=5")]
-    found = evaluate.prepare(load_policy(small_checkpoint), env, samplers)
-    steps = [evaluate.run_episode(planner, env, 0, seed=3).steps for planner in found]
+    found = closed_loop.prepare_planners(load_policy(small_checkpoint), env, samplers)
+    steps = [closed_loop.run_episode(planner, env, 0, seed=3).steps for planner in found]
     planners = {planner.sampler.spec: planner for planner in found}
     paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)
     assert [path.name for path in paths] == [

@@ -16,7 +16,7 @@ import torch
 
 import asd_policy
 from asd_policy.errors import EnvError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.rollout.environments import MAX_STEPS, make_env, open_env
 from asd_policy.evaluation.rollout.episodes import Episode, run_group
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner, groups
@@ -42,7 +42,7 @@ def untimed(episodes: list[Episode]) -> list[Episode]:
 @pytest.fixture(scope="module")
 def planner(small_checkpoint: Path) -> Policy:
     policy = asd_policy.load_policy(small_checkpoint)
-    (planner,) = evaluate.prepare(policy, make_env("faulty_envs:faulty/None-v0"), [make_sampler(SPEC)])
+    (planner,) = closed_loop.prepare_planners(policy, make_env("faulty_envs:faulty/None-v0"), [make_sampler(SPEC)])
     return planner
 
 

@@ -25,7 +25,7 @@ import torch
 from asd_policy import cli
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import BackendError, CheckpointError, SpecError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.rollout import ray_local
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.episodes import Episode
@@ -55,7 +55,7 @@ def signature(episode: Episode) -> Any:
 @pytest.fixture(scope="module")
 def planners(small_checkpoint: Path) -> dict[str, Policy]:
     env = make_env(ENV)
-    found = evaluate.prepare(load_policy(small_checkpoint), env, [make_sampler(spec) for spec in SPECS])
+    found = closed_loop.prepare_planners(load_policy(small_checkpoint), env, [make_sampler(spec) for spec in SPECS])
     env.close()
     return dict(zip(SPECS, found, strict=True))
 
@@ -359,7 +359,7 @@ def test_a_cluster_gives_the_same_results(cluster: Cluster, small_checkpoint: Pa
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert set(cluster.head.children()) == members
-    workers = [each for each in session(cluster.head.pid) if "ray::Worker" in each.info["name"]]
+    workers = [each for each in session(cluster.head.pid) if "ray::RayWorker" in each.info["name"]]
     assert not psutil.wait_procs(workers, timeout=60)[1]
     results = [json.loads((out / "results.json").read_text()) for out in (alone, shared)]
     assert [result["workers"] for result in results] == [1, 2]

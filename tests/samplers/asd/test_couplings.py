@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from asd_policy.evaluation.exactness.mutants import normal_p_value
 from asd_policy.samplers.asd import couplings as verify
 from asd_policy.samplers.asd.couplings import VERIFIERS, Judge, Verdict, accepts, block, reflect, reflection
+from support.known_laws import normal_p_value
 
 N = 100_000
 LEVEL = 1e-5  # of each test, on fixed seeds

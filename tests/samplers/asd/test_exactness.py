@@ -9,18 +9,7 @@ from torch import Tensor
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.evaluation.exactness.mutants import (
-    MUTANTS,
-    draw,
-    draw_sequentially,
-    gaussian_law,
-    make_tape,
-    mixture_p_value,
-    mutated,
-    normal_p_value,
-    short_chain,
-    step_p_value,
-)
+from asd_policy.evaluation.exactness.mutants import MUTANTS, mutated
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
@@ -30,6 +19,16 @@ from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import (
+    draw_sequentially,
+    draw_speculatively,
+    gaussian_law,
+    make_tape,
+    mixture_p_value,
+    normal_p_value,
+    short_chain,
+    step_p_value,
+)
 
 N = 40_000
 FEW = 20_000  # plans whose steps are watched, or of which some numbers are given
@@ -57,12 +56,12 @@ def test_reference_has_the_computed_law(gaussian: MixtureDenoiser, chain: Gaussi
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
 def test_law_on_a_gaussian(setting: Asd, gaussian: MixtureDenoiser, chain: GaussianChain) -> None:
-    assert gaussian_p_value(draw(setting, gaussian, chain, 2, N), gaussian, chain) > LEVEL
+    assert gaussian_p_value(draw_speculatively(setting, gaussian, chain, 2, N), gaussian, chain) > LEVEL
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=IDS)
 def test_law_on_a_mixture(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain, sequential: Tensor) -> None:
-    assert mixture_p_value(draw(setting, mixture, chain, 3, N), sequential) > LEVEL
+    assert mixture_p_value(draw_speculatively(setting, mixture, chain, 3, N), sequential) > LEVEL
 
 
 def draw_with_a_given_coordinate(sampler: Sampler, seed: int, noised: bool, mixture: MixtureDenoiser) -> Tensor:
@@ -159,7 +158,7 @@ def test_mutants_fail_on_a_gaussian(
     mutant: str, draft: str, verify: str, gaussian: MixtureDenoiser, chain: GaussianChain
 ) -> None:
     with mutated(mutant):
-        sample = draw(Asd(5, draft, verify), gaussian, chain, 2, N)
+        sample = draw_speculatively(Asd(5, draft, verify), gaussian, chain, 2, N)
     assert gaussian_p_value(sample, gaussian, chain) < LEVEL
 
 
@@ -168,7 +167,7 @@ def test_mutants_fail_on_a_mixture(
     mutant: str, draft: str, verify: str, mixture: MixtureDenoiser, chain: GaussianChain, sequential: Tensor
 ) -> None:
     with mutated(mutant):
-        sample = draw(Asd(5, draft, verify), mixture, chain, 3, N)
+        sample = draw_speculatively(Asd(5, draft, verify), mixture, chain, 3, N)
     assert mixture_p_value(sample, sequential) < LEVEL
 
 

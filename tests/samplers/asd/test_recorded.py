@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.evaluation.exactness.mutants import DTYPE, EVENT, make_tape, short_chain
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 from asd_policy.samplers import make_sampler
@@ -33,6 +32,7 @@ from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import DTYPE, EVENT, make_tape, short_chain
 
 ROWS = 9
 SPECS = ["ddpm", *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS)]

@@ -13,15 +13,16 @@ import pytest
 
 import asd_policy
 from asd_policy.errors import SpecError
-from asd_policy.evaluation import evaluate
+from asd_policy.evaluation import closed_loop
+from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.latencies import Fixed, Measured, read_latency
-from asd_policy.evaluation.rollout.pilots import PILOTS, ControlClock, make_pilot
 from asd_policy.evaluation.rollout.ray_runner import Recipe
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import make_envs
+from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.continuity import CONTINUITIES, Committed
 from asd_policy.policy.plan import PlanRecord, Timing
 from asd_policy.policy.policy import Policy
@@ -297,7 +298,7 @@ def test_clocks_that_are_none() -> None:
 @pytest.fixture(scope="module")
 def planner(small_checkpoint: Path) -> Policy:
     env = make_env(ENV)
-    (planner,) = evaluate.prepare(asd_policy.load_policy(small_checkpoint), env, [make_sampler(SPEC)])
+    (planner,) = closed_loop.prepare_planners(asd_policy.load_policy(small_checkpoint), env, [make_sampler(SPEC)])
     env.close()
     return planner
 
@@ -360,7 +361,7 @@ def test_continuity_in_closed_loop(planner: Policy) -> None:
         done = episodes(planner, ControlClock("async", HZ, Fixed(300), continuity))
         returns.append(tuple(each.total_reward for each in done))
         exact.append([[plan.exact for plan in each.plans] for each in done])
-        (summary,) = evaluate.summarize({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
+        (summary,) = summarize_episodes({SPEC: planner.sampler}, done, len(planner.chain), hz=HZ)
         assert summary["exact"] is (continuity != "soft")
     assert len(set(returns)) == 3
     assert exact == [[[True, True, True]] * 3, [[True, True, True]] * 3, [[True, False, False]] * 3]

@@ -1,39 +1,31 @@
-"""Rollouts and their summary: seeds, pairing, counts, environments that do not fit."""
+"""Rollouts: seeds, pairing, what samplers learn before them, environments that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 import pytest
 import torch
 
 import asd_policy
 from asd_policy.errors import EnvError, ObservationError
-from asd_policy.evaluation import evaluate
-from asd_policy.evaluation.reports import report
+from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.rollout.environments import MAX_STEPS, make_env, step_limit
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.policy import episode_state as control
-from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import autotune as choice
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
 
 
-def by_spec(*specs: str) -> dict[str, Sampler]:
-    """Return samplers that run as they were asked for, as `evaluate.settle` does."""
-    return {sampler.spec: sampler for sampler in map(make_sampler, specs)}
-
-
 def prepared(checkpoint: Path, specs: tuple[str, ...] = SPECS) -> list[Policy]:
     env = make_env("asd/Avoid-v0")
-    return evaluate.prepare(asd_policy.load_policy(checkpoint), env, [make_sampler(spec) for spec in specs])
+    return closed_loop.prepare_planners(asd_policy.load_policy(checkpoint), env, [make_sampler(spec) for spec in specs])
 
 
 def run(checkpoint: Path, episodes: int = 2, seed: int = 0, specs: tuple[str, ...] = SPECS) -> list[Episode]:
@@ -79,30 +71,11 @@ def test_what_is_learned_from_is_not_evaluated(checkpoint: Path, monkeypatch: py
     env = make_env("asd/Avoid-v0")
     begin = planner.reset_batch
     monkeypatch.setattr(planner, "reset_batch", lambda told: (seeds.extend(told), begin(told)))
-    evaluate.calibrate(planner, env, planner.experience.plans + 1, seed=3)
+    closed_loop.calibrate(planner, env, planner.experience.plans + 1, seed=3)
     learned = set(seeds)
     for index in range(3):
-        evaluate.run_episode(planner, env, index, seed=3)
+        closed_loop.run_episode(planner, env, index, seed=3)
     assert learned and learned.isdisjoint(seeds[len(learned) :])
-
-
-def fake_episode(
-    spec: str, index: int, success: bool, milliseconds: float, rounds: int, mode: str | None = None
-) -> Episode:
-    seconds = milliseconds / 1e3
-    plan = PlanRecord(
-        at=0,
-        rounds=rounds,
-        nfe=2 * rounds,
-        window=8,
-        batch=1,
-        seconds=seconds,
-        network_seconds=0.9 * seconds,
-        refused=None,
-        unjudged=None,
-    )
-    full = make_sampler(spec).spec
-    return Episode(full, index, success, float(success), 10, mode if success else None, None, (plan, plan))
 
 
 def test_what_is_chosen_is_chosen_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,71 +85,16 @@ def test_what_is_chosen_is_chosen_once(checkpoint: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(choice, "_time_call", lambda _, initial, window: 1.0 if len(initial) * window < 10 else 99.0)
         patch.setattr(choice, "_time_round", lambda *_: 0.0)
-        alone, together = (evaluate.settle(policy, env, samplers, batch) for batch in (1, 3))
+        alone, together = (closed_loop.resolve_samplers(policy, env, samplers, batch) for batch in (1, 3))
     for settled in (alone, together):
         assert list(settled) == [sampler.spec for sampler in samplers]
         assert (settled[ddpm.spec], settled[fixed.spec]) == (ddpm, fixed)
     chosen = alone[asd.spec]
     assert chosen.spec.startswith("asd:window=8,")  # the longest of a chain of 10 steps
     assert together[asd.spec].spec.startswith("asd:window=3,")
-    planners = evaluate.prepare(policy, env, [chosen, make_sampler(chosen.spec)])
-    one, other = (signature(evaluate.run_episode(planner, env, 0, 0)) for planner in planners)
+    planners = closed_loop.prepare_planners(policy, env, [chosen, make_sampler(chosen.spec)])
+    one, other = (signature(closed_loop.run_episode(planner, env, 0, 0)) for planner in planners)
     assert one == other and {plan.window for plan in one.plans} == {8}
-
-
-def test_summary() -> None:
-    specs = ["ddpm", "asd:window=8"]
-    episodes = [
-        fake_episode("ddpm", 0, True, 100, 100, "a"),
-        fake_episode("asd:window=8", 0, True, 20, 12, "a"),
-        fake_episode("ddpm", 1, False, 100, 100, "a"),
-        fake_episode("asd:window=8", 1, True, 30, 8, "b"),
-    ]
-    ddpm, asd = evaluate.summarize(by_spec(*specs), episodes, 100)
-    assert ddpm["success_rate"] == 0.5
-    assert asd["success_rate"] == 1.0
-    assert asd["success_ci95"] == pytest.approx((0.342, 1.0), abs=1e-3)
-    low, high = asd["paired_difference_ci95"]
-    assert low < 0.5 < high
-    assert asd["modes"] == {"a": 1, "b": 1}
-    assert asd["mode_entropy"] == pytest.approx(np.log(2))
-    assert asd["plans"] == 4
-    assert asd["rounds_mean"] == 10
-    assert asd["nfe_mean"] == 20
-    assert asd["acceptance_length_mean"] == asd["algorithmic_speedup"] == 10
-    assert asd["wall_clock_speedup"] == pytest.approx(4.0)
-    assert ddpm["wall_clock_speedup"] == pytest.approx(1.0)
-    assert asd["overhead_fraction"] == pytest.approx(0.1)
-    assert asd["latency_ms"]["mean"] == pytest.approx(25)
-    assert asd["latency_ms"]["max"] == pytest.approx(30)
-
-
-def test_summary_without_a_reference() -> None:
-    (only,) = evaluate.summarize(by_spec("asd", "ddpm"), [fake_episode("asd", 0, True, 5, 9)], 100)
-    assert only["wall_clock_speedup"] is None
-    assert only["paired_difference_ci95"] is None
-    assert only["return_ci95"] is None
-    assert only["mode_entropy"] is None
-
-
-def test_summary_of_episodes_without_plans() -> None:
-    """They failed at once; a table has dashes for them."""
-    samplers = by_spec("ddpm", "asd:window=8")
-    broken = Episode(list(samplers)[1], 0, False, None, 0, None, "the environment raised RuntimeError: no", ())
-    first, second = evaluate.summarize(samplers, [fake_episode("ddpm", 0, True, 5, 9), broken], 100)
-    assert first.keys() == second.keys()
-    assert (second["failed"], second["success_rate"], second["plans"]) == (1, 0.0, 0)
-    assert second["rounds_mean"] is second["latency_ms"] is second["return_mean"] is None
-    assert set(report.row(second)[3:]) == {"–"}
-
-
-def test_acceptance_by_step() -> None:
-    """Of two plans of four steps: refused at 1 and at nothing, not judged at 3 and at 0 and 3."""
-    plan = fake_episode("asd:window=2", 0, True, 5, 3).plans[0]
-    plans = (replace(plan, refused=(1,), unjudged=(3,)), replace(plan, refused=(), unjudged=(0, 3)))
-    episode = replace(fake_episode("asd:window=2", 0, True, 5, 3), plans=plans)
-    (summary,) = evaluate.summarize(by_spec("asd:window=2"), [episode], 4)
-    assert summary["acceptance_by_step"] == [1.0, 0.5, 1.0, None]
 
 
 def test_unknown_environments() -> None:
@@ -196,11 +114,11 @@ def test_environments_that_do_not_fit(checkpoint: Path) -> None:
     policy = asd_policy.load_policy(checkpoint)
     samplers = [make_sampler("ddpm")]
     with pytest.raises(EnvError, match=r"the policy's actions have shape \(2,\), the environment's action space is"):
-        evaluate.prepare(policy, gymnasium.make("asd/MetaWorld-reach-v0"), samplers)
+        closed_loop.prepare_planners(policy, gymnasium.make("asd/MetaWorld-reach-v0"), samplers)
     with pytest.raises(EnvError, match="action space is Discrete"):
-        evaluate.prepare(policy, gymnasium.make("CartPole-v1"), samplers)
+        closed_loop.prepare_planners(policy, gymnasium.make("CartPole-v1"), samplers)
     with pytest.raises(ObservationError, match=r"has shape \(10,\)"):
-        evaluate.prepare(policy, gymnasium.make("Reacher-v5"), samplers)
+        closed_loop.prepare_planners(policy, gymnasium.make("Reacher-v5"), samplers)
 
 
 def test_an_environment_without_success(checkpoint: Path) -> None:
@@ -211,9 +129,9 @@ def test_an_environment_without_success(checkpoint: Path) -> None:
 
     policy = asd_policy.load_policy(checkpoint)
     env = Silent(make_env("asd/Avoid-v0"))
-    (planner,) = evaluate.prepare(policy, env, [make_sampler("ddpm")])
+    (planner,) = closed_loop.prepare_planners(policy, env, [make_sampler("ddpm")])
     with pytest.raises(EnvError, match=r"no info\['success'\] at the end of an episode, only \['collision', "):
-        evaluate.run_episode(planner, env, 0, 0)
+        closed_loop.run_episode(planner, env, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +152,9 @@ def test_limits_of_steps(env_id: str, wanted: int | None, limit: int | None) -> 
 def test_an_episode_has_all_its_plans(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the robot remembers the latest only."""
     policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env("faulty_envs:faulty/None-v0")
-    whole = evaluate.run_episode(policy, env, 0, seed=3)
+    whole = closed_loop.run_episode(policy, env, 0, seed=3)
     monkeypatch.setattr(control, "PLANS_KEPT", 1)
-    again = evaluate.run_episode(policy, env, 0, seed=3)
+    again = closed_loop.run_episode(policy, env, 0, seed=3)
     env.close()
     assert [plan.at for plan in again.plans] == [plan.at for plan in whole.plans] == [0, 8, 16]
     assert len(policy.plans) == 1
@@ -250,11 +168,11 @@ def test_collected_states_are_the_moments_of_planning(
     policy, env = asd_policy.load_policy(checkpoint, "ddim:2"), make_env(env_id)
     with monkeypatch.context() as patch:
         patch.setattr(control, "PLANS_KEPT", kept)
-        states = evaluate.collect(policy, env, 5, seed=3)
+        states = closed_loop.collect_states(policy, env, 5, seed=3)
     assert len(states) == 5
     met = {}
     for index in range(5):
-        evaluate.run_episode(policy, env, index, seed=3)
+        closed_loop.run_episode(policy, env, index, seed=3)
         before = torch.zeros_like(policy.plans[0].sample)
         for plan in policy.plans:
             met[index, plan.cond] = before
@@ -269,6 +187,6 @@ def test_no_plan_of_an_evaluation_times_anything(checkpoint: Path) -> None:
     """Nor do those before it that see the environment: that is done without one."""
     (planner,) = prepared(checkpoint, ("asd",))
     env = make_env("asd/Avoid-v0")
-    evaluate.run_episode(planner, env, 0, 0)
+    closed_loop.run_episode(planner, env, 0, 0)
     assert planner.plans
     assert {plan.stats.trial_calls for plan in planner.plans} == {0}

@@ -1,8 +1,8 @@
-"""Who controls robots while time goes on: a plan comes some control steps after the observation it was made for.
+"""Control by a clock: time goes on while a plan is made, which comes some control steps after its observation.
 
-Time is counted in control steps, not waited for: a plan that takes L seconds at f Hz comes ceil(L f) steps late. So an
-episode with given latencies is the same on any machine. The first plan of an episode comes at once: the robot is at
-rest, and its clock starts when there is something to do.
+Time is counted in control steps, and nobody waits for it: a plan that takes L seconds at f Hz comes ceil(L f) steps
+late. So an episode with given latencies is the same on any machine. The first plan of an episode comes at once: the
+robot is at rest, and its clock starts when there is something to do.
 """
 
 import abc
@@ -25,7 +25,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 
 RATES = (1e-3, 1e6)
-"""The lowest and the highest control frequency [Hz]; with others floating point has no control steps to count."""
+"""The lowest and the highest control frequency [Hz] at which floating point can count control steps."""
 
 _LATENCIES = 1  # spawn key of the latencies of an episode, beside its planning noise
 
@@ -44,10 +44,10 @@ class ControlClock:
     """One of `CONTINUITIES`."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no clock.
+        """Check the clock.
 
         Raises:
-            SpecError: The mode or the continuity is unknown, they do not go together, or the rate is not above 0.
+            SpecError: The mode or the continuity is unknown, they do not go together, or the rate is out of range.
         """
         if self.mode not in PILOTS:
             raise SpecError(f"clock {self.mode!r} is not one of {', '.join(PILOTS)}")
@@ -55,23 +55,23 @@ class ControlClock:
         check_continuity(self.continuity, self.mode)
 
     def steps(self, seconds: float) -> int:
-        """Return the control steps that begin before a plan is there, whose making took so long."""
+        """Count the control steps that begin before a plan is there, if making it takes `seconds`."""
         return math.ceil(round(seconds * self.hz, 9))  # 0.07 s at 100 Hz are 7.000000000000001 steps
 
 
 def make_pilot(policy: Policy, clock: ControlClock | None, spec: str | None = None) -> Pilot:
-    """Return who controls with a policy by a clock; without one the policy itself, for which time stands still.
+    """Put a policy on a clock; without one return the policy itself, for which time stands still.
 
     Args:
-        policy: Plans.
-        clock: How time goes on while it does.
-        spec: What the clock's latencies are known by; the spec of the policy's sampler unless said.
+        policy: That plans.
+        clock: How time goes on while it plans.
+        spec: Selects the clock's latencies; by default the spec of the policy's sampler.
     """
     return policy if clock is None else PILOTS[clock.mode](policy, clock, spec or policy.sampler.spec)
 
 
 def check_rate(hz: float) -> None:
-    """Refuse a control frequency that is none.
+    """Refuse a control frequency that is out of range.
 
     Raises:
         SpecError: It is.
@@ -81,10 +81,10 @@ def check_rate(hz: float) -> None:
 
 
 def check_continuity(continuity: str, mode: str) -> None:
-    """Refuse a continuity that there is not, or that the mode has no use for.
+    """Refuse a continuity that is unknown, or that does nothing in a mode.
 
     Raises:
-        SpecError: It is so.
+        SpecError: It is one of these.
     """
     if continuity not in CONTINUITIES:
         raise SpecError(f"--continuity {continuity!r} is not one of {', '.join(CONTINUITIES)}")
@@ -95,7 +95,7 @@ def check_continuity(continuity: str, mode: str) -> None:
 
 
 def clock_record(clock: ControlClock | None) -> dict[str, Any]:
-    """Return what results.json says of a clock, and what must be the same for a run to go on."""
+    """List a clock's settings, as results.json has them; they must be the same for a run to go on."""
     return {
         "clock": UNCLOCKED if clock is None else clock.mode,
         "hz": None if clock is None else clock.hz,
@@ -107,7 +107,7 @@ def clock_record(clock: ControlClock | None) -> dict[str, Any]:
 
 @dataclass
 class _Course:
-    """Where a robot is between two plans."""
+    """How far a robot is between two plans."""
 
     rng: np.random.Generator
     """Of its plans' latencies."""
@@ -116,25 +116,25 @@ class _Course:
     delay: int = 0
     """Control steps after which that plan comes."""
     delays: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    """What the last plans took [control steps], the first one of the episode, which is waited for, included."""
+    """What the last plans took [control steps], with the first one of the episode, which is waited for."""
     given: int = 0
-    """Actions that were given to that plan."""
+    """Number of actions that were given to that plan."""
     coming: Actions | None = None
-    """It, from the action for its observation on, until it comes."""
+    """That plan, from the action for its observation on, until it comes."""
     last: npt.NDArray[np.float32] | None = None
     """The last action taken [action_dim]; None before the first."""
 
 
-class Clocked(abc.ABC):
-    """Controls robots with a policy for which time goes on."""
+class ClockedPilot(abc.ABC):
+    """Controls robots with a policy while time goes on."""
 
     def __init__(self, policy: Policy, clock: ControlClock, spec: str) -> None:
-        """Take who plans, and the clock.
+        """Take the policy and the clock.
 
         Args:
-            policy: Plans, and keeps what it does of its robots; `act` is the pilot's.
+            policy: That plans. It keeps the state of its robots; only `act` is the pilot's own.
             clock: Of this pilot's mode.
-            spec: What the clock's latencies are known by: that of the sampler, as it was asked for.
+            spec: Of the sampler, as it was asked for; selects the clock's latencies.
         """
         self.policy = policy
         self.clock = clock
@@ -156,7 +156,7 @@ class Clocked(abc.ABC):
         """Begin an episode of several robots.
 
         Args:
-            seeds: For each what fixes its planning noise, and its latencies where they are drawn.
+            seeds: One for each robot; it fixes the planning noise, and the latencies where they are drawn.
         """
         self.policy.reset_batch(seeds)
         sequences = [np.random.SeedSequence(seed, spawn_key=(_LATENCIES,)) for seed in seeds]
@@ -167,13 +167,13 @@ class Clocked(abc.ABC):
         self.policy.observe(row, observation)
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """Return the action that each of some robots takes in this control step.
+        """Take a control step with some robots: plan where it is due, and choose each robot's action.
 
         Args:
             rows: The robots, all of which have observed.
 
         Returns:
-            Actions [action_dim] in the order of `rows`; where there is none for this step, the one before.
+            Actions [action_dim] in the order of `rows`; where a plan has none for this step, the action before.
 
         Raises:
             DenoiserError: The network failed.
@@ -189,31 +189,31 @@ class Clocked(abc.ABC):
 
     @abc.abstractmethod
     def _is_due(self, row: int) -> bool:
-        """Return whether a robot for which no plan is being made needs one to be begun."""
+        """Tell whether a plan is to be begun for a robot, for which none is being made."""
 
     @abc.abstractmethod
     def _use(self, actions: Actions, delay: int) -> Actions:
-        """Return which actions of a plan are queued when it comes, `delay` steps after its observation."""
+        """Select the actions of a plan that are queued when it comes, `delay` steps after its observation."""
 
     @abc.abstractmethod
     def _committed(self, row: int) -> Committed | None:
-        """Return what the plan to be begun is told of the actions that a robot takes meanwhile."""
+        """Give the actions that a robot takes while the next plan is made, as far as that plan is to know them."""
 
     def _plan(self, due: Sequence[int]) -> None:
-        """Have plans made for what some robots see now."""
+        """Make plans for what some robots see now."""
         committed = [self._committed(row) for row in due]
-        for row, told, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
+        for row, given, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
             latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
             course.started, course.coming = robot.steps, actions
-            course.given = told.delay if told else 0
+            course.given = given.delay if given else 0
             course.delays.append(self.clock.steps(latency))
             course.delay = course.delays[-1] if course.last is not None else 0
             robot.records[-1] = replace(record, timing=Timing(latency, course.delay, 0, None))
 
     def _arrive(self, row: int) -> None:
-        """Queue a plan if this is the control step in which it comes."""
+        """Queue a plan if it comes in this control step."""
         robot, course = self.robots[row], self._courses[row]
         if course.coming is None or robot.steps < course.started + course.delay:
             return
@@ -236,10 +236,10 @@ class Clocked(abc.ABC):
         return course.last.copy()  # it may be taken again
 
 
-class Sync(Clocked):
-    """Plans when its actions are used up, and repeats the last one until the plan is there.
+class SyncPilot(ClockedPilot):
+    """Plans when its actions are used up, and repeats the last action until the plan is there.
 
-    The plan begins with the action for its observation, late as it is, and `n_action_steps` are taken.
+    The late plan still begins with the action for its observation, and `n_action_steps` of it are taken.
     """
 
     def _is_due(self, row: int) -> bool:
@@ -252,11 +252,11 @@ class Sync(Clocked):
         return None
 
 
-class Async(Clocked):
-    """Plans while it goes on with the rest of the last plan; a new one takes over with its action for that moment.
+class AsyncPilot(ClockedPilot):
+    """Plans while it takes the rest of the last plan; a new plan takes over with its action for that moment.
 
-    Plans begin `n_action_steps` after each other, or as soon as the one before is there. What is past of a plan when it
-    comes is cut; of one that is past as a whole the last action is left.
+    A plan begins `n_action_steps` after the one before, or as soon as that one is there. Actions that are past when a
+    plan comes are dropped; if all of them are, the last one stays.
     """
 
     def _is_due(self, row: int) -> bool:
@@ -272,16 +272,16 @@ class Async(Clocked):
         return commit(rest, self._courses[row].delays, self.clock.continuity)
 
 
-PILOTS: dict[str, type[Clocked]] = {"sync": Sync, "async": Async}
+PILOTS: dict[str, type[ClockedPilot]] = {"sync": SyncPilot, "async": AsyncPilot}
 
 
 def _timing(robot: EpisodeState) -> Timing:
-    """Return when the last plan came."""
+    """Look up when the last plan came."""
     timing = robot.records[-1].timing
     assert timing is not None  # every plan that a pilot has made has one
     return timing
 
 
 def _note(robot: EpisodeState, **changes: Any) -> None:
-    """Note something of the last plan's timing."""
+    """Change fields of the last plan's timing."""
     robot.records[-1] = replace(robot.records[-1], timing=replace(_timing(robot), **changes))
