@@ -94,11 +94,22 @@ class Plan:
 
     def record(self, row: int, at: int) -> PlanRecord:
         """Record what one plan of the batch cost, made at control step `at` of its episode."""
-        stats = self.stats
-        return PlanRecord(
-            **vars(stats.plans[row]),
-            at=at,
-            batch=len(stats.plans),
-            seconds=self.seconds,
-            network_seconds=stats.network_seconds,
-        )
+        return record_of(self.stats, row, at, self.seconds)
+
+
+def record_of(stats: SpeculationStats, row: int, at: int, seconds: float) -> PlanRecord:
+    """Record what one plan of a batch cost.
+
+    Args:
+        stats: Of the batch.
+        row: Of the plan.
+        at: Control step of the episode at which it was made.
+        seconds: Latency of the batch [s].
+    """
+    return PlanRecord(
+        **vars(stats.plans[row]),
+        at=at,
+        batch=len(stats.plans),
+        seconds=seconds,
+        network_seconds=stats.network_seconds,
+    )

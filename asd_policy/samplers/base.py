@@ -170,13 +170,6 @@ class Sampler(abc.ABC):
     ) -> SampleResult:
         """Draw a batch of samples.
 
-        With a deadline this is anytime planning: rows whose chains will not be at their end in time, by the times of
-        calls and rounds before, are finished by the fallback: "jump", to the prediction x̂0 at the point that a row has
-        come to, or "last_plan", to the warm start's last plan, where there is one. The others are, to the bit, the
-        samples without a deadline. The times of before are those of the warm start's experience, or else of all calls
-        with this denoiser. The first call for a batch size times the network first, counted apart, and can be late; so
-        can one that the machine holds up.
-
         Args:
             denoiser: The network.
             chain: The target law.
@@ -204,25 +197,12 @@ class Sampler(abc.ABC):
         if budget.stopwatch is not None:
             budget.stopwatch.mark("host")
         self.check(chain)
-        if isinstance(generator, NoiseTape):
-            tape = generator
-        else:
-            tape = NoiseTape.draw(shape, len(chain), generator, "cpu" if cond is None else arrays.device_of(cond))
+        tape = _tape(generator, shape, len(chain), cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
-        place = arrays.device_of(tape.initial)
-        target = Target(
-            denoiser,
-            chain,
-            shape,
-            inpainting=inpainting,
-            launcher=launcher_of(denoiser),
-            deadline=_deadline(budget, start, denoiser, shape[0], warm_start),
-            stopwatch=budget.stopwatch,
-            meter=Meter(place),
-            autocast=arrays.ambient_autocast(place),
-        )
+        deadline = _deadline(budget, start, denoiser, shape[0], warm_start)
+        target = _target(denoiser, chain, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
-        with arrays.sampling(place):
+        with arrays.sampling(target.meter.device):
             target.mark("encode")
             if cond is not None:
                 with target.meter.timed(), target.autocast:
@@ -232,8 +212,8 @@ class Sampler(abc.ABC):
             sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
         check_finite(sample)
         sample = arrays.ordinary(sample)
-        if target.deadline is not None:
-            target.deadline.stop()
+        if deadline is not None:
+            deadline.stop()
         return SampleResult(sample, self._stats(samples, target, time.perf_counter() - start))
 
     def _stats(self, samples: Samples, target: Target, seconds: float) -> SpeculationStats:
@@ -254,6 +234,13 @@ class Sampler(abc.ABC):
             trial_calls=meter.calls - own_calls,
             trial_points=meter.points - own_points,
         )
+
+
+def _tape(generator: Generators | NoiseTape, shape: tuple[int, ...], steps: int, cond: Array | None) -> NoiseTape:
+    """Take the tape that was given, or draw one where the conditioning is."""
+    if isinstance(generator, NoiseTape):
+        return generator
+    return NoiseTape.draw(shape, steps, generator, "cpu" if cond is None else arrays.device_of(cond))
 
 
 def _check_inputs(
@@ -282,6 +269,29 @@ def _check_inputs(
     last = warm_start.last_plan
     if last is not None and tuple(last.shape) != shape:
         raise ValueError(f"the last plan has shape {tuple(last.shape)}, the samples {shape}")
+
+
+def _target(
+    denoiser: Denoiser,
+    chain: GaussianChain,
+    tape: NoiseTape,
+    inpainting: Inpainting | None,
+    stopwatch: Stopwatch | None,
+    deadline: Deadline | None,
+) -> Target:
+    """Put a target together where its tape is, its conditioning still to come."""
+    place = arrays.device_of(tape.initial)
+    return Target(
+        denoiser,
+        chain,
+        tuple(tape.initial.shape),
+        inpainting=inpainting,
+        launcher=launcher_of(denoiser),
+        deadline=deadline,
+        stopwatch=stopwatch,
+        meter=Meter(place),
+        autocast=arrays.ambient_autocast(place),
+    )
 
 
 def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:

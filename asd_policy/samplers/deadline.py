@@ -23,7 +23,15 @@ _TIMINGS = 10  # of a call that looks longer than the deadline: the machine may 
 
 @dataclass(frozen=True)
 class Budget:
-    """The time that a batch of samples may take, and who is told where it goes."""
+    """The time that a batch of samples may take, and who gets to know where it goes.
+
+    With a deadline this is anytime planning. Rows whose chains will not be at their end in time, by the times of calls
+    and rounds before, are finished by the fallback: "jump", to the prediction x̂0 at the point that a row has come to,
+    or "last_plan", to the warm start's last plan, where there is one. The others are, to the bit, the samples without a
+    deadline. The times of before are those of the warm start's experience, or else of all calls with the same denoiser.
+    The first call for a batch size times the network first, counted apart, and can be late; so can one that the machine
+    holds up.
+    """
 
     deadline_ms: float | None = None
     """When the samples have to be there [ms]; None for no matter when."""

@@ -15,6 +15,7 @@ from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import ChainError, CheckpointError, ObservationError, SpecError
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
+from asd_policy.policy.plan import PlanRecord, record_of
 from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
@@ -24,6 +25,8 @@ from asd_policy.samplers.warm_start import WarmStart, move_on
 
 WARM_UP = "asd_warm_up"
 """On an accelerated object: its method that does what a first plan would wait for."""
+LAST_PLAN = "last_plan"
+"""On an accelerated object: what its latest plan cost, as of a `Policy`."""
 _SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
@@ -137,7 +140,8 @@ class Adapter:
     classes: tuple[str, ...]
     """Their qualified names, `module.Class`; subclasses are known too. Nothing is imported to find out."""
     patches: Callable[[Any, Sampler], list[Patch]]
-    """Returns what makes a policy plan with a sampler, changing nothing; `asd_stats` and `WARM_UP` are of the names.
+    """Returns what makes a policy plan with a sampler, changing nothing; `asd_stats`, `LAST_PLAN` and `WARM_UP` are of
+    the names.
 
     Raises ChainError or SpecError where policy and sampler do not fit.
     """
@@ -207,13 +211,17 @@ class LivePlanner:
         self.experience = Experience()
         self.stats = AsdStats()
         self._module = module
+        self.last_plan: PlanRecord | None = None
+        """What the latest plan of the first row cost; None before the first of an episode."""
+        self._step = 0  # control steps of the episode that its plans are for
         self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
         self._times: Times | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
-        self._last = None
+        self._last = self.last_plan = None
+        self._step = 0
         if self._times is not None:
             self._times.save(self.experience)
 
@@ -291,6 +299,8 @@ class LivePlanner:
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
             self._last = move_on(result.sample, executed)
+            self.last_plan = record_of(stats, 0, self._step, stats.seconds)
+            self._step += executed
             self.stats.add(stats)
         else:
             self._warming.append(stats)

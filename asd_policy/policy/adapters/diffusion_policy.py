@@ -12,7 +12,16 @@ from typing import Any
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError, ObservationError
-from asd_policy.policy.adapters.base import WARM_UP, Adapter, LivePlanner, Patch, alone, check_own, check_step
+from asd_policy.policy.adapters.base import (
+    LAST_PLAN,
+    WARM_UP,
+    Adapter,
+    LivePlanner,
+    Patch,
+    alone,
+    check_own,
+    check_step,
+)
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import WarmUp
@@ -83,6 +92,7 @@ class _Sampling:
         cond = None if name is None else given[name]
         shape, executed = tuple(data.shape), policy.n_action_steps
         plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, inpainting=held)
+        setattr(policy, LAST_PLAN, self.planner.last_plan)
         return plans.to(data.dtype)
 
     def of_unet(
@@ -123,6 +133,7 @@ class _Sampling:
         """Begin an episode."""
         self.own_reset()
         self.planner.begin_episode()
+        setattr(self.policy, LAST_PLAN, None)
 
 
 def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
@@ -136,6 +147,7 @@ def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
         Patch(policy, "conditional_sample", getattr(sampling, method)),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
     ]
 

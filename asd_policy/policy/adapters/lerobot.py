@@ -11,7 +11,16 @@ from typing import Any
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError
-from asd_policy.policy.adapters.base import WARM_UP, Adapter, LivePlanner, Patch, alone, check_own, check_step
+from asd_policy.policy.adapters.base import (
+    LAST_PLAN,
+    WARM_UP,
+    Adapter,
+    LivePlanner,
+    Patch,
+    alone,
+    check_own,
+    check_step,
+)
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.records import WarmUp
 
@@ -55,7 +64,9 @@ class _Sampling:
 
         shape = (batch_size, config.horizon, config.action_feature.shape[0])
         device = next(model.parameters()).device
-        return self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
+        plans = self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
+        setattr(self.policy, LAST_PLAN, self.planner.last_plan)
+        return plans
 
     def warm_up(self, robots: int = 1) -> WarmUp:
         """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
@@ -80,6 +91,7 @@ class _Sampling:
         """Begin an episode."""
         self.own_reset()
         self.planner.begin_episode()
+        setattr(self.policy, LAST_PLAN, None)
 
 
 def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
@@ -93,6 +105,7 @@ def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
         Patch(model, "conditional_sample", sampling.conditional_sample),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
+        Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
     ]
 
