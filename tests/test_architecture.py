@@ -12,8 +12,10 @@ from house import PLANS, Structure, run
 
 ROOT = Path(__file__).parents[1]
 HOUSE = Structure(ROOT)
-ROOMS = ("errors", "_common", "chain", "networks", "samplers", "policy", "checkpoints", "evaluation.rollout", "evaluation",
-         "deploy", "cli")  # fmt: skip
+ROOMS = (
+    *("errors", "_common", "chain", "networks", "samplers", "policy", "checkpoints"),
+    *("evaluation.rollout", "evaluation", "deploy", "cli"),
+)
 """From the ground up: each imports only from those before it."""
 MOST_ENTRIES = 13
 MOST_LINES = 60

@@ -82,7 +82,7 @@ def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: i
     """Return a p-value for the steps of `count` plans being the chain's, given all that was known before each.
 
     The checks of `asd-policy verify`, with Bonferroni's correction. A broken coupling hardly moves a plan, see
-    docs/theory/architecture.md; it shows in the steps where drafts were wrong.
+    docs/theory/algorithm.md; it shows in the steps where drafts were wrong.
     """
     recorder = PathRecorder(denoiser, chain, count, math.prod(EVENT))
     sample = draw_speculatively(sampler, denoiser, chain, seed, count, recorder)
