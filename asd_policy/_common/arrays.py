@@ -46,6 +46,11 @@ def namespace(x: Any) -> Any:
     """
     if isinstance(x, np.ndarray):
         return numpy_functions
+    return _torch_functions()
+
+
+@functools.cache
+def _torch_functions() -> Any:
     import array_api_compat.torch as torch_functions  # only here: it imports torch
 
     return torch_functions
