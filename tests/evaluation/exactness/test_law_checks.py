@@ -431,6 +431,6 @@ def test_interrupted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(law, "compare", interrupt)
+    monkeypatch.setattr(law, "compare_laws", interrupt)
     assert cli.run(words(checkpoint)) == 130
     assert "Traceback" not in capsys.readouterr().err

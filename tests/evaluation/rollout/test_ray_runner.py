@@ -246,7 +246,8 @@ def test_what_a_killed_command_left_is_ended_at_the_next_start(
     words = [*eval_words(small_checkpoint, tmp_path / "out", "1"), "--episodes", "100000"]
     place = Path(tempfile.mkdtemp(dir="/tmp", prefix="r"))  # where no other test would end it first
     monkeypatch.setattr(ray_local, "_PLACE", place)
-    there = f"import pathlib; from asd_policy import cli, ray_local; ray_local._PLACE = pathlib.Path({str(place)!r})"
+    imports = "import pathlib; from asd_policy import cli; from asd_policy.evaluation.rollout import ray_local"
+    there = f"{imports}; ray_local._PLACE = pathlib.Path({str(place)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen(
         [sys.executable, "-c", f"{there}; cli.main()", *words], env=environment, stderr=subprocess.DEVNULL
