@@ -52,7 +52,7 @@ class Robot:
 
 
 class Pilot(Protocol):
-    """Controls the robots of a group: a policy, for which time stands still while it plans, or one of `pilots`."""
+    """Controls the robots of a group: a policy, for which time stands still while it plans, or one of `clocks`."""
 
     @property
     def sampler(self) -> Sampler:

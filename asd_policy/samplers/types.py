@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from asd_policy._common.arrays import Array
 
 UNCLOCKED = "none"
-"""In the place of a mode of `pilots`, where the environment waits for plans."""
+"""In the place of a mode of `clocks`, where the environment waits for plans."""
 MEASURED = "measured"
 """In the place of a latency: what a plan takes on this machine."""
 
