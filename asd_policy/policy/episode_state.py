@@ -85,7 +85,7 @@ def together(robots: Sequence[EpisodeState]) -> dict[str, Any]:
 
 
 class Pilot(Protocol):
-    """Controls the robots of a group: a policy, for which time stands still while it plans, or one of `pilots`."""
+    """Controls the robots of a group: a policy, for which time stands still while it plans, or one of `clocks`."""
 
     @property
     def sampler(self) -> Sampler:

@@ -43,7 +43,7 @@ def set_defaults(setting: str) -> None:
 
 
 def plans(path: Path, spec: str) -> np.ndarray:
-    """Return the actions of three plans in a row."""
+    """Take the actions of three plans in a row."""
     policy = asd_policy.load_policy(path, spec)
     policy.reset(seed=3)
     observation = {name: np.full(dim, 0.1, np.float32) for name, dim in policy.observation_dims.items()}

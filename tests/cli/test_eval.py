@@ -52,14 +52,14 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def untimed(value: Any) -> Any:
-    """Return results without what depends on the clock or the machine's load."""
+    """Drop from results what depends on the clock or the machine's load."""
     if isinstance(value, dict):
         return {key: untimed(entry) for key, entry in value.items() if key not in NOT_COMPARED}
     return [untimed(entry) for entry in value] if isinstance(value, list) else value
 
 
 def lines_of(folder: Path) -> list[str]:
-    """Return the episodes of a journal by sampler and index, without their times."""
+    """Read the episodes of a journal by sampler and index, without their times."""
     found = find_run(folder)
     assert found is not None
     objects = [episode.to_json() for episode in sorted(found.episodes, key=lambda each: (each.spec, each.index))]

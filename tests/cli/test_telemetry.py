@@ -79,7 +79,7 @@ def running(library: Path, home: Path, words: list[str]) -> Iterator[subprocess.
 
 
 def seen(home: Path) -> tuple[list[str], list[Path]]:
-    """Return the hosts that were looked up or talked to, and what was left in the home."""
+    """List the hosts that were looked up or talked to, and what was left in the home."""
     return home.with_suffix(".log").read_text().splitlines(), [path for path in home.rglob("*") if path.is_file()]
 
 

@@ -35,7 +35,7 @@ class Hand:
     now = 0.0
 
     def perf_counter(self) -> float:
-        """Return where it is."""
+        """Read it."""
         return self.now
 
 
@@ -59,7 +59,7 @@ class Eager(Backend):
         return "float32"
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Return a network that lets time pass."""
+        """Wrap a network so that time passes."""
 
         def slow(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
             HAND.now += self.per_call + len(x)

@@ -36,7 +36,7 @@ def run(checkpoint: Path, episodes: int = 2, seed: int = 0, specs: tuple[str, ..
 
 
 def signature(episode: Episode) -> Episode:
-    """Return everything of an episode but its times; the reward tells one path from another, to the last bit."""
+    """Drop an episode's times; the reward distinguishes one path from another, to the last bit."""
     return replace(episode, plans=tuple(replace(plan, seconds=0.0, network_seconds=None) for plan in episode.plans))
 
 

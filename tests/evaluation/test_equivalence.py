@@ -26,7 +26,7 @@ MARGIN = st.sampled_from([0.05, 0.1, 0.2, 0.3])
 
 
 def outcomes(b: int, c: int, pairs: int) -> tuple[list[bool], list[bool]]:
-    """Return pairs of which the first alone succeeds in b, the second alone in c, and both in the others."""
+    """Make pairs of which the first alone succeeds in b, the second alone in c, and both in the others."""
     both = pairs - b - c
     return [True] * b + [False] * c + [True] * both, [False] * b + [True] * c + [True] * both
 
@@ -79,7 +79,7 @@ def test_size_by_simulation(pairs: int, trials: int) -> None:
 
 
 def simulated_rejections(drawn: np.ndarray, pairs: int, margin: float) -> int:
-    """Return in how many tables (first alone, second alone, other) equivalence is shown."""
+    """Count the tables (first alone, second alone, other) in which equivalence is shown."""
     tables, counts = np.unique(drawn[:, :2], axis=0, return_counts=True)
     return sum(
         int(count)

@@ -1,4 +1,4 @@
-"""What episodes add up to: counts, means, what is compared with ddpm, and what there is none of."""
+"""Summaries of episodes: counts, means, comparisons with ddpm, and values that are missing."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from asd_policy.samplers import Sampler, make_sampler
 
 
 def by_spec(*specs: str) -> dict[str, Sampler]:
-    """Return samplers that run as they were asked for, as `closed_loop.resolve_samplers` does."""
+    """List samplers that run as they were asked for, as `closed_loop.resolve_samplers` does."""
     return {sampler.spec: sampler for sampler in map(make_sampler, specs)}
 
 

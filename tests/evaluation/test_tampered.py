@@ -25,7 +25,7 @@ VALUES = (
 
 
 def tampered(value: Any, choose: random.Random) -> Any:
-    """Return a JSON value in which something is another, is gone, or is there twice."""
+    """Change, remove or double something in a JSON value."""
     value = copy.deepcopy(value)
     for _ in range(choose.choice((1, 1, 2))):
         *path, key = choose.choice(list(places(value)))

@@ -69,7 +69,7 @@ def test_every_part_writes_its_section_and_resumes(
     # The second time nothing is measured, and everything is as it was.
     monkeypatch.setattr(importlib.import_module("study_grid"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_scaling"), "count", None)
-    monkeypatch.setattr(importlib.import_module("study_wallclock"), "rounds", None)
+    monkeypatch.setattr(importlib.import_module("study_wallclock"), "interleave", None)
     monkeypatch.setattr(importlib.import_module("study_ceiling"), "measure_ceiling", None)
     monkeypatch.setattr(importlib.import_module("study_response"), "count", None)
     monkeypatch.setattr(importlib.import_module("study_sizes"), "ProcessPoolExecutor", None)

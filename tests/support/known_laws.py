@@ -1,4 +1,4 @@
-"""Data whose law is known in closed form, samples of it, and p-values for what samplers draw."""
+"""Data whose law has a closed form, samples of it, and p-values for what samplers draw."""
 
 import math
 from typing import Any
@@ -24,20 +24,20 @@ _EARLIER_PLANS = 500
 
 
 def short_chain() -> GaussianChain:
-    """Return twelve steps, so coarse that drafts are often wrong."""
+    """Make a chain of twelve steps, so coarse that drafts are often wrong."""
     return GaussianChain.from_scheduler(
         {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}, 12
     )
 
 
 def gaussian_denoiser() -> MixtureDenoiser:
-    """Return data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
+    """Denoise data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
     means = torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE)
     return MixtureDenoiser(full_chain(), means, torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE))
 
 
 def mixture_denoiser() -> MixtureDenoiser:
-    """Return data from three unequal, narrow modes; events [2, 2]."""
+    """Denoise data from three unequal, narrow modes; events [2, 2]."""
     means = torch.tensor([[-1.0, 0.0, 0.5, 0.0], [1.0, 0.5, 0.0, -0.5], [0.2, -1.0, -1.0, 1.0]], dtype=DTYPE)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=DTYPE)
     scales = torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE)
@@ -45,19 +45,19 @@ def mixture_denoiser() -> MixtureDenoiser:
 
 
 def full_chain() -> GaussianChain:
-    """Return every timestep of the short chain's noise schedule: what networks know."""
+    """Make the chain of every timestep of the short chain's noise schedule, which networks are trained on."""
     return GaussianChain.from_scheduler(short_chain().config)
 
 
 def make_tape(count: int, chain: GaussianChain, seed: int) -> NoiseTape:
-    """Return the noise of `count` plans."""
+    """Draw the noise of `count` plans."""
     return NoiseTape.draw((count, *EVENT), len(chain), torch.Generator().manual_seed(seed), dtype=DTYPE)
 
 
 def draw_speculatively(
     sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int, recorder: PathRecorder | None = None
 ) -> Tensor:
-    """Return samples [count, D] drawn in one batch, by plans that have a past: a last plan and an experience.
+    """Draw samples [count, D] in one batch, by plans that have a past: a last plan and an experience.
 
     Args:
         sampler: What to draw with.
@@ -79,7 +79,7 @@ def draw_speculatively(
 
 
 def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> float:
-    """Return a p-value for the steps of `count` plans being the chain's, given all that was known before each.
+    """Test that the steps of `count` plans are the chain's, conditional on what came before each: a p-value.
 
     The checks of `asd-policy verify`, with Bonferroni's correction. A broken coupling hardly moves a plan, see
     docs/theory/algorithm.md; it shows in the steps where drafts were wrong.
@@ -91,12 +91,12 @@ def step_p_value(sampler: Asd, denoiser: Denoiser, chain: GaussianChain, seed: i
 
 
 def draw_sequentially(denoiser: Denoiser, chain: GaussianChain, seed: int, count: int) -> Tensor:
-    """Return samples [count, D] of the reference sampler."""
+    """Draw samples [count, D] with the reference sampler."""
     return Ddpm().sample(denoiser, chain, (count, *EVENT), generator=make_tape(count, chain, seed)).sample.flatten(1)
 
 
 def gaussian_law(denoiser: Denoiser, chain: GaussianChain) -> tuple[Tensor, Tensor]:
-    """Return mean [D] and standard deviation [D] of the sequential sampler for a denoiser linear per coordinate.
+    """Compute mean [D] and standard deviation [D] of the sequential sampler, for a denoiser linear per coordinate.
 
     Each step is x ← (slope_k) x + offset_k + σ_k ξ; slope and offset are read off two evaluations.
     """
@@ -117,7 +117,7 @@ def gaussian_law(denoiser: Denoiser, chain: GaussianChain) -> tuple[Tensor, Tens
 
 
 def normal_p_value(sample: Tensor) -> float:
-    """Return a p-value for vectors [N, …] being standard normal.
+    """Test that vectors [N, …] are standard normal: a p-value.
 
     Kolmogorov–Smirnov of each coordinate, of as many oblique projections and of the radius, with Bonferroni's
     correction.
@@ -131,7 +131,7 @@ def normal_p_value(sample: Tensor) -> float:
 
 
 def mixture_p_value(first: Tensor, second: Tensor) -> float:
-    """Return a p-value for two samples [N, D] of the mixture sharing their joint law.
+    """Test that two samples [N, D] of the mixture have one joint law: a p-value.
 
     Kolmogorov–Smirnov over coordinates, oblique projections and pairwise products, and a χ² test of the modes, with
     Bonferroni's correction.
@@ -150,11 +150,11 @@ def mixture_p_value(first: Tensor, second: Tensor) -> float:
 
 
 def mixture_modes(sample: Tensor) -> Tensor:
-    """Return which of the three modes each sample of the mixture [N, D] is in [N]."""
+    """Number the mode, of three, of each sample of the mixture [N, D]: [N]."""
     return torch.stack([sample[:, 0] < -0.5, sample[:, 0] > 0.6, sample[:, 1] < -0.5]).long().argmax(0)
 
 
 def _ks(values: Tensor, law: Any) -> float:
-    """Return a Kolmogorov–Smirnov p-value against a law's name, distribution function or another sample."""
+    """Compute a Kolmogorov–Smirnov p-value against a law's name, distribution function or another sample."""
     result: Any = stats.kstest(values.numpy(), law, method="asymp")  # scipy's annotation hides the result's fields
     return float(result.pvalue)

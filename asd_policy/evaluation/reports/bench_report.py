@@ -9,9 +9,7 @@ from rich.table import Table
 from asd_policy._common.clock import STAGES
 from asd_policy._common.files import atomic_file
 from asd_policy.evaluation.reports import plots
-
-PLOTS = ("latency.svg", "speedup.svg")
-"""Files that `draw_bench_plots` writes."""
+from asd_policy.evaluation.reports.report import shown_name
 
 
 def ceiling_table(ceiling: dict[str, Any]) -> Table:
@@ -51,9 +49,9 @@ def latency_table(results: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == columns[0] else "right")
     for each in results["samplers"]:
         latency, interval = each["latency_ms"], each["wall_clock_speedup_ci95"]
-        spec = each["spec"].replace(",", ",\n  ") + ("" if each["exact"] else " (approximate)")
+        name = shown_name(each).replace(",", ",\n  ")
         table.add_row(
-            f"{spec}\n  on {each['backend']}",
+            f"{name}\n  on {each['backend']}",
             str(each["window"]),
             f"{each['rounds_mean']:.1f}",
             " / ".join(_ms(latency[key]) for key in ("p50", "p95", "p99", "max")),
@@ -85,19 +83,21 @@ def draw_bench_plots(results: dict[str, Any], folder: Path) -> list[Path]:
 
     Args:
         results: A results.json object of `bench`, with at least one plan of each contender.
-        folder: Where to write `PLOTS`.
+        folder: For latency.svg and speedup.svg.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     with plots.drawing() as pyplot:
-        figures = [_latencies(pyplot, results["samplers"]), _speedups(pyplot, results)]
-        paths = [folder / name for name in PLOTS]
-        for figure, path in zip(figures, paths, strict=True):
+        figures = {
+            folder / "latency.svg": _latencies(pyplot, results["samplers"]),
+            folder / "speedup.svg": _speedups(pyplot, results),
+        }
+        for path, figure in figures.items():
             with atomic_file(path) as temporary:
                 figure.savefig(temporary, format="svg", metadata={"Date": None})
             pyplot.close(figure)
-    return paths
+    return list(figures)
 
 
 def _latencies(pyplot: Any, samplers: Sequence[dict[str, Any]]) -> Any:

@@ -71,6 +71,11 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
     }
 
 
+def shown_name(result: dict[str, Any]) -> str:
+    """Name a sampler of results.json in tables and plots: its spec, marked where it is approximate."""
+    return result["spec"] + ("" if result["exact"] else " (approximate)")
+
+
 def row(result: dict[str, Any]) -> tuple[str, ...]:
     """Write the cells of one sampler of results.json, in the order of `COLUMNS`."""
     low, high = result["success_ci95"]
@@ -87,7 +92,7 @@ def row(result: dict[str, Any]) -> tuple[str, ...]:
             "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
         )
     return (
-        result["spec"] + ("" if result["exact"] else " (approximate)"),
+        shown_name(result),
         f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
         _interval(result["return_mean"], result["return_ci95"]),
         "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
@@ -133,7 +138,7 @@ TIMING_COLUMNS = ("sampler", "latency counted p50 / p95 ms", "delay steps", "sta
 
 def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
     """Write the cells of one sampler of results.json that ran by a clock, in the order of `TIMING_COLUMNS`."""
-    name, timing = result["spec"] + ("" if result["exact"] else " (approximate)"), result["timing"]
+    name, timing = shown_name(result), result["timing"]
     if timing is None:  # no episode came to its end
         return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
     latency, delay = timing["counted_latency_ms"], timing["delay_steps_mean"]

@@ -37,7 +37,7 @@ ALPHA = 0.01
 
 
 def two_modes(rng: np.random.Generator, count: int, share: float = 0.5) -> Array:
-    """Return plans [3, count, 4] of two modes, at three observations that differ much."""
+    """Draw plans [3, count, 4] of two modes, at three observations that differ much."""
     mode = np.where(rng.random((3, count, 1)) < share, 1.0, -1.0)
     where = np.array([0.0, 5.0, -20.0])[:, None, None]
     return where + mode + 0.2 * rng.standard_normal((3, count, 4))
@@ -69,7 +69,7 @@ def test_plans_of_one_law(check: Callable[[Array, Array, int], Check], conservat
 
 
 def random_steps(rng: np.random.Generator, pull: float = 0.0) -> exactness.Steps:
-    """Return steps of 8 plans whose errors follow from the step before, and pull the step along by a share `pull`."""
+    """Draw steps of 8 plans whose errors follow from the step before, and pull the step along by a share `pull`."""
     residuals = rng.standard_normal((8, 20, 3))
     errors = np.full_like(residuals, np.nan)
     for k in range(1, 20):
@@ -432,6 +432,6 @@ def test_interrupted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(law, "compare", interrupt)
+    monkeypatch.setattr(law, "compare_laws", interrupt)
     assert cli.run(words(checkpoint)) == 130
     assert "Traceback" not in capsys.readouterr().err

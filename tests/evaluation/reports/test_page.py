@@ -26,7 +26,7 @@ PLOTS = ("success", "latency", "window", "acceptance", "rounds", "modes")
 
 
 def words(html: str) -> str:
-    """Return a page without its line breaks."""
+    """Remove a page's line breaks."""
     return " ".join(html.split())
 
 

@@ -75,7 +75,7 @@ def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
 
 
 def control(policy: Policy, mode: str, delay: int, steps: int) -> tuple[list[Taken], list[Timing]]:
-    """Return the actions of one robot whose plans come so many control steps late, and their timings."""
+    """Run one robot whose plans come so many control steps late: its actions, and their timings."""
     pilot = make_pilot(policy, ControlClock(mode, HZ, Fixed(1e3 * delay / HZ)))
     pilot.reset_batch([0])
     taken = [tuple(map(int, pilot.act([0])[0])) for _ in range(steps)]
@@ -176,7 +176,7 @@ class Listed:
     sha256: None = None
 
     def draw(self, spec: str, measured: float, rng: np.random.Generator) -> float:
-        """Return the next one [s]."""
+        """Take the next one [s]."""
         return self.delays.pop(0) / HZ
 
 
@@ -304,7 +304,7 @@ def planner(small_checkpoint: Path) -> Policy:
 
 
 def episodes(planner: Policy, clock: ControlClock | None, count: int = 3, envs: int = 1) -> list[Episode]:
-    """Return episodes without what depends on this machine's clock."""
+    """Drop from episodes what depends on this machine's clock."""
     runner = LocalRunner({SPEC: make_pilot(planner, clock)}, make_envs(partial(make_env, ENV), envs), SEED)
     done = list(runner.run(groups([SPEC], count, envs)))
     runner.close()

@@ -31,7 +31,7 @@ AVOID = "asd/Avoid-v0"
 
 
 def untimed(episodes: list[Episode]) -> list[Episode]:
-    """Return episodes in order, without their times."""
+    """Sort episodes, and drop their times."""
     ordered = sorted(episodes, key=lambda each: (each.spec, each.index))
     return [
         replace(each, plans=tuple(replace(plan, seconds=0.0, network_seconds=None) for plan in each.plans))

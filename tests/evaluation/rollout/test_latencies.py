@@ -17,7 +17,7 @@ SPECS = ("ddpm", "asd:window=5,draft=frozen,verify=block")
 
 
 def journal(folder: Path, *seconds: float) -> Path:
-    """Return the journal of a run of `ddpm` whose plans took so long, and of the other sampler with plans of 0.3 s."""
+    """Write the journal of a run: `ddpm` with plans that took so long, the other sampler with plans of 0.3 s."""
     written = Journal.start(folder, {})
     for spec, times in zip(SPECS, (seconds, (0.3,)), strict=True):
         plans = tuple(
@@ -71,7 +71,7 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def bench(*entries: tuple[str, str, list[float]]) -> bytes:
-    """Return a results.json of `asd-policy bench`, as far as latencies go."""
+    """Write the latencies of a results.json of `asd-policy bench`."""
     samplers = [{"spec": spec, "backend": backend, "latencies_ms": each} for spec, backend, each in entries]
     return json.dumps({"samplers": samplers}).encode()
 

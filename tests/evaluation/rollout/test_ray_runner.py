@@ -45,7 +45,7 @@ PATIENCE = 300  # [s] with a machine that is busy; one that is not needs a tenth
 
 
 def signature(episode: Episode) -> Any:
-    """Return everything of an episode but its times."""
+    """Drop an episode's times."""
     record = episode.to_json()
     for plan in record["plans"]:
         del plan["seconds"], plan["network_seconds"]
@@ -151,14 +151,14 @@ def eval_words(checkpoint: Path, out: Path, workers: str | None = None, env: str
 
 
 def episodes_of(out: Path) -> list[Any]:
-    """Return the episodes of a run by sampler and index."""
+    """Read the episodes of a run by sampler and index."""
     found = find_run(out)
     assert found is not None
     return in_order(found.episodes)
 
 
 def timeless(value: Any) -> Any:
-    """Return a results.json without what depends on times, and on who ran it."""
+    """Drop from a results.json what depends on times, and on who ran it."""
     timed = {
         "started", "device", "workers", "wall_clock_speedup", "overhead_fraction", "latency_ms",
         "episodes_per_second", "environment_steps_per_second",
@@ -210,7 +210,7 @@ def test_workers_run_what_was_chosen(
 
 
 def ray_processes() -> list[psutil.Process]:
-    """Return what runs of Ray below this process."""
+    """List what runs of Ray below this process."""
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # those have ended
@@ -246,10 +246,8 @@ def test_what_a_killed_command_left_is_ended_at_the_next_start(
     words = [*eval_words(small_checkpoint, tmp_path / "out", "1"), "--episodes", "100000"]
     place = Path(tempfile.mkdtemp(dir="/tmp", prefix="r"))  # where no other test would end it first
     monkeypatch.setattr(ray_local, "_PLACE", place)
-    there = (
-        "import pathlib; from asd_policy import cli; from asd_policy.evaluation.rollout import ray_local; "
-        f"ray_local._PLACE = pathlib.Path({str(place)!r})"
-    )
+    imports = "import pathlib; from asd_policy import cli; from asd_policy.evaluation.rollout import ray_local"
+    there = f"{imports}; ray_local._PLACE = pathlib.Path({str(place)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen(
         [sys.executable, "-c", f"{there}; cli.main()", *words], env=environment, stderr=subprocess.DEVNULL
@@ -338,7 +336,7 @@ def end_session(leader: subprocess.Popen[bytes]) -> None:
 
 
 def session(leader: int) -> list[psutil.Process]:
-    """Return the processes of a session, their names noted."""
+    """List the processes of a session, their names noted."""
     found = []
     for each in psutil.process_iter(["name"]):
         with contextlib.suppress(ProcessLookupError):
