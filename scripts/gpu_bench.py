@@ -95,7 +95,6 @@ class Budget:
     """The time of a run."""
 
     def __init__(self, seconds: float) -> None:
-        """Begin."""
         self._end = time.monotonic() + seconds
 
     @property

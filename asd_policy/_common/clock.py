@@ -55,7 +55,6 @@ class DeviceClock(Clock):
     """CUDA events: instants on the GPU's timeline, when all that was queued before them is done."""
 
     def __init__(self, device: "torch.device") -> None:
-        """Clock the current stream of a GPU."""
         self._device = device
 
     def tick(self) -> "torch.cuda.Event":
@@ -93,7 +92,6 @@ class Stopwatch:
     """
 
     def __init__(self, clock: Clock) -> None:
-        """Start, on "host"."""
         self._clock = clock
         self._stages = ["host"]
         self._ticks = [clock.tick()]

@@ -74,7 +74,6 @@ class GaussianChain:
     _tables: dict[tuple[Any, Any], ChainTables] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
-        """Return the number of steps K."""
         return len(self.timesteps)
 
     @property

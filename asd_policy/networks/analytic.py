@@ -32,7 +32,7 @@ class MixtureDenoiser:
         self._log_weights = (means.new_full((count,), 1 / count) if weights is None else weights).log()
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Predict the noise in x [N, *event] at timesteps [N]; the conditioning is not looked at."""
+        """Predict the noise in x [N, *event] at timesteps [N]; the conditioning is ignored."""
         alpha = self._alpha_bar[timestep][:, None, None]  # [N, 1, 1]
         flat = x.flatten(1)[:, None]  # [N, 1, D]
         variance = alpha * self._variances + 1 - alpha  # [N, M, D] of x_t in each component

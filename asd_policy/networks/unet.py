@@ -199,7 +199,7 @@ class ConditionalUnet1d(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def modulated(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
-        """Predict with what the residual blocks are told of timestep and observations.
+        """Predict with given modulations of the residual blocks, by timestep and observations.
 
         Args:
             x: Noisy action chunks [N, horizon, action_dim].

@@ -57,7 +57,6 @@ class Timed(PolicyPlanner):
     """A planner that keeps how long its plans took [s]."""
 
     def __init__(self, policy: Policy) -> None:
-        """Take the policy."""
         super().__init__(policy)
         self.seconds: list[float] = []
 
@@ -73,7 +72,6 @@ class Returns(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Keeps the returns of the episodes that have ended."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Take the environment."""
         super().__init__(env)
         self.ended: list[float] = []
         self._now = 0.0

@@ -41,7 +41,6 @@ class PolicyAsExpert:
     """A policy behind the methods of an expert."""
 
     def __init__(self, policy: asd_policy.Policy) -> None:
-        """Wrap a policy."""
         self._policy = policy
 
     def reset(self, rng: np.random.Generator) -> None:

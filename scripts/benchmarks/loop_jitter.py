@@ -54,7 +54,6 @@ class Nothing:
     """Plans nothing, at once: the loop alone."""
 
     def __init__(self, horizons: Horizons, action_dim: int) -> None:
-        """Have the form of a policy."""
         self.horizons, self.action_dim = horizons, action_dim
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:

@@ -44,13 +44,11 @@ class TorchArchive:
         self._storages: dict[str, bytearray] = {}  # read once each, however many tensors there are in one
 
     def __enter__(self) -> "TorchArchive":
-        """Return the open archive."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
         self._zip.close()
 
     def pickle(self) -> bytes:

@@ -75,7 +75,6 @@ class Settings:
         return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, way)
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names of the values."""
         return iter(self._values)
 
     def only(self, names: Collection[str]) -> None:

@@ -28,7 +28,6 @@ class Link:
     """Reads in a thread of its own, so that a source that blocks cannot keep the loop from writing."""
 
     def __init__(self, read_observation: ReadObservation, write_action: WriteAction) -> None:
-        """Start the thread that reads."""
         self.reader = CallThread("asd_policy reading", read_observation)
         """The thread."""
         self.write = write_action

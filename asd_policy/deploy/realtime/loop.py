@@ -213,7 +213,6 @@ class ControlLoop:
         return self._metrics and self._metrics.port
 
     def __enter__(self) -> Self:
-        """Start."""
         self.start()
         return self
 

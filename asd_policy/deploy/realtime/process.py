@@ -75,11 +75,9 @@ class ProcessPlanner:
         self._process.join()
 
     def __enter__(self) -> Self:
-        """Return the planner."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process."""
         self.close()
 
     def _start(self) -> None:

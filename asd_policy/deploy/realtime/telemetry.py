@@ -78,7 +78,6 @@ class Ring:
     """The last numbers of a row, in memory that is allocated once."""
 
     def __init__(self, size: int) -> None:
-        """Begin, empty."""
         self._values = np.zeros(size)
         self._added = 0
 
@@ -104,7 +103,6 @@ class Recorder:
     """Written by the control thread, which never waits; read by any thread, which tries again if that was at it."""
 
     def __init__(self) -> None:
-        """Begin, with nothing."""
         self._version = 0  # odd while the control thread writes
         self._counts = dict.fromkeys(COUNTS, 0)
         self._periods, self._lateness = Ring(TICKS_KEPT), Ring(TICKS_KEPT)

@@ -118,11 +118,9 @@ class RemotePolicy:
         self.reset()
 
     def __enter__(self) -> Self:
-        """Return the policy."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the place back."""
         self.close()
 
     @property
@@ -327,7 +325,7 @@ class RemotePolicy:
 
 
 def _wrong(opened: pb.OpenReply) -> str | None:
-    """Explain why a server's description of its policy is refused, else None; memory and loops here follow its numbers."""
+    """Explain why a server's description of its policy is refused: memory and loops here follow its numbers."""
     for name, value, least, most in _numbers(opened):
         if not least <= value <= most:
             return f"describes no policy: {name}={value} is not in {least} … {most}"

@@ -130,7 +130,6 @@ class Dispatcher:
         self._thread.join()
 
     def __len__(self) -> int:
-        """Return how many requests wait."""
         return len(self._waiting)
 
     @property

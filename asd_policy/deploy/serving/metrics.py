@@ -12,7 +12,6 @@ class Metrics:
     """Counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self.registry = CollectorRegistry()
         self.plans = Counter("asd_policy_plans", "Plans made.", registry=self.registry)
         self.rounds = Counter("asd_policy_rounds", "Sequential network calls of all plans.", registry=self.registry)

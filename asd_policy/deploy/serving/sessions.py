@@ -64,7 +64,6 @@ class Session:
     """Whether a request of it waits or is planned."""
 
     def __post_init__(self) -> None:
-        """Begin the lease."""
         self.renew()
 
     def renew(self) -> None:
@@ -90,7 +89,6 @@ class Sessions:
         self._open: dict[bytes, Session] = {}
 
     def __len__(self) -> int:
-        """Return how many there are now."""
         now = time.monotonic()
         return sum(session.holds(now) for session in list(self._open.values()))
 

@@ -22,7 +22,6 @@ class CudaGraphs(Launcher):
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Begin without recordings, on a CUDA device."""
         super().__init__()
         self._device = device
         self._stream = torch.cuda.Stream(device)
@@ -76,14 +75,12 @@ class GraphedDenoiser:
     """A network whose calls can be captured, a `LaunchedDenoiser`."""
 
     def __init__(self, denoiser: TorchDenoiser, device: torch.device) -> None:
-        """Take a prepared network on a CUDA device."""
         self._denoiser = denoiser
         self._device = device
         self.launcher = CudaGraphs(device)
         """Of this network's graphs, which hold the addresses of its weights."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedDenoiser":
-        """Return a copy with weights and graphs of its own."""
         return GraphedDenoiser(copy.deepcopy(self._denoiser, memo), self._device)
 
     def encode(self, cond: Tensor) -> Tensor:

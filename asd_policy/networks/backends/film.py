@@ -21,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 class FilmUnet(nn.Module):
     """A `ConditionalUnet1d` with the same output, called with encoded observations.
 
-    Each residual block is told W·mish(concat(time embedding, observations)) + b. Mish works on each number by itself,
+    The conditioning of each residual block is W·mish(concat(time embedding, observations)) + b. Mish works on each number by itself,
     so this is W_t·mish(time embedding) + b, a row of a table, plus W_c·mish(observations), the same for all points of a
     plan.
     """
@@ -43,12 +43,14 @@ class FilmUnet(nn.Module):
         self._sizes = [len(encoder.weight) for encoder in encoders]
         step_dim = network.config.diffusion_step_embed_dim
         with torch.no_grad():
-            told = torch.cat([encoder.weight[:, step_dim:] for encoder in encoders])  # W_c of all blocks [E, cond_dim]
-            self.register_buffer("projection", told.to(dtype))
+            projection = torch.cat(
+                [encoder.weight[:, step_dim:] for encoder in encoders]
+            )  # W_c of all blocks [E, cond_dim]
+            self.register_buffer("projection", projection.to(dtype))
             self.network = for_few_points(in_dtype(network, dtype))
             # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
-            small = timesteps * (sum(self._sizes) + 10 * step_dim) * told.itemsize <= TABLE_BYTES
-            every = torch.arange(timesteps if small else 0, device=told.device)
+            small = timesteps * (sum(self._sizes) + 10 * step_dim) * projection.itemsize <= TABLE_BYTES
+            every = torch.arange(timesteps if small else 0, device=projection.device)
             # In the precision of the network as it is, and rounded once.
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
 

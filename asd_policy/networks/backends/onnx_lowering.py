@@ -39,7 +39,6 @@ class _Lowering:
     """
 
     def __init__(self, graph: "onnx.GraphProto") -> None:
-        """Look at a graph."""
         from onnx import numpy_helper
 
         self._graph = graph

@@ -55,9 +55,9 @@ class TorchDenoiser:
         if cond is None:
             self._weights.check()
         with torch.inference_mode(), full_float32(self._device):
-            told = None if cond is None else cond.to(self._dtype)
+            encoded = None if cond is None else cond.to(self._dtype)
             try:
-                return self.run(x.to(self._dtype), timestep, told).to(x.dtype)
+                return self.run(x.to(self._dtype), timestep, encoded).to(x.dtype)
             except IndexError:
                 low, high = int(timestep.min()), int(timestep.max())
                 raise DenoiserError(f"no timesteps {low} … {high} in the network's noise schedule") from None
@@ -111,7 +111,7 @@ def indexed(device: torch.device) -> torch.device:
 
 
 class _Weights:
-    """Sees whether a network's weights are still what something was computed from."""
+    """Checks that a network's weights are still those that something was computed from."""
 
     def __init__(self, network: nn.Module) -> None:
         # By where the modules keep them: what moves a network may put others in their places.
@@ -120,7 +120,7 @@ class _Weights:
         self._devices = {parameter.device for parameter in network.parameters()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has; its weights are to be those of now."""
+        """Give a copy what it needs, after a check that the weights are still the prepared ones."""
         self.check()
         return self.__dict__
 
