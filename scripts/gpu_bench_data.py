@@ -34,9 +34,9 @@ class Recording:
     demonstrations: list[Demonstration]
     """Of the scripted expert."""
     cond: Tensor
-    """What a network is told in closed-loop episodes, at moments of planning in random order, [N, C]."""
+    """Conditioning of a network at moments of planning in closed-loop episodes, in random order, [N, C]."""
     previous: Tensor
-    """What it was told at the plan before [N, C]; zeros at an episode's start."""
+    """Its conditioning at the plan before [N, C]; zeros at an episode's start."""
     first: npt.NDArray[np.bool_]
     """Whether it was the start [N]."""
     episode: npt.NDArray[np.int64]

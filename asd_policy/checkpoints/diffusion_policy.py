@@ -36,7 +36,7 @@ NORMALIZER_PREFIX = "normalizer.params_dict."
 EMA = "ema_model"
 STATISTICS = ("min", "max", "mean", "std")  # of the data that a normaliser was fitted to; it does not compute with them
 
-_DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty; they tell a device
+_DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty tensors
 _FIELDS = {
     *("_target_", "model", "noise_scheduler", "horizon", "obs_dim", "action_dim", "n_action_steps", "n_obs_steps"),
     *("num_inference_steps", "pred_action_steps_only", "eta"),
@@ -52,7 +52,7 @@ _OPTIONS = {
         *("p_drop_attn", "causal_attn", "time_as_cond", "obs_as_cond", "n_cond_layers"),
     },
 }
-"""Arguments of each network; one that is not known may make the same weights compute something else."""
+"""Arguments of each network; an unknown one may make the same weights compute something else."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
 
 
 def describe_diffusion_policy(path: Path) -> Description:
-    """Say what a workspace's checkpoint holds, one of an image policy too.
+    """Describe a workspace's checkpoint, even one of an image policy.
 
     Raises:
         CheckpointError: The file is damaged or hostile, or has no policy.

@@ -1,7 +1,7 @@
 """Checkpoint formats of other distributions, by the entry-point group `asd_policy.checkpoint_formats`.
 
 An entry point names a `Format` object; its own name is the format's name in messages. Other people's code may raise
-anything: what fails is named, and keeps no other from being used.
+anything: a plugin that fails is named, and the others are still used.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Denoisers with a closed form: what a perfect network would predict for data from a Gaussian mixture."""
+"""A denoiser in closed form: the prediction of a perfect network for data from a Gaussian mixture."""
 
 import torch
 from torch import Tensor

@@ -10,7 +10,7 @@ from asd_policy.networks.unet import SinusoidalEmbedding
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What fixes the network; the names are those of diffusion_policy's `TransformerForDiffusion`."""
+    """The options of the network; the names are those of diffusion_policy's `TransformerForDiffusion`."""
 
     input_dim: int
     """Numbers in a step of the plan."""
@@ -18,18 +18,18 @@ class TransformerConfig:
     horizon: int
     """Most steps a plan can have."""
     n_obs_steps: int
-    """Observations it is told."""
+    """Number of observations in its conditioning."""
     cond_dim: int = 0
-    """Length of an observation; 0 for a network that is told none."""
+    """Length of an observation; 0 for a network without conditioning."""
     n_layer: int = 12
     n_head: int = 12
     n_emb: int = 768
     causal_attn: bool = False
     """Whether a step attends to no later one, and to no observation after it."""
     time_as_cond: bool = True
-    """Whether the timestep is told apart, or as the first token of an encoder without decoder."""
+    """Whether the timestep is a token of the conditioning, or the first token of an encoder without decoder."""
     n_cond_layers: int = 0
-    """Layers of the encoder of what it is told; 0 for a perceptron."""
+    """Layers of the encoder of its conditioning; 0 for a perceptron."""
 
     def problem(self, horizon: int) -> str | None:
         """Explain why this is no network for plans of `horizon` steps; None if it is one."""
@@ -46,7 +46,7 @@ class DiffusionTransformer(nn.Module):
     """Noise prediction network of Diffusion Policy (Chi et al., arXiv 2303.04137, section III-A, time-series variant).
 
     State-dict keys and numerics are those of `TransformerForDiffusion` in real-stanford/diffusion_policy
-    (`model/diffusion/transformer_for_diffusion.py`), the empty `_dummy_variable` aside. The network is for inference:
+    (`model/diffusion/transformer_for_diffusion.py`), without the empty `_dummy_variable`. The network is for inference:
     it has no dropout.
     """
 
@@ -107,8 +107,7 @@ class DiffusionTransformer(nn.Module):
         Args:
             x: Noisy plans [N, steps, input_dim], of `horizon` steps or fewer.
             timestep: Diffusion timesteps [N].
-            cond: Normalised, flattened observation histories [N, n_obs_steps · cond_dim]; not looked at where cond_dim
-                is 0.
+            cond: Normalised, flattened observation histories [N, n_obs_steps · cond_dim]; ignored where cond_dim is 0.
 
         Returns:
             Predictions [N, steps, output_dim].

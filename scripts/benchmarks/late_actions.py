@@ -55,7 +55,7 @@ class PolicyAsExpert:
 def run_episode(env: gymnasium.Env[Any, Any], actor: Expert, delay: int, seed: int) -> tuple[float, bool]:
     """Run an episode with every action `delay` steps after it was chosen; return its return and success.
 
-    Until the first one arrives, the paddle is told to stay where it starts, at 0.
+    Until the first one arrives, the action is to stay where the paddle starts, at 0.
     """
     actor.reset(np.random.default_rng(seed))
     observation, info = env.reset(seed=seed)

@@ -1,4 +1,4 @@
-"""Does a stored chain say what the scheduler's configuration beside it says?"""
+"""Check that a stored chain is the one of the scheduler's configuration beside it."""
 
 from importlib.util import find_spec
 

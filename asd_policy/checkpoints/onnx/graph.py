@@ -32,7 +32,7 @@ _OTHERS_CODE = "which could be anybody's code or load some"
 
 @dataclass(frozen=True)
 class OnnxContents:
-    """What a file says without being run."""
+    """What can be read from a file without running it."""
 
     metadata: dict[str, str]
     """The model's metadata_props."""

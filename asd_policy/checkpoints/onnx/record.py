@@ -38,7 +38,7 @@ Map = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PolicyRecord:
-    """What an exported file says of the policy it is."""
+    """The contents of an exported file's record: everything of the policy but its network."""
 
     package: str
     """Version of asd_policy that exported it."""

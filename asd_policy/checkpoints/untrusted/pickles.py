@@ -100,7 +100,7 @@ class Global:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """An object that was not made: what the pickle says of it. It may hold itself, hence no comparison and no repr."""
+    """An object that was not made: how the pickle describes it. It may hold itself, hence no comparison and no repr."""
 
     kind: str
     """The class or function that would have made it."""

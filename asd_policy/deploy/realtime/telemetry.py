@@ -1,4 +1,4 @@
-"""What a control loop tells of itself, while it runs."""
+"""Telemetry of a control loop, to be read while it runs."""
 
 import time
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ class Ticker:
             worker: Runs its `plan`.
             options: What to do when something goes wrong.
             patience: How long a tick waits for its observation [s].
-            recorder: Is told.
+            recorder: Takes the record of every step.
             time: The clock.
         """
         self._link, self._worker, self._options, self._patience = link, worker, options, patience

@@ -17,8 +17,8 @@ _WARM_UP = 3  # runs before a capture, as torch.cuda.graphs asks for: libraries 
 class CudaGraphs(Launcher):
     """Records on a stream of its own.
 
-    All recordings share one pool of memory for what is in between: they run one after the other, and what outlives a
-    run was there before the capture.
+    All recordings share one pool of memory for intermediate values: they run one after the other, and whatever outlives
+    a run was there before the capture.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,7 +65,7 @@ class CudaGraphs(Launcher):
 
         def wait() -> tuple[Tensor, Tensor]:
             done.synchronize()
-            kept.record_stream(self._caller)  # where it may be freed
+            kept.record_stream(self._caller)  # the stream on which it may be freed
             return kept, on_host
 
         return wait

@@ -83,7 +83,7 @@ class OnnxNetwork:
         return output
 
     def _check(self, inputs: "_Inputs") -> None:
-        """Refuse tensors whose memory is not what the session takes it for: it is told addresses."""
+        """Refuse tensors of another dtype, layout or device: the session gets addresses alone."""
         for name, tensor, _ in inputs.bindings():
             found, wanted = tuple(tensor.shape), (len(inputs.x), *self._shapes[name])
             if found != wanted or (tensor.device.type, tensor.device.index or 0) != self._device:

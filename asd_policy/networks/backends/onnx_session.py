@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: on which execution provider, with which options, and whether a model fits."""
+"""Sessions of ONNX Runtime: execution providers, options, and the check that a model fits."""
 
 import os
 import sys
@@ -77,7 +77,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     common = {"device_id": str(index)} | ({"user_compute_stream": str(stream)} if stream else {})
     cuda = (PROVIDERS["cuda"], {**common, "use_tf32": "0"})
     if provider == "cuda":
-        # Graphs replay fixed addresses, so they are for points on the GPU, where OnnxCudaNetwork keeps such.
+        # Graphs replay fixed addresses, so they need points on the GPU, where OnnxCudaNetwork keeps fixed memory.
         cuda[1]["enable_cuda_graph"] = "1" if stream else "0"
         return [cuda, cpu]
     folder = str(engine_cache())
@@ -87,7 +87,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     }
     tensorrt = {
         **common,
-        "trt_cuda_graph_enable": "0",  # its graphs are not told apart by numbers of points
+        "trt_cuda_graph_enable": "0",  # it keeps one graph for all numbers of points
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "1",
@@ -116,7 +116,7 @@ def session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.load_model_format", "ONNX")  # and not by a file's name
-    options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+    options.log_severity_level = 4  # errors are raised; the log would repeat them
     return options
 
 
@@ -139,7 +139,7 @@ def open_session(
         session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
     except Exception as error:  # its exceptions have no common class but this
         raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
-    # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one and says nothing.
+    # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one without an error.
     wanted, got = providers[0][0], session.get_providers()
     if not got or got[0] != wanted:
         raise BackendError(

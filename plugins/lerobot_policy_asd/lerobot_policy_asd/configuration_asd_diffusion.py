@@ -17,13 +17,13 @@ class AsdDiffusionConfig(DiffusionConfig):
     _said: ClassVar[set[str]]  # of each object; for a dataclass it is no field, and is not saved
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
-        """Take note of which fields are said explicitly, be it in Python, a file or on the command line."""
+        """Note which fields are given explicitly, in Python, a file or on the command line."""
         config = super().__new__(cls)
         vars(config)["_said"] = {*named, *(field.name for field in fields(cls)[: len(values)])}
         return config
 
     def fill_from(self, checkpoint: DiffusionConfig) -> None:
-        """Take a checkpoint's value for each field that nobody has said anything of.
+        """Take a checkpoint's value for each field that was not given.
 
         `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that knows nothing of the
         checkpoint. What is said wins, also where it is LeRobot's default, and so does what was changed later. LeRobot
