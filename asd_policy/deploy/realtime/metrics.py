@@ -90,5 +90,5 @@ class _Collector:
             yield GaugeMetricFamily("asd_policy_loop_rounds", "Mean rounds of the last plans.", value=told.rounds_mean)
 
     def describe(self) -> "list[Metric]":
-        """Say nothing in advance: nothing else is in the registry."""
+        """Describe nothing in advance: the registry has nothing else."""
         return []

@@ -30,9 +30,9 @@ from asd_policy.policy.policy import Horizons, read_observation
 T = TypeVar("T", bound=Message)
 
 MAX_TIMEOUT = 86_400.0
-"""Longest timeout [s]; gRPC takes times that it cannot count for ones that are over."""
+"""Longest timeout [s]; gRPC treats a time that it cannot represent as over."""
 MAX_STEPS = 4096
-"""Most observations that a plan is made from, features of one, and actions of a plan, that a server is believed."""
+"""Most observations of a plan, features of an observation, and actions of a plan that a server may ask for."""
 MAX_NUMBERS = 2**20
 """Most numbers of the observations, or of a plan: 4 MiB, the largest message that gRPC takes."""
 _NAME_BYTES = 64  # of a session at most
@@ -40,7 +40,7 @@ _NAME_BYTES = 64  # of a session at most
 
 @dataclass(frozen=True)
 class RemotePlan:
-    """One plan of a server, and what it cost."""
+    """One plan of a server, and its cost."""
 
     actions: npt.NDArray[np.float32]
     """[n, action_dim], from the action for the latest observation to the plan's end, in the environment's units."""
@@ -65,9 +65,9 @@ class RemotePlan:
 
 
 class RemotePolicy:
-    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for.
+    """A robot's policy that plans on a server; history and queue are kept here, and only plans go over the wire.
 
-    A `ControlLoop` takes one in the place of a policy.
+    A `ControlLoop` takes it in the place of a policy.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class RemotePolicy:
             token: That the server asks for; None for none.
             root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
                 plain text.
-            timeout: How long a plan, or another call, may take [s], all told, at most `MAX_TIMEOUT`. A plan that is
-                late is given up, on the server too.
+            timeout: How long a plan, or another call, may take [s], in total, at most `MAX_TIMEOUT`. A late plan is
+                given up, on the server too.
 
         Raises:
             OSError: The certificates cannot be read.
@@ -99,9 +99,9 @@ class RemotePolicy:
             check_token(token, "token")
         self.address, self._timeout = address, timeout
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
-        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
+        own = [("grpc.use_local_subchannel_pool", 1)]  # otherwise the robots of one process share one
         if wire.is_loopback(wire.host_of(address)):
-            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look for the server on its own machine
+            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look on its own machine
         if root_certificates is None:
             self._channel = grpc.insecure_channel(address, own)
         else:
@@ -182,7 +182,7 @@ class RemotePolicy:
         robot.observe(read_observation(observation, self.observation_dims, NUMPY))
         if not robot.queue:
             self.last_plan = self._plan(None, self._end())
-            # A copy: what is done to an action is not done to the plan.
+            # A copy, so that a caller who changes it does not change the plan.
             robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps].copy())
         robot.steps += 1
         return robot.queue.popleft()
@@ -190,8 +190,8 @@ class RemotePolicy:
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
 
-        A server that is busy for now, perhaps with a plan of this robot that was given up, is asked again when it says
-        so, until the timeout: the plan is late then, and the loop knows what to do.
+        A busy server, perhaps with a plan of this robot that was given up, is asked again after the time that it names,
+        until the timeout. Then the plan is late, and the loop handles that.
 
         Raises:
             ObservationError: As `select_action`.
@@ -214,7 +214,7 @@ class RemotePolicy:
                 time.sleep(error.retry_after)
 
     def close(self) -> None:
-        """Give the place back, if the server can be told, and end the connection."""
+        """Give the place back, if the server can be reached, and end the connection."""
         self._give_back(self._session, self._end())
         self._channel.close()
 
@@ -243,7 +243,7 @@ class RemotePolicy:
         self._session, self._identity = opened.session, opened.policy
 
     def _give_back(self, session: bytes, end: float) -> None:
-        """End a session, if the server can be told."""
+        """End a session, if the server can be reached."""
         with suppress(ServingError):  # its lease will end
             self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
@@ -255,7 +255,7 @@ class RemotePolicy:
         except ServingError as error:
             if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
                 raise
-            self._open(end)  # the session's lease has ended; an episode that begins has nothing to lose
+            self._open(end)  # the session's lease has ended; an episode that begins loses nothing by a new one
             reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
         horizons = self.horizons
         shape = horizons.horizon - horizons.executed.start, self.action_dim
@@ -295,7 +295,7 @@ class RemotePolicy:
         )
 
     def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
-        """Call a method of the server, which has until then to answer."""
+        """Call a method of the server, with a time by which it has to answer."""
         call = self._channel.unary_unary(wire.method(name))
         try:
             left = max(end - time.monotonic(), 0.0)
@@ -319,7 +319,7 @@ class RemotePolicy:
         else:
             said = "refuses"
         message = one_line(f"the server at {self.address} {said}: {details}", wire.MAX_DETAILS)
-        # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
+        # In gRPC a number below 0 means not to try again; anything that is no number is ignored.
         hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
         return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)
 
@@ -334,7 +334,7 @@ def _wrong(opened: pb.OpenReply) -> str | None:
 
 
 def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
-    """Yield each number of a server's description, the least and the most that it can be; those before it are right."""
+    """Yield each number of a server's description, its least and its most; those before it have been checked."""
     told = opened.policy
     yield "n_obs_steps", told.n_obs_steps, 1, MAX_STEPS
     yield "horizon", told.horizon, 1, MAX_STEPS

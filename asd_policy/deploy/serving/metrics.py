@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Counters of a server, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -32,6 +32,6 @@ class Metrics:
         )
 
     def watch(self, queue: Callable[[], int], sessions: Callable[[], int]) -> None:
-        """Have the lengths of queue and sessions read when they are asked for."""
+        """Read the lengths of queue and sessions at each scrape."""
         Gauge("asd_policy_queue", "Requests that wait.", registry=self.registry).set_function(queue)
         Gauge("asd_policy_sessions", "Robots with a place.", registry=self.registry).set_function(sessions)
