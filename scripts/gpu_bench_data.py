@@ -1,4 +1,4 @@
-"""What gpu_bench.py carries to a machine without environments: demonstrations to train on, and states to plan in."""
+"""The recording that gpu_bench.py takes to a machine without environments: demonstrations and planning states."""
 
 import json
 import shlex
@@ -132,7 +132,7 @@ def load(path: Path) -> Recording:
 def last_plans(policy: Policy, recording: Recording, seed: int) -> Tensor:
     """Plan before each state with a policy's own sampler [N, *event], moved on to the state; zeros at the start.
 
-    The states were met with another network's plans; what they were drafted from has to be the network's own.
+    The states were met with another network's plans; their drafts have to start from this network's own.
     """
     generator = torch.Generator(policy.device).manual_seed(seed)
     cond = recording.previous.to(policy.device)

@@ -26,7 +26,7 @@ class Options:
     """What does a late action cost in asd/Intercept-v0?"""
 
     policy: Path | None = None
-    """Checkpoint of who acts; without one, the expert."""
+    """Checkpoint of the policy that acts; without one, the expert acts."""
     sampler: str = "ddpm"
     """What the policy plans with."""
     delays: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -34,7 +34,7 @@ class Options:
     episodes: int = 100
     """Episodes for each delay."""
     seed: int = 0
-    """Of the first episode; every delay meets the same serves."""
+    """Seed of the first episode; every delay gets the same serves."""
 
 
 class PolicyAsExpert:

@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/loop_jitter.py --policy checkpoints/avoid --env asd/Avoid-v0
 
-The environment tells observations and is not stepped: what is measured is the loop. It is reset, and shown as it is, in
-every case. Under load there is a busy process for each CPU, at the loop's own niceness.
+The environment gives observations and is not stepped, because the loop alone is measured. It is reset, and shown as it
+is, in every case. Under load there is a busy process for each CPU, at the loop's own niceness.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def busy(wanted: bool) -> Iterator[None]:
 
 
 def measure(planner: Any, observation: Any, hz: float, options: Options, priority: int | None) -> Telemetry:
-    """Run a loop that writes to nobody."""
+    """Run a loop whose actions go nowhere."""
     ticks = max(2, round(options.seconds * hz))
     chosen = LoopOptions(late_limit=ticks + 1, ticks=ticks, patience=1.0, priority=priority)
     return ControlLoop(planner, lambda: observation, lambda action: None, hz, chosen).run()

@@ -34,7 +34,7 @@ SPREADS = (0.05, 0.2)
 TRAIN_STEPS = 1000
 """Training steps of the mixtures' schedule: a chain of K steps visits K of its noise levels."""
 LEARNING_WINDOW = 64
-"""Of the plans that `response` learns from; what they teach does not depend on it."""
+"""Window of the plans that `response` learns from; the result does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Problem:
 
     name: str
     denoiser: Callable[[int], tuple[Denoiser, GaussianChain]]
-    """Returns network and chain for K steps."""
+    """Makes network and chain for K steps."""
     states: States
     calibration: States
     steps: tuple[int, ...]

@@ -24,7 +24,7 @@ class RowByRow(Backend):
 
     @property
     def spec(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return "row by row"
 
     @property

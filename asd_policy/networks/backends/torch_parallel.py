@@ -51,7 +51,7 @@ class Replicas:
         return self._replicas[0].encode(cond)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E], a part by each replica."""
+        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E], a part per replica."""
         parts = zip(
             self._replicas,
             self._devices,

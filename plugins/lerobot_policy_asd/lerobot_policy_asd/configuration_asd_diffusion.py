@@ -13,8 +13,8 @@ class AsdDiffusionConfig(DiffusionConfig):
     """A LeRobot diffusion policy's configuration, and how to sample."""
 
     sampler: str = "asd"
-    """Spec of a sampler of asd_policy, such as `asd:window=16`; the policy looks whether there is one, and it fits."""
-    _said: ClassVar[set[str]]  # of each object; for a dataclass it is no field, and is not saved
+    """Spec of a sampler of asd_policy, such as `asd:window=16`; the policy checks that it exists and fits."""
+    _said: ClassVar[set[str]]  # of each object; no field of the dataclass, and not saved
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Note which fields are given explicitly, in Python, a file or on the command line."""
@@ -25,8 +25,8 @@ class AsdDiffusionConfig(DiffusionConfig):
     def fill_from(self, checkpoint: DiffusionConfig) -> None:
         """Take a checkpoint's value for each field that was not given.
 
-        `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that knows nothing of the
-        checkpoint. What is said wins, also where it is LeRobot's default, and so does what was changed later. LeRobot
+        `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that does not know the
+        checkpoint. A value that was given wins, even LeRobot's default, and so does one that was changed later. LeRobot
         fills in features of the environment: those are always the checkpoint's.
 
         Args:
