@@ -85,11 +85,11 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     env = make_env(ENVIRONMENT)
     for index in count():
         run_episode(policy, env, index, seed)
-        told = [plan.cond for plan in policy.plans]
-        conds += told
-        previous += [torch.zeros_like(told[0]), *told[:-1]]
-        first += [place == 0 for place in range(len(told))]
-        owners += [index] * len(told)
+        own = [plan.cond for plan in policy.plans]
+        conds += own
+        previous += [torch.zeros_like(own[0]), *own[:-1]]
+        first += [place == 0 for place in range(len(own))]
+        owners += [index] * len(own)
         if len(conds) >= states:
             break
     env.close()

@@ -237,18 +237,18 @@ def _transformer_layout(policy: Settings, source: str) -> _Layout:
     return _layout(policy, policy.flag("obs_as_cond", False), True, source)
 
 
-def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout:
+def _layout(policy: Settings, conditioned: bool, current: bool, source: str) -> _Layout:
     """Read the layout of plans.
 
     Args:
         policy: Its configuration.
-        told: Whether the observations condition the network; otherwise it inpaints.
+        conditioned: Whether the observations condition the network; otherwise it inpaints.
         current: Whether execution begins with the action for the latest observation, or with the one after it.
         source: The file, for messages.
     """
     n_obs_steps, n_action_steps = policy.count("n_obs_steps"), policy.count("n_action_steps")
     if policy.flag("pred_action_steps_only", False):
-        if not told:
+        if not conditioned:
             raise CheckpointError(f"{source}: pred_action_steps_only leaves no room for the observations to inpaint")
         horizons = Horizons(n_obs_steps, n_action_steps, n_action_steps, first_action=0)
     else:
@@ -259,7 +259,7 @@ def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout
             f"{source}: n_action_steps {n_action_steps} from action {horizons.executed.start} on are more than the "
             f"horizon {horizons.horizon} has"
         )
-    return _Layout(policy.count("obs_dim"), policy.count("action_dim"), horizons, inpaints=not told)
+    return _Layout(policy.count("obs_dim"), policy.count("action_dim"), horizons, inpaints=not conditioned)
 
 
 def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:

@@ -18,16 +18,16 @@ def load_plugins() -> tuple[dict[str, Format], list[str]]:
     formats: dict[str, Format] = {}
     failures: list[str] = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        told = f"the plugin {point.name!r} does not work: {point.value}"
+        plugin = f"the plugin {point.name!r} does not work: {point.value}"
         try:
             form = point.load()
         except Exception as error:
-            failures.append(f"{told} raises {type(error).__name__}: {error}")
+            failures.append(f"{plugin} raises {type(error).__name__}: {error}")
             continue
         if isinstance(form, Format):
             formats[point.name] = form
         else:
-            failures.append(f"{told} is a {type(form).__name__}, not a Format")
+            failures.append(f"{plugin} is a {type(form).__name__}, not a Format")
     return formats, failures
 
 

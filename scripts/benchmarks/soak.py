@@ -100,10 +100,10 @@ def main() -> None:
     if options.trace:
         tracemalloc.start()
     start = time.perf_counter()
-    told = loop.run()
+    telemetry = loop.run()
     seconds = time.perf_counter() - start
     env.close()
-    print(f"\n{told}")
+    print(f"\n{telemetry}")
     print(
         f"\n{hardware(torch.device('cpu'))}; torch {torch.__version__}; {options.sampler}, {options.backend}, "
         f"one thread; {ticks} ticks at {options.hz:g} Hz in {seconds / 60:.1f} min; load average "

@@ -282,7 +282,7 @@ class RemotePolicy:
 
     def _request(self, committed: Committed | None) -> pb.PlanRequest:
         history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
-        told = committed and pb.Committed(
+        message = committed and pb.Committed(
             actions=wire.to_array(committed.actions), delay=committed.delay, soft=committed.soft
         )
         return pb.PlanRequest(
@@ -291,7 +291,7 @@ class RemotePolicy:
             step=self._robot.steps,
             begins=self._begins,
             seed=self._seed,
-            committed=told,
+            committed=message,
         )
 
     def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
@@ -335,16 +335,16 @@ def _wrong(opened: pb.OpenReply) -> str | None:
 
 def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
     """Yield each number of a server's description, its least and its most; those before it have been checked."""
-    told = opened.policy
-    yield "n_obs_steps", told.n_obs_steps, 1, MAX_STEPS
-    yield "horizon", told.horizon, 1, MAX_STEPS
-    yield "first_action", told.first_action, 0, told.horizon - 1
-    yield "n_action_steps", told.n_action_steps, 1, told.horizon - told.first_action
-    yield "action_dim", told.action_dim, 1, MAX_NUMBERS // told.horizon
-    yield "features", len(told.observation), 1, MAX_STEPS
-    for feature in told.observation:
+    policy = opened.policy
+    yield "n_obs_steps", policy.n_obs_steps, 1, MAX_STEPS
+    yield "horizon", policy.horizon, 1, MAX_STEPS
+    yield "first_action", policy.first_action, 0, policy.horizon - 1
+    yield "n_action_steps", policy.n_action_steps, 1, policy.horizon - policy.first_action
+    yield "action_dim", policy.action_dim, 1, MAX_NUMBERS // policy.horizon
+    yield "features", len(policy.observation), 1, MAX_STEPS
+    for feature in policy.observation:
         yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
-    dims = sum(feature.dim for feature in told.observation)
-    yield "numbers of the observations", told.n_obs_steps * dims, 1, MAX_NUMBERS
+    dims = sum(feature.dim for feature in policy.observation)
+    yield "numbers of the observations", policy.n_obs_steps * dims, 1, MAX_NUMBERS
     yield "bytes of the session's name", len(opened.session), 1, _NAME_BYTES
     yield "lease", opened.lease, 0, 2**63

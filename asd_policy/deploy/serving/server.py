@@ -300,7 +300,7 @@ class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAcce
         try:
             await super().Watch(request, _Prompt(context))
         except TimeoutError:
-            why = f"what was told was not read within {HANDSHAKE:g} s"
+            why = f"the answer was not read within {HANDSHAKE:g} s"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, why)
         finally:
             self._watchers.remove(peer)
@@ -324,13 +324,13 @@ class _Prompt:
 class _Fitness:
     """Sets the server's health by whether plans succeed."""
 
-    def __init__(self, told: Any) -> None:
+    def __init__(self, servicer: Any) -> None:
         """Begin healthy.
 
         Args:
-            told: The health servicer.
+            servicer: The health servicer.
         """
-        self._told, self._failures = told, 0
+        self._servicer, self._failures = servicer, 0
         self._telling: set[asyncio.Task[None]] = set()
 
     def note(self, failed: bool) -> None:
@@ -342,7 +342,7 @@ class _Fitness:
             return
         kinds = health_pb2.HealthCheckResponse
         for service in ("", wire.SERVICE):  # each a task: a health watcher that reads nothing holds it up
-            task = asyncio.create_task(self._told.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
+            task = asyncio.create_task(self._servicer.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
 
@@ -435,16 +435,16 @@ class _Planner:
         """Read the actions that a request's robot is committed to."""
         if not request.HasField("committed"):
             return None
-        told, horizons = request.committed, self._policy.horizons
+        committed, horizons = request.committed, self._policy.horizons
         most = horizons.horizon - horizons.executed.start
-        count = told.actions.shape[0] if told.actions.shape else 0
+        count = committed.actions.shape[0] if committed.actions.shape else 0
         if count > most:
             why = f"{count} committed actions are more than the {most} of a plan"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
         try:
-            actions = wire.from_array(told.actions, (count, self._policy.action_dim), "committed actions")
+            actions = wire.from_array(committed.actions, (count, self._policy.action_dim), "committed actions")
             self._check_size(actions, "action", "committed actions")
-            return Committed(actions, told.delay, told.soft)
+            return Committed(actions, committed.delay, committed.soft)
         except (ObservationError, SpecError) as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 

@@ -56,7 +56,7 @@ class OnnxNetwork:
             DenoiserError: There is no conditioning, or ONNX Runtime refuses the call.
         """
         if cond is None:
-            raise DenoiserError("this network is told observations; cond is None")
+            raise DenoiserError("this network needs conditioning; cond is None")
         if isinstance(x, np.ndarray):
             return self._call_arrays(x, timestep, cond)
         return self._call_tensors(x, timestep, cond)

@@ -56,9 +56,9 @@ def default_threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -170,6 +170,6 @@ def _compare(name: str, kind: str, found: Sequence[Any], wanted: Mapping[str, tu
     """Compare names, types and shapes; the batch has to be any."""
     there = {each.name: (each.type, tuple(each.shape[1:])) for each in found}
     if there != wanted or not all(each.shape and isinstance(each.shape[0], str) for each in found):
-        told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in found)
+        shown = ", ".join(f"{each.name} {each.type} {each.shape}" for each in found)
         needed = ", ".join(f"{key} {type_} {['N', *dims]}" for key, (type_, dims) in wanted.items())
-        raise BackendError(f"{name} has the {kind} {told:.200}; the policy needs {needed}")
+        raise BackendError(f"{name} has the {kind} {shown:.200}; the policy needs {needed}")

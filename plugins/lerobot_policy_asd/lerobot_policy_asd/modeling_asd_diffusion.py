@@ -40,8 +40,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
     ) -> "AsdDiffusionPolicy":
-        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up, so that the first plan does not
-        wait for it.
+        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up for the first plan.
 
         Args:
             pretrained_name_or_path: A folder, or a repository on the Hub.
