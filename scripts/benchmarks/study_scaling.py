@@ -142,7 +142,7 @@ def plot(problems: Sequence[list[dict[str, Any]]], path: Path) -> None:
 
     # Text as text and no date or random ids: a small file that is the same for the same data.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "asd", "font.size": 10})
-    colours = dict(zip(DRAFTS, ("tab:red", "tab:orange", "tab:green", "tab:blue"), strict=True))
+    colours = {draft: f"C{(3, 1, 2, 0, *range(4, 10))[index % 10]}" for index, draft in enumerate(DRAFTS)}
     figure, axes = pyplot.subplots(1, len(problems), figsize=(4 * len(problems), 4.2), squeeze=False)
     for axis, records in zip(axes[0], problems, strict=True):
         steps = np.array(sorted({record["steps"] for record in records}))

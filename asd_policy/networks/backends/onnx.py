@@ -111,6 +111,6 @@ class Onnx(Backend):
             session,
             ("cuda", index),
             stream,
-            most_points=TENSORRT_BATCH[-1] if tensorrt else None,
+            most_points=TENSORRT_BATCH["max"] if tensorrt else None,
             most_graphs=0 if tensorrt else MAX_GRAPHS,
         )

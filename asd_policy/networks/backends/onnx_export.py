@@ -55,7 +55,7 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
                 (x, timestep, cond),
                 dynamo=True,
                 dynamic_shapes=(points, points, points),
-                input_names=INPUTS,
+                input_names=list(INPUTS),
                 output_names=[OUTPUT],
                 verbose=False,
             )

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's execution providers by their name in a spec."""
-INPUTS = ("x", "timestep", "cond")
+INPUTS = {"x": "tensor(float)", "timestep": "tensor(int64)", "cond": "tensor(float)"}
+"""The network's inputs by name, with their types."""
 OUTPUT = "prediction"
-TENSORRT_BATCH = (1, 32, 512)
+TENSORRT_BATCH = {"min": 1, "opt": 32, "max": 512}
 """Fewest, usual and most points of a call that TensorRT builds its engine for."""
 
 
@@ -83,7 +84,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     folder = str(engine_cache())
     shapes = {
         name: ",".join(f"{key}:{'x'.join(map(str, (batch, *dims)))}" for key, dims in input_shapes(job).items())
-        for name, batch in zip(("min", "opt", "max"), TENSORRT_BATCH, strict=True)
+        for name, batch in TENSORRT_BATCH.items()
     }
     tensorrt = {
         **common,
@@ -99,7 +100,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
 
 def input_shapes(job: Job) -> dict[str, tuple[int, ...]]:
     """List the shape of each input of a network for a job, without the batch."""
-    return dict(zip(INPUTS, (job.event, (), (job.cond_dim,)), strict=True))
+    return {"x": job.event, "timestep": (), "cond": (job.cond_dim,)}
 
 
 def engine_cache() -> Path:
@@ -160,8 +161,7 @@ def check_signature(session: "InferenceSession", name: str, job: Job) -> None:
     Raises:
         BackendError: They are not.
     """
-    types = ("tensor(float)", "tensor(int64)", "tensor(float)")
-    wanted = {key: (kind, dims) for (key, dims), kind in zip(input_shapes(job).items(), types, strict=True)}
+    wanted = {key: (INPUTS[key], dims) for key, dims in input_shapes(job).items()}
     _compare(name, "inputs", session.get_inputs(), wanted)
     _compare(name, "outputs", session.get_outputs(), {OUTPUT: ("tensor(float)", job.event)})
 
