@@ -49,7 +49,9 @@ class Unet1dDenoiser:
                 its own.
         """
         if cond is not None:
-            raise SpecError("a UNet1DModel takes no conditioning; what is known of a sample can be held")
+            raise SpecError(
+                "a UNet1DModel takes no conditioning; known coordinates of a sample can be given by inpainting"
+            )
         if x.ndim != 3 or x.shape[2] != self.channels:
             raise SpecError(f"the UNet1DModel samples (horizon, {self.channels}), not {tuple(x.shape[1:])}")
         try:
