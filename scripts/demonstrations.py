@@ -1,4 +1,4 @@
-"""How demonstrations become what a network is trained on: windows of observations and action chunks."""
+"""Cut demonstrations into training data: windows of observations and action chunks."""
 
 from collections.abc import Sequence
 

@@ -39,9 +39,10 @@ ENTERED = (
     (f"{GRAPH}:dtype=bfloat16", ("ddpm", "asd")),
     ("torch-compile", ("ddpm", "asd")),
 )
-"""Backends, and what plans on each. The one that takes longest to get ready comes last: time may be up before."""
+"""Backends, and the samplers on each. The one that takes longest to prepare comes last, because time may be up
+before."""
 NEEDS = {"ddim:10": "diffusers"}
-"""Packages that samplers are made with."""
+"""Packages that samplers need."""
 LEAST_SECONDS = 10
 """Left for a part, or it is not begun."""
 
@@ -72,7 +73,7 @@ class Size:
 
 
 FULL = Size(
-    # The largest comes last: what the time may not allow is the least asked for.
+    # The largest comes last, because it is the least needed if time runs out.
     (
         Subject("64M", (256, 512, 1024), 0.22),
         Subject("4.6M", None),
@@ -95,7 +96,6 @@ class Budget:
     """The time of a run."""
 
     def __init__(self, seconds: float) -> None:
-        """Begin."""
         self._end = time.monotonic() + seconds
 
     @property
@@ -140,7 +140,7 @@ class Run:
         }
 
     def go(self) -> bool:
-        """Run all parts that the time allows; return whether none broke for a reason nobody foresaw."""
+        """Run all parts that the time allows; return whether none failed with an unexpected error."""
         parts = [(subject, batch) for subject in self.size.subjects for batch in self.size.batches]
         sound = True
         policies: dict[str, Policy | None] = {}
@@ -158,7 +158,7 @@ class Run:
                     self.skip(what, "its network could not be made")
                     continue
                 self.part(subject, policy, batch, self.share_of(parts[index:]))
-            except Exception as error:  # one part that breaks must not take the others' results with it
+            except Exception as error:  # a part that fails must not lose the others' results
                 sound = False
                 traceback.print_exc()
                 self.skip(what, f"{type(error).__name__}: {error}")
@@ -248,13 +248,13 @@ class Run:
         return States(recording.cond.to(policy.device), last_plans, recording.episode)
 
     def skip(self, what: str, why: str) -> None:
-        """Say, there and then and in the results, that something was not measured."""
+        """Print and record that something was not measured."""
         say(f"skipped: {what}: {why}")
         self.results["skipped"].append({"what": what, "why": why})
         self.save()
 
     def save(self) -> None:
-        """Write what there is."""
+        """Write the results so far."""
         write_json(self.out / "results.json", self.results)
 
 

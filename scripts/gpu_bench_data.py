@@ -1,4 +1,4 @@
-"""What gpu_bench.py carries to a machine without environments: demonstrations to train on, and states to plan in."""
+"""The recording that gpu_bench.py takes to a machine without environments: demonstrations and planning states."""
 
 import json
 import shlex
@@ -35,9 +35,9 @@ class Recording:
     demonstrations: list[Demonstration]
     """Of the scripted expert."""
     cond: Tensor
-    """What a network is told in closed-loop episodes, at moments of planning in random order, [N, C]."""
+    """Conditioning of a network at moments of planning in closed-loop episodes, in random order, [N, C]."""
     previous: Tensor
-    """What it was told at the plan before [N, C]; zeros at an episode's start."""
+    """Its conditioning at the plan before [N, C]; zeros at an episode's start."""
     first: npt.NDArray[np.bool_]
     """Whether it was the start [N]."""
     episode: npt.NDArray[np.int64]
@@ -86,11 +86,11 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     env = make_env(ENVIRONMENT)
     for index in count():
         run_episode(policy, env, index, seed)
-        told = [plan.cond for plan in policy.plans]
-        conds += told
-        previous += [torch.zeros_like(told[0]), *told[:-1]]
-        first += [place == 0 for place in range(len(told))]
-        owners += [index] * len(told)
+        own = [plan.cond for plan in policy.plans]
+        conds += own
+        previous += [torch.zeros_like(own[0]), *own[:-1]]
+        first += [place == 0 for place in range(len(own))]
+        owners += [index] * len(own)
         if len(conds) >= states:
             break
     env.close()
@@ -133,7 +133,7 @@ def load(path: Path) -> Recording:
 def last_plans(policy: Policy, recording: Recording, seed: int) -> Tensor:
     """Plan before each state with a policy's own sampler [N, *event], moved on to the state; zeros at the start.
 
-    The states were met with another network's plans; what they were drafted from has to be the network's own.
+    The states were met with another network's plans; their drafts have to start from this network's own.
     """
     generator = torch.Generator(policy.device).manual_seed(seed)
     cond = recording.previous.to(policy.device)

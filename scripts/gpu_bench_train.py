@@ -31,7 +31,7 @@ DECAY = 0.9999
 def train(
     like: Policy, down_dims: tuple[int, ...], recording: Recording, seconds: float, folder: Path, seed: int
 ) -> dict[str, Any]:
-    """Train a network for so long, in bfloat16 autocast, and write it with what it is to be run with.
+    """Train a network for some seconds, in bfloat16 autocast, and write it with its normalisation and configuration.
 
     Args:
         like: The checkpoint's policy: chain, normalisation and horizons are its own.
@@ -41,8 +41,7 @@ def train(
         folder: LeRobot folder to write.
         seed: Of weights and batches.
 
-    Returns:
-        What training.json says of it.
+    Returns: The contents of its training.json.
     """
     device = like.device
     config = DiffusionConfig(

@@ -1,7 +1,6 @@
-"""Numbers that cross the border: from robots, servers and users in, and out to robots again.
+"""Checks of numbers that come from robots, servers and users, and of those that go to robots.
 
-What comes in is copied once, for drivers fill the same memory again and again; what goes out is checked as it is
-written, in 32 bits.
+What comes in is copied once, because drivers fill the same memory again and again; what goes out is checked in float32.
 """
 
 from typing import Any
@@ -18,17 +17,17 @@ def as_numbers(value: Any, what: str, kind: type[AsdError] = ObservationError) -
 
     Args:
         value: An array of any strides, byte order and precision, a tensor anywhere, or nested lists.
-        what: It is, for messages.
+        what: Name of the value, for messages.
         kind: Of the error.
 
     Raises:
-        AsdError: It is no array, hides some of its entries, or has others than real numbers.
+        AsdError: It is no array, has masked entries, or entries that are no real numbers.
     """
     try:
         if hasattr(value, "detach") and value.is_floating_point() and value.dtype.itemsize < 4:
             value = value.float()  # NumPy has no bfloat16
         array = to_numpy(value)
-    except Exception as error:  # an array's own conversion raises what it likes
+    except Exception as error:  # an array's own conversion may raise anything
         raise kind(f"{what} is no array: {type(error).__name__}: {error}") from None
     if not np.can_cast(array.dtype, np.float64, "same_kind"):
         raise kind(f"{what} is an array of {array.dtype}, not of real numbers")
@@ -42,11 +41,11 @@ def finite(values: npt.NDArray[Any], what: str, kind: type[AsdError] = Observati
 
     Args:
         values: Real numbers of any precision.
-        what: They are, for messages.
+        what: Name of the values, for messages.
         kind: Of the error.
 
     Raises:
-        AsdError: One is NaN or infinity, or becomes infinity in 32 bits.
+        AsdError: A number is NaN or infinity, or becomes infinity in float32.
     """
     with np.errstate(over="ignore"):
         narrow = np.array(values, np.float32)

@@ -1,4 +1,4 @@
-"""What time it is, on the host or on a GPU's own timeline, and which stage of a plan it goes to."""
+"""Clocks of the host and of a GPU, and a stopwatch for the stages of a plan."""
 
 import abc
 import functools
@@ -21,14 +21,14 @@ taking the steps that stand; and all the rest, such as noise, Python's loop, wai
 def collect_imports() -> None:
     """Collect garbage, once for a process.
 
-    Importing a library such as diffusers leaves so many objects that the collector goes through all of them soon after,
-    which takes 0.2 s: here, where nobody waits, and not in the middle of a plan.
+    Importing a library such as diffusers leaves so many objects that the collector soon goes through all of them, which
+    takes 0.2 s. It does so here, where nobody waits, and not in the middle of a plan.
     """
     gc.collect()
 
 
 class Clock(abc.ABC):
-    """Notes instants, and later says what lay between them."""
+    """Notes instants, and later measures the time between them."""
 
     @abc.abstractmethod
     def tick(self) -> Any:
@@ -55,7 +55,6 @@ class DeviceClock(Clock):
     """CUDA events: instants on the GPU's timeline, when all that was queued before them is done."""
 
     def __init__(self, device: "torch.device") -> None:
-        """Clock the current stream of a GPU."""
         self._device = device
 
     def tick(self) -> "torch.cuda.Event":
@@ -86,14 +85,13 @@ def clock_of(device: "torch.device") -> Clock:
 
 
 class Stopwatch:
-    """Adds up what stages take. It is on one stage at any time, and is told when another begins.
+    """Adds up the time of each stage. It is in one stage at any time; `mark` begins the next.
 
     On a GPU the stages are marked on the GPU's timeline, so that nothing waits for a mark; time in which the GPU has
     nothing to do counts for the stage that it waits in.
     """
 
     def __init__(self, clock: Clock) -> None:
-        """Start, on "host"."""
         self._clock = clock
         self._stages = ["host"]
         self._ticks = [clock.tick()]

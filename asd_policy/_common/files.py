@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file and an interruption loses nothing."""
+"""Atomic writes: a reader never sees half a file, and an interruption loses nothing."""
 
 import errno
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES}
-"""What file systems answer that have no such call as fsync of a folder, or link: CIFS, FUSE, drvfs and others."""
+"""Errors of file systems that cannot fsync a folder, or link: CIFS, FUSE, drvfs and others."""
 
 
 def cache_dir() -> Path:
     """Find the user's cache folder of this package: $ASD_POLICY_CACHE, else asd_policy in the system's usual one.
 
     Raises:
-        FileNotFoundError: Nothing says where that is.
+        FileNotFoundError: No environment variable and no home folder gives one.
     """
     own, usual = os.environ.get("ASD_POLICY_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
@@ -30,7 +30,7 @@ def cache_dir() -> Path:
 
 
 def sync(file: int) -> None:
-    """Have the disk keep what was written to a file or folder, where the file system can be asked to."""
+    """Flush a file or folder to the disk, where the file system can do that."""
     try:
         os.fsync(file)
     except OSError as error:
@@ -51,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):  # None: the system does not say where
+        if error.errno is None or error.filename not in (None, str(temporary)):  # None: the system names no file
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""The hardware and software that a measurement ran on."""
 
 import os
 import platform
@@ -58,7 +58,7 @@ def versions(device: Device) -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    if (torch := sys.modules.get("torch")) is not None:  # which says of what build it is; its metadata may not
+    if (torch := sys.modules.get("torch")) is not None:  # its own version names the build; the metadata may not
         found["torch"] = torch.__version__
     if device != NUMPY and device.type == "cuda":
         import torch
@@ -73,7 +73,7 @@ def power_state(device: Device) -> dict[str, Any]:
     """Read what decides how fast a device runs just now; None for what cannot be read.
 
     For a CPU the governor and frequencies [kHz] of its first core; for a GPU clocks [MHz], power [W] and temperature
-    [°C] as nvidia-smi says them. For both the host's load average over a minute, and the CPUs that may be used.
+    [°C] from nvidia-smi. For both the host's load average over a minute, and the CPUs that may be used.
     """
     try:
         load = os.getloadavg()[0]
@@ -88,7 +88,7 @@ def power_state(device: Device) -> dict[str, Any]:
         try:
             state[name] = path.read_text().strip()
         except OSError:
-            state[name] = None  # a virtual machine does not tell
+            state[name] = None  # virtual machines have no such file
     return state
 
 

@@ -1,4 +1,4 @@
-"""Names in files of others: known ones, known ones misspelt, and those that only a newer library knows."""
+"""Names in other people's files: known ones, misspelt ones, and those that only a newer library knows."""
 
 import warnings
 from collections.abc import Collection, Iterable
@@ -16,9 +16,9 @@ def unknown_names(given: Iterable[str], known: Collection[str], where: str, erro
 
     Args:
         given: The names.
-        known: Those that have a meaning.
-        where: They are, for messages.
-        error: To raise.
+        known: The names that have a meaning.
+        where: The place of the names, for messages.
+        error: Type of the error to raise.
 
     Raises:
         AsdError: Of the type `error`: a name is close to a known one, or there are hundreds that are unknown.
@@ -41,6 +41,6 @@ def unknown_note(unknown: Collection[str], where: str) -> tuple[str, ...]:
 
 
 def warn_of_unknown(unknown: Collection[str], where: str) -> None:
-    """Warn of names that nobody here knows; of the same ones once."""
+    """Warn of unknown names, once for the same ones."""
     for note in unknown_note(unknown, where):
         warnings.warn(note, stacklevel=2)

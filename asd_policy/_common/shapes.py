@@ -1,4 +1,4 @@
-"""Is what was read from JSON as its annotation says? For files that anybody may have written, or changed."""
+"""Check values from JSON against type annotations, for files that anybody may have written or changed."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired, Required, Union, get_args, get_o
 LARGEST = 2**53
 """Largest count, which floats still hold exactly."""
 _LARGEST_FLOAT = 1e100  # so that sums of squares are finite
-_ROUNDING = 1e-9  # of what is computed to lie within limits
+_ROUNDING = 1e-9  # of computed values to their limits
 Share = Annotated[float, (0.0, 1.0)]
 Count = Annotated[int, (0, LARGEST)]
 
@@ -23,7 +23,7 @@ def check_shape(value: Any, kind: Any, name: str) -> None:
         name: What to call the value.
 
     Raises:
-        ValueError: It is not; the place, the value and the type are named.
+        ValueError: It is of another type; the message names the place, the value and the type.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-# scipy is imported where it is used: it takes its time, and a benchmark does without it.
+# scipy is imported where it is used: the import is slow, and a benchmark does not need it.
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
 
@@ -176,7 +176,7 @@ def welch_difference(first: tuple[float, Interval, int], second: tuple[float, In
 def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Interval | None]:
     """Compute the ratio of two means of pairs, and its 95 % interval; None for fewer than two pairs.
 
-    Pairs are resampled, so that what slows both of a pair down widens nothing.
+    Pairs are resampled, so that what slows down both of a pair does not widen the interval.
 
     Args:
         numerator: One value of each pair [N].
@@ -189,13 +189,13 @@ def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Inter
 def cluster_ratio(numerator: Floats, denominator: Floats, paired: bool) -> tuple[float, Interval | None]:
     """Compute the ratio of two means over clusters of values, and its 95 % interval (percentile bootstrap).
 
-    Whole clusters are resampled: plans of one episode are more alike than others (Davison and Hinkley, Bootstrap
+    Whole clusters are resampled, because the plans of one episode are alike (Davison and Hinkley, Bootstrap
     Methods and their Application, 1997, section 3.8).
 
     Args:
         numerator: Sum and number of the values of each cluster [N, 2].
         denominator: The same of the other mean [M, 2], above 0.
-        paired: Whether clusters of equal index belong together, and are drawn together; N = M.
+        paired: Whether clusters of equal index belong together and are resampled together; N = M.
 
     Returns:
         Ratio and interval; None for fewer than two clusters.

@@ -4,8 +4,8 @@
     x̂0      = clip(raw) + excess_k · (clip(raw) − raw)
     x_{k+1} = a_k · x̂0 + b_k · x_k + σ_k · ξ_k,   ξ_k ~ N(0, I),   k = 0 … K−1
 
-The law is what the scheduler of diffusers computes, rounding of its float32 coefficients included: near the
-end of the chain 1 − ᾱ loses digits in float32, and a chain that kept them would have another law.
+The law is that of diffusers' scheduler, the rounding of its float32 coefficients included: near the end of the chain 1
+− ᾱ loses digits in float32, and a chain that kept them would have another law.
 
 DDPM (Ho et al., arXiv 2006.11239, eq. 7) has excess 0. DDIM with noise (Song et al., arXiv 2010.02502, eq. 12) points
 along the noise ε of the raw prediction, whatever the clipping:
@@ -56,7 +56,7 @@ class GaussianChain:
     """A sequential sampler of K Gaussian steps; index k = 0 is the noisiest. Arrays have shape [K]."""
 
     timesteps: npt.NDArray[np.int64]
-    """What the network is told at step k."""
+    """The timestep that the network gets at step k."""
     a: Schedule
     """Weight of the predicted clean sample in the mean."""
     b: Schedule
@@ -68,13 +68,12 @@ class GaussianChain:
     input_scale: Schedule
     """Weight of the current point in the raw prediction."""
     excess: Schedule | None
-    """How far x̂0 overshoots the clipped prediction, in units of what the clipping did; None for not at all."""
+    """How far x̂0 overshoots the clipped prediction, in units of the change by clipping; None for not at all."""
     config: Mapping[str, Any] = field(repr=False)
     """The scheduler's `_class_name` and all its options, defaults filled in."""
     _tables: dict[tuple[Any, Any], ChainTables] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
-        """Return the number of steps K."""
         return len(self.timesteps)
 
     @property
@@ -108,7 +107,7 @@ class GaussianChain:
         Raises:
             ChainError: The configuration is not one of a Gaussian chain with network-independent variance.
         """
-        from asd_policy.chain.scheduler_steps import read_schedule  # which needs PyTorch; a chain as such does not
+        from asd_policy.chain.scheduler_steps import read_schedule  # here, because it needs PyTorch
 
         coefficients, config = read_schedule(scheduler, num_inference_steps, eta)
         return cls(config=config, **coefficients)

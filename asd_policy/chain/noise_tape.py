@@ -38,8 +38,8 @@ class NoiseTape:
         """Draw a tape.
 
         Of one generator the numbers come in the order in which the loops of diffusers, LeRobot and Diffusion Policy
-        draw them: the start, then each step's noise, for the whole batch at once. The uniforms come after those, so
-        that what needs none, the sequential sampler, makes the plan that such a loop makes of the same seed.
+        draw them: the start, then each step's noise, for the whole batch at once. The uniforms come last, so that the
+        sequential sampler, which needs none, makes the same plan as such a loop with the same seed.
 
         Args:
             shape: The samples' shape (B, *event).

@@ -1,4 +1,4 @@
-"""Noise schedulers' configurations: which there are, what their options may be, and defaults."""
+"""The configurations of noise schedulers: the supported ones, the valid values of their options, and the defaults."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ BETA_SCHEDULES = {
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
-# Defaults of diffusers' schedulers; what a configuration leaves out has these values.
+# Defaults of diffusers' schedulers; options that a configuration leaves out have these values.
 _COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -98,7 +98,7 @@ def configuration(scheduler: Any) -> dict[str, Any]:
         raise ChainError(
             f"{type(scheduler).__name__} is no noise scheduler: pass a DDPMScheduler, a DDIMScheduler or its config"
         )
-    if given is not scheduler:  # the config of an object does not say whose it is; the file that it saves does
+    if given is not scheduler:  # an object's config lacks the class name; its saved file has it
         name = type(scheduler).__name__
     elif "_class_name" in given:
         name = given["_class_name"]
@@ -121,7 +121,7 @@ def configuration(scheduler: Any) -> dict[str, Any]:
             "the same betas gives an exact chain of the same weights, and ddim:n or dpmsolver:n then samples it "
             "approximately in n steps"
         )
-    if given is scheduler:  # an object has taken what it takes, and ignored the rest
+    if given is scheduler:  # an object has already refused or ignored the rest
         warn_of_unknown(unknown_names(_names(given), _KNOWN, _WHERE, ChainError), _WHERE)
         given = {**given, **_prediction(given)}
     return {"_class_name": name} | {key: given.get(key, default) for key, default in _DEFAULTS[name].items()}

@@ -1,4 +1,4 @@
-"""Noise schedulers' configurations as the coefficients of a chain, by diffusers' own arithmetic in float32."""
+"""The coefficients of a chain from a scheduler's configuration, by diffusers' own arithmetic in float32."""
 
 import math
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, et
             "prediction_type 'epsilon' with rescale_betas_zero_snr (or betas near 1) divides by a signal of zero; "
             "zero-SNR chains need 'v_prediction' or 'sample'"
         )
-    # √ᾱ and √(1 − ᾱ) are float32 too, but what the scheduler does with them has the sample's precision.
+    # √ᾱ and √(1 − ᾱ) are float32 too, but the scheduler computes with them in the sample's precision.
     signal, noise = now.sqrt().double(), (1 - now).sqrt().double()
     ones, zeros = torch.ones_like(signal), torch.zeros_like(signal)
     output_scale, input_scale = {
@@ -76,8 +76,8 @@ def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Te
     """Compute a, b and σ [K] of `DDPMScheduler.step` at ᾱ = `now` [K].
 
     diffusers 0.42 takes the logarithm of the variance for fixed_large_log and then, where its exponential is due, its
-    square root: not a number below β = 1. What is left are chains that add no noise at all: a single step, or two
-    from zero SNR, where β = 1 and the logarithm is 0.
+    square root: not a number below β = 1. Only chains that add no noise at all remain: a single step, or two from zero
+    SNR, where β = 1 and the logarithm is 0.
     """
     before = torch.cat([now[1:], torch.ones(1, dtype=torch.float32)])
     alpha = now / before

@@ -27,17 +27,17 @@ class Description:
     horizons: Mapping[str, Any] = field(default_factory=dict)
     """`n_obs_steps`, `horizon` and `n_action_steps` as far as they are known, in control steps."""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    """The noise scheduler's configuration in the words of diffusers, `_class_name` first."""
+    """The noise scheduler's configuration by diffusers' names, `_class_name` first."""
     num_inference_steps: Any = None
     """Steps of the chain; None for all the training steps."""
     normalization: Mapping[str, Any] = field(default_factory=dict)
     """How each feature is normalised."""
     notes: tuple[str, ...] = ()
-    """What else a user has to know of it, a sentence each."""
+    """Other facts that a user has to know, a sentence each."""
     network_parameters: int | None = None
     """Numbers in the weights of the network alone; None where there is nothing beside it."""
     eta: Any = None
-    """DDIM's share of noise; None where the file says none."""
+    """DDIM's η; None where the file has none."""
 
 
 def pinned_steps(scheduler: Mapping[str, Any], steps: Any) -> tuple[str, ...]:
@@ -57,11 +57,11 @@ class Format:
     """A checkpoint format. None of its functions runs code from a checkpoint."""
 
     detect: Callable[[Path], bool]
-    """Whether a path holds this format, by content; reads as little as will tell, and raises nothing."""
+    """Tells whether a path holds this format, by content; reads as little as it can, and raises nothing."""
     load: Callable[[Path, Sampler, Device], Policy | AcceleratedFn]
     """Loads it, as a policy where it is one; raises a `CheckpointError` that names what is wrong."""
     describe: Callable[[Path], Description]
-    """Says what is in it, for checkpoints too that `load` refuses; raises a `CheckpointError` for unreadable ones."""
+    """Describes it, even where `load` refuses it; raises a `CheckpointError` for unreadable ones."""
     hub_files: tuple[str, ...] = ()
     """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""
 

@@ -25,9 +25,9 @@ from asd_policy.samplers import Sampler
 INDEX, CONFIG, WEIGHTS = "model_index.json", "config.json", "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
 HUB_FILES = (INDEX, *(at + name for at in ("", "unet/") for name in (CONFIG, WEIGHTS)), SCHEDULER, f"*/{SCHEDULER}")
-CHANNELS = 2  # where a configuration does not say
+CHANNELS = 2  # where a configuration has none
 PICKLE = "diffusion_pytorch_model.bin"
-MAX_BLOCKS = 32  # of each kind, and layers of each; more would only take time to build
+MAX_BLOCKS = 32  # of each kind, and layers of each: more would only take time to build
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,16 @@ class Unet1dDenoiser:
                 its own.
         """
         if cond is not None:
-            raise SpecError("a UNet1DModel takes no conditioning; what is known of a sample can be held")
+            raise SpecError(
+                "a UNet1DModel takes no conditioning; known coordinates of a sample can be given by inpainting"
+            )
         if x.ndim != 3 or x.shape[2] != self.channels:
             raise SpecError(f"the UNet1DModel samples (horizon, {self.channels}), not {tuple(x.shape[1:])}")
         try:
             return self.network(x.transpose(1, 2), timestep, return_dict=False)[0].transpose(1, 2)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # which horizons fit is known to its blocks alone, of which there are many kinds
+        except RuntimeError as error:  # only its blocks, of many kinds, know which horizons fit
             reason = str(error).splitlines()[0]
             raise SpecError(
                 f"the UNet1DModel takes no samples of horizon {x.shape[1]} ({reason}); try a larger one, a multiple of "
@@ -70,7 +72,7 @@ def is_unet1d(folder: Path) -> bool:
 
 
 def describe_unet1d(folder: Path) -> Description:
-    """Say what a folder with a `UNet1DModel` holds.
+    """Describe a folder with a `UNet1DModel`.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -170,7 +172,7 @@ def _weights(folder: Path, at: str) -> str:
 
 
 def _check(config: dict[str, Any], defaults: dict[str, Any], name: str) -> None:
-    """Refuse what would take forever to build, and networks that predict something else than a sample's shape."""
+    """Refuse networks that would take too long to build, or whose predictions do not have a sample's shape."""
     for key, default in defaults.items():
         if key in config and not _is_like(config[key], default):
             raise CheckpointError(f"{name}: {key} is of type {type(config[key]).__name__}; its default is {default!r}")

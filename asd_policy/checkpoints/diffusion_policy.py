@@ -38,7 +38,7 @@ NORMALIZER_PREFIX = "normalizer.params_dict."
 EMA = "ema_model"
 STATISTICS = ("min", "max", "mean", "std")  # of the data that a normaliser was fitted to; it does not compute with them
 
-_DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty; they tell a device
+_DUMMIES = ("_dummy_variable", "model._dummy_variable", "mask_generator._dummy_variable")  # empty tensors
 _FIELDS = {
     *("_target_", "model", "noise_scheduler", "horizon", "obs_dim", "action_dim", "n_action_steps", "n_obs_steps"),
     *("num_inference_steps", "pred_action_steps_only", "eta"),
@@ -54,7 +54,7 @@ _OPTIONS = {
         *("p_drop_attn", "causal_attn", "time_as_cond", "obs_as_cond", "n_cond_layers"),
     },
 }
-"""Arguments of each network; one that is not known may make the same weights compute something else."""
+"""Arguments of each network; an unknown one may make the same weights compute something else."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
 
 
 def describe_diffusion_policy(path: Path) -> Description:
-    """Say what a workspace's checkpoint holds, one of an image policy too.
+    """Describe a workspace's checkpoint, even one of an image policy.
 
     Raises:
         CheckpointError: The file is damaged or hostile, or has no policy.
@@ -238,18 +238,18 @@ def _transformer_layout(policy: Settings, source: str) -> _Layout:
     return _layout(policy, policy.flag("obs_as_cond", False), True, source)
 
 
-def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout:
+def _layout(policy: Settings, conditioned: bool, current: bool, source: str) -> _Layout:
     """Read the layout of plans.
 
     Args:
         policy: Its configuration.
-        told: Whether the observations condition the network; otherwise it inpaints.
+        conditioned: Whether the observations condition the network; otherwise it inpaints.
         current: Whether execution begins with the action for the latest observation, or with the one after it.
         source: The file, for messages.
     """
     n_obs_steps, n_action_steps = policy.count("n_obs_steps"), policy.count("n_action_steps")
     if policy.flag("pred_action_steps_only", False):
-        if not told:
+        if not conditioned:
             raise CheckpointError(f"{source}: pred_action_steps_only leaves no room for the observations to inpaint")
         horizons = Horizons(n_obs_steps, n_action_steps, n_action_steps, first_action=0)
     else:
@@ -260,7 +260,7 @@ def _layout(policy: Settings, told: bool, current: bool, source: str) -> _Layout
             f"{source}: n_action_steps {n_action_steps} from action {horizons.executed.start} on are more than the "
             f"horizon {horizons.horizon} has"
         )
-    return _Layout(policy.count("obs_dim"), policy.count("action_dim"), horizons, inpaints=not told)
+    return _Layout(policy.count("obs_dim"), policy.count("action_dim"), horizons, inpaints=not conditioned)
 
 
 def _unet(model: Settings, layout: _Layout, weights: Mapping[str, Tensor], source: str) -> nn.Module:

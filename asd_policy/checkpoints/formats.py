@@ -1,4 +1,4 @@
-"""Every checkpoint format by its name, and which of them a path has."""
+"""Every checkpoint format by its name, and the search for a path's format."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +64,7 @@ def find_format(path: Path) -> tuple[str, Format]:
 
 
 def _explain(path: Path) -> list[str]:
-    """Say what a file of no known format is, where that can be told."""
+    """Describe a file of no known format, where it can be recognised."""
     if not find_spec("torch"):
         return []
     from asd_policy.checkpoints.untrusted.archives import explain

@@ -1,6 +1,6 @@
 """Checkpoints on the Hugging Face Hub, through huggingface_hub: its cache, its credentials, its environment variables.
 
-`HF_HOME` or `HF_HUB_CACHE` say where the cache is, `HF_HUB_OFFLINE=1` that nothing but the cache is asked.
+`HF_HOME` or `HF_HUB_CACHE` set the cache's folder; with `HF_HUB_OFFLINE=1` only the cache is used.
 """
 
 import re
@@ -49,7 +49,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
         CheckpointError: There is no such repository or revision, it is not open to this user, it has none of the files,
             or neither the Hub nor a whole copy in the cache can be reached.
     """
-    # Here and not above: the import takes half a second, which only Hub ids are worth.
+    # Imported here, because it takes half a second and only Hub ids need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -78,7 +78,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
             else f"the Hub cannot be reached ({type(cause).__name__})"
         )
         reason = f"{repo} is not in the Hub's cache, or not all of it, and {hindrance}"
-    except Exception as error:  # a download fails in the ways of several libraries, which change with their versions
+    except Exception as error:  # a download raises errors of several libraries, which change with their versions
         reason = f"the download of {repo} failed: {type(error).__name__}: {error}"
     else:
         if any(True for pattern in patterns for _ in folder.glob(pattern)):

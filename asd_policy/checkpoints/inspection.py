@@ -1,4 +1,4 @@
-"""What is in a checkpoint, what will be exact on it, and what is missing to run it here."""
+"""The description of a checkpoint: its contents, what is exact on it, and what is missing to run it here."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ def inspect(path: str) -> dict[str, Any]:
         path: As for `load_policy`.
 
     Raises:
-        CheckpointError: No such path, no known format, or a file without which nothing can be said is broken.
+        CheckpointError: No such path, no known format, or a file is broken that the description needs.
     """
     folder = locate(path)
     name, form = find_format(folder)

@@ -1,4 +1,4 @@
-"""A checkpoint as a policy, or as something to sample from, with what was tuned for it."""
+"""Load a checkpoint as a policy, or as something to sample from, with its tuning."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 
 AUTO = "auto"
-"""In the place of a backend's spec: the one that was measured to be the fastest here."""
+"""The spec of the backend that was measured to be the fastest here."""
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 

@@ -1,7 +1,7 @@
 """Checkpoint formats of other distributions, by the entry-point group `asd_policy.checkpoint_formats`.
 
 An entry point names a `Format` object; its own name is the format's name in messages. Other people's code may raise
-anything: what fails is named, and keeps no other from being used.
+anything: a plugin that fails is named, and the others are still used.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ def load_plugins() -> tuple[dict[str, Format], list[str]]:
     formats: dict[str, Format] = {}
     failures: list[str] = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        told = f"the plugin {point.name!r} does not work: {point.value}"
+        plugin = f"the plugin {point.name!r} does not work: {point.value}"
         try:
             form = point.load()
         except Exception as error:
-            failures.append(f"{told} raises {type(error).__name__}: {error}")
+            failures.append(f"{plugin} raises {type(error).__name__}: {error}")
             continue
         if isinstance(form, Format):
             formats[point.name] = form
         else:
-            failures.append(f"{told} is a {type(form).__name__}, not a Format")
+            failures.append(f"{plugin} is a {type(form).__name__}, not a Format")
     return formats, failures
 
 

@@ -31,7 +31,7 @@ ACTION = "action"
 PREFIX = "policy.noise_pred_net."
 STEMS = ("", "policy.", PREFIX)
 _UNET = ("enabled", "diffusion_step_embed_dim", "down_dims", "kernel_size", "n_groups")
-GROUPS = 8  # robomimic builds its network with this default, whatever algo.unet says
+GROUPS = 8  # robomimic builds its network with this default and ignores algo.unet
 
 
 def is_robomimic(path: Path) -> bool:
@@ -94,7 +94,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
 
 
 def describe_robomimic(path: Path) -> Description:
-    """Say what a robomimic checkpoint holds, one of an image policy too.
+    """Describe a robomimic checkpoint, even one of an image policy.
 
     Raises:
         CheckpointError: The file is damaged or hostile, or of another algorithm.
@@ -213,7 +213,7 @@ def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> Une
 
 
 def _misfit(unet: UnetConfig, action_dim: int, cond_dim: int) -> str | None:
-    """Explain how the network differs from what the rest of the file says; None if it does not."""
+    """Explain how the network differs from the rest of the file; None if it does not."""
     if (unet.action_dim, unet.cond_dim) == (action_dim, cond_dim):
         return None
     return (

@@ -16,7 +16,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.policy.tuning import VERSION, load_tuning
 from asd_policy.samplers.asd.experience import Experience
 
-_EDGE = 2**16  # bytes at either end of a file that tell it from others
+_EDGE = 2**16  # bytes at either end of a file that identify it
 
 
 def tuning_file(checkpoint: Path) -> Path:
@@ -40,10 +40,10 @@ def tuning_file(checkpoint: Path) -> Path:
 
 
 class Tuning(NamedTuple):
-    """What `asd-policy tune` has left for a checkpoint."""
+    """The tuning that `asd-policy tune` has stored for a checkpoint."""
 
     file: Path
-    """Where it is."""
+    """Its file."""
     experience: Experience
     """As of `load_tuning`."""
     backend: str | None
@@ -70,6 +70,6 @@ def find_tuning(checkpoint: Path, policy: Policy) -> Tuning | None:
             if version != VERSION:
                 raise OSError(f"{file} is of version {version!r:.20}, not {VERSION!r}; asd-policy tune replaces it")
     except OSError as error:
-        warnings.warn(f"no tuning is used: {error}", stacklevel=1)  # in one place, so that it is said once
+        warnings.warn(f"no tuning is used: {error}", stacklevel=1)  # here alone, so that Python shows it once
         return None
     return Tuning(file, *load_tuning(file, policy.chain, policy.event, policy.device))

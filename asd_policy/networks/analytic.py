@@ -1,4 +1,4 @@
-"""Denoisers with a closed form: what a perfect network would predict for data from a Gaussian mixture."""
+"""A denoiser in closed form: the prediction of a perfect network for data from a Gaussian mixture."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class MixtureDenoiser:
         self._log_weights = (means.new_full((count,), 1 / count) if weights is None else weights).log()
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Predict the noise in x [N, *event] at timesteps [N]; the conditioning is not looked at."""
+        """Predict the noise in x [N, *event] at timesteps [N]; the conditioning is ignored."""
         alpha = self._alpha_bar[timestep][:, None, None]  # [N, 1, 1]
         flat = x.flatten(1)[:, None]  # [N, 1, D]
         variance = alpha * self._variances + 1 - alpha  # [N, M, D] of x_t in each component

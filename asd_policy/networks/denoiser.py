@@ -1,4 +1,4 @@
-"""The one model seam: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
+"""The seam for networks: whatever predicts noise, sample or velocity is called as `denoiser(x, timestep, cond)`."""
 
 import math
 import time
@@ -119,7 +119,7 @@ def check_form(output: Array, x: Array) -> None:
 
 
 def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Array | None) -> tuple[int, int]:
-    """Refuse a network that breaks the contract of `Denoiser`; what it would plan has no law to keep.
+    """Refuse a network that breaks the contract of `Denoiser`: its plans would have no law that a sampler could keep.
 
     Three calls: twice the same, as dropout left on would show, and the first row alone, as batch normalisation left
     in training mode would.
@@ -174,7 +174,7 @@ def check_on_noise(
         denoiser: The network.
         timesteps: Those of its chain [K].
         event: Shape of one sample.
-        cond: Conditioning [B, …] of the kind that it will be given, or None.
+        cond: Conditioning [B, …] like that of its calls, or None.
         device: Where it is.
 
     Returns:
@@ -194,8 +194,8 @@ def check_on_noise(
 def check_finite(sample: Array) -> None:
     """Refuse a sample with NaN or infinities in it.
 
-    One look at the end of a plan is enough: the samplers end whatever the network returns, and a value that is
-    not finite stays so along the chain.
+    One check at the end of a plan is enough: the samplers end whatever the network returns, and a value that is not
+    finite stays so along the chain.
 
     Raises:
         DenoiserError: The sample is not finite.

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """What fixes the network's parameters; the names are those of LeRobot's `DiffusionConfig`."""
+    """The options that fix the network's parameters; the names are those of LeRobot's `DiffusionConfig`."""
 
     action_dim: int
     """Channels in and out."""
     cond_dim: int
-    """Length of the flattened observation history; 0 for a network that is told none."""
+    """Length of the flattened observation history; 0 for a network without conditioning."""
     down_dims: tuple[int, ...] = (512, 1024, 2048)
     """Channels of each resolution; the horizon is halved between two of them."""
     kernel_size: int = 5
@@ -59,7 +59,7 @@ class SinusoidalEmbedding(nn.Module):
         """Embed timesteps [N] as [N, dim], in the network's precision."""
         frequencies = self.frequencies
         if frequencies.itemsize < 4:
-            # In half precision neither they nor a timestep of some hundreds have the digits of an angle.
+            # Half precision has too few digits for the frequencies and for timesteps of some hundreds.
             frequencies = _geometric(len(frequencies), frequencies.device)
         angles = timestep[:, None].to(frequencies.dtype) * frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.frequencies.dtype)
@@ -183,7 +183,7 @@ class ConditionalUnet1d(nn.Module):
         Args:
             x: Noisy action chunks [N, horizon, action_dim].
             timestep: Diffusion timesteps [N].
-            cond: Normalised, flattened observation histories [N, cond_dim]; not looked at where cond_dim is 0.
+            cond: Normalised, flattened observation histories [N, cond_dim]; ignored where cond_dim is 0.
 
         Returns:
             Predictions [N, horizon, action_dim].
@@ -199,7 +199,7 @@ class ConditionalUnet1d(nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def modulated(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
-        """Predict with what the residual blocks are told of timestep and observations.
+        """Predict with given modulations of the residual blocks, by timestep and observations.
 
         Args:
             x: Noisy action chunks [N, horizon, action_dim].

@@ -1,8 +1,8 @@
 """MuJoCo environments for diffusion policies, registered with gymnasium as `asd/<Name>-v<N>`.
 
 Importing this module registers the ids and imports no simulator. Every environment returns the
-observation dictionary of the LeRobot convention (`agent_pos`, `environment_state`), says
-`info["success"]` after each step, and has a demonstrator in `make_expert`.
+observation dictionary of the LeRobot convention (`agent_pos`, `environment_state`), sets `info["success"]` after each
+step, and has a demonstrator in `make_expert`.
 """
 
 from asd_envs.experts import Expert, make_expert

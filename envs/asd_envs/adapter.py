@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium
@@ -110,8 +110,8 @@ class SuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]], ABC):
         self.inner.close()
 
 
-def check_task(task: str, tasks: Sequence[str], suite: str) -> None:
-    """Refuse a task that a suite has not.
+def check_task(task: str, tasks: Collection[str], suite: str) -> None:
+    """Refuse a task that a suite lacks.
 
     Raises:
         ValueError: There is no such task; the message lists those there are.

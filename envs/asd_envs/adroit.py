@@ -47,7 +47,7 @@ class AdroitEnv(SuiteEnv):
 
     ## Info
     `success` (bool): the suite's own, in this very step: hinge beyond 1.35 rad; nail within 1 cm of the end; pen
-    within 7.5 cm and cosine 0.95; ball within 10 cm of the target. False after a reset, where the suite tells none.
+    within 7.5 cm and cosine 0.95; ball within 10 cm of the target. False after a reset, where the suite gives none.
     So an episode succeeds if it ends solved; DAPG counts more than 25 solved steps (20 for Pen): another number.
 
     ## Version history

@@ -1,4 +1,4 @@
-"""Demonstrators: who solves a task without a learned policy, and how to get one by gymnasium id."""
+"""Demonstrators: scripts that solve a task without a learned policy, by gymnasium id."""
 
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ class Expert(Protocol):
     """A scripted demonstrator of one environment."""
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Begin an episode; whatever the expert chooses at random, it draws from `rng`."""
+        """Begin an episode; the expert draws all its random choices from `rng`."""
         ...
 
     def act(self, observation: dict[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""`asd/Intercept-v0`: a paddle meets pucks that bounce over a table; who moves late, misses."""
+"""`asd/Intercept-v0`: a paddle meets pucks that bounce over a table, and misses them if it moves late."""
 
 import math
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Serve:
 
 
 def draw_serve(rng: np.random.Generator, last: float) -> Serve:
-    """Draw serves until one bounces and is to be met as far from the last one as it shall.
+    """Draw serves until one bounces and is to be met far enough from the last one.
 
     Args:
         rng: Source of all numbers.
@@ -223,7 +223,7 @@ class InterceptEnv(Task):
 
 
 class InterceptExpert:
-    """Goes to where the puck will meet the paddle's line if the walls leave the mean of what they may leave."""
+    """Goes to where the puck will meet the paddle's line, at the walls' mean restitution."""
 
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode; the expert keeps no state and chooses nothing at random."""

@@ -11,13 +11,13 @@ from asd_envs.registration import MAZES
 def _make(agent: str, version: str, maze: str, render_mode: str | None, **options: Any) -> Any:
     """Make the suite's environment of an agent in a maze."""
     check_task(maze, MAZES, f"{agent}Maze")
-    # By default the suite goes on after the goal is reached, and an episode's end says nothing about success.
+    # By default the suite goes on after the goal is reached, and an episode's end does not tell success.
     options |= {"render_mode": render_mode, "continuing_task": False}
     return make_inner("gymnasium_robotics", "robotics", f"{agent}Maze_{maze}-{version}", **options)
 
 
 class _MazeEnv(SuiteEnv):
-    """A maze of the suite, which says itself whether the goal is reached."""
+    """A maze of the suite, whose info tells whether the goal is reached."""
 
     def _succeeded(self, raw: dict[str, Array], info: dict[str, Any]) -> bool:
         return bool(info["success"])

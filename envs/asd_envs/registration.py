@@ -25,9 +25,9 @@ MAZES = ("UMaze", "Open", "Medium", "Large")
 ADROIT_TASKS = ("Door", "Hammer", "Pen", "Relocate")
 KITCHEN_TASKS = ("Complete", "Mixed")
 PUSHT_OBSERVATIONS = ("state", "keypoints", "pixels")
-ROBOSUITE_TASKS = ("Lift", "Can", "Square", "ToolHang", "Transport")
+ROBOSUITE_TASKS = {"Lift": 400, "Can": 400, "Square": 400, "ToolHang": 700, "Transport": 700}
+"""Control steps of each, as in robomimic."""
 ALOHA_TASKS = ("TransferCube", "Insertion")
-_ROBOMIMIC_STEPS = (400, 400, 400, 700, 700)
 
 
 class Suite(NamedTuple):
@@ -42,12 +42,12 @@ class Suite(NamedTuple):
 SUITES = (
     Suite("MetaWorld", "asd_envs.metaworld:MetaWorldEnv", dict.fromkeys(METAWORLD_TASKS, 400)),
     Suite("Fetch", "asd_envs.fetch:FetchEnv", dict.fromkeys(FETCH_TASKS, 50)),
-    Suite("PointMaze", "asd_envs.maze:PointMazeEnv", dict(zip(MAZES, (300, 300, 600, 800), strict=True))),
-    Suite("AntMaze", "asd_envs.maze:AntMazeEnv", dict(zip(MAZES, (700, 700, 1000, 1000), strict=True))),
+    Suite("PointMaze", "asd_envs.maze:PointMazeEnv", {"UMaze": 300, "Open": 300, "Medium": 600, "Large": 800}),
+    Suite("AntMaze", "asd_envs.maze:AntMazeEnv", {"UMaze": 700, "Open": 700, "Medium": 1000, "Large": 1000}),
     Suite("Adroit", "asd_envs.adroit:AdroitEnv", dict.fromkeys(ADROIT_TASKS, 200)),
     Suite("Kitchen", "asd_envs.kitchen:KitchenEnv", dict.fromkeys(KITCHEN_TASKS, 280)),
     Suite("GymPushT", "asd_envs.gym_pusht:GymPushTEnv", dict.fromkeys(PUSHT_OBSERVATIONS, 300)),
-    Suite("Robosuite", "asd_envs.robosuite:RobosuiteEnv", dict(zip(ROBOSUITE_TASKS, _ROBOMIMIC_STEPS, strict=True))),
+    Suite("Robosuite", "asd_envs.robosuite:RobosuiteEnv", ROBOSUITE_TASKS),
     Suite("Aloha", "asd_envs.aloha:AlohaEnv", dict.fromkeys(ALOHA_TASKS, 300)),
 )
 

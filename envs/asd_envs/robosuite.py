@@ -83,7 +83,7 @@ class RobosuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         """
         check_task(task, ROBOSUITE_TASKS, "Robosuite")
         suite = require("robosuite", "robosuite")
-        # It warns at every reset of limbs that a Panda has not, and of optional parts that nothing here uses.
+        # At every reset it warns of limbs that a Panda lacks, and of optional parts that are not used here.
         logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         name, arms, size = _TASKS[task]
         controller = suite.load_composite_controller_config(robot="Panda")
@@ -95,7 +95,7 @@ class RobosuiteEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
             controller_configs=controller,
             control_freq=self.metadata["render_fps"],
             reward_shaping=False,
-            ignore_done=True,  # the end of an episode is gymnasium's to say
+            ignore_done=True,  # gymnasium ends the episode
             use_camera_obs=False,
             has_renderer=False,
             has_offscreen_renderer=render_mode == "rgb_array",

@@ -1,4 +1,4 @@
-"""What our own MuJoCo environments share: a model, a camera, and what of both is shown."""
+"""The base of this package's own MuJoCo environments: a model, a camera, and their observation."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,7 +10,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
 ObsType = Literal["state", "pixels_agent_pos"]
-"""What an environment shows: numbers, or an image and the numbers of the robot itself (LeRobot's names)."""
+"""What is observed: numbers, or an image and the robot's own numbers (LeRobot's names)."""
 Observation = dict[str, npt.NDArray[Any]]
 IMAGE_SIZE = 96
 """Width and height of the images [px]."""
@@ -86,6 +86,6 @@ class Task(MujocoEnv):
 
 def _draw(renderer: MujocoRenderer, mode: str | None) -> Any:
     viewer: Any = renderer.viewer
-    if viewer is not None:  # a new one is current anyway; of two, the other may be
+    if viewer is not None:  # a new renderer is current anyway; with two, the other one may be
         viewer.make_context_current()
     return renderer.render(mode)

@@ -1,11 +1,11 @@
-"""Is the clock of `asd-policy eval --clock async` right? An environment that really goes on, against counted steps.
+"""Is the clock of `asd-policy eval --clock async` right? Real time against counted steps.
 
     python scripts/benchmarks/clock_check.py --policy checkpoints/intercept --env asd/Intercept-v0 \
         --samplers ddpm asd ddim:2
 
-For each sampler episodes are run twice. Once by `asd_policy.ControlLoop`, which steps the environment at its rate in
-real time while another thread plans; what each plan took is kept. Then counted, with latencies drawn from those. The
-returns should have one law; the last column is how far their means are apart, with Welch's interval.
+For each sampler episodes are run twice: first by `asd_policy.ControlLoop`, which steps the environment at its rate in
+real time while another thread plans, and records the plans' latencies; then by counted steps, with latencies drawn from
+those. The returns should have one law; the last column is the difference of their means, with Welch's interval.
 """
 
 import time
@@ -54,10 +54,9 @@ class Options:
 
 
 class Timed(PolicyPlanner):
-    """A planner that keeps how long its plans took [s]."""
+    """A planner that records the latencies of its plans [s]."""
 
     def __init__(self, policy: Policy) -> None:
-        """Take the policy."""
         super().__init__(policy)
         self.seconds: list[float] = []
 
@@ -73,7 +72,6 @@ class Returns(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Keeps the returns of the episodes that have ended."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Take the environment."""
         super().__init__(env)
         self.ended: list[float] = []
         self._now = 0.0

@@ -26,7 +26,7 @@ class Options:
     """What does a late action cost in asd/Intercept-v0?"""
 
     policy: Path | None = None
-    """Checkpoint of who acts; without one, the expert."""
+    """Checkpoint of the policy that acts; without one, the expert acts."""
     sampler: str = "ddpm"
     """What the policy plans with."""
     delays: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -34,14 +34,13 @@ class Options:
     episodes: int = 100
     """Episodes for each delay."""
     seed: int = 0
-    """Of the first episode; every delay meets the same serves."""
+    """Seed of the first episode; every delay gets the same serves."""
 
 
 class PolicyAsExpert:
     """A policy behind the methods of an expert."""
 
     def __init__(self, policy: asd_policy.Policy) -> None:
-        """Wrap a policy."""
         self._policy = policy
 
     def reset(self, rng: np.random.Generator) -> None:
@@ -56,7 +55,7 @@ class PolicyAsExpert:
 def run_episode(env: gymnasium.Env[Any, Any], actor: Expert, delay: int, seed: int) -> tuple[float, bool]:
     """Run an episode with every action `delay` steps after it was chosen; return its return and success.
 
-    Until the first one arrives, the paddle is told to stay where it starts, at 0.
+    Until the first one arrives, the action is to stay where the paddle starts, at 0.
     """
     actor.reset(np.random.default_rng(seed))
     observation, info = env.reset(seed=seed)

@@ -38,7 +38,7 @@ from asd_policy.samplers import make_sampler
 from study_common import bundled, console, markdown_table, provenance
 
 EXACT = "asd:window=8,draft=picard,verify=block"
-"""Stands for every exact sampler: its plans depend on seeds alone, and it learns nothing first."""
+"""Stands for every exact sampler, because its plans depend on seeds alone and it has nothing to learn first."""
 MEASURES = {"return": ("return_mean", "return_ci95"), "success": ("success_rate", "success_ci95")}
 """What is plotted, and the keys of a point that have its mean and its interval."""
 
@@ -64,7 +64,7 @@ class Options:
     envs: int = 10
     """Episodes side by side."""
     seed: int = 0
-    """Of the evaluation; every point meets the same episodes."""
+    """Seed of the evaluation; every point gets the same episodes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Point:
-    """What is evaluated."""
+    """A point of the curves: one evaluation."""
 
     name: str
     """In the file of points."""
@@ -295,7 +295,7 @@ def curve(
 
 
 def main() -> None:
-    """Measure what is not there yet; write table and plot of what is."""
+    """Measure the missing points; write table and plot."""
     options = tyro.cli(Options, description=__doc__)
     if options.bench and len(options.bench) != len(options.checkpoints):
         raise SystemExit(f"{len(options.bench)} --bench for {len(options.checkpoints)} checkpoints: give one for each")

@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/loop_jitter.py --policy checkpoints/avoid --env asd/Avoid-v0
 
-The environment tells observations and is not stepped: what is measured is the loop. It is reset, and shown as it is, in
-every case. Under load there is a busy process for each CPU, at the loop's own niceness.
+The environment gives observations and is not stepped, because the loop alone is measured. It is reset, and shown as it
+is, in every case. Under load there is a busy process for each CPU, at the loop's own niceness.
 """
 
 import contextlib
@@ -54,7 +54,6 @@ class Nothing:
     """Plans nothing, at once: the loop alone."""
 
     def __init__(self, horizons: Horizons, action_dim: int) -> None:
-        """Have the form of a policy."""
         self.horizons, self.action_dim = horizons, action_dim
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
@@ -82,22 +81,22 @@ def busy(wanted: bool) -> Iterator[None]:
 
 
 def measure(planner: Any, observation: Any, hz: float, options: Options, priority: int | None) -> Telemetry:
-    """Run a loop that writes to nobody."""
+    """Run a loop whose actions go nowhere."""
     ticks = max(2, round(options.seconds * hz))
     chosen = LoopOptions(late_limit=ticks + 1, ticks=ticks, patience=1.0, priority=priority)
     return ControlLoop(planner, lambda: observation, lambda action: None, hz, chosen).run()
 
 
-def row(name: str, hz: float, loaded: bool, told: Telemetry) -> str:
+def row(name: str, hz: float, loaded: bool, telemetry: Telemetry) -> str:
     """Format a line of the table."""
-    late, period, plan = told.lateness_ms, told.period_ms, told.plan_ms
+    late, period, plan = telemetry.lateness_ms, telemetry.period_ms, telemetry.plan_ms
     assert late is not None and period is not None and plan is not None
-    deadlines = told.ticks + told.missed
+    deadlines = telemetry.ticks + telemetry.missed
     return (
         f"| {name} | {hz:g} | {'busy' if loaded else '–'} | {late.p50:.2f} / {late.p99:.2f} / {late.max:.1f} "
         f"| {period.p50:.2f} / {period.p99:.2f} / {period.max:.1f} "
-        f"| {100 * told.missed / deadlines:.2f} | {100 * told.stale / told.ticks:.1f} "
-        f"| {plan.p50:.0f} / {plan.p99:.0f} | {told.plans} |"
+        f"| {100 * telemetry.missed / deadlines:.2f} | {100 * telemetry.stale / telemetry.ticks:.1f} "
+        f"| {plan.p50:.0f} / {plan.p99:.0f} | {telemetry.plans} |"
     )
 
 
@@ -125,8 +124,8 @@ def main() -> None:
                 for loaded in options.loads:
                     for hz in options.hz:
                         with busy(loaded):
-                            told = measure(planner, observation, hz, options, priority)
-                        print(row(name + (", FIFO" if priority else ""), hz, loaded, told), flush=True)
+                            telemetry = measure(planner, observation, hz, options, priority)
+                        print(row(name + (", FIFO" if priority else ""), hz, loaded, telemetry), flush=True)
     cpu = torch.device("cpu")
     print(
         f"\n{hardware(cpu)}; torch {torch.__version__}, onnxruntime {versions(cpu)['onnxruntime']}; {options.policy}, "

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmarks/onnx_latency.py --policy checkpoints/metaworld-pick-place
 
 CPU time, not wall time: it is the same on a busy machine, and on one thread the two are equal on a quiet one. The calls
-of all variants take turns, so that what else the machine does meets all alike.
+of all variants take turns, so that other load on the machine meets all alike.
 """
 
 import statistics
@@ -48,7 +48,7 @@ def no_spinning(options: Any) -> None:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
-# What `SessionOptions` are changed to; with one thread nothing but the noise of the measurement came of any.
+# Changes of `SessionOptions`; with one thread none made a difference beyond noise.
 CHANGES: dict[str, Change] = {
     "no graph optimisation": lambda options: setattr(
         options, "graph_optimization_level", onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

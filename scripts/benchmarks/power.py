@@ -58,7 +58,7 @@ GENTLE = [
     ("leak", "response", "reflection"),
     ("leak", "response", "block"),
 ]
-"""Mutants of tests/samplers/asd/test_exactness.py that its test on the mixture is too small for."""
+"""Mutants that the mixture test of tests/samplers/asd/test_exactness.py is too small to detect."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Options:
 
 
 PValue = Callable[[float, int], float]
-"""The p-value of a test that meets a difference of a size, on the noise of a seed."""
+"""The p-value of a test for a difference of a size, on the noise of a seed."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def detectable(p_value: PValue, level: float, runs: int, start: float, most: flo
         level: Below which a difference counts as seen.
         runs: How many.
         start: Size to begin with.
-        most: Largest size that means anything; what is not seen there counts as never seen.
+        most: Largest meaningful size; a difference that is not detected there counts as never detected.
     """
     thresholds = []
     for seed in range(runs):
@@ -158,7 +158,7 @@ def reweighted(sample: Tensor, size: float, others: Tensor) -> Tensor:
 
 
 def law_rows(options: Options) -> Iterator[Row]:
-    """Yield what the tests of test_exactness.py and of test_couplings.py's chains see in samples that changed."""
+    """Yield the smallest changes of samples that test_exactness.py and test_couplings.py's chains detect."""
     differences = {"mean of a coordinate [sd]": shifted, "deviation of a coordinate, longer by a fraction": stretched}
 
     def normals(seed: int, dim: int, count: int) -> Tensor:
@@ -201,11 +201,11 @@ def law_rows(options: Options) -> Iterator[Row]:
         yield Row("law on a mixture", f"2 · {options.samples}", name, tuple(found))
 
 
-# Broken couplings in those tests: how seldom may they act?
+# Broken couplings in those tests: how rarely may they act and still be detected?
 
 
 def mutant_rows(options: Options) -> Iterator[Row]:
-    """Yield the share of rounds in which a mutant's verdict must be wrong for the Gaussian's test to see it."""
+    """Yield the share of rounds in which a mutant must be wrong for the Gaussian test to detect it."""
     chain, denoiser = known_laws.short_chain(), known_laws.gaussian_denoiser()
     mean, deviation = known_laws.gaussian_law(denoiser, chain)
     for mutant, draft, verify in MUTANTS:
@@ -223,7 +223,7 @@ def mutant_rows(options: Options) -> Iterator[Row]:
 
 
 def gentle_rows(options: Options) -> Iterator[Row]:
-    """Yield from which sample size on, in doublings, the mixture's test sees the mutants that are too gentle for it."""
+    """Yield the sample size, in doublings, from which the mixture test detects the gentlest mutants."""
     chain, denoiser = known_laws.short_chain(), known_laws.mixture_denoiser()
     part = options.samples
     reference = torch.empty(0, 4, dtype=known_laws.DTYPE)
@@ -262,7 +262,7 @@ def couple(errors: Tensor, mutant: str, share: float, seed: int) -> Tensor:
 
 
 def coupling_rows(options: Options) -> Iterator[Row]:
-    """Yield in what share of steps a coupling may be wrong before the test of a single one sees it."""
+    """Yield the share of steps in which a coupling may be wrong before the test of a single step detects it."""
     for mutant in ("accept-always", "redraw", "keep-noise"):
         for length in (0.1, 1.0):
             error = torch.tensor([length, 0.0, 0.0], dtype=known_laws.DTYPE).expand(options.coupled, -1)
@@ -294,7 +294,7 @@ def recorded_errors(checkpoint: Path) -> Tensor:
 
 
 def step_rows(options: Options) -> Iterator[Row]:
-    """Yield what the tests of steps see, in residuals simulated on the draft errors of real plans."""
+    """Yield what the tests of steps detect, in residuals simulated on the draft errors of real plans."""
     recorded = recorded_errors(options.checkpoint)
     plans = options.plans * options.observations
     _, steps, dim = recorded.shape
@@ -333,7 +333,7 @@ def step_rows(options: Options) -> Iterator[Row]:
 
 
 def plan_rows(options: Options) -> Iterator[Row]:
-    """Yield what the tests of plans see, in plans of the checkpoint."""
+    """Yield what the tests of plans detect, in plans of the checkpoint."""
     policy = asd_policy.load_policy(options.checkpoint)
     conds = states.random_conditioning(policy, options.observations, seed=0)
     first, second = (

@@ -3,8 +3,8 @@
     python scripts/benchmarks/server_load.py
 
 `asd-policy serve` runs in a process of its own on this machine. The clients are threads of this one; each asks for its
-next plan as soon as it has one, the most that a robot can ask for. What they show the server are the observations of
-episodes that were rolled out before, so that drafts meet what they meet in use. The second table has the price of the
+next plan as soon as it has one, the most that a robot can ask for. They send the observations of episodes that were
+rolled out before, so that drafts are as good as in use. The second table has the price of the
 wire: plans here and plans on the server take turns, for equal observations and noise.
 """
 
@@ -36,7 +36,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLL_OUT = "asd:window=16"  # exact, so what it sees is what every exact sampler sees
+ROLL_OUT = "asd:window=16"  # exact, so its observations are those of every exact sampler
 EPISODES = 4
 Robot = RemotePolicy | Policy
 
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients of one run saw."""
+    """The measurements of the clients of one run."""
 
     plans: list[list[RemotePlan]]
     """Of each client."""

@@ -3,9 +3,9 @@
     python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0
     python scripts/benchmarks/soak.py --policy checkpoints/avoid --env asd/Avoid-v0 --real --minutes 5
 
-An hour of ticks in virtual time: the loop's threads are the real ones, its clock is at the next deadline at once, and a
-plan takes `--latency` of it. With `--real` the clock is the machine's. Drift is how far the deadline of a tick, or the
-tick, is from start + tick / hz.
+An hour of ticks in virtual time: the loop's threads are the real ones, its clock jumps to the next deadline, and a plan
+takes `--latency` of it. With `--real` the clock is the machine's. Drift is how far the deadline of a tick, or the tick,
+is from start + tick / hz.
 """
 
 import gc
@@ -100,10 +100,10 @@ def main() -> None:
     if options.trace:
         tracemalloc.start()
     start = time.perf_counter()
-    told = loop.run()
+    telemetry = loop.run()
     seconds = time.perf_counter() - start
     env.close()
-    print(f"\n{told}")
+    print(f"\n{telemetry}")
     print(
         f"\n{hardware(torch.device('cpu'))}; torch {torch.__version__}; {options.sampler}, {options.backend}, "
         f"one thread; {ticks} ticks at {options.hz:g} Hz in {seconds / 60:.1f} min; load average "

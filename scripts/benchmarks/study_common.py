@@ -1,4 +1,4 @@
-"""What the studies share: planning states of a checkpoint, counts of a sampler on them, results kept as they come."""
+"""Shared by the studies: a checkpoint's planning states, a sampler's counts on them, and results saved as they come."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ from asd_policy.samplers.warm_start import WarmStart
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 64
-"""Plans that are sampled together: no count depends on it, memory does."""
+"""Plans that are sampled together: memory depends on it, no count does."""
 CALIBRATION_SEED = 1_000_000
 """Added to a study's seed for the plans that an experience is learned from."""
 ROLL_OUT = "asd:window=32"
-"""Plans the episodes that states are taken from: exact, so the states are those that DDPM would meet."""
+"""Sampler of the episodes that states are taken from: exact, so the states are those of DDPM."""
 console = Console(stderr=True)
 
 
@@ -47,12 +47,12 @@ class Subject:
     calibration: States
     """States of other episodes, with other seeds."""
     experience: Experience
-    """Learned from the plans of the episodes that `calibration` is taken from; learns no more."""
+    """Experience from the plans of the `calibration` episodes, frozen."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What each of N plans cost."""
+    """The cost of each of N plans."""
 
     rounds: npt.NDArray[np.int64]
     nfe: npt.NDArray[np.int64]

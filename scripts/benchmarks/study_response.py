@@ -1,7 +1,7 @@
 """What does it cost in rounds to know the response along sines only, and not as a full matrix?
 
-The full J_k, one basis for all steps fitted to sums of D × D numbers a step, exists here alone: it is what a draft
-could know at best, and what no plan of a common size can afford.
+The full J_k, one basis for all steps fitted to sums of D × D numbers a step, exists here alone: no draft could know
+more, and no plan of a common size could afford it.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class FullResponse(Response):
 
 
 class FullExperience(Experience):
-    """An experience that sums up full products Δx̂0 ⊗ σξ beside what every experience does."""
+    """An experience that also sums up full products Δx̂0 ⊗ σξ."""
 
     cross: Tensor | None = None
     """[K, D, D]."""

@@ -36,7 +36,7 @@ TRAIN_STEPS = 1000
 COLOURS_OF_MORE = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
 """In the plot, of drafts beyond the first four."""
 LEARNING_WINDOW = 64
-"""Of the plans that `response` learns from; what they teach does not depend on it."""
+"""Window of the plans that `response` learns from; the result does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Problem:
 
     name: str
     denoiser: Callable[[int], tuple[Denoiser, GaussianChain]]
-    """Returns network and chain for K steps."""
+    """Makes network and chain for K steps."""
     states: States
     calibration: States
     steps: tuple[int, ...]
@@ -144,7 +144,7 @@ def plot(problems: Sequence[list[dict[str, Any]]], path: Path) -> None:
 
     # Text as text and no date or random ids: a small file that is the same for the same data.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "asd", "font.size": 10})
-    colours = dict(zip(DRAFTS, ("tab:red", "tab:orange", "tab:green", "tab:blue", *COLOURS_OF_MORE), strict=False))
+    colours = {draft: f"C{(3, 1, 2, 0, *range(4, 10))[index % 10]}" for index, draft in enumerate(DRAFTS)}
     figure, axes = pyplot.subplots(1, len(problems), figsize=(4 * len(problems), 4.2), squeeze=False)
     for axis, records in zip(axes[0], problems, strict=True):
         steps = np.array(sorted({record["steps"] for record in records}))

@@ -80,7 +80,7 @@ def _plan(event: tuple[int, int], spec: str, plans: int, threads: int) -> dict[s
 
 
 def _network(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
-    """Take no time to speak of, and be followed poorly enough that a plan takes its rounds."""
+    """Predict in almost no time, and so that drafts are refused and a plan takes many rounds."""
     return 0.3 * x
 
 

@@ -30,7 +30,7 @@ class RowByRow(Backend):
 
     @property
     def spec(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return "row by row"
 
     @property

@@ -2,8 +2,8 @@
 
 python scripts/maintenance/browser.py
 
-It comes from npm with the few libraries and the font it needs, so neither root nor a distribution's packages
-are asked for. What it needs of the system is Linux on x86-64 and a C library.
+It comes from npm with the few libraries and the font it needs, so neither root nor a distribution's packages are
+needed. It needs Linux on x86-64 and a C library.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def install() -> None:
     """Download Chromium into `FOLDER`.
 
     Raises:
-        OSError: It cannot be had here; the message says why.
+        OSError: It cannot be installed here; the message says why.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"npm has none for {sys.platform} on {platform.machine()}")
@@ -76,7 +76,7 @@ def install() -> None:
 
 
 def main() -> int:
-    """Install a Chromium unless there is one; return 1 where there is none in the end."""
+    """Install a Chromium unless there is one; return 1 if that fails."""
     try:
         if find() is None:
             install()

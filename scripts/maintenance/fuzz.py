@@ -2,7 +2,7 @@
 
     python scripts/maintenance/fuzz.py --scale 100
 
-Seeds are fixed, so that what fails fails again; a larger scale goes on where a smaller one ends.
+Seeds are fixed, so that a failure repeats; a larger scale goes on where a smaller one ends.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     python scripts/maintenance/fuzz_checkpoints.py --count 10000
 
-Prints what became of them, by format. The exit status is 1 after the first that did anything else, which is kept.
+Prints the outcomes by format. The exit status is 1 after the first that did anything else; that file is kept.
 """
 
 import random
@@ -75,9 +75,9 @@ def fuzz(whole: Path, damage: Callable[[Path, random.Random], str], options: Opt
 
 
 def main() -> None:
-    """Damage, load, and print what became of it."""
+    """Damage and load checkpoints, and print the outcomes."""
     options = tyro.cli(Options, description=__doc__)
-    warnings.simplefilter("ignore")  # of names that nobody knows, which damage makes
+    warnings.simplefilter("ignore")  # of unknown names, which damage makes
     with tempfile.TemporaryDirectory() as temporary:
         samples = {"folder": (Path(shutil.copytree(options.folder, Path(temporary) / "folder")), damage_folder)}
         for number, (kind, save) in enumerate(SAMPLES.items()):

@@ -466,7 +466,7 @@ TRANSFORMER_BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.model._target_", "ConditionalUnet1D"), "_target_ is a ConditionalUnet1D; only TransformerForDiff"),
     (config("policy.model.n_cond_layers", 1), "does not fit its configuration"),
     (config("policy.model.causal_attn", False), "2 unknown, first model.mask"),
-    (config("policy.model.time_as_cond", False), "time_as_cond false is for networks that are told no observations"),
+    (config("policy.model.time_as_cond", False), "time_as_cond false is for networks without conditioning"),
     (config("policy.model.horizon", 4), "horizon 8 is more than the network's, 4"),
     (config("policy.obs_as_cond", False), "does not fit its configuration"),
     (tensor("model.mask", torch.zeros(8, 8)), "model.mask is not what its configuration makes it"),

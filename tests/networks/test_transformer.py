@@ -145,7 +145,7 @@ def test_rows_are_independent() -> None:
         (replace(TOLD, n_emb=2), "n_emb 2 is not even, at least 4"),
         (replace(TOLD, n_emb=9, n_head=3), "n_emb 9 is not even"),
         (replace(TOLD, n_head=3), "a multiple of n_head 3"),
-        (replace(TOLD, time_as_cond=False), "time_as_cond false is for networks that are told no observations"),
+        (replace(TOLD, time_as_cond=False), "time_as_cond false is for networks without conditioning"),
     ],
 )
 def test_impossible_networks_are_named(config: TransformerConfig, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""LeRobot's config.json of a diffusion policy: what of it decides what a state-based policy computes."""
+"""LeRobot's config.json of a diffusion policy: the fields that decide what a state-based policy computes."""
 
 import math
 from dataclasses import dataclass, fields
@@ -58,7 +58,7 @@ class DiffusionConfig:
 
     @property
     def scheduler(self) -> dict[str, Any]:
-        """The noise scheduler's configuration in diffusers' words."""
+        """The noise scheduler's configuration by diffusers' names."""
         names = "num_train_timesteps beta_schedule beta_start beta_end prediction_type clip_sample clip_sample_range"
         return {"_class_name": f"{self.noise_scheduler_type}Scheduler"} | {
             name: getattr(self, name) for name in names.split()
@@ -91,7 +91,7 @@ _OTHER_FIELDS = (
     *("scheduler_name", "scheduler_warmup_steps"),
     *("input_shapes", "output_shapes", "input_normalization_modes", "output_normalization_modes"),  # until 2025
 )
-"""What else LeRobot 0.1 … 0.6 keeps in config.json, and no state-based policy depends on."""
+"""Fields of LeRobot 0.1 … 0.6 that no state-based policy depends on."""
 _KNOWN = {spec.name for spec in PLAIN_FIELDS}.union(_OTHER_FIELDS)
 FEATURE_TYPES = ("VISUAL", "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
 _FIRST_MODES = ("min_max", "mean_std")
@@ -123,7 +123,7 @@ def modernize(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
-    """Check the fields that matter one by one; what else LeRobot keeps in the file is not looked at.
+    """Check the fields that matter one by one; LeRobot's other fields are ignored.
 
     Args:
         raw: config.json, modern.

@@ -1,7 +1,8 @@
 """LeRobot diffusion folders: config.json, model.safetensors and the processor files, read and written.
 
-Written is the format of lerobot 0.4 (`PreTrainedPolicy.save_pretrained` and `PolicyProcessorPipeline.save_pretrained`);
-read are those of earlier versions too. Nothing of lerobot is imported, and nothing but JSON and safetensors is read.
+Folders are written in the format of lerobot 0.4 (`PreTrainedPolicy.save_pretrained` and
+`PolicyProcessorPipeline.save_pretrained`); earlier formats are read too. Nothing of lerobot is imported, and
+nothing but JSON and safetensors is read.
 """
 
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def describe_lerobot(folder: Path) -> Description:
-    """Say what a LeRobot diffusion folder holds; also of an image policy, which cannot be loaded here.
+    """Describe a LeRobot diffusion folder, even one of an image policy, which cannot be loaded here.
 
     Raises:
         CheckpointError: config.json or model.safetensors cannot be read.
@@ -131,7 +132,7 @@ def save_lerobot(
         config: The policy's configuration.
         unet: State dict of `ConditionalUnet1d`, stored in the dtype it has.
         statistics: Normalisation statistics of every feature.
-        notes: What to keep beside it in training.json (command, seed, data …).
+        notes: Contents of training.json (command, seed, data …).
     """
     inputs, outputs = config.features
     plain = {spec.name: getattr(config, spec.name) for spec in PLAIN_FIELDS}

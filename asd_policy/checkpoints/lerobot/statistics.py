@@ -18,7 +18,7 @@ NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 Statistics = dict[str, dict[str, Tensor]]
 """Feature name → statistic name (`min`, `max`, `mean`, `std`) → tensor [feature_dim]."""
 
-# Steps that move and reshape; any other may compute something, and without it the policy would be another one.
+# Steps that only move and reshape; any other may compute something that the policy needs.
 _NEUTRAL_STEPS = ("rename_observations_processor", "to_batch_processor", "device_processor")
 _NORMALIZER_OPTIONS = ("eps", "features", "norm_map", "normalize_observation_keys")
 _OPTIONS = {
@@ -33,7 +33,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Normalization:
-    """The maps of a policy's features."""
+    """The normalisation of a policy's features."""
 
     observation: dict[str, Affine]
     """By feature, in the order the network reads them."""
@@ -43,8 +43,8 @@ class Normalization:
 def read_normalization(folder: Path, config: DiffusionConfig, tensors: dict[str, Tensor]) -> Normalization:
     """Read how a checkpoint normalises.
 
-    lerobot before 0.4 widened every range by 1e-8, where it is now widened only if it is zero; like LeRobot's own
-    migration (lerobot/processor/migrate_policy_normalization.py) this uses the old statistics in the new way.
+    lerobot before 0.4 widened every range by 1e-8, and later versions widen a range only if it is zero; like LeRobot's
+    own migration (lerobot/processor/migrate_policy_normalization.py) this uses the old statistics in the new way.
 
     Args:
         folder: The checkpoint.

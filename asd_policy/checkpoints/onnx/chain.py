@@ -1,4 +1,4 @@
-"""Does a stored chain say what the scheduler's configuration beside it says?"""
+"""Check that a stored chain is the one of the scheduler's configuration beside it."""
 
 from importlib.util import find_spec
 
@@ -12,9 +12,9 @@ _SCHEDULE = ("timesteps", "a", "b", "sigma", "output_scale", "input_scale", "exc
 
 
 def contradiction(chain: GaussianChain) -> str | None:
-    """Say where a chain's numbers contradict its configuration; None where they do not.
+    """Explain where a chain's numbers contradict its configuration; None where they do not.
 
-    With PyTorch the numbers are derived again. Without, only what holds for every schedule is looked at.
+    With PyTorch the numbers are computed again; without it, only what holds for every schedule is checked.
 
     Raises:
         ChainError: The configuration makes no chain.

@@ -1,4 +1,4 @@
-"""Files in the ONNX format as untrusted input: the metadata, and what a graph may not have, without ONNX Runtime."""
+"""ONNX files as untrusted input: reads the metadata and refuses forbidden graphs, without ONNX Runtime."""
 
 import hashlib
 import math
@@ -21,7 +21,7 @@ MAX_PARTS = 20_000
 """Most nodes, and most weights, of a graph: thirty times those of a U-Net. ONNX Runtime's time to load grows with more
 than their number."""
 POINTS = 64
-"""Points of a call that a graph is measured at."""
+"""Points of the call for which a graph's size is computed."""
 MAX_NUMBERS = 2**29
 """Most numbers that a call may need at one time, beside weights."""
 MAX_FOLDED = 2**30
@@ -32,7 +32,7 @@ _OTHERS_CODE = "which could be anybody's code or load some"
 
 @dataclass(frozen=True)
 class OnnxContents:
-    """What a file says without being run."""
+    """What can be read from a file without running it."""
 
     metadata: dict[str, str]
     """The model's metadata_props."""
@@ -53,10 +53,10 @@ def is_onnx(path: Path) -> bool:
 
 
 def read_onnx(path: Path) -> OnnxContents:
-    """Look at every node and weight of an ONNX file for what could reach out of it, and read its metadata.
+    """Check that no node or weight of an ONNX file reaches out of it, and read its metadata.
 
-    Operators other than those that are exported, functions, control flow, sparse tensors and weights in other files
-    have no place in an exported policy; nor has what would take long to load, or much memory to run.
+    Refused are operators that `asd-policy export` does not write, functions, control flow, sparse tensors, weights in
+    other files, and graphs that would take long to load or much memory to run.
 
     Raises:
         CheckpointError: The file cannot be read, is not whole, or has one of these.
@@ -79,7 +79,7 @@ def read_onnx(path: Path) -> OnnxContents:
 
 
 class _Unwanted(Exception):
-    """What a file has and should not."""
+    """Something that a file must not have."""
 
 
 # Below, numbers are those of the fields in the messages of onnx.proto3, and a message of the wrong kind is a TypeError.

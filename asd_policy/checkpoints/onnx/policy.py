@@ -1,4 +1,4 @@
-"""ONNX files that `asd-policy export` wrote: each is a policy, with the record of `onnx_record.py` in its metadata.
+"""ONNX files that `asd-policy export` wrote: each is a policy, with the record of `record.py` in its metadata.
 
 Neither PyTorch nor the package onnx is needed to read one.
 """
@@ -19,7 +19,7 @@ from asd_policy.samplers import Sampler
 
 
 def describe_onnx(path: Path) -> Description:
-    """Say what an exported policy is.
+    """Describe an exported policy.
 
     Raises:
         CheckpointError: The file is not whole, or was not written by `asd-policy export`.

@@ -1,7 +1,7 @@
 """The metadata record that makes an ONNX file a policy: its chain, normalisation, horizons, and where it came from.
 
-Numbers are written as the shortest decimals that read back to the same float64, so nothing of a scheduler is computed
-again: the chain is that of the checkpoint, to the bit.
+Numbers are written as the shortest decimals that read back to the same float64, so the chain is the checkpoint's to the
+bit, and no scheduler is computed again.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from asd_policy.policy.policy import Policy
 
 KEY = "asd_policy"
-"""Of the record among a model's metadata_props."""
+"""Key of the record in a model's metadata_props."""
 VERSION = 1
 MAX_RECORD = 16 * 2**20  # [characters]
 MAX_SIZE = 2**20  # of any horizon or feature
@@ -38,7 +38,7 @@ Map = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PolicyRecord:
-    """What an exported file says of the policy it is."""
+    """The contents of an exported file's record: everything of the policy but its network."""
 
     package: str
     """Version of asd_policy that exported it."""
@@ -51,13 +51,13 @@ class PolicyRecord:
     graph: str
     """sha256 of the serialised graph, weights included."""
     chain: GaussianChain
-    """Exactly the checkpoint's."""
+    """The checkpoint's chain, exactly."""
     observation: dict[str, Map]
-    """Of each observation feature, in the network's order."""
+    """Map of each observation feature, in the network's order."""
     action: Map
-    """Of the action."""
+    """Map of the action."""
     horizons: Horizons
-    """Of observation, plan and execution."""
+    """Horizons of observation, plan and execution."""
     inpaints: bool
     """As `Policy.inpaints`."""
 

@@ -1,8 +1,8 @@
 """How large the tensors of an untrusted ONNX graph get, and what its constants cost, before ONNX Runtime sees it.
 
-ONNX Runtime computes what follows from constants alone while it loads, and allocates what a graph asks for while it
-runs, both without a bound. So the shapes of all tensors are worked out here, for a given number of points, by the rules
-of the operators that `asd-policy export` writes (https://onnx.ai/onnx/operators); a graph with others is refused.
+ONNX Runtime computes whatever depends on constants alone while it loads, and allocates whatever a graph asks for while
+it runs, both without a bound. So the shapes of all tensors are worked out here, for a given number of points, by the
+rules of the operators that `asd-policy export` writes (https://onnx.ai/onnx/operators); a graph with others is refused.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Shape = tuple[int, ...]
 MOST_VALUES = 256
-"""Numbers of a tensor of integers whose values are followed, because shapes are made of such."""
+"""Most numbers of a tensor of integers whose values are followed, because shapes are computed from them."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,31 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a tensor."""
+    """A tensor as far as it is known."""
 
     shape: Shape
     numbers: npt.NDArray[np.int64] | None = None
-    """Its values, where it has few and they are integers."""
+    """Its values, if they are few and integers."""
     constant: bool = False
     """Whether it follows from constants alone."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a graph takes."""
+    """The size and cost of a graph."""
 
     peak: int
-    """The most numbers that are needed at one time, weights left out."""
+    """The most numbers that are needed at one time, without weights."""
     folded: int
     """Multiplications, or other operations, on constants alone."""
 
 
 class UnknownShapeError(ValueError):
-    """A shape that does not follow by the rules here."""
+    """A shape that these rules cannot compute."""
 
 
 def sizes(nodes: Sequence[Node], known: Mapping[str, Value]) -> Sizes:
-    """Add up what a graph takes; arguments and errors are those of `follow`."""
+    """Add up the size and cost of a graph; arguments and errors are those of `follow`."""
     last_use = {name: index for index, node in enumerate(nodes) for name in node.inputs}
     alive: dict[str, int] = {}
     folded, peak, now = 0, 0, 0
@@ -75,7 +75,7 @@ def sizes(nodes: Sequence[Node], known: Mapping[str, Value]) -> Sizes:
 def follow(
     nodes: Sequence[Node], known: Mapping[str, Value]
 ) -> Iterator[tuple[Node, Sequence[Value], Sequence[Value]]]:
-    """Yield each node with what is known of its inputs and outputs.
+    """Yield each node with its inputs and outputs, as far as they are known.
 
     Args:
         nodes: In the order in which they run.

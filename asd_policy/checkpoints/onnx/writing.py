@@ -1,4 +1,4 @@
-"""A policy as one ONNX file that needs nothing else: written, and held to the policy before it is in its place."""
+"""Write a policy as one ONNX file that needs nothing else, after a comparison with the policy."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +19,8 @@ from asd_policy.policy.policy import Policy
 CHECKED = (1, 2, 7, 64)
 """Numbers of points at which a file is compared with the network."""
 TOLERANCE = 1e-4
-"""Of their difference, in units of the largest prediction: far above the rounding of float32, which is about 1e-6, and
-far below what a wrong operator does."""
+"""Largest difference, in units of the largest prediction: far above the rounding of float32, about 1e-6, and far below
+the error of a wrong operator."""
 
 
 def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> float:
@@ -29,7 +29,7 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
     Args:
         policy: Loaded from a checkpoint of PyTorch weights.
         path: File to write.
-        source: What is said of where the policy came from, as JSON: its name, format and the sha256 of its files.
+        source: Where the policy came from, as JSON: its name, format and the sha256 of its files.
 
     Returns:
         The largest difference of predictions, in units of the largest one.

@@ -1,1 +1,1 @@
-"""Files of others as untrusted input: read value by value, nothing in them imported or called."""
+"""Other people's files as untrusted input: read value by value, without importing or calling anything in them."""

@@ -44,13 +44,11 @@ class TorchArchive:
         self._storages: dict[str, bytearray] = {}  # read once each, however many tensors there are in one
 
     def __enter__(self) -> "TorchArchive":
-        """Return the open archive."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
         self._zip.close()
 
     def pickle(self) -> bytes:
@@ -68,7 +66,7 @@ class TorchArchive:
         """Read what was saved, tensors as `StoredTensor`; see `read_pickle`.
 
         Raises:
-            CheckpointError: The pickle is damaged, or asks for what no checkpoint needs.
+            CheckpointError: The pickle is damaged, or asks for something that no checkpoint needs.
         """
         order = f"{self._root}byteorder"
         if order in self._entries and self._read(order) != b"little":
@@ -93,7 +91,7 @@ class TorchArchive:
         if name not in self._storages:
             self._storages[name] = bytearray(self._read(name))
         numbers = torch.frombuffer(self._storages[name], dtype=storage.dtype)
-        if 0 in stored.shape:  # torch would have an opinion on strides and offset that lead nowhere
+        if 0 in stored.shape:  # torch would check strides and offset
             return numbers.new_empty(stored.shape)
         return numbers.as_strided(stored.shape, stored.stride, stored.offset)
 
@@ -112,7 +110,7 @@ class TorchArchive:
     def _read(self, name: str) -> bytes:
         """Read an entry and check its checksum."""
         info = self._entries[name]
-        # torch.save does not compress: what is compressed here is there to be large.
+        # torch.save does not compress: a compressed entry is there to unpack to a huge one.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
             raise CheckpointError(f"{self.path}: {name} is compressed or longer than the file")
         try:
@@ -129,7 +127,7 @@ def count_stored(tensors: Iterable[StoredTensor]) -> int:
 def mentions(path: Path, *names: str) -> bool:
     """Tell whether a file of `torch.save` has an entry of one of the names; True for a damaged one, which might have.
 
-    A pickle holds every string as it is, so nothing need be interpreted.
+    A pickle holds every string as it is, so nothing has to be interpreted.
     """
     if not _head(path).startswith(_ZIP):
         return False
@@ -142,7 +140,7 @@ def mentions(path: Path, *names: str) -> bool:
 
 
 def explain(path: Path) -> str | None:
-    """Say what a file of `torch.save` is that no format knows, and what to do; None for any other file."""
+    """Describe a file of `torch.save` of an unknown format, and say what to do; None for any other file."""
     head = _head(path)
     if head[_TAR_AT:].startswith(_TAR) or head.startswith(_LEGACY):
         form = "tar file" if head[_TAR_AT:].startswith(_TAR) else "bare pickle"

@@ -71,7 +71,7 @@ CALLABLE = {
     *_inside("builtins", "range", "set", "slice", "str", "tuple", "type"),
 }
 """Names that a pickle may call, by REDUCE. None of them is imported; a call of any other means that the file is not
-what it says, or an attack. What is only made, by NEWOBJ, is a record whatever its class."""
+what it says, or an attack. An object that is only made, by NEWOBJ, becomes a record whatever its class."""
 MAX_INSTRUCTIONS = 10**6  # each makes a value of some hundred bytes at most; a policy of a thousand tensors has 60,000
 MAX_NAME = 500  # [characters] of a key, a class or a storage; the longest of a real policy have a hundred
 MAX_DIMENSIONS = 16  # of a tensor; those of a network have 4 at most
@@ -86,7 +86,7 @@ _VALUES = {
 }
 _SETS = {"EMPTY_SET": "builtins.set", "FROZENSET": "builtins.frozenset"}
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-"""What protocol 2 calls modules, as Python 2 did."""
+"""Names of modules in protocol 2, which are those of Python 2."""
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -100,7 +100,7 @@ class Global:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """An object that was not made: what the pickle says of it. It may hold itself, hence no comparison and no repr."""
+    """An object that was not made: how the pickle describes it. It may hold itself, hence no comparison and no repr."""
 
     kind: str
     """The class or function that would have made it."""
@@ -131,14 +131,14 @@ class StoredTensor:
 def read_pickle(data: bytes, source: str) -> Any:
     """Read what a pickle describes: plain values, with records and stored tensors in the place of objects.
 
-    Containers may hold themselves, as pickled objects do: walk them along known paths, not all over.
+    Containers may hold themselves, as pickled objects do: walk them along known paths only.
 
     Args:
         data: The pickle.
         source: Its name, for messages.
 
     Raises:
-        CheckpointError: It is damaged, calls what is not in `CALLABLE`, or does what no checkpoint needs.
+        CheckpointError: It is damaged, calls what is not in `CALLABLE`, or does something that no checkpoint needs.
     """
     try:
         return _Machine().run(data)
@@ -149,7 +149,7 @@ def read_pickle(data: bytes, source: str) -> Any:
 
 
 class _Machine:
-    """The stack machine. Whatever it raises but a `CheckpointError` means a damaged pickle."""
+    """The stack machine. Any error of it except a `CheckpointError` means a damaged pickle."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []

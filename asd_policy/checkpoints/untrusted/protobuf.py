@@ -1,4 +1,4 @@
-"""Protocol buffers read field by field: an ONNX file is looked at without loading it, or any of its weights.
+"""Read protocol buffers field by field, to check an ONNX file without loading it or its weights.
 
 The numbers of messages and fields are those of onnx.proto3 in github.com/onnx/onnx.
 """
@@ -9,7 +9,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types, https://protobuf.dev/programming-guides/encoding."""
 _FIXED = {FIXED64: 8, FIXED32: 4}
 _MOST_VARINT = 10  # [bytes]
-_MOST_TAG = 5  # [bytes]; a parser may drop what of a tag is beyond 32 bits, and so read another field than we
+_MOST_TAG = 5  # [bytes]; a parser may drop a tag's bits beyond 32, and so read another field than this one
 
 
 def fields(message: memoryview, most: int = 1000) -> Iterator[tuple[int, int | memoryview]]:

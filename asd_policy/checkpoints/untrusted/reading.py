@@ -1,4 +1,4 @@
-"""Reading the files of an untrusted checkpoint: regular files inside its folder, JSON and safetensors only."""
+"""Read the files of an untrusted checkpoint: regular files inside its folder, JSON and safetensors only."""
 
 import json
 from collections import Counter
@@ -96,7 +96,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def find_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON file of what may be a checkpoint; an empty object where none can be read.
 
-    To find a format, it need not be sound: `read_json` is to say what is wrong.
+    To find a format, a damaged file is no error here: `read_json` raises it later.
     """
     try:
         return _read_json(folder, name, dict)

@@ -1,7 +1,7 @@
-"""A configuration from an untrusted file, read value by value: each is there and of its kind, or an error names it.
+"""Read an untrusted configuration value by value: each is there and has its type, or an error names it.
 
 A value `${a.b}` stands for the one at a.b of the whole configuration, `${.a}` and `${..a}` for a neighbour's, as in
-omegaconf. What names a resolver (`${eval:…}`, `${oc.env:…}`) asks for something to be run, and stays text.
+omegaconf. A resolver (`${eval:…}`, `${oc.env:…}`) would run something, so it stays text.
 """
 
 import re
@@ -15,9 +15,9 @@ from asd_policy.checkpoints.untrusted.pickles import Record, StoredTensor
 from asd_policy.errors import CheckpointError
 
 MOST = 100_000
-"""The largest size or count believed of a policy, unless it is said otherwise."""
+"""The largest size or count that is accepted of a policy, unless a caller gives another."""
 _REQUIRED = object()
-_LARGE = 1e30  # no measured quantity has such a size, and float32 can still be computed with
+_LARGE = 1e30  # larger than any measured quantity, and still safe to compute with in float32
 _SHOWN = 60  # [characters] of a wrong value in a message
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+)*)\}")
 _MAX_HOPS = 20  # from one interpolation to the next
@@ -46,7 +46,7 @@ class Settings:
             values: The section.
             name: Its dotted path, for messages; empty for the whole configuration.
             source: The file, for messages.
-            way: The sections around it, the whole configuration first, in which interpolations lead somewhere.
+            way: The sections around it, the whole configuration first, for interpolations to look in.
 
         Raises:
             CheckpointError: It is no mapping.
@@ -75,7 +75,6 @@ class Settings:
         return Settings(value if isinstance(value, Mapping) else {}, self._path(name), self._source, way)
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names of the values."""
         return iter(self._values)
 
     def only(self, names: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Weights from an untrusted file into a network: every tensor finds its place, or an error names it."""
+"""Load untrusted weights into a network: every tensor finds its place, or an error names it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -14,13 +14,13 @@ Value = TypeVar("Value")
 
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
+"""Prefixes that DistributedDataParallel and torch.compile add to the names of a network's tensors."""
 
 
 def unwrap_names(
     tensors: Mapping[str, Value], stems: Sequence[str], wrappers: Sequence[str] = WRAPPERS
 ) -> tuple[dict[str, Value], list[str]]:
-    """Strip what wrappers of a network have put before names, where all of its names have it.
+    """Strip the prefixes of a network's wrappers, where all of its names have them.
 
     Args:
         tensors: By the file's names.
@@ -55,7 +55,7 @@ def load_weights(
     source: str,
     settings: str,
 ) -> Network:
-    """Build a network, after the tensors were found to fit: a hostile configuration allocates nothing.
+    """Build a network after a check that the tensors fit, so that a hostile configuration allocates nothing.
 
     Args:
         build: Builds the network that the configuration describes.
@@ -73,7 +73,7 @@ def load_weights(
     try:
         with torch.device("meta"):
             expected = build().state_dict()
-    # The sizes are anything: beyond what a tensor can have, or such that some layer refuses them in its own way.
+    # The sizes may be anything: too large for a tensor, or refused by some layer with an error of its own.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{settings} describes no possible network: {reason}") from None

@@ -1,1 +1,1 @@
-"""A policy on a robot in real time: the control loop, its threads, its watchdog, what it tells of itself."""
+"""A policy on a robot in real time: the control loop, its threads, its watchdog, its telemetry."""

@@ -1,4 +1,4 @@
-"""The last observations, in memory of their own."""
+"""Keep copies of the last observations."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from asd_policy.policy.observation import read_observation
 
 
 class History:
-    """Keeps copies, for a robot's driver may use its buffers again."""
+    """The last observations, copied, because a robot's driver may use its buffers again."""
 
     def __init__(self, length: int, dims: Mapping[str, int] | None = None) -> None:
         """Begin.
 
         Args:
             length: Observations to keep.
-            dims: Length of each feature that the planner reads: an observation is looked at no further. None for a
-                planner that does not say. Its observations are kept as they come; all numbers in them are to be
-                finite, and of the shape that they have in the first.
+            dims: Length of each feature that the planner reads: other features are ignored. None for a planner that
+                does not tell: its observations are kept as they come, and all numbers in them must be finite and keep
+                the shape that they have in the first.
         """
         self._dims = dims
         self._kept: deque[Any] = deque(maxlen=length)
@@ -49,7 +49,7 @@ class History:
         self.latest = seen
 
     def clear(self) -> None:
-        """Begin anew: what was seen before is no part of a history any more."""
+        """Begin anew: earlier observations are no longer part of a history."""
         self._kept.clear()
 
     def hand_over(self) -> list[Any]:
@@ -69,7 +69,7 @@ def _copied(observation: Any) -> Any:
     for key, value in observation.items():
         try:
             copies[key] = as_numbers(value, _name(key)).copy()
-        except ObservationError:  # a text, say: who reads it looks at it
+        except ObservationError:  # such as a text: its reader checks it
             continue
     return copies
 

@@ -17,25 +17,24 @@ if TYPE_CHECKING:
 ReadObservation = Callable[[], Any]
 """Returns what the robot sees now: a mapping with the policy's features, or one array; it may block."""
 WriteAction = Callable[[npt.NDArray[np.float32]], Any]
-"""Takes an action [action_dim], and returns at once. What it returns is not looked at."""
+"""Takes an action [action_dim], and returns at once. Its return value is ignored."""
 
 
 class EpisodeEnded(Exception):
-    """Raised by `write_action`: the action was the episode's last, and what is read next belongs to another one."""
+    """Raised by `write_action`: the action was the episode's last; the next observation is another one's."""
 
 
 class Link:
     """Reads in a thread of its own, so that a source that blocks cannot keep the loop from writing."""
 
     def __init__(self, read_observation: ReadObservation, write_action: WriteAction) -> None:
-        """Start the thread that reads."""
         self.reader = CallThread("asd_policy reading", read_observation)
         """The thread."""
         self.write = write_action
         self._void = False
 
     def forget(self) -> None:
-        """Have what is being read now thrown away when it comes: it shows what is over."""
+        """Discard the observation that is being read now: it belongs to the past."""
         self._void = self.reader.busy
 
     def read(self, patience: float) -> Any:

@@ -34,11 +34,10 @@ class ControlLoop:
     Three threads: one ticks, one reads observations, one plans. At tick k, whose deadline is start + k / hz on the
     monotonic clock, the loop waits for an observation (`LoopOptions.patience`), takes a plan that has become ready, has
     the next one begun if `n_action_steps` actions were written since the last one began and the planner is free, and
-    writes an action. A plan takes the place of the one before when it is there, and as many of its first actions
-    are left out as were written since its observation. Where plans are used up their last action is written again.
+    writes an action. A finished plan replaces the one before; it skips as many of its first actions as were written
+    since its observation. When a plan is used up, its last action is written again.
 
-    After deadlines that it missed the loop goes on with the next action, and leaves none out: a jump would be worse
-    than the delay.
+    After missed deadlines the loop goes on with the next action and skips none: a jump would be worse than the delay.
 
         loop = ControlLoop(policy, robot.read, robot.write, hz=50, options=LoopOptions(safe_action=home))
         with loop:
@@ -115,8 +114,8 @@ class ControlLoop:
     def start(self) -> None:
         """Warm up, take a first observation, plan once, to see that all of it works, and begin to tick.
 
-        That plan is not executed. There is no limit to the time that it and the warm-up take, minutes where a backend
-        compiles; Ctrl-C ends the waiting.
+        That plan is not executed. It and the warm-up may take any time, minutes where a backend compiles; Ctrl-C ends
+        the waiting.
 
         Raises:
             LoopError: The loop was started before, the source gives no observation, the plan is none, the metrics' port
@@ -166,9 +165,9 @@ class ControlLoop:
         return self._ended.wait(seconds)
 
     def stop(self) -> None:
-        """Have the safe action written as the last one, end the threads, and close the metrics' port.
+        """Write the safe action as the last one, end the threads, and close the metrics' port.
 
-        From `write_action` it ends the ticking; threads and port are for another thread's `stop` to end.
+        Called in `write_action` it only ends the ticking; another thread's `stop` has to end threads and port.
 
         Raises:
             LoopError: The loop ended by a fault, or is in one that it has not recovered from, or a thread does not end.
@@ -213,7 +212,6 @@ class ControlLoop:
         return self._metrics and self._metrics.port
 
     def __enter__(self) -> Self:
-        """Start."""
         self.start()
         return self
 
@@ -258,7 +256,7 @@ class ControlLoop:
         start = time.now() + 1 / hz
         place, last, ticks = 0, -1, 0
         while ticks != self._options.ticks:
-            # Every deadline is computed from the start: what one tick is late by does not move the next.
+            # Every deadline is computed from the start: a late tick does not move the next one.
             deadline = start + place / hz
             time.sleep_until(deadline, self._stopping)
             if self._stopping.is_set():

@@ -68,27 +68,29 @@ class _Collector:
         """Yield the metrics of this instant."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        told = self._telemetry()
+        telemetry = self._telemetry()
         for name in COUNTS:
-            yield CounterMetricFamily(f"asd_policy_loop_{name}", _HELP[name], value=getattr(told, name))
+            yield CounterMetricFamily(f"asd_policy_loop_{name}", _HELP[name], value=getattr(telemetry, name))
         state = GaugeMetricFamily("asd_policy_loop_state", "1 for the state that the loop is in.", labels=["state"])
         for each in STATES:
-            state.add_metric([each], each == told.state)
+            state.add_metric([each], each == telemetry.state)
         yield state
         for name, values, units in (
-            ("period_seconds", told.period_ms, 1e3),
-            ("lateness_seconds", told.lateness_ms, 1e3),
-            ("plan_seconds", told.plan_ms, 1e3),
-            ("seam", told.seam, 1.0),
+            ("period_seconds", telemetry.period_ms, 1e3),
+            ("lateness_seconds", telemetry.lateness_ms, 1e3),
+            ("plan_seconds", telemetry.plan_ms, 1e3),
+            ("seam", telemetry.seam, 1.0),
         ):
             gauge = GaugeMetricFamily(f"asd_policy_loop_{name}", "Quantiles of the last values.", labels=["quantile"])
             if values is not None:
                 for quantile, field in _QUANTILES.items():
                     gauge.add_metric([quantile], getattr(values, field) / units)
             yield gauge
-        if told.rounds_mean is not None:
-            yield GaugeMetricFamily("asd_policy_loop_rounds", "Mean rounds of the last plans.", value=told.rounds_mean)
+        if telemetry.rounds_mean is not None:
+            yield GaugeMetricFamily(
+                "asd_policy_loop_rounds", "Mean rounds of the last plans.", value=telemetry.rounds_mean
+            )
 
     def describe(self) -> "list[Metric]":
-        """Say nothing in advance: nothing else is in the registry."""
+        """Describe nothing in advance: the registry has nothing else."""
         return []

@@ -1,4 +1,4 @@
-"""How a control loop is to behave where there is a choice."""
+"""The options of a control loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from asd_policy.errors import LoopError
 from asd_policy.policy.continuity import CONTINUITIES
 
 SafeAction = npt.ArrayLike | Callable[[Any], npt.ArrayLike]
-"""An action [action_dim], or what makes one of the last valid observation."""
+"""An action [action_dim], or a function that makes one from the last valid observation."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,21 @@ class LoopOptions:
     """What a control loop does when something goes wrong, and how it runs."""
 
     safe_action: SafeAction | None = None
-    """What is written in the place of plans after a fault, before an episode's first plan, and once at the end. None
-    for nothing: a fault ends the loop. A function is given the observation as it came, with all its keys; arrays in it
-    are copies."""
+    """The action that is written in the place of plans after a fault, before an episode's first plan, and once at the
+    end. None for nothing: a fault ends the loop. A function is given the observation as it came, with all its keys;
+    arrays in it are copies."""
     late_limit: int = 10
     """Ticks in a row, each without a planned action, without an observation in time, or after ticks that were missed,
     which are a fault."""
     recover: bool = False
-    """Whether to go back to the policy when the cause of a fault is gone and a new plan is there. If not, safe actions
+    """Whether to return to the policy when the cause of a fault is gone and there is a new plan. If not, safe actions
     are written until the loop is stopped."""
     plan_limit: float = 10.0
-    """How long a plan may take before that is a fault [s]: so a planner that hangs is one, also while a first plan is
-    waited for, which may take more than `late_limit` ticks."""
+    """How long a plan may take before that is a fault [s]. This catches a planner that hangs, even on a first plan,
+    which may take more than `late_limit` ticks."""
     continuity: str = CONTINUITIES[0]
-    """What a plan is told of the actions that are written while it is made, one of `CONTINUITIES` (real-time chunking):
-    "inpaint" is exact on the rest of the plan, "soft" is approximate."""
+    """How a plan takes the actions into account that are written while it is made, one of `CONTINUITIES` (real-time
+    chunking): "inpaint" is exact on the rest of the plan, "soft" is approximate."""
     patience: float | None = None
     """How long a tick waits for its observation [s]; None for half a period."""
     priority: int | None = None

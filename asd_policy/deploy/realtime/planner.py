@@ -1,4 +1,4 @@
-"""A policy as the planner of a control loop, and what any planner returns, checked."""
+"""A policy as the planner of a control loop, and the check of any planner's plans."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ class PolicyPlanner:
         return self._policy.observation_dims
 
     def warm_up(self, continuity: str = CONTINUITIES[0]) -> None:
-        """Do what an episode's first plan and those after it would wait for; see `Policy.warm_up`."""
+        """Do in advance what the first plans would wait for; see `Policy.warm_up`."""
         for each in dict.fromkeys((CONTINUITIES[0], continuity)):
             self._policy.warm_up(continuity=each)
 

@@ -1,4 +1,4 @@
-"""A planner in a process of its own, whose interpreter's lock is not the control thread's."""
+"""A planner in a process of its own, which does not share the control thread's interpreter lock."""
 
 import multiprocessing
 import signal
@@ -72,15 +72,13 @@ class ProcessPlanner:
         """End the process."""
         self._connection.close()
         self._process.join(ENDING)
-        self._process.kill()  # no more than a formality where it has ended
+        self._process.kill()  # nothing happens where it has ended
         self._process.join()
 
     def __enter__(self) -> Self:
-        """Return the planner."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process."""
         self.close()
 
     def _start(self) -> None:
@@ -97,7 +95,7 @@ class ProcessPlanner:
         try:
             self._connection.send(question)
         except OSError:
-            pass  # it has ended: there is an answer all the same, or the next line says how it ended
+            pass  # it has ended: its answer is still there, or the next line raises how it ended
         return self._answer()
 
     def _answer(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a control loop tells of itself, while it runs."""
+"""Telemetry of a control loop, to be read while it runs."""
 
 import time
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ STATES: tuple[State, ...] = ("ready", "waiting", "running", "safe", "ended")
 """Not started; no plan yet; planned actions are written; safe actions are; over."""
 COUNTS: tuple[str, ...] = ("ticks", "missed", "blind", "stale", "safe", "faults", "plans", "cut", "dropped", "episodes")
 TICKS_KEPT = 65536
-"""Last ticks that percentiles are of."""
+"""Number of last ticks in the percentiles."""
 PLANS_KEPT = 4096
-"""Last plans that percentiles are of."""
+"""Number of last plans in the percentiles."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of the last values, in one unit."""
+    """Percentiles of the last values, in one unit."""
 
     p50: float
     """Median."""
@@ -35,7 +35,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """A control loop's account, at one instant. Counts are since the start, percentiles of the last values."""
+    """A control loop's telemetry at one instant. Counts are since the start, percentiles of the last values."""
 
     state: State
     """What it does."""
@@ -52,11 +52,11 @@ class Telemetry:
     safe: int
     """Safe actions written."""
     faults: int
-    """Times it went over to safe actions, or ended by a fault."""
+    """Times that it switched to safe actions, or ended by a fault."""
     plans: int
     """Plans that were executed, or began to be."""
     cut: int
-    """Of these, plans that a deadline's fallback has finished: they are not exact."""
+    """Those of them that a deadline's fallback has finished: they are not exact."""
     dropped: int
     """Plans thrown away: their episode was over, or there was a fault meanwhile."""
     episodes: int
@@ -68,8 +68,8 @@ class Telemetry:
     plan_ms: Percentiles | None
     """Latency of a plan [ms]; None before the first."""
     seam: Percentiles | None
-    """Euclidean distance, in the actions' own units, from what the robot would have done without a plan to what it
-    does with it, at the first step that the plan was free in; None before the first."""
+    """Euclidean distance, in the actions' own units, between the actions without and with a new plan, at the first step
+    in which the plan was free; None before the first."""
     rounds_mean: float | None
     """Sequential network calls of a plan; None before the first."""
 
@@ -78,7 +78,6 @@ class Ring:
     """The last numbers of a row, in memory that is allocated once."""
 
     def __init__(self, size: int) -> None:
-        """Begin, empty."""
         self._values = np.zeros(size)
         self._added = 0
 
@@ -101,10 +100,9 @@ def percentiles(values: npt.NDArray[np.float64], scale: float = 1.0) -> Percenti
 
 
 class Recorder:
-    """Written by the control thread, which never waits; read by any thread, which tries again if that was at it."""
+    """Written by the control thread, which never waits; read by any thread, again if it was written meanwhile."""
 
     def __init__(self) -> None:
-        """Begin, with nothing."""
         self._version = 0  # odd while the control thread writes
         self._counts = dict.fromkeys(COUNTS, 0)
         self._periods, self._lateness = Ring(TICKS_KEPT), Ring(TICKS_KEPT)
@@ -113,7 +111,7 @@ class Recorder:
         self.state: State = "ready"
         """What the loop does."""
         self.fault: str | None = None
-        """Why it does not what it should."""
+        """The fault, or None."""
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to one of `COUNTS`."""
@@ -144,7 +142,7 @@ class Recorder:
         self._version += 1
 
     def seam(self, distance: float) -> None:
-        """Note how far a plan is from the one that it takes over from."""
+        """Note how far a plan is from the one that it replaces."""
         self._version += 1
         self._seams.add(distance)
         self._version += 1

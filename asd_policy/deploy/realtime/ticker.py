@@ -1,4 +1,4 @@
-"""One tick of a control loop after the other: see, take a plan, ask for the next, act."""
+"""The ticks of a control loop: observe, take a plan, ask for the next one, act."""
 
 from collections import deque
 
@@ -38,14 +38,14 @@ class Ticker:
             worker: Runs its `plan`.
             options: What to do when something goes wrong.
             patience: How long a tick waits for its observation [s].
-            recorder: Is told.
+            recorder: Takes the record of every step.
             time: The clock.
         """
         self._link, self._worker, self._options, self._patience = link, worker, options, patience
         self._recorder, self._time = recorder, time
         self._horizons, self._action_dim = planner.horizons, planner.action_dim
         self.history = History(planner.horizons.n_obs_steps, getattr(planner, "observation_dims", None))
-        """What the robot saw."""
+        """The last observations."""
         self.fault: LoopError | None = None
         """Why safe actions are written."""
         self._steps = 0  # actions written
@@ -54,8 +54,8 @@ class Ticker:
         self._chunk_step = 0  # at which the chunk's first action was due
         self._asked_step, self._asked_at, self._asked_epoch = 0, 0.0, 0
         self._ticks, self._asked_tick, self._given = 0, 0, 0
-        self._delays: deque[int] = deque(maxlen=REMEMBERED)  # what the last plans took [ticks]
-        self._epoch = 0  # goes up where what was seen and planned becomes void
+        self._delays: deque[int] = deque(maxlen=REMEMBERED)  # latencies of the last plans [ticks]
+        self._epoch = 0  # goes up when observations and plans become void
         self._begin_anew()
         recorder.state = "waiting"
 
@@ -107,13 +107,13 @@ class Ticker:
             self._write(action)
 
     def _exchange_plans(self, fresh: bool) -> None:
-        """Take a plan that is there; have the next one begun when it is due.
+        """Take a finished plan; begin the next one when it is due.
 
         Args:
             fresh: Whether this tick has an observation to plan from.
 
         Raises:
-            AsdError: The planner failed, or what it returned must not reach a robot.
+            AsdError: The planner failed, or returned something that must not reach a robot.
         """
         outcome = self._time.outcome(self._worker, self._asked_at) if self._worker.busy else None
         if outcome is not None and self._asked_epoch != self._epoch:
@@ -143,7 +143,7 @@ class Ticker:
             self._begins = False
 
     def _take_over(self, actions: npt.NDArray[np.float32]) -> None:
-        """Go on with the plan that has been asked for last."""
+        """Go on with the plan that was asked for last."""
         before = self._ahead()
         self._chunk = actions
         # A robot that was at rest, or held by safe actions, begins with the first action: a later one is a jump.
@@ -164,7 +164,7 @@ class Ticker:
     def _action(self) -> npt.NDArray[np.float32] | None:
         if self._recorder.state != "running":
             return self._safe_action()
-        return self._ahead()[0].copy()  # what `write_action` does to it is not done to the plan
+        return self._ahead()[0].copy()  # a copy, because `write_action` may change it
 
     def _safe_action(self) -> npt.NDArray[np.float32] | None:
         safe = self._options.safe_action
@@ -191,7 +191,7 @@ class Ticker:
             raise LoopError(f"write_action raised {type(error).__name__}: {error}") from error
 
     def _fail(self, error: AsdError) -> None:
-        """Go over to safe actions.
+        """Switch to safe actions.
 
         Raises:
             LoopError: There is no safe action.
@@ -207,7 +207,7 @@ class Ticker:
         self._recorder.state = "safe"
 
     def _begin_anew(self) -> None:
-        """Forget what was seen and planned: it belongs to another episode, or to the time before a fault."""
+        """Forget observations and plans: they belong to another episode, or to the time before a fault."""
         self.history.clear()
         self._link.forget()
         self._chunk = self._no_plan

@@ -1,4 +1,4 @@
-"""The time that a control loop lives in: the machine's monotonic clock, or one that goes as fast as it can."""
+"""The clock of a control loop: the machine's monotonic one, or one that runs as fast as it can."""
 
 import threading
 import time
@@ -24,27 +24,27 @@ class Timebase(Protocol):
 
 
 class RealTime:
-    """The monotonic clock. The wall clock, which is set forward and back, is never asked."""
+    """The monotonic clock. The wall clock may be set forward and back, so it is never read."""
 
     def now(self) -> float:
         """Read the clock [s]."""
         return time.monotonic()
 
     def sleep_until(self, instant: float, stop: threading.Event) -> None:
-        """Sleep. There is no spinning at the end: it would keep the interpreter's lock from the planner."""
+        """Sleep, without spinning at the end, which would hold the interpreter's lock and block the planner."""
         left = instant - time.monotonic()
         if left > 0:
             stop.wait(left)
 
     def outcome(self, planner: CallThread, since: float) -> Outcome | None:
-        """Look whether there is one."""
+        """Take the outcome, if there is one."""
         return planner.outcome()
 
 
 class VirtualTime:
-    """A clock that is at the next deadline at once, for rehearsals: hours of ticks take minutes, or seconds.
+    """A clock that jumps to the next deadline, for rehearsals: hours of ticks take minutes or seconds.
 
-    A plan takes a fixed time of this clock: the loop waits for the planner when that is over, and not before.
+    A plan takes a fixed time of this clock: the loop waits for the planner when that time is over, and not before.
     """
 
     def __init__(self, latency: float = 0.0) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call has come to."""
+    """The outcome of a call."""
 
     value: Any
-    """What it returned; None where it raised."""
+    """Its return value; None where it raised."""
     error: BaseException | None
-    """What it raised."""
+    """The error that it raised; None where it returned."""
     seconds: float
     """How long it took [s]."""
 
@@ -27,8 +27,8 @@ class CallThread:
         """Start the thread.
 
         Args:
-            name: Of the thread.
-            work: What every call calls.
+            name: Name of the thread.
+            work: The function of every call.
         """
         self._work = work
         self._calls: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
@@ -74,7 +74,7 @@ class CallThread:
             value = error = None
             try:
                 value = self._work(*arguments)
-            except BaseException as raised:  # whatever it is, it is for the owner to see
+            except BaseException as raised:  # any error is the owner's to handle
                 error = raised
             self._outcomes.put(Outcome(value, error, time.perf_counter() - start))
-            value = error = None  # a frame that waits holds on to nothing
+            value = error = None  # so that nothing is kept alive while the thread waits

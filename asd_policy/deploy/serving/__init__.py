@@ -1,13 +1,13 @@
 """A policy server for robots whose GPU is elsewhere, and its client.
 
-Both speak gRPC, as `planner.proto` says. Importing `asd_policy` imports none of it.
+Both speak gRPC, by `planner.proto`. Importing `asd_policy` imports none of it.
 """
 
 import os
 
 from asd_policy.errors import BackendError
 
-# Where a process that talks gRPC starts others, such as environments or ffmpeg, its handlers break them.
+# gRPC's fork handlers break processes that it starts, such as environments or ffmpeg.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 try:

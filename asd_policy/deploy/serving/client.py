@@ -31,9 +31,9 @@ from asd_policy.policy.planner import Planned
 T = TypeVar("T", bound=Message)
 
 MAX_TIMEOUT = 86_400.0
-"""Longest timeout [s]; gRPC takes times that it cannot count for ones that are over."""
+"""Longest timeout [s]; gRPC treats a time that it cannot represent as over."""
 MAX_STEPS = 4096
-"""Most observations that a plan is made from, features of one, and actions of a plan, that a server is believed."""
+"""Most observations of a plan, features of an observation, and actions of a plan that a server may ask for."""
 MAX_NUMBERS = 2**20
 """Most numbers of the observations, or of a plan: 4 MiB, the largest message that gRPC takes."""
 _NAME_BYTES = 64  # of a session at most
@@ -41,7 +41,7 @@ _NAME_BYTES = 64  # of a session at most
 
 @dataclass(frozen=True)
 class RemotePlan:
-    """One plan of a server, and what it cost."""
+    """One plan of a server, and its cost."""
 
     actions: npt.NDArray[np.float32]
     """[n, action_dim], from the action for the latest observation to the plan's end, in the environment's units."""
@@ -66,9 +66,9 @@ class RemotePlan:
 
 
 class RemotePolicy:
-    """A robot's policy that plans on a server; history and queue are here, so that only plans are asked for.
+    """A robot's policy that plans on a server; history and queue are kept here, and only plans go over the wire.
 
-    A `ControlLoop` takes one in the place of a policy.
+    A `ControlLoop` takes it in the place of a policy.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class RemotePolicy:
             token: That the server asks for; None for none.
             root_certificates: File of the certificates (PEM) that the server's must descend from, for TLS; None for
                 plain text.
-            timeout: How long a plan, or another call, may take [s], all told, at most `MAX_TIMEOUT`. A plan that is
-                late is given up, on the server too.
+            timeout: How long a plan, or another call, may take [s], in total, at most `MAX_TIMEOUT`. A late plan is
+                given up, on the server too.
 
         Raises:
             OSError: The certificates cannot be read.
@@ -100,9 +100,9 @@ class RemotePolicy:
             check_token(token, "token")
         self.address, self._timeout = address, timeout
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
-        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: robots of one process would share one
+        own = [("grpc.use_local_subchannel_pool", 1)]  # otherwise the robots of one process share one
         if wire.is_loopback(wire.host_of(address)):
-            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look for the server on its own machine
+            own.append(("grpc.enable_http_proxy", 0))  # a proxy would look on its own machine
         if root_certificates is None:
             self._channel = grpc.insecure_channel(address, own)
         else:
@@ -119,11 +119,9 @@ class RemotePolicy:
         self.reset()
 
     def __enter__(self) -> Self:
-        """Return the policy."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the place back."""
         self.close()
 
     @property
@@ -185,7 +183,7 @@ class RemotePolicy:
         robot.observe(read_observation(observation, self.observation_dims, NUMPY))
         if not robot.queue:
             self.last_plan = self._plan(None, self._end())
-            # A copy: what is done to an action is not done to the plan.
+            # A copy, so that a caller who changes it does not change the plan.
             robot.queue.extend(self.last_plan.actions[: self.horizons.n_action_steps].copy())
         robot.steps += 1
         return robot.queue.popleft()
@@ -193,8 +191,8 @@ class RemotePolicy:
     def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
         """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
 
-        A server that is busy for now, perhaps with a plan of this robot that was given up, is asked again when it says
-        so, until the timeout: the plan is late then, and the loop knows what to do.
+        A busy server, perhaps with a plan of this robot that was given up, is asked again after the time that it names,
+        until the timeout. Then the plan is late, and the loop handles that.
 
         Raises:
             ObservationError: As `select_action`.
@@ -217,7 +215,7 @@ class RemotePolicy:
                 time.sleep(error.retry_after)
 
     def close(self) -> None:
-        """Give the place back, if the server can be told, and end the connection."""
+        """Give the place back, if the server can be reached, and end the connection."""
         self._give_back(self._session, self._end())
         self._channel.close()
 
@@ -246,7 +244,7 @@ class RemotePolicy:
         self._session, self._identity = opened.session, opened.policy
 
     def _give_back(self, session: bytes, end: float) -> None:
-        """End a session, if the server can be told."""
+        """End a session, if the server can be reached."""
         with suppress(ServingError):  # its lease will end
             self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
@@ -258,7 +256,7 @@ class RemotePolicy:
         except ServingError as error:
             if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
                 raise
-            self._open(end)  # the session's lease has ended; an episode that begins has nothing to lose
+            self._open(end)  # the session's lease has ended; an episode that begins loses nothing by a new one
             reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
         horizons = self.horizons
         shape = horizons.horizon - horizons.executed.start, self.action_dim
@@ -285,7 +283,7 @@ class RemotePolicy:
 
     def _request(self, committed: Committed | None) -> pb.PlanRequest:
         history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
-        told = committed and pb.Committed(
+        message = committed and pb.Committed(
             actions=wire.to_array(committed.actions), delay=committed.delay, soft=committed.soft
         )
         return pb.PlanRequest(
@@ -294,11 +292,11 @@ class RemotePolicy:
             step=self._robot.steps,
             begins=self._begins,
             seed=self._seed,
-            committed=told,
+            committed=message,
         )
 
     def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
-        """Call a method of the server, which has until then to answer."""
+        """Call a method of the server, with a time by which it has to answer."""
         call = self._channel.unary_unary(wire.method(name))
         try:
             left = max(end - time.monotonic(), 0.0)
@@ -322,13 +320,13 @@ class RemotePolicy:
         else:
             said = "refuses"
         message = one_line(f"the server at {self.address} {said}: {details}", wire.MAX_DETAILS)
-        # A number below 0 is gRPC's word for not to try again; what is none at all says nothing.
+        # In gRPC a number below 0 means not to try again; anything that is no number is ignored.
         hint = re.fullmatch(r"[0-9]{1,15}", str(wait))
         return ServingError(message, code.name, int(hint[0]) / 1e3 if hint else None)
 
 
 def _wrong(opened: pb.OpenReply) -> str | None:
-    """Say why a server's description of its policy is refused, else None; memory and loops here follow its numbers."""
+    """Explain why a server's description of its policy is refused: memory and loops here follow its numbers."""
     for name, value, least, most in _numbers(opened):
         if not least <= value <= most:
             return f"describes no policy: {name}={value} is not in {least} … {most}"
@@ -337,17 +335,17 @@ def _wrong(opened: pb.OpenReply) -> str | None:
 
 
 def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
-    """Yield each number of a server's description, the least and the most that it can be; those before it are right."""
-    told = opened.policy
-    yield "n_obs_steps", told.n_obs_steps, 1, MAX_STEPS
-    yield "horizon", told.horizon, 1, MAX_STEPS
-    yield "first_action", told.first_action, 0, told.horizon - 1
-    yield "n_action_steps", told.n_action_steps, 1, told.horizon - told.first_action
-    yield "action_dim", told.action_dim, 1, MAX_NUMBERS // told.horizon
-    yield "features", len(told.observation), 1, MAX_STEPS
-    for feature in told.observation:
+    """Yield each number of a server's description, its least and its most; those before it have been checked."""
+    policy = opened.policy
+    yield "n_obs_steps", policy.n_obs_steps, 1, MAX_STEPS
+    yield "horizon", policy.horizon, 1, MAX_STEPS
+    yield "first_action", policy.first_action, 0, policy.horizon - 1
+    yield "n_action_steps", policy.n_action_steps, 1, policy.horizon - policy.first_action
+    yield "action_dim", policy.action_dim, 1, MAX_NUMBERS // policy.horizon
+    yield "features", len(policy.observation), 1, MAX_STEPS
+    for feature in policy.observation:
         yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
-    dims = sum(feature.dim for feature in told.observation)
-    yield "numbers of the observations", told.n_obs_steps * dims, 1, MAX_NUMBERS
+    dims = sum(feature.dim for feature in policy.observation)
+    yield "numbers of the observations", policy.n_obs_steps * dims, 1, MAX_NUMBERS
     yield "bytes of the session's name", len(opened.session), 1, _NAME_BYTES
     yield "lease", opened.lease, 0, 2**63

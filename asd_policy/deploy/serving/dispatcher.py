@@ -1,4 +1,4 @@
-"""Plans for many robots: those who wait are planned for together, the oldest requests first."""
+"""Plan for many robots: waiting requests are planned for together, the oldest first."""
 
 import copy
 import logging
@@ -32,7 +32,7 @@ class Answer:
     actions: npt.NDArray[np.float32]
     """[n, action_dim], from the action for the latest observation to the plan's end."""
     record: PlanRecord
-    """What it cost."""
+    """Its cost."""
     waited: float
     """From the request's arrival to the plan's start [s]."""
     sampler: str
@@ -41,10 +41,10 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One robot's wish for a plan."""
+    """One robot's request for a plan."""
 
     session: Session
-    """Whose."""
+    """The robot's session."""
     history: list[dict[str, Array]]
     """Its last n_obs_steps observations, oldest first; each a feature [feature_dim] by its name."""
     step: int
@@ -52,15 +52,15 @@ class Request:
     begins: bool
     """Whether an episode begins."""
     seed: int | None = None
-    """What fixes the noise of an episode that begins; None goes on with the session's."""
+    """Seed of the noise of an episode that begins; None goes on with the session's."""
     committed: Committed | None = None
-    """What it goes on to do meanwhile."""
+    """The actions that the robot executes meanwhile."""
     deadline: float = float("inf")
-    """When nobody waits for the plan any more, on the clock `time.monotonic` [s]."""
+    """When the client stops waiting for the plan, on the clock `time.monotonic` [s]."""
     arrived: float = field(default_factory=time.monotonic)
-    """When it came, on the same clock [s]."""
+    """When the request came, on the same clock [s]."""
     answer: Future[Answer] = field(default_factory=Future)
-    """Where the plan will be."""
+    """Holds the plan when it is made."""
 
     def robot(self, device: Any) -> EpisodeState:
         """Copy the session's robot for planning; the session's own stays as it is, should the plan fail."""
@@ -87,10 +87,10 @@ def batch_sizes(most: int, on_cpu: bool) -> tuple[int, ...]:
 class Dispatcher:
     """A queue of requests, and a thread that plans for them.
 
-    A batch is what waits when the thread is free, up to a size. A device whose work is recorded or compiled for its
-    shapes sees few sizes: on a GPU a batch is filled up to the next power of two with rows that nobody waits for. On a
-    CPU, where each row costs time, it is not. Every size is planned with before the first request, so that none has to
-    wait while one is recorded, compiled or timed.
+    A batch has the requests that wait when the thread is free, up to a size. On a GPU, whose work is recorded or
+    compiled for its shapes, a batch is filled up to the next power of two with rows that nobody waits for; on a CPU,
+    where each row costs time, it is not. Every size is planned once before the first request, so that none waits while
+    a size is recorded, compiled or timed.
     """
 
     def __init__(self, policy: Policy, max_batch: int, max_queue: int, metrics: Metrics) -> None:
@@ -100,7 +100,7 @@ class Dispatcher:
             policy: Plans; belongs to the thread from now on.
             max_batch: Robots planned for at once.
             max_queue: Requests that wait, beside those that are planned.
-            metrics: Told what happens.
+            metrics: Counts what happens.
         """
         self._policy, self._max_batch, self._max_queue, self._metrics = policy, max_batch, max_queue, metrics
         on_cpu = policy.device == NUMPY or policy.device.type == "cpu"
@@ -123,14 +123,13 @@ class Dispatcher:
         self._ready.result()
 
     def stop(self) -> None:
-        """End the thread, when all who wait have their plans."""
+        """End the thread after the last waiting request has its plan."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def __len__(self) -> int:
-        """Return how many requests wait."""
         return len(self._waiting)
 
     @property
@@ -154,7 +153,7 @@ class Dispatcher:
         return True
 
     def _release(self, request: Request) -> None:
-        """Take note that a request is done with, or that its client has gone."""
+        """Note that a request is done, or that its client has gone."""
         with self._changed:
             request.session.renew()  # the wait and the plan may have taken longer than a lease
             request.session.busy = False
@@ -189,7 +188,7 @@ class Dispatcher:
         return wanted
 
     def _serve(self, batch: list[Request]) -> None:
-        """Plan for a batch of requests, and answer them; where one spoils the others' plan, each has its own."""
+        """Plan for a batch of requests, and answer them; if one makes the common plan fail, each gets its own."""
         start = time.monotonic()
         try:
             answers = self._plan(batch, start)
@@ -198,7 +197,7 @@ class Dispatcher:
                 for request in batch:
                     self._serve([request])
                 return
-            if not isinstance(error, AsdError):  # that one the client is told
+            if not isinstance(error, AsdError):  # the client gets that one
                 _log.exception("a plan failed")
             batch[0].answer.set_exception(error)
             return

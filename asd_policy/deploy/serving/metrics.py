@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Counters of a server, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,6 @@ class Metrics:
     """Counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self.registry = CollectorRegistry()
         self.plans = Counter("asd_policy_plans", "Plans made.", registry=self.registry)
         self.rounds = Counter("asd_policy_rounds", "Sequential network calls of all plans.", registry=self.registry)
@@ -33,6 +32,6 @@ class Metrics:
         )
 
     def watch(self, queue: Callable[[], int], sessions: Callable[[], int]) -> None:
-        """Have the lengths of queue and sessions read when they are asked for."""
+        """Read the lengths of queue and sessions at each scrape."""
         Gauge("asd_policy_queue", "Requests that wait.", registry=self.registry).set_function(queue)
         Gauge("asd_policy_sessions", "Robots with a place.", registry=self.registry).set_function(sessions)

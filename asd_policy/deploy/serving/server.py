@@ -1,4 +1,4 @@
-"""The server: calls of gRPC, checked, to sessions and plans."""
+"""The server: checks calls of gRPC and turns them into sessions and plans."""
 
 import asyncio
 import contextlib
@@ -35,22 +35,23 @@ T = TypeVar("T")
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
 MAX_NORMALIZED = 1e12
-"""Largest number, normalised, that is planned with. Beyond, the squares of a network's normalisations come near the end
-of float32, and one robot's plan would fail all of its batch. A feature that was constant in training, with its range of
-1e-8, may still be off by thousands."""
+"""Largest normalised number that is planned with. With larger ones, the squares in a network's normalisation layers
+come near the largest float32, and one robot's plan would fail all of its batch. A feature that was constant in
+training, with its range of 1e-8, may still be off by thousands."""
 MOST_FAILURES = 3
-"""Plans in a row that fail for no reason of their robots', such as a fault of the GPU, before health says so."""
+"""Plans in a row that fail for reasons other than their requests, such as a fault of the GPU, before the health check
+fails."""
 _FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
-_LARGEST = 2**31 - 1  # number that an option of gRPC takes
+_LARGEST = 2**31 - 1  # largest number that an option of gRPC takes
 _LOOK = 0.01  # [s] between looks whether calls still run
-_FLUSH = 1.0  # [s] for what was answered to be sent; also who watches the health is told by then
+_FLUSH = 1.0  # [s] to send the last answers, those to health watchers too
 _OTHER_VERSION = re.compile(r"asd_policy\.v[0-9]+\.\w+")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on."""
+    """Limits of a server."""
 
     max_batch: int = 8
     """Robots planned for at once."""
@@ -65,14 +66,14 @@ class Limits:
 
 
 class Refusal(Exception):
-    """Why a call is not answered."""
+    """The error that a call is answered with."""
 
     def __init__(self, code: grpc.StatusCode, details: str, retry_after: float | None = None) -> None:
-        """Say it.
+        """Make the error.
 
         Args:
             code: Status of the call.
-            details: What was wrong, and what would not have been.
+            details: What was wrong, and what would be right.
             retry_after: When to try again [s].
         """
         super().__init__(details)
@@ -152,16 +153,16 @@ class PolicyServer:
 
     async def _listen(self, host: str, port: int) -> int:
         idle = min(int(2e3 * self._limits.lease), _LARGEST)
-        # What is refused by a limit is refused before there is memory for it.
+        # gRPC checks these limits before it allocates memory.
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._planner.request_bytes),
-                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what is small may unpack to what is not
+                ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message may unpack to a huge one
                 ("grpc.max_concurrent_streams", self._limits.max_clients + _OTHER_CALLS),  # all may share a connection
                 ("grpc.so_reuseport", 0),  # a second server at the port is an error
                 ("grpc.server_handshake_timeout_ms", int(1e3 * HANDSHAKE)),
                 ("grpc.max_connection_idle_ms", idle),
-                ("grpc.keepalive_time_ms", 20_000),  # finds connections whose other end is no more
+                ("grpc.keepalive_time_ms", 20_000),  # finds connections whose other end is gone
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
@@ -184,7 +185,7 @@ class PolicyServer:
     async def _drain(self, grace: float) -> None:
         self._calls.stopping = True
         end = time.monotonic() + grace
-        with contextlib.suppress(TimeoutError):  # who watches the health and reads nothing would be waited for
+        with contextlib.suppress(TimeoutError):  # or a health watcher that reads nothing would be waited for
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH)
         while self._calls.running and time.monotonic() < end:
             await asyncio.sleep(_LOOK)
@@ -240,8 +241,8 @@ class _Calls(grpc.GenericRpcHandler):
     def _handler(self, method: _Method) -> grpc.RpcMethodHandler:
         """Make the handler of a method's calls.
 
-        A call of one message is, on the wire, a stream of one. Read as a stream it can be given up when the message
-        does not come.
+        A call of one message is, on the wire, a stream of one. Read as a stream, it can be ended when the message does
+        not come.
         """
 
         async def call(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
@@ -281,7 +282,7 @@ class _Calls(grpc.GenericRpcHandler):
 
 
 class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-    """Says how the server is, also to those who watch it: as many of them as there are places for robots."""
+    """Answers health checks, and watchers of the health: as many of them as there are places for robots."""
 
     def __init__(self, shares: Shares) -> None:
         super().__init__()
@@ -289,7 +290,7 @@ class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAcce
         self._watchers: list[str] = []
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  # gRPC's name
-        """Tell a peer of every change. One that does not read it is let go: it would hold up what others are told."""
+        """Send a peer every change. One that does not read is dropped, because it would hold up the others."""
         peer = context.peer()
         try:
             self._shares.check(peer, self._watchers, "places to watch from")
@@ -299,7 +300,7 @@ class _Health(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAcce
         try:
             await super().Watch(request, _Prompt(context))
         except TimeoutError:
-            why = f"what was told was not read within {HANDSHAKE:g} s"
+            why = f"the answer was not read within {HANDSHAKE:g} s"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, why)
         finally:
             self._watchers.remove(peer)
@@ -321,27 +322,27 @@ class _Prompt:
 
 
 class _Fitness:
-    """Says by the server's health whether plans come to anything."""
+    """Sets the server's health by whether plans succeed."""
 
-    def __init__(self, told: Any) -> None:
-        """Begin fit.
+    def __init__(self, servicer: Any) -> None:
+        """Begin healthy.
 
         Args:
-            told: The health servicer.
+            servicer: The health servicer.
         """
-        self._told, self._failures = told, 0
+        self._servicer, self._failures = servicer, 0
         self._telling: set[asyncio.Task[None]] = set()
 
     def note(self, failed: bool) -> None:
-        """Take note of a plan."""
+        """Note whether a plan succeeded."""
         was_fit = self._failures < MOST_FAILURES
         self._failures = self._failures + 1 if failed else 0
         is_fit = self._failures < MOST_FAILURES
         if is_fit == was_fit:
             return
         kinds = health_pb2.HealthCheckResponse
-        for service in ("", wire.SERVICE):  # each a task: who watches the health and reads nothing holds it up
-            task = asyncio.create_task(self._told.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
+        for service in ("", wire.SERVICE):  # each a task: a health watcher that reads nothing holds it up
+            task = asyncio.create_task(self._servicer.set(service, kinds.SERVING if is_fit else kinds.NOT_SERVING))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
 
@@ -434,16 +435,16 @@ class _Planner:
         """Read the actions that a request's robot is committed to."""
         if not request.HasField("committed"):
             return None
-        told, horizons = request.committed, self._policy.horizons
+        committed, horizons = request.committed, self._policy.horizons
         most = horizons.horizon - horizons.executed.start
-        count = told.actions.shape[0] if told.actions.shape else 0
+        count = committed.actions.shape[0] if committed.actions.shape else 0
         if count > most:
             why = f"{count} committed actions are more than the {most} of a plan"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
         try:
-            actions = wire.from_array(told.actions, (count, self._policy.action_dim), "committed actions")
+            actions = wire.from_array(committed.actions, (count, self._policy.action_dim), "committed actions")
             self._check_size(actions, "action", "committed actions")
-            return Committed(actions, told.delay, told.soft)
+            return Committed(actions, committed.delay, committed.soft)
         except (ObservationError, SpecError) as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
@@ -468,7 +469,7 @@ class _Planner:
         ]
 
     def _check_size(self, values: npt.NDArray[np.float32], feature: str, what: str) -> None:
-        """Check that numbers of a feature [n, feature_dim] are none that spoil a batch.
+        """Check that no number of a feature [n, feature_dim] makes a whole batch fail.
 
         Raises:
             ObservationError: One is too large.

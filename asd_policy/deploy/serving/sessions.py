@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from asd_policy.deploy.serving.wire import host_of, is_loopback
 from asd_policy.policy.episode_state import EpisodeState
 
-_ID_BYTES = 16  # as many as nobody guesses
+_ID_BYTES = 16  # so many that nobody can guess a name
 
 
 class NoPlace(Exception):
@@ -23,16 +23,16 @@ class Shares:
     most: int
     """All of them."""
     per_peer: int | None = None
-    """Of a connection, and of a host that is not this one, for what comes from here may have come through a tunnel;
-    None for a quarter of all for a connection, and half for a host."""
+    """Places of one connection, and of one other host (this host's calls may come through a tunnel); None for a quarter
+    of all for a connection, and half for a host."""
 
     def check(self, peer: str, taken: Sequence[str], what: str) -> None:
         """Refuse another place where there is none.
 
         Args:
-            peer: Who asks, as gRPC names the other end of a connection: "ipv4:10.0.0.7:51234".
-            taken: For each place that is taken by whom.
-            what: The places are, for messages.
+            peer: The caller, as gRPC names the other end of a connection: "ipv4:10.0.0.7:51234".
+            taken: The peer of each place that is taken.
+            what: Name of the places, for messages.
 
         Raises:
             NoPlace: There is none for this peer.
@@ -57,14 +57,13 @@ class Session:
     lease: float
     """How long it lasts without a plan [s]."""
     peer: str = ""
-    """Who has opened it."""
+    """The peer that opened it."""
     expires: float = field(init=False)
     """When the lease ends, on the clock `time.monotonic` [s]."""
     busy: bool = False
-    """Whether a request of it waits or is planned."""
+    """Whether a request of it waits or is being planned."""
 
     def __post_init__(self) -> None:
-        """Begin the lease."""
         self.renew()
 
     def renew(self) -> None:
@@ -77,7 +76,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions by their name. A robot that goes away without a word frees its place when its lease ends."""
+    """Sessions by their name. A robot that leaves without notice frees its place when its lease ends."""
 
     def __init__(self, shares: Shares, lease: float) -> None:
         """Begin without sessions.
@@ -90,7 +89,6 @@ class Sessions:
         self._open: dict[bytes, Session] = {}
 
     def __len__(self) -> int:
-        """Return how many there are now."""
         now = time.monotonic()
         return sum(session.holds(now) for session in list(self._open.values()))
 

@@ -1,4 +1,4 @@
-"""The word that a client shows to a server."""
+"""The token by which a client proves to a server that it may call."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def read_token(path: Path) -> str:
 
 
 def check_token(token: str, where: str) -> None:
-    """Refuse what does not fit a header; the token itself is not said.
+    """Refuse a token that does not fit a header; the message does not show it.
 
     Raises:
         SpecError: It is not one word of printable ASCII characters.

@@ -1,4 +1,4 @@
-"""What both ends of the wire share: the protocol's name, its methods, arrays and addresses."""
+"""The part of the protocol that client and server share: its name, methods, arrays and addresses."""
 
 import ipaddress
 import math
@@ -43,8 +43,8 @@ def from_array(message: pb.Array, shape: Sequence[int], what: str) -> npt.NDArra
 
     Args:
         message: From the other end.
-        shape: That it must have.
-        what: It is, for messages.
+        shape: The shape that it must have.
+        what: Name of the array, for messages.
 
     Raises:
         ObservationError: It has another shape, not the bytes of its shape, or a number that is not finite.

@@ -17,7 +17,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "torch-replicas": TorchReplicas,
     "onnx": Onnx,
 }
-"""Every backend by its name in a spec. What a backend imports, it imports when it prepares a network."""
+"""Every backend by its name in a spec. A backend imports its library when it prepares a network."""
 
 
 def make_backend(spec: str) -> Backend:

@@ -1,4 +1,4 @@
-"""What runs a network: the same function of points, timesteps and conditioning on another engine."""
+"""Backends: engines that compute a network, the same function of points, timesteps and conditioning."""
 
 import abc
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.networks.denoiser import Denoiser
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""What a network may compute in."""
+"""The dtypes that a network may compute in."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a network is going to be called for."""
+    """The calls that a network is prepared for."""
 
     chain: GaussianChain
-    """Whose timesteps it is told; a sampler with fewer steps may ask for others of the noise schedule."""
+    """The chain whose timesteps it gets; a sampler with fewer steps may ask for others of the noise schedule."""
     event: tuple[int, ...]
     """Shape of a point."""
     cond_dim: int
     """Numbers of conditioning of a row."""
     device: Device
-    """Where points and conditioning are."""
+    """Device of points and conditioning."""
 
 
 class Backend(abc.ABC):
@@ -36,12 +36,12 @@ class Backend(abc.ABC):
     @property
     @abc.abstractmethod
     def dtype(self) -> str:
-        """What the network computes in, one of `DTYPES`. Samples and chain are float32 whatever it is."""
+        """The dtype that the network computes in, one of `DTYPES`. Samples and chain are always float32."""
 
     @abc.abstractmethod
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
         """Make the network run on this backend; the network itself stays as it is.
 
         Raises:
-            BackendError: It cannot run here, or not this network; never is another backend taken in its place.
+            BackendError: It cannot run here, or not this network. No other backend is taken in its place.
         """

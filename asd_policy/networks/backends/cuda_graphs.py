@@ -17,12 +17,11 @@ _WARM_UP = 3  # runs before a capture, as torch.cuda.graphs asks for: libraries 
 class CudaGraphs(Launcher):
     """Records on a stream of its own.
 
-    All recordings share one pool of memory for what is in between: they run one after the other, and what outlives a
-    run was there before the capture.
+    All recordings share one pool of memory for intermediate values: they run one after the other, and whatever outlives
+    a run was there before the capture.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Begin without recordings, on a CUDA device."""
         super().__init__()
         self._device = device
         self._stream = torch.cuda.Stream(device)
@@ -66,7 +65,7 @@ class CudaGraphs(Launcher):
 
         def wait() -> tuple[Tensor, Tensor]:
             done.synchronize()
-            kept.record_stream(self._caller)  # where it may be freed
+            kept.record_stream(self._caller)  # the stream on which it may be freed
             return kept, on_host
 
         return wait
@@ -76,14 +75,12 @@ class GraphedDenoiser:
     """A network whose calls can be captured, a `LaunchedDenoiser`."""
 
     def __init__(self, denoiser: TorchDenoiser, device: torch.device) -> None:
-        """Take a prepared network on a CUDA device."""
         self._denoiser = denoiser
         self._device = device
         self.launcher = CudaGraphs(device)
         """Of this network's graphs, which hold the addresses of its weights."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedDenoiser":
-        """Return a copy with weights and graphs of its own."""
         return GraphedDenoiser(copy.deepcopy(self._denoiser, memo), self._device)
 
     def encode(self, cond: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class FewPoints(nn.Module, abc.ABC, Generic[Layer]):
     """A convolution over time that is one matrix product over all points where they are few."""
 
     def __init__(self, convolution: Layer) -> None:
-        """Take a convolution; its weights stay its own."""
+        """Wrap a convolution, with its own weights."""
         super().__init__()
         self.convolution = convolution
 
@@ -39,7 +39,7 @@ class FewPointsConv(FewPoints[nn.Conv1d]):
 
     @staticmethod
     def product(x: Tensor, layer: nn.Conv1d) -> Tensor:
-        """Multiply all the stretches of input that the kernel sees by it."""
+        """Multiply the kernel by all stretches of the input that it covers."""
         (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
         assert isinstance(padding, int)
         seen = functional.pad(x, (padding, padding)).unfold(2, kernel, stride)  # [N, channels_in, T', kernel]

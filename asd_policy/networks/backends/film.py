@@ -1,4 +1,4 @@
-"""The conditional U-Net with its conditioning computed where it changes: timesteps once, observations once per plan."""
+"""The conditional U-Net that computes its conditioning once: of timesteps at loading, of observations per plan."""
 
 import copy
 from typing import TypeVar
@@ -12,7 +12,7 @@ from asd_policy.networks.backends.few_points import for_few_points
 from asd_policy.networks.unet import ConditionalUnet1d
 
 TABLE_BYTES = 2**28
-"""Most memory that the table of timesteps may take, with what it is computed from. For 1000 timesteps of LeRobot's
+"""Most memory that the table of timesteps may take, with the memory to compute it. For 1000 timesteps of LeRobot's
 default network, which has a gigabyte of weights, that is 120 MB."""
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -21,9 +21,9 @@ Module = TypeVar("Module", bound=nn.Module)
 class FilmUnet(nn.Module):
     """A `ConditionalUnet1d` with the same output, called with encoded observations.
 
-    Each residual block is told W·mish(concat(time embedding, observations)) + b. Mish works on each number by itself,
-    so this is W_t·mish(time embedding) + b, a row of a table, plus W_c·mish(observations), the same for all points of a
-    plan.
+    Each residual block is conditioned on W·mish(concat(time embedding, observations)) + b. Mish works on each number by
+    itself, so this is W_t·mish(time embedding) + b, a row of a table, plus W_c·mish(observations), the same for all
+    points of a plan.
     """
 
     table: Tensor | None
@@ -43,13 +43,15 @@ class FilmUnet(nn.Module):
         self._sizes = [len(encoder.weight) for encoder in encoders]
         step_dim = network.config.diffusion_step_embed_dim
         with torch.no_grad():
-            told = torch.cat([encoder.weight[:, step_dim:] for encoder in encoders])  # W_c of all blocks [E, cond_dim]
-            self.register_buffer("projection", told.to(dtype))
+            projection = torch.cat(
+                [encoder.weight[:, step_dim:] for encoder in encoders]
+            )  # W_c of all blocks [E, cond_dim]
+            self.register_buffer("projection", projection.to(dtype))
             self.network = for_few_points(in_dtype(network, dtype))
             # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
-            small = timesteps * (sum(self._sizes) + 10 * step_dim) * told.itemsize <= TABLE_BYTES
-            every = torch.arange(timesteps if small else 0, device=told.device)
-            # In the precision of the network as it is, and rounded once.
+            small = timesteps * (sum(self._sizes) + 10 * step_dim) * projection.itemsize <= TABLE_BYTES
+            every = torch.arange(timesteps if small else 0, device=projection.device)
+            # Computed in the network's own precision, and rounded once.
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
 
     def encode(self, cond: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Onnx(Backend):
     """ONNX Runtime. A PyTorch network is exported first, in memory."""
 
     provider: str = "cpu"
-    """Where it computes: cpu, cuda or tensorrt."""
+    """The execution provider: cpu, cuda or tensorrt."""
     threads: int | None = None
     """Threads of a call on the CPU; None for as many as torch has, without torch for OMP_NUM_THREADS, else one for each
     CPU that the process may use."""
@@ -71,10 +71,10 @@ class Onnx(Backend):
         return "float32"
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
-        """Open a session on the network's file, or on what it is exported to.
+        """Open a session on the network's file, or on an export of the network.
 
         Raises:
-            BackendError: onnxruntime is missing, the provider is not there, points are on a device that it does not
+            BackendError: onnxruntime is missing, the provider is not there, points are on a device that it cannot
                 reach, or the network cannot be exported or does not fit the job.
         """
         kind = "cpu" if job.device == NUMPY else str(job.device).partition(":")[0]
@@ -111,6 +111,6 @@ class Onnx(Backend):
             session,
             ("cuda", index),
             stream,
-            most_points=TENSORRT_BATCH[-1] if tensorrt else None,
+            most_points=TENSORRT_BATCH["max"] if tensorrt else None,
             most_graphs=0 if tensorrt else MAX_GRAPHS,
         )

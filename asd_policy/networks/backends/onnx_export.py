@@ -31,7 +31,7 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
         network: A module of float32 weights.
         job: What it will be called for.
         lowered: Whether its convolutions become matrix products, which ONNX Runtime computes much faster on a CPU
-            (`lowering.py`).
+            (`onnx_lowering.py`).
 
     Returns:
         A model with the inputs x [N, *event] (float32), timestep [N] (int64) and cond [N, cond_dim] (float32), and the
@@ -55,11 +55,11 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
                 (x, timestep, cond),
                 dynamo=True,
                 dynamic_shapes=(points, points, points),
-                input_names=INPUTS,
+                input_names=list(INPUTS),
                 output_names=[OUTPUT],
                 verbose=False,
             )
-    except Exception as error:  # the exporter fails in the ways of several libraries
+    except Exception as error:  # the exporter raises errors of several libraries
         raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
     assert program is not None
     model = program.model_proto
@@ -102,7 +102,7 @@ def _check_size(network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter from telling of its own deprecations and of packages that it could use."""
+    """Silence the exporter's warnings of its own deprecations and of packages that it could use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -3,10 +3,10 @@
 ONNX Runtime convolves the samples of a batch one after the other, each time reading all the weights for a matrix
 product that is only `horizon` wide: a batch costs as much as its rows. Here activations are kept as [N, T, C], the taps
 of a convolution are gathered side by side, and all time steps of all rows go into one product
-[N·T, taps·C_in] × [taps·C_in, C_out]. docs/results/onnx.md has what that gains. Mish is written with one
+[N·T, taps·C_in] × [taps·C_in, C_out]. docs/results/onnx.md has the times. Mish is written with one
 exponential, because ONNX Runtime's Softplus is not vectorised.
 
-Nodes that are not known here stay as they are, between transpositions.
+Other nodes stay as they are, between transpositions.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,11 @@ def lower(model: "onnx.ModelProto") -> None:
 class _Lowering:
     """Nodes of a graph, rewritten one by one in their order.
 
-    A value of three dimensions has its own layout [N, C, T], or a twin in the layout [N, T, C], or both; whichever is
-    asked for and not there is made by a transposition.
+    A value of three dimensions exists in its own layout [N, C, T], as a twin in the layout [N, T, C], or both; a
+    missing one is made by a transposition when it is needed.
     """
 
     def __init__(self, graph: "onnx.GraphProto") -> None:
-        """Look at a graph."""
         from onnx import numpy_helper
 
         self._graph = graph

@@ -56,7 +56,7 @@ class OnnxNetwork:
             DenoiserError: There is no conditioning, or ONNX Runtime refuses the call.
         """
         if cond is None:
-            raise DenoiserError("this network is told observations; cond is None")
+            raise DenoiserError("this network needs conditioning; cond is None")
         if isinstance(x, np.ndarray):
             return self._call_arrays(x, timestep, cond)
         return self._call_tensors(x, timestep, cond)
@@ -83,7 +83,7 @@ class OnnxNetwork:
         return output
 
     def _check(self, inputs: "_Inputs") -> None:
-        """Refuse tensors whose memory is not what the session takes it for: it is told addresses."""
+        """Refuse tensors of another dtype, layout or device: the session gets addresses alone."""
         for name, tensor, _ in inputs.bindings():
             found, wanted = tuple(tensor.shape), (len(inputs.x), *self._shapes[name])
             if found != wanted or (tensor.device.type, tensor.device.index or 0) != self._device:

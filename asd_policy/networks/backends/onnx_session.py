@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: on which execution provider, with which options, and whether a model fits."""
+"""Sessions of ONNX Runtime: execution providers, options, and the check that a model fits."""
 
 import os
 import sys
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """ONNX Runtime's execution providers by their name in a spec."""
-INPUTS = ("x", "timestep", "cond")
+INPUTS = {"x": "tensor(float)", "timestep": "tensor(int64)", "cond": "tensor(float)"}
+"""The network's inputs by name, with their types."""
 OUTPUT = "prediction"
-TENSORRT_BATCH = (1, 32, 512)
+TENSORRT_BATCH = {"min": 1, "opt": 32, "max": 512}
 """Fewest, usual and most points of a call that TensorRT builds its engine for."""
 
 
@@ -56,9 +57,9 @@ def default_threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None:
         return torch.get_num_threads()
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -77,17 +78,17 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     common = {"device_id": str(index)} | ({"user_compute_stream": str(stream)} if stream else {})
     cuda = (PROVIDERS["cuda"], {**common, "use_tf32": "0"})
     if provider == "cuda":
-        # Graphs replay fixed addresses, so they are for points on the GPU, where OnnxCudaNetwork keeps such.
+        # Graphs replay fixed addresses, so they need points on the GPU, where OnnxCudaNetwork keeps fixed memory.
         cuda[1]["enable_cuda_graph"] = "1" if stream else "0"
         return [cuda, cpu]
     folder = str(engine_cache())
     shapes = {
         name: ",".join(f"{key}:{'x'.join(map(str, (batch, *dims)))}" for key, dims in input_shapes(job).items())
-        for name, batch in zip(("min", "opt", "max"), TENSORRT_BATCH, strict=True)
+        for name, batch in TENSORRT_BATCH.items()
     }
     tensorrt = {
         **common,
-        "trt_cuda_graph_enable": "0",  # its graphs are not told apart by numbers of points
+        "trt_cuda_graph_enable": "0",  # it keeps one graph for all numbers of points
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "1",
@@ -99,7 +100,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
 
 def input_shapes(job: Job) -> dict[str, tuple[int, ...]]:
     """List the shape of each input of a network for a job, without the batch."""
-    return dict(zip(INPUTS, (job.event, (), (job.cond_dim,)), strict=True))
+    return {"x": job.event, "timestep": (), "cond": (job.cond_dim,)}
 
 
 def engine_cache() -> Path:
@@ -116,7 +117,7 @@ def session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.load_model_format", "ONNX")  # and not by a file's name
-    options.log_severity_level = 4  # what goes wrong is raised; the log would say it a second time
+    options.log_severity_level = 4  # errors are raised; the log would repeat them
     return options
 
 
@@ -139,7 +140,7 @@ def open_session(
         session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
     except Exception as error:  # its exceptions have no common class but this
         raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
-    # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one and says nothing.
+    # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one without an error.
     wanted, got = providers[0][0], session.get_providers()
     if not got or got[0] != wanted:
         raise BackendError(
@@ -160,8 +161,7 @@ def check_signature(session: "InferenceSession", name: str, job: Job) -> None:
     Raises:
         BackendError: They are not.
     """
-    types = ("tensor(float)", "tensor(int64)", "tensor(float)")
-    wanted = {key: (kind, dims) for (key, dims), kind in zip(input_shapes(job).items(), types, strict=True)}
+    wanted = {key: (INPUTS[key], dims) for key, dims in input_shapes(job).items()}
     _compare(name, "inputs", session.get_inputs(), wanted)
     _compare(name, "outputs", session.get_outputs(), {OUTPUT: ("tensor(float)", job.event)})
 
@@ -170,6 +170,6 @@ def _compare(name: str, kind: str, found: Sequence[Any], wanted: Mapping[str, tu
     """Compare names, types and shapes; the batch has to be any."""
     there = {each.name: (each.type, tuple(each.shape[1:])) for each in found}
     if there != wanted or not all(each.shape and isinstance(each.shape[0], str) for each in found):
-        told = ", ".join(f"{each.name} {each.type} {each.shape}" for each in found)
+        shown = ", ".join(f"{each.name} {each.type} {each.shape}" for each in found)
         needed = ", ".join(f"{key} {type_} {['N', *dims]}" for key, (type_, dims) in wanted.items())
-        raise BackendError(f"{name} has the {kind} {told:.200}; the policy needs {needed}")
+        raise BackendError(f"{name} has the {kind} {shown:.200}; the policy needs {needed}")

@@ -1,4 +1,4 @@
-"""What a network computes in: the dtypes, and float32 that is float32."""
+"""The precision of a network: dtypes, and float32 without TensorFloat-32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import backends
 
 from asd_policy.networks.backends.base import DTYPES
 
-# Where PyTorch keeps what it may compute float32 in, by kind of device; none of them before torch 2.9.
+# Where PyTorch keeps the precision of float32, by kind of device; none of them before torch 2.9.
 _PLACES: dict[str, list[Any]] = {
     kind: [getattr(owner, name) for owner, name in places if hasattr(getattr(owner, name, None), "fp32_precision")]
     for kind, places in {
@@ -22,7 +22,7 @@ _FULL = ("none", "ieee")
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 in float32, and not in TensorFloat-32 or bfloat16; after it the user's settings stand again.
+    """Compute float32 in float32, not in TensorFloat-32 or bfloat16; afterwards restore the user's settings.
 
     By default PyTorch convolves in TensorFloat-32 on a GPU, with three digits.
     """

@@ -15,8 +15,8 @@ from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
 SIZES = (1, 2, FEW + 1, 64)
-"""Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one for itself and the
-others for any size, but where the network goes another way by their number, or the compiler, as from 16 on."""
+"""Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one separately and all
+others once, except where the network or the compiler branches on their number, as the compiler does from 16 on."""
 
 
 class Compiled:
@@ -27,7 +27,7 @@ class Compiled:
         self._spec = spec
 
         def run(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-            # False in plain Python, which PyTorch falls back to where it may not compile.
+            # False in plain Python, to which PyTorch falls back where it may not compile.
             if not torch.compiler.is_compiling():
                 raise BackendError(
                     f"{spec}: torch.compile is turned off here, by TORCHDYNAMO_DISABLE or torch.compiler.set_stance; "
@@ -35,9 +35,10 @@ class Compiled:
                 )
             return module(x, timestep, cond)
 
-        # PyTorch keeps, and counts, what it compiled by the code object, which networks would otherwise share.
+        # PyTorch stores and counts compiled code by the code object, so each network needs one of its own.
         own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, run.__defaults__, run.__closure__)
-        # In one graph, or PyTorch would run uncompiled what does not fit in one, or is to be compiled too often.
+        # In one graph: otherwise PyTorch would run parts uncompiled that do not fit in it, or that it has compiled too
+        # often.
         self._run = torch.compile(own, fullgraph=True)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:

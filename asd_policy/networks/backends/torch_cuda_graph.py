@@ -1,4 +1,4 @@
-"""CUDA graphs: the network, and all that a sampler does around it, without Python between the kernels."""
+"""CUDA graphs: the network and the sampler's arithmetic, without Python between the kernels."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""A network as PyTorch runs it: what is common to the backends of PyTorch."""
+"""A network as PyTorch runs it, shared by the backends of PyTorch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +21,7 @@ class TorchDenoiser:
     """A network in a dtype, an `EncodingDenoiser`. Points and predictions keep their own dtype."""
 
     def __init__(self, network: nn.Module, job: Job, dtype: torch.dtype) -> None:
-        """Prepare a network, which stays as it is; copies are made of what has to be in another dtype."""
+        """Prepare a network, which stays as it is; weights that need another dtype are copied."""
         self._weights = _Weights(network)
         self._device = job.device
         self._dtype = dtype
@@ -29,15 +29,15 @@ class TorchDenoiser:
         self.core: nn.Module = (
             FilmUnet(network, job.chain.config["num_train_timesteps"], dtype) if exact else in_dtype(network, dtype)
         )
-        """What runs: called with points, timesteps and encoded conditioning in the dtype."""
+        """The module, called with points, timesteps and encoded conditioning in the dtype."""
         self.run: Call = self.core
-        """What runs it."""
+        """The function that runs it."""
 
     def encode(self, cond: Tensor) -> Tensor:
         """Encode conditioning [B, cond_dim] once per plan, for the calls: [B, E].
 
         Raises:
-            BackendError: The network's weights are elsewhere, or others, than when it was prepared.
+            BackendError: The network's weights were moved or changed after it was prepared.
         """
         self._weights.check()
         if not isinstance(self.core, FilmUnet):
@@ -55,9 +55,9 @@ class TorchDenoiser:
         if cond is None:
             self._weights.check()
         with torch.inference_mode(), full_float32(self._device):
-            told = None if cond is None else cond.to(self._dtype)
+            encoded = None if cond is None else cond.to(self._dtype)
             try:
-                return self.run(x.to(self._dtype), timestep, told).to(x.dtype)
+                return self.run(x.to(self._dtype), timestep, encoded).to(x.dtype)
             except IndexError:
                 low, high = int(timestep.min()), int(timestep.max())
                 raise DenoiserError(f"no timesteps {low} … {high} in the network's noise schedule") from None
@@ -75,8 +75,8 @@ def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend) -> TorchD
     """Prepare a PyTorch network in a backend's dtype; a dtype other than float32 is tried out.
 
     Args:
-        network: To be prepared.
-        job: What for.
+        network: A module of PyTorch, on the job's device.
+        job: The calls to prepare for.
         backend: For the dtype.
 
     Raises:
@@ -111,16 +111,16 @@ def indexed(device: torch.device) -> torch.device:
 
 
 class _Weights:
-    """Sees whether a network's weights are still what something was computed from."""
+    """Checks that a network's weights are still those that something was computed from."""
 
     def __init__(self, network: nn.Module) -> None:
-        # By where the modules keep them: what moves a network may put others in their places.
+        # Found through their modules, because moving a network may replace the parameters.
         self._places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
         self._before = self._state()
         self._devices = {parameter.device for parameter in network.parameters()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has; its weights are to be those of now."""
+        """Give a copy what it needs, after a check that the weights are still the prepared ones."""
         self.check()
         return self.__dict__
 

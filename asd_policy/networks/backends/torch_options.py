@@ -1,4 +1,4 @@
-"""What the backends of PyTorch share: the dtype. Torch itself they import when they prepare a network."""
+"""Options that the backends of PyTorch share. They import torch when they prepare a network."""
 
 import abc
 from dataclasses import dataclass, fields
@@ -17,11 +17,11 @@ class TorchBackend(Backend):
     """A backend of PyTorch."""
 
     name: ClassVar[str]
-    """In specs."""
+    """The name in specs."""
 
     dtype: str = FLOAT32  # pyright: ignore[reportIncompatibleMethodOverride]  # frozen: as read-only as a property
-    """What the network computes in, one of `DTYPES`: a copy of it, the one loaded stays. float32 is full float32, never
-    TensorFloat-32, whatever PyTorch is set to outside of the call."""
+    """The dtype that a copy of the network computes in, one of `DTYPES`; the loaded network stays. float32 is full
+    float32, never TensorFloat-32, whatever PyTorch's settings."""
 
     def __post_init__(self) -> None:
         """Check the options that need no machine.
@@ -47,4 +47,4 @@ class TorchBackend(Backend):
 
     @abc.abstractmethod
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
-        """Do that on a device of PyTorch's."""
+        """Make the network run on a device of PyTorch's."""

@@ -18,14 +18,14 @@ from asd_policy.networks.denoiser import Denoiser
 
 
 class Replicas:
-    """A network on several devices, as an `EncodingDenoiser`. What it returns is where the points are."""
+    """A network on several devices, as an `EncodingDenoiser`. Its predictions are on the device of the points."""
 
     def __init__(self, network: Denoiser, job: Job, backend: TorchBackend, devices: Sequence[str] | None) -> None:
         """Copy the network to every device but the first, where it is already.
 
         Args:
-            network: To be copied.
-            job: What it is going to be called for, on the first device.
+            network: The network, on the first device.
+            job: The calls to prepare for.
             backend: For its dtype, and its spec in messages.
             devices: Torch devices, such as cuda:0, the first being the job's; None for every GPU.
 
@@ -51,7 +51,7 @@ class Replicas:
         return self._replicas[0].encode(cond)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E]: each replica a part."""
+        """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E], a part per replica."""
         parts = zip(
             self._replicas,
             self._devices,
@@ -66,11 +66,11 @@ class Replicas:
         def predict(
             replica: TorchDenoiser, device: torch.device, x: Tensor, timestep: Tensor, cond: Tensor | None
         ) -> Tensor:
-            with torch.autocast(*autocast):  # a thread begins without
+            with torch.autocast(*autocast):  # a new thread has none
                 there = (x.to(device), timestep.to(device), None if cond is None else cond.to(device))
                 return replica(*there).to(x.device)
 
-        # PyTorch's settings are those of all threads, so none of these may change or restore them.
+        # PyTorch's settings are shared by all threads, so no thread may change or restore them.
         with full_float32(x.device), torch.inference_mode():
             threads = _threads(len(self._replicas))
             running = [threads.submit(predict, *part) for part in parts if len(part[2])]

@@ -1,4 +1,4 @@
-"""Replicas of a network on several devices, each with its part of a call's points."""
+"""The backend of replicas: a network on several devices, each with a part of a call's points."""
 
 from dataclasses import dataclass
 from typing import ClassVar

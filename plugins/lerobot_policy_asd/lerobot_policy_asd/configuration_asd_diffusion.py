@@ -13,20 +13,20 @@ class AsdDiffusionConfig(DiffusionConfig):
     """A LeRobot diffusion policy's configuration, and how to sample."""
 
     sampler: str = "asd"
-    """Spec of a sampler of asd_policy, such as `asd:window=16`; the policy looks whether there is one, and it fits."""
-    _said: ClassVar[set[str]]  # of each object; for a dataclass it is no field, and is not saved
+    """Spec of a sampler of asd_policy, such as `asd:window=16`; the policy checks that it exists and fits."""
+    _said: ClassVar[set[str]]  # of each object; no field of the dataclass, and not saved
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
-        """Take note of which fields are said explicitly, be it in Python, a file or on the command line."""
+        """Note which fields are given explicitly, in Python, a file or on the command line."""
         config = super().__new__(cls)
         vars(config)["_said"] = {*named, *(field.name for field in fields(cls)[: len(values)])}
         return config
 
     def fill_from(self, checkpoint: DiffusionConfig) -> None:
-        """Take a checkpoint's value for each field that nobody has said anything of.
+        """Take a checkpoint's value for each field that was not given.
 
-        `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that knows nothing of the
-        checkpoint. What is said wins, also where it is LeRobot's default, and so does what was changed later. LeRobot
+        `--policy.type=asd_diffusion --policy.pretrained_path=…` makes a configuration that does not know the
+        checkpoint. A value that was given wins, even LeRobot's default, and so does one that was changed later. LeRobot
         fills in features of the environment: those are always the checkpoint's.
 
         Args:

@@ -40,11 +40,11 @@ class AsdDiffusionPolicy(DiffusionPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
     ) -> "AsdDiffusionPolicy":
-        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up: no first plan waits for that.
+        """Load a checkpoint of the type `diffusion` or `asd_diffusion`, and warm up for the first plan.
 
         Args:
             pretrained_name_or_path: A folder, or a repository on the Hub.
-            config: For a `diffusion` checkpoint what to do otherwise than it says, see `AsdDiffusionConfig.fill_from`;
+            config: For a `diffusion` checkpoint the fields to change, see `AsdDiffusionConfig.fill_from`;
                 for an `asd_diffusion` one the whole configuration. By default the checkpoint's own.
             **kwargs: As for `PreTrainedPolicy.from_pretrained`; `strict` is always true.
 
