@@ -41,7 +41,7 @@ class EncodingDenoiser(Denoiser, Protocol):
     """
 
     def encode(self, cond: Array, /) -> Array:
-        """Return what calls are to be given in the place of conditioning.
+        """Encode conditioning once per plan; calls get rows of this in its place.
 
         Args:
             cond: Conditioning of the samples [B, *cond_event].
@@ -53,7 +53,7 @@ class EncodingDenoiser(Denoiser, Protocol):
 
 
 def encode(denoiser: Denoiser, cond: Array) -> Array:
-    """Return what a denoiser's calls are to be given: encoded conditioning, or, if it encodes none, the same.
+    """Encode conditioning for a denoiser's calls; where it encodes none, this is the conditioning itself.
 
     Raises:
         DenoiserError: `encode` did not return a tensor with a row for each sample.

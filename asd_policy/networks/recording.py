@@ -18,11 +18,10 @@ class Launcher(abc.ABC):
     """Records work and runs it again. Belongs to one network on one device."""
 
     def __init__(self) -> None:
-        """Begin without recordings."""
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what `make` made for a key: the shapes and options that recordings are good for."""
+        """Make something once for a key: the shapes and options that recordings are good for."""
         if key not in self._kept:
             while len(self._kept) >= MOST_RECORDINGS:
                 self._kept.popitem(last=False)
@@ -32,7 +31,7 @@ class Launcher(abc.ABC):
 
     @abc.abstractmethod
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Return a function that does the same work on the same memory.
+        """Record work: make a function that does the same on the same memory.
 
         Args:
             work: Of fixed shapes; reads and writes tensors that stay where they are, and waits for nothing. It is
@@ -45,7 +44,7 @@ class Launcher(abc.ABC):
 
     @abc.abstractmethod
     def queue(self) -> AbstractContextManager[Any]:
-        """Return the context in which recorded work is launched: in order, and apart from what the caller launches."""
+        """Enter the context in which recorded work is launched: in order, and apart from what the caller launches."""
 
     @abc.abstractmethod
     def settle(self) -> None:
@@ -76,5 +75,5 @@ class LaunchedDenoiser(Protocol):
 
 
 def launcher_of(denoiser: object) -> Launcher | None:
-    """Return what records a denoiser's calls; None where they are made one by one."""
+    """Find what records a denoiser's calls; None where they are made one by one."""
     return denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None

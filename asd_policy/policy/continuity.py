@@ -19,8 +19,8 @@ from asd_policy.errors import SpecError
 Actions = npt.NDArray[np.float32]
 
 CONTINUITIES = ("none", "inpaint", "soft")
-"""What a plan is told of the actions that are taken while it is made: nothing; they are given to it, which is exact on
-the rest of it; it is also drawn to the rest of the last plan, which is approximate."""
+"""What a plan does with the actions that are taken while it is made: nothing; they are given to it, which is exact on
+the rest of it; it is also guided to the rest of the last plan, which is approximate."""
 
 REMEMBERED = 10
 """Delays of a robot's last plans, of which the largest is expected next (arXiv 2506.07339)."""
@@ -54,7 +54,7 @@ class Committed:
 
 
 def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: str) -> Committed | None:
-    """Return what a plan that is about to begin is told of the rest of the last one; None for nothing.
+    """Make the prefix of a plan that is about to begin from the rest of the last one; None for none.
 
     Args:
         rest: Actions of the last plan [n, action_dim] from the one for the latest observation on.
@@ -67,7 +67,7 @@ def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: s
 
 
 def seam(before: Actions, after: Actions, given: int, scale: Actions | float = 1.0) -> float | None:
-    """Return how far a plan is from what it takes over from, at the first step that it was free in.
+    """Measure how far a plan is from what it takes over from, at the first step that it was free in.
 
     Args:
         before: What the robot would go on to do [n, action_dim], its last action held beyond that.
@@ -84,7 +84,7 @@ def seam(before: Actions, after: Actions, given: int, scale: Actions | float = 1
 
 
 def pulls(committed: Committed) -> npt.NDArray[np.float32]:
-    """Return how far a new plan is drawn to each of the actions committed [n]: 1 for those that are given."""
+    """Compute how far a new plan is guided to each of the last one's actions [n]: 1 for those that are given."""
     count, delay = len(committed.actions), committed.delay
     share = ((count - np.arange(count)) / (count - delay + 1)).clip(max=1)
     falling = share * np.expm1(share) / math.expm1(1) if committed.soft else np.zeros(count)
@@ -102,7 +102,7 @@ def overlay(
         event: Horizon and action_dim.
 
     Returns:
-        Actions, and how far the plans are drawn to them, 1 where they are given: both [B, horizon, action_dim].
+        Actions, and how far the plans are guided to them, 1 where they are given: both [B, horizon, action_dim].
     """
     actions, pull = np.zeros((2, len(committed), *event), np.float32)
     for row, each in enumerate(committed):

@@ -100,7 +100,7 @@ class AcceleratedFn:
         return replace(result, stats=result.stats.with_trials(calls, points))
 
     def _moved_on(self, shape: tuple[int, ...], executed: int) -> Array | None:
-        """Return the last samples as the start of drafts for these; None where there are none."""
+        """Move the last samples on, to begin the drafts of these; None where there are none."""
         if not 0 <= executed <= shape[1]:
             raise SpecError(f"executed={executed} is not in 0 … {shape[1]}, the steps of a sample")
         if self._last is None:

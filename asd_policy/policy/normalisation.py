@@ -29,7 +29,7 @@ class Affine:
         return (x - self.shift) / self.gain + self.origin
 
     def to(self, device: Device) -> "Affine":
-        """Return the same map on another device."""
+        """Copy the map to another device."""
         return Affine(*(arrays.asarray(part, device) for part in (self.origin, self.gain, self.shift)))
 
 

@@ -133,7 +133,7 @@ class Policy:
         return Inpainting(mask, values)
 
     def with_sampler(self, sampler: Sampler) -> "Policy":
-        """Return a policy with the same network and another sampler; history, noise and experience are its own.
+        """Make a policy with the same network and another sampler; history, noise and experience are its own.
 
         Raises:
             SpecError: The sampler's options do not fit the chain.
@@ -147,7 +147,7 @@ class Policy:
         return other
 
     def with_backend(self, backend: Backend) -> "Policy":
-        """Return a policy whose network runs on another backend; history, noise and experience are its own.
+        """Make a policy whose network runs on another backend; history, noise and experience are its own.
 
         Raises:
             BackendError: It cannot run here, or not this network.
@@ -157,7 +157,7 @@ class Policy:
         return other
 
     def with_deadline(self, milliseconds: float | None, fallback: str = "jump") -> "Policy":
-        """Return a policy whose plans are to be there after so long: anytime planning, see `Sampler.sample`.
+        """Make a policy whose plans are to be there after so long: anytime planning, see `Budget`.
 
         Args:
             milliseconds: From a plan's begin [ms]; None for no matter how long.
@@ -187,7 +187,7 @@ class Policy:
 
         Args:
             robots: How many will be planned for together.
-            continuity: What plans will be told of the actions taken meanwhile, one of `continuity.CONTINUITIES`.
+            continuity: What plans will do with the actions taken meanwhile, one of `continuity.CONTINUITIES`.
 
         Raises:
             DenoiserError: The network is not one that can be sampled from, see `check`.
@@ -275,7 +275,7 @@ class Policy:
         return self.robots[0].last_plan
 
     def select_action(self, observation: Any) -> npt.NDArray[np.float32]:
-        """Return the next action, planning when the queue is empty.
+        """Choose the next action, planning when the queue is empty.
 
         Args:
             observation: A mapping with the policy's features, by LeRobot's names or the environment's
@@ -309,7 +309,7 @@ class Policy:
         self.robots[row].observe(read_observation(observation, self.observation_dims, self.device))
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        """Return the next action of each of some robots, with one batched plan for those whose queue is empty.
+        """Choose the next action of some robots, with one batched plan for those whose queue is empty.
 
         Args:
             rows: The robots, all of which have observed.
@@ -353,7 +353,7 @@ class Policy:
         return [chunk[self.horizons.executed.start :].copy() for chunk in arrays.to_numpy(plan.chunk)]
 
     def move_on(self, sample: Array) -> Array:
-        """Return samples [B, *event] as seen `n_action_steps` later, their last step repeated."""
+        """Move samples [B, *event] on by `n_action_steps`, their last step repeated."""
         return move_on(sample, self.horizons.n_action_steps)
 
     @arrays.uncompiled
@@ -402,7 +402,7 @@ class Policy:
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
     def _commit(self, held: Inpainting | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Inpainting:
-        """Return what is given of samples along a tape: committed actions beside what was given before."""
+        """Give committed actions along a tape, beside what was given before."""
         for told in (each.actions for each in committed if each is not None):
             if told.shape[1:] != (self.action_dim,):
                 raise SpecError(f"committed actions have shape {told.shape}, not (n, {self.action_dim})")

@@ -25,7 +25,7 @@ _NUMBERS = 2**8  # at either end of a tensor that do the same
 
 
 def weights_file(weights: Mapping[str, Array], chain: GaussianChain, event: Sequence[int]) -> Path:
-    """Return where the tuning of a network without a checkpoint is: in the user's cache, by its weights.
+    """Find where the tuning of a network without a checkpoint is: in the user's cache, by its weights.
 
     Args:
         weights: Its tensors by name.

@@ -179,7 +179,7 @@ class Sampler(abc.ABC):
                 `NoiseTape`, the noise itself. Samples are where the tape is, else where `cond` is, else on the CPU.
             inpainting: Coordinates that are given, not sampled.
             warm_start: What earlier plans tell.
-            budget: A deadline, and who is told where the time goes.
+            budget: A deadline, and a stopwatch for where the time goes.
             **old: Keywords of 0.1, for one release.
 
         Returns:

@@ -39,5 +39,5 @@ class Ddim(FewSteps):
         return configured(DDIMScheduler, chain)
 
     def step_options(self, noise: Array) -> dict[str, Any]:
-        """Return η and the noise that goes with it."""
+        """Give η and the noise that goes with it."""
         return {"eta": self.eta, "variance_noise": noise if self.eta else None}

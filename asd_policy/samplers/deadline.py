@@ -117,7 +117,7 @@ class Deadline:
         return jump()
 
     def allows(self, work: Hashable) -> bool:
-        """Return whether a piece of work, and a jump after it, may be expected to be done in time.
+        """Tell whether a piece of work, and a jump after it, will probably be done in time.
 
         Args:
             work: Its kind. It is taken to begin now if this is true, and to last until the next call of `allows`,

@@ -54,7 +54,7 @@ class FewSteps(Sampler):
         """
 
     def step_options(self, noise: Array) -> dict[str, Any]:
-        """Return what `scheduler.step` is told beyond output, timestep and point; noise [B, *event] is the tape's."""
+        """Give the options of `scheduler.step` beyond output, timestep and point; noise [B, *event] is the tape's."""
         return {}
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
@@ -141,7 +141,7 @@ def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -
 
 @lru_cache(maxsize=16)
 def _predictor(steps: int, chain: GaussianChain) -> Any:
-    """Return a scheduler whose steps tell x̂0 and leave nothing behind; made once, because a deadline waits for it."""
+    """Make a scheduler whose steps give x̂0 and leave nothing behind; made once, because a deadline waits for it."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     with arrays.on_cpu():
@@ -152,7 +152,7 @@ def _predictor(steps: int, chain: GaussianChain) -> Any:
 
 @lru_cache(maxsize=16)
 def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
-    """Return a sampler's scheduler for a chain, with its timesteps; made once, and not to be stepped."""
+    """Make a sampler's scheduler for a chain, with its timesteps; made once, and not to be stepped."""
     with arrays.on_cpu():
         scheduler = sampler.scheduler(chain)
         scheduler.set_timesteps(sampler.steps)

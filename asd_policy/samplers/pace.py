@@ -14,13 +14,12 @@ class Pace:
     """How long pieces of work took lately, for a guess at the next. It goes on while nothing else is learned."""
 
     def __init__(self) -> None:
-        """Begin without times."""
         self._recent: dict[Hashable, deque[float]] = {}
         self._least: dict[Hashable, float] = {}
         self._refused: dict[Hashable, int] = {}
 
     def copy(self) -> "Pace":
-        """Return a pace with the same times that goes its own way."""
+        """Copy the times to a pace that goes its own way."""
         other = Pace()
         other._recent = {work: times.copy() for work, times in self._recent.items()}
         other._least, other._refused = dict(self._least), dict(self._refused)
@@ -43,7 +42,7 @@ class Pace:
                 known.pop(work, None)
 
     def expect(self, work: Hashable) -> float | None:
-        """Return what a piece of work may take [s]; None before the first.
+        """Estimate how long a piece of work takes [s]; None before the first.
 
         The second longest of its last times: one may have been an accident.
         """
@@ -51,7 +50,7 @@ class Pace:
         return times[min(1, len(times) - 1)] if times else None
 
     def least(self, work: Hashable) -> float:
-        """Return the shortest that it ever took [s]; infinite before the first."""
+        """Give the shortest time that it ever took [s]; infinite before the first."""
         return self._least.get(work, math.inf)
 
 
@@ -59,7 +58,7 @@ _PACES: WeakKeyDictionary[Any, Pace] = WeakKeyDictionary()
 
 
 def pace_of(network: Any) -> Pace:
-    """Return the pace of a network without a policy; a new one each time for what has no weak references or no hash."""
+    """Find the pace of a network without a policy; a new one each time for what has no weak references or no hash."""
     try:
         return _PACES.setdefault(network, Pace())
     except TypeError:

@@ -26,7 +26,7 @@ class Inputs:
 
     @classmethod
     def like(cls, target: Target, tape: NoiseTape, response: Response | None = None) -> "Inputs":
-        """Return copies of a plan's inputs, in memory of their own."""
+        """Copy a plan's inputs into memory of their own."""
 
         def copies(group: Any) -> list[Any]:
             values = [getattr(group, field.name) for field in fields(group)]
@@ -54,7 +54,7 @@ class Inputs:
 
 
 def shapes(target: Target, tape: NoiseTape) -> tuple[Hashable, ...]:
-    """Return what of a plan a recording depends on, beyond its sampler; the chain itself, which the key keeps alive."""
+    """List what of a plan a recording depends on, beyond its sampler; with the chain itself, which the key keeps alive."""
     cond = None if target.cond is None else (tuple(target.cond.shape), str(target.cond.dtype))
     given = target.inpainting and tuple(part is None for part in vars(target.inpainting).values())
     return target.chain, tuple(tape.initial.shape), str(tape.initial.dtype), cond, given
@@ -91,7 +91,7 @@ class WalkRecording:
             raise no_room(len(tape.initial)) from None
 
     def __call__(self, target: Target, tape: NoiseTape) -> Array:
-        """Return the samples of a plan."""
+        """Replay it for another plan; return its samples [B, *event]."""
         with self._launcher.queue():
             self._inputs.load(target, tape)
             self._run()

@@ -114,7 +114,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
 
 
 def _is_accelerated(policy: Any) -> bool:
-    """Return whether a live object plans with a sampler of this package."""
+    """Tell whether a live object plans with a sampler of this package."""
     return hasattr(policy, _UNDO)
 
 

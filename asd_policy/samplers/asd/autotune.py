@@ -63,7 +63,7 @@ def choose(
     tape: NoiseTape,
     experience: Experience | None,
 ) -> Setting:
-    """Return the setting with the least expected time per plan.
+    """Choose the setting with the least expected time per plan.
 
     Latencies are measured once for each batch, on first use. The choice is made anew each time that the number of plans
     learned from has doubled.
@@ -94,7 +94,7 @@ def choose(
 def candidates(
     steps: int, window: int | None = None, draft: str | None = None, verify: str | None = None
 ) -> list[Setting]:
-    """Return the settings to choose from for a chain of so many steps; what is given stays."""
+    """List the settings to choose from for a chain of so many steps; what is given stays."""
     windows = [each for each in WINDOWS if each <= steps] if window is None else [window]
     drafts = dict.fromkeys(each for each, _ in PRIOR_REFUSALS) if draft is None else [draft]
     verifiers = dict.fromkeys(each for _, each in PRIOR_REFUSALS) if verify is None else [verify]
@@ -118,7 +118,7 @@ def measure(settings: Sequence[Setting], target: Target, tape: NoiseTape, experi
 
 
 def expected_costs(settings: Sequence[Setting], experience: Experience, batch: int, steps: int) -> dict[Setting, float]:
-    """Return the expected time of a plan [s] for each setting, of those that were measured at this batch."""
+    """Compute the expected time of a plan [s] with each setting; all were measured at this batch."""
     sizes = sorted(experience.latency)
     seconds = [experience.latency[size] for size in sizes]
 
@@ -134,7 +134,7 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
 
 
 def refusals(pair: tuple[str, str], experience: Experience, steps: int) -> npt.NDArray[np.float64]:
-    """Return the probability that a pair's draft is refused where it is judged, by step [K]."""
+    """Estimate the probability that a pair's draft is refused where it is judged, by step [K]."""
     prior = {known: PRIOR_REFUSALS.get(known, max(PRIOR_REFUSALS.values())) for known in (pair, *experience.judgements)}
     hazard = np.full(steps, prior[pair])
     for known in sorted(experience.judgements, key=lambda known: known == pair):  # its own have the last word
@@ -150,7 +150,7 @@ def expected_seconds(
     latency: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
     overhead: float,
 ) -> float:
-    """Return the expected time of a plan [s], walking back from the end of the chain.
+    """Compute the expected time of a plan [s], walking back from the end of the chain.
 
     Args:
         hazard: Probability that a draft is refused where it is judged, by step [K].
@@ -179,7 +179,7 @@ class _Silent(Target):
 
 
 def _time_call(target: Target, initial: Array, window: int) -> float:
-    """Return the seconds of a network call on `window` points per row."""
+    """Time a network call on `window` points per row [s]."""
     device, batch = arrays.device_of(initial), len(initial)
     rows = arrays.asarray(np.repeat(np.arange(batch), window), device)
     steps = arrays.asarray(np.tile(np.arange(window), batch), device)
@@ -192,7 +192,7 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
 
 
 def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: Experience) -> float:
-    """Return the seconds of a round from the start of the chain."""
+    """Time a round from the start of the chain [s]."""
     device, rows = arrays.device_of(tape.initial), arrays.arange(len(tape.initial), tape.initial)
     draft = DRAFTS[setting.draft]
     response = response_for(draft, tape, experience)
@@ -204,7 +204,7 @@ def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: E
 
 
 def _replay_seconds(work: Callable[[], object], launcher: Launcher, device: Device) -> float:
-    """Return how long work takes when it is replayed; for ever where there is no room to record it."""
+    """Time work when it is replayed [s]; infinite where there is no room to record it."""
     try:
         replay = launcher.record(work)
     except OutOfDeviceMemory:
@@ -214,7 +214,7 @@ def _replay_seconds(work: Callable[[], object], launcher: Launcher, device: Devi
 
 
 def _seconds(call: Callable[[], object], device: Device) -> float:
-    """Return how long a call takes."""
+    """Time a call [s]."""
     start = time.perf_counter()
     call()
     arrays.synchronize(device)

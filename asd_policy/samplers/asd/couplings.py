@@ -170,7 +170,7 @@ VERIFIERS = {
 
 
 def _polar(gap: Array) -> tuple[Array, Array]:
-    """Return the direction [..., D] and the length [...] of vectors [..., D]; zeros of a zero vector."""
+    """Split vectors [..., D] into directions [..., D] and lengths [...]; zeros for a zero vector."""
     # Scaled by the largest entry first, so that the squares neither overflow nor vanish.
     xp = arrays.namespace(gap)
     largest = xp.amax(xp.abs(gap), axis=-1, keepdims=True)

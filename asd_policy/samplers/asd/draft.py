@@ -36,11 +36,11 @@ class Draft:
     policy, a guess until there are plans. Empty for a draft that is only used when it is asked for."""
 
     def quota(self, path: Path, rows: Array, window: int) -> Array:
-        """Return how many points, 1 … θ, the coming round evaluates for each of `rows` [R]."""
+        """Count the points, 1 … θ, that the coming round evaluates for each of `rows` [R]."""
         return arrays.namespace(rows).full_like(rows, window)
 
     def known(self, path: Path, rows: Array, steps: Array) -> Array:
-        """Return for which `steps` [R, S] of `rows` [R] an earlier prediction is the guess; booleans [R, S]."""
+        """Mark for which `steps` [R, S] of `rows` [R] an earlier prediction is the guess; booleans [R, S]."""
         return path.seen[rows[:, None], steps]
 
 
@@ -52,11 +52,11 @@ class FrozenDraft(Draft):
     """
 
     def quota(self, path: Path, rows: Array, window: int) -> Array:
-        """Return 1 after a rejection and at the start, else θ."""
+        """Evaluate one point after a rejection and at the start, else θ."""
         return arrays.namespace(rows).where(path.rejected[rows], 1, window)
 
     def known(self, path: Path, rows: Array, steps: Array) -> Array:
-        """Return false: the last committed prediction is held."""
+        """Take none: the last committed prediction is held."""
         return arrays.zeros(steps.shape, steps, bool)
 
 

@@ -63,7 +63,7 @@ class Experience:
     _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
 
     def copy(self) -> "Experience":
-        """Return an experience with the same contents that goes its own way."""
+        """Copy the contents to an experience that goes its own way."""
         return replace(
             self,
             moments={name: arrays.copied(sums) for name, sums in self.moments.items()},
@@ -75,7 +75,7 @@ class Experience:
         )
 
     def without_times(self) -> "Experience":
-        """Return a copy that knows of no latencies: those of another backend or device tell nothing."""
+        """Copy all but the latencies: those of another backend or device say nothing."""
         return replace(self.copy(), latency={}, overhead={}, pace=Pace(), _made={})
 
     def freeze(self) -> None:

@@ -27,7 +27,7 @@ _NEWTON_STEPS = 3
 
 
 def crossing(delta: Array, log_weight: Array) -> Array:
-    """Return b [...], where the weighted target density falls below the draft's.
+    """Find b [...], where the weighted target density falls below the draft's.
 
     Args:
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
@@ -37,7 +37,7 @@ def crossing(delta: Array, log_weight: Array) -> Array:
 
 
 def log_mass(y: Array, delta: Array, log_weight: Array) -> Array:
-    """Return ln(p·Φ(y) − Φ(y − δ)) [...] for y ≤ b; at y = b this is ln S.
+    """Compute ln(p·Φ(y) − Φ(y − δ)) [...] for y ≤ b; at y = b this is ln S.
 
     Args:
         y: Upper end of the integral [...], at most `crossing(delta, log_weight)`.
@@ -50,7 +50,7 @@ def log_mass(y: Array, delta: Array, log_weight: Array) -> Array:
 
 
 def refused_level(along: Array, delta: Array, log_weight: Array, log_refused: Array) -> Array:
-    """Return ln of the CDF of a refused draft's −along, at this −along [...].
+    """Compute ln of the CDF of a refused draft's −along, at this −along [...].
 
     Args:
         along: ⟨e, ξ⟩ = y − δ of the refused draft [...].
@@ -100,6 +100,6 @@ def mirror(log_level: Array, along: Array, delta: Array, log_weight: Array) -> A
 
 
 def _log1mexp(x: Array) -> Array:
-    """Return ln(1 − exp(−x)) for x ≥ 0."""
+    """Compute ln(1 − exp(−x)) for x ≥ 0."""
     xp = arrays.namespace(x)
     return xp.log(-xp.expm1(-x))
