@@ -124,10 +124,9 @@ def drive(robot: Robot, episodes: Sequence[Sequence[Any]], first: int) -> Iterat
             start = time.perf_counter()
             robot.select_action(observation)
             seconds = time.perf_counter() - start
-            plan = robot.last_plan if isinstance(robot, RemotePolicy) else robot.plans[-1]
-            if plan is not last:
-                last = plan
-                yield seconds, plan
+            if robot.last_plan is not last:
+                last = robot.last_plan
+                yield seconds, last
 
 
 def load(address: str, clients: int, seconds: float, episodes: Sequence[Sequence[Any]]) -> Load:

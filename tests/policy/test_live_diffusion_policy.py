@@ -21,6 +21,7 @@ from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.tuning import load_tuning
 from asd_policy.samplers.asd import autotune as choice
 from support import known_laws
@@ -37,6 +38,7 @@ class StandIn(nn.Module):
     """A policy whose observation is its features: the encoder counts its calls."""
 
     asd_stats: AsdStats
+    last_plan: PlanRecord | None
 
     def __init__(self, model: nn.Module, noise_scheduler: Any, told: str | None, width: int, steps: int = 20) -> None:
         """Take the parts, as diffusion_policy's do; `told` is how the model is told the observations, None inpaints."""
@@ -208,7 +210,12 @@ def test_wider_windows_take_fewer_rounds(name: str, told: str | None) -> None:
     policy = asd_policy.accelerate(make(name, told), "asd:window=5")
     for _ in range(3):
         policy.predict_action(observation())
-    stats = policy.asd_stats
+    stats, last = policy.asd_stats, policy.last_plan
+    assert stats.last is not None and last is not None
+    assert (last.rounds, last.nfe, last.batch) == (stats.last.rounds[0], stats.last.nfe[0], 3)
+    assert last.at == 2 * policy.n_action_steps
+    policy.reset()
+    assert policy.last_plan is None
     assert (stats.plans, stats.steps) == (9, 180)
     assert stats.algorithmic_speedup > 1.2
     assert policy.encoded == 3  # once per plan, whatever the sampler does

@@ -263,6 +263,18 @@ def test_seeds_that_are_none(seed: Any, device: str) -> None:
         arrays.make_generator(arrays.find_device(device), seed)
 
 
+def test_the_last_plan_is_a_record_of_what_it_cost(policy: Policy) -> None:
+    assert policy.last_plan is None
+    for _ in range(policy.horizons.n_action_steps + 1):
+        policy.select_action(OBSERVATION)
+    last, plan = policy.last_plan, policy.plans[-1]
+    assert last is not None and last.at == policy.horizons.n_action_steps
+    assert (last.rounds, last.nfe, last.window) == (plan.stats.rounds[0], plan.stats.nfe[0], plan.stats.window)
+    assert (last.batch, last.exact, last.seconds) == (1, True, plan.seconds)
+    policy.reset()
+    assert policy.last_plan is None
+
+
 def test_the_last_plan_begins_the_next(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moved on by the actions executed; an episode's first plan has none."""
     fast = asd_policy.accelerate(policy, "asd:window=4")

@@ -25,7 +25,7 @@ from asd_policy.errors import ObservationError, ServingError, SpecError, one_lin
 from asd_policy.policy.continuity import Committed
 from asd_policy.policy.episode_state import EpisodeState
 from asd_policy.policy.observation import read_observation
-from asd_policy.policy.plan import Horizons
+from asd_policy.policy.plan import Horizons, PlanRecord
 from asd_policy.policy.planner import Planned
 
 T = TypeVar("T", bound=Message)
@@ -39,30 +39,21 @@ MAX_NUMBERS = 2**20
 _NAME_BYTES = 64  # of a session at most
 
 
-@dataclass(frozen=True)
-class RemotePlan:
-    """One plan of a server, and its cost."""
+@dataclass(frozen=True, kw_only=True)
+class RemotePlan(PlanRecord):
+    """One plan of a server, and its cost. `seconds` is the latency as the robot sees it: request out, plan in.
+
+    Which steps were refused or unjudged, and the time inside the network, stay on the server: they are None.
+    """
 
     actions: npt.NDArray[np.float32]
     """[n, action_dim], from the action for the latest observation to the plan's end, in the environment's units."""
     sampler: str
     """Spec of the sampler as it ran."""
-    rounds: int
-    """Sequential network calls."""
-    nfe: int
-    """Network evaluations (points)."""
-    batch: int
-    """Plans that were sampled together, this one included."""
     waited: float
     """Time the request waited on the server [s]."""
     planned: float
     """Time the batch took to plan [s]."""
-    cut: bool
-    """Whether a deadline's fallback has finished it."""
-    exact: bool
-    """Whether it was made with the law of the sequential sampler, and not cut."""
-    seconds: float
-    """Latency as the robot sees it [s]: request out, plan in."""
 
 
 class RemotePolicy:
@@ -273,12 +264,15 @@ class RemotePolicy:
             sampler=reply.sampler,
             rounds=reply.rounds,
             nfe=reply.nfe,
+            window=reply.window,
+            at=self._robot.steps,
             batch=reply.batch,
             waited=reply.waited,
             planned=reply.planned,
             cut=reply.cut,
             exact=reply.exact,
             seconds=time.perf_counter() - start,
+            network_seconds=None,
         )
 
     def _request(self, committed: Committed | None) -> pb.PlanRequest:

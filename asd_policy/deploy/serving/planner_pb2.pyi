@@ -96,7 +96,7 @@ class Committed(_message.Message):
     def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., delay: _Optional[int] = ..., soft: _Optional[bool] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("actions", "rounds", "nfe", "batch", "waited", "planned", "sampler", "cut", "exact")
+    __slots__ = ("actions", "rounds", "nfe", "batch", "waited", "planned", "sampler", "cut", "exact", "window")
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     NFE_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class PlanReply(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     actions: Array
     rounds: int
     nfe: int
@@ -115,7 +116,8 @@ class PlanReply(_message.Message):
     sampler: str
     cut: bool
     exact: bool
-    def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., rounds: _Optional[int] = ..., nfe: _Optional[int] = ..., batch: _Optional[int] = ..., waited: _Optional[float] = ..., planned: _Optional[float] = ..., sampler: _Optional[str] = ..., cut: _Optional[bool] = ..., exact: _Optional[bool] = ...) -> None: ...
+    window: int
+    def __init__(self, actions: _Optional[_Union[Array, _Mapping]] = ..., rounds: _Optional[int] = ..., nfe: _Optional[int] = ..., batch: _Optional[int] = ..., waited: _Optional[float] = ..., planned: _Optional[float] = ..., sampler: _Optional[str] = ..., cut: _Optional[bool] = ..., exact: _Optional[bool] = ..., window: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("session",)

@@ -423,6 +423,7 @@ class _Planner:
             actions=wire.to_array(answer.actions),
             rounds=record.rounds,
             nfe=record.nfe,
+            window=record.window,
             batch=record.batch,
             waited=answer.waited,
             planned=record.seconds,

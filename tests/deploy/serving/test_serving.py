@@ -61,9 +61,10 @@ def test_alone_it_acts_as_here_to_the_bit(served: Served, small_checkpoint: Path
             for _ in range(20):
                 seen = {key: rng.normal(size=len(zeros)) for key, zeros in OBSERVATION.items()}
                 assert there.select_action(seen).tolist() == here.select_action(seen).tolist()
-            plan, record = there.last_plan, here.robots[0].records[-1]
-            assert plan is not None
-            assert (plan.rounds, plan.nfe, plan.batch) == (record.rounds, record.nfe, 1)
+            plan, record = there.last_plan, here.last_plan
+            assert plan is not None and record is not None
+            assert (plan.rounds, plan.nfe, plan.window, plan.batch) == (record.rounds, record.nfe, record.window, 1)
+            assert (plan.at, plan.cut, plan.exact) == (record.at, record.cut, record.exact)
             assert plan.actions.shape == (15, 2)
             assert plan.seconds > plan.planned > 0 and plan.waited >= 0
 
