@@ -13,15 +13,22 @@ EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test lerobot edge suites lint format types clean
+.PHONY: help install interpreter browser demo test lerobot edge suites lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 install: $(STAMP) ## create .venv with the package, editable, and every extra the tests need
 
+# A Python that was asked for by name is the one that runs, or nothing does.
+interpreter:
+ifeq ($(origin PYTHON),command line)
+	@test ! -x $(PY) || test "$$($(PYTHON) -V)" = "$$($(PY) -V)" || \
+		{ echo "make: $(VENV) has $$($(PY) -V), not $$($(PYTHON) -V): \`make clean\` first" >&2; exit 1; }
+endif
+
 # The stamp is written last: an interrupted installation starts again.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | interpreter
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) (3.11 or newer) is missing" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: $(PYTHON) is $$($(PYTHON) -V | cut -d' ' -f2), 3.11 or newer is needed" >&2; exit 1; }
