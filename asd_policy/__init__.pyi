@@ -22,7 +22,7 @@ from .networks.backends.base import Backend as Backend
 from .policy.adapters import accelerate as accelerate
 from .policy.adapters import restore as restore
 from .policy.adapters import warm_up as warm_up
-from .policy.continuity import Committed as Committed
+from .policy.continuity import Prefix as Prefix
 from .policy.function import AcceleratedFn as AcceleratedFn
 from .policy.function import accelerate_fn as accelerate_fn
 from .policy.plan import Horizons as Horizons

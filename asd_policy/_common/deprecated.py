@@ -8,7 +8,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-NAMES = {"Held": "Inpainting", "Past": "WarmStart"}
+NAMES = {"Committed": "Prefix", "Held": "Inpainting", "Past": "WarmStart"}
 """Public names of the package: the old one, and the new one."""
 MODULES = {
     "asd_policy.adapters": "asd_policy.policy.adapters",

@@ -27,7 +27,7 @@ REMEMBERED = 10
 
 
 @dataclass(frozen=True)
-class Committed:
+class Prefix:
     """What a robot goes on to do while its next plan is made."""
 
     actions: npt.NDArray[np.float32]
@@ -53,7 +53,7 @@ class Committed:
             raise SpecError(f"delay={self.delay} is not in 0 … {len(self.actions)}, the actions left of the last plan")
 
 
-def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: str) -> Committed | None:
+def prefix_of(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: str) -> Prefix | None:
     """Make the prefix of a plan that is about to begin from the rest of the last one; None for none.
 
     Args:
@@ -63,7 +63,7 @@ def commit(rest: npt.NDArray[np.float32], delays: Collection[int], continuity: s
     """
     if continuity == CONTINUITIES[0] or not len(rest):
         return None
-    return Committed(rest, min(max(delays), len(rest)), soft=continuity == "soft")
+    return Prefix(rest, min(max(delays), len(rest)), soft=continuity == "soft")
 
 
 def seam(before: Actions, after: Actions, given: int, scale: Actions | float = 1.0) -> float | None:
@@ -83,31 +83,31 @@ def seam(before: Actions, after: Actions, given: int, scale: Actions | float = 1
     return float(np.linalg.norm((after[given] - before[min(given, len(before) - 1)]) * scale))
 
 
-def pulls(committed: Committed) -> npt.NDArray[np.float32]:
+def guidance(prefix: Prefix) -> npt.NDArray[np.float32]:
     """Compute how far a new plan is guided to each of the last one's actions [n]: 1 for those that are given."""
-    count, delay = len(committed.actions), committed.delay
+    count, delay = len(prefix.actions), prefix.delay
     share = ((count - np.arange(count)) / (count - delay + 1)).clip(max=1)
-    falling = share * np.expm1(share) / math.expm1(1) if committed.soft else np.zeros(count)
+    falling = share * np.expm1(share) / math.expm1(1) if prefix.soft else np.zeros(count)
     return np.where(np.arange(count) < delay, 1, falling).astype(np.float32)
 
 
 def overlay(
-    committed: Sequence[Committed | None], first: int, event: tuple[int, int]
+    prefixes: Sequence[Prefix | None], first: int, event: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Lay committed actions over plans.
 
     Args:
-        committed: For each plan of a batch; None where its robot has no plan yet.
+        prefixes: For each plan of a batch; None where its robot has no plan yet.
         first: Place in a plan of the action for the latest observation.
         event: Horizon and action_dim.
 
     Returns:
         Actions, and how far the plans are guided to them, 1 where they are given: both [B, horizon, action_dim].
     """
-    actions, pull = np.zeros((2, len(committed), *event), np.float32)
-    for row, each in enumerate(committed):
+    actions, pull = np.zeros((2, len(prefixes), *event), np.float32)
+    for row, each in enumerate(prefixes):
         if each is not None:
             kept = each.actions[: event[0] - first]
             actions[row, first : first + len(kept)] = kept
-            pull[row, first : first + len(kept)] = pulls(each)[: len(kept), None]
+            pull[row, first : first + len(kept)] = guidance(each)[: len(kept), None]
     return actions, pull

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.plan import Horizons
 
 
@@ -40,13 +40,13 @@ class Planner(Protocol):
         """Length of an action."""
         ...
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan.
 
         Args:
             observations: The last ones, oldest first, 1 … n_obs_steps; fewer at an episode's begin.
             step: Control steps that were taken before the latest of them.
             begins: Whether an episode begins, so that nothing before it counts.
-            committed: What the robot goes on to do meanwhile; None where the plan need not go with that.
+            prefix: What the robot goes on to do meanwhile; None where the plan need not go with that.
         """
         ...

@@ -19,7 +19,7 @@ from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
-from asd_policy.policy.continuity import CONTINUITIES, Committed, commit, overlay
+from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
 from asd_policy.policy.episode_state import EpisodeState, together
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import StateEncoder, read_observation
@@ -200,12 +200,12 @@ class Policy:
         history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
         generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
         action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
-        committed = [commit(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
+        prefixes = [prefix_of(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
         learning, self.experience.learning = self.experience.learning, False
         try:
-            plans = [self.plan(history, generators, committed=committed)]
+            plans = [self.plan(history, generators, prefixes=prefixes)]
             if plans[0].stats.trial_calls:  # one more, for which all is ready
-                plans.append(self.plan(history, generators, committed=committed))
+                plans.append(self.plan(history, generators, prefixes=prefixes))
         finally:
             self.experience.learning = learning
         calls += sum(plan.stats.all_calls for plan in plans)
@@ -327,13 +327,13 @@ class Policy:
         return [self.robots[row].next_action() for row in rows]
 
     def plan_for(
-        self, rows: Sequence[int], committed: Sequence[Committed | None] | None = None
+        self, rows: Sequence[int], prefixes: Sequence[Prefix | None] | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """Plan for some robots from what they see now, as one batch; what they have queued stays as it is.
 
         Args:
             rows: The robots, all of which have observed.
-            committed: What each of them does meanwhile, see `plan`.
+            prefixes: What each of them does meanwhile, see `plan`.
 
         Returns:
             For each robot the rest of its plan [n, action_dim], float32, in the environment's units, from the action
@@ -343,7 +343,7 @@ class Policy:
             DenoiserError: The network failed.
         """
         robots = [self.robots[row] for row in rows]
-        return self._keep(robots, self.plan(**together(robots), committed=committed))
+        return self._keep(robots, self.plan(**together(robots), prefixes=prefixes))
 
     def _keep(self, robots: Sequence[EpisodeState], plan: Plan) -> list[npt.NDArray[np.float32]]:
         """Keep a plan and its cost with the robots that it is for; return its rest for each, as `plan_for`."""
@@ -363,7 +363,7 @@ class Policy:
         generator: Any = None,
         last_plan: Array | None = None,
         stopwatch: Stopwatch | None = None,
-        committed: Sequence[Committed | None] | None = None,
+        prefixes: Sequence[Prefix | None] | None = None,
     ) -> Plan:
         """Sample a batch of action chunks.
 
@@ -373,7 +373,7 @@ class Policy:
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.
             stopwatch: Told where the time goes.
-            committed: What each robot goes on to do while it is planned for, None for one that waits: the plan is made
+            prefixes: What each robot goes on to do while it is planned for, None for one that waits: the plan is made
                 up to go with that, and its first actions are those.
 
         Raises:
@@ -387,9 +387,9 @@ class Policy:
         cond = self.encoder.encode(history, self.horizons.n_obs_steps, self.device)
         shape = (len(cond), *self.event)
         inpainting, noise = self.inpainting(cond), generator
-        if committed is not None and any(each is not None and each.delay + each.soft for each in committed):
+        if prefixes is not None and any(each is not None and each.delay + each.soft for each in prefixes):
             noise = NoiseTape.draw(shape, len(self.chain), generator, self.device)
-            inpainting = self._commit(inpainting, committed, noise)
+            inpainting = self._inpaint(inpainting, prefixes, noise)
         warm_start = WarmStart(last_plan, self.experience)
         budget = Budget(self.deadline_ms, self.fallback, start, stopwatch)
         result = self.sampler.sample(
@@ -401,16 +401,16 @@ class Policy:
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
-    def _commit(self, held: Inpainting | None, committed: Sequence[Committed | None], tape: NoiseTape) -> Inpainting:
+    def _inpaint(self, held: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
         """Give committed actions along a tape, beside what was given before."""
-        for told in (each.actions for each in committed if each is not None):
+        for told in (each.actions for each in prefixes if each is not None):
             if told.shape[1:] != (self.action_dim,):
                 raise SpecError(f"committed actions have shape {told.shape}, not (n, {self.action_dim})")
-        laid = overlay(committed, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
+        laid = overlay(prefixes, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
         actions, pull = (arrays.asarray(each, self.device) for each in laid)
         values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
         values[..., : self.action_dim], pulls[..., : self.action_dim] = self._action.normalize(actions), pull
         mask = pulls == 1
-        soft = (pulls * ~mask) if any(each is not None and each.soft for each in committed) else None
+        soft = (pulls * ~mask) if any(each is not None and each.soft for each in prefixes) else None
         own = Inpainting.noised(mask, values, self.chain, tape, soft)
         return own if held is None else own.beside(held)

@@ -28,7 +28,7 @@ from asd_policy.evaluation.rollout.environments import control_rate, make_env
 from asd_policy.evaluation.rollout.latencies import Empirical
 from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.vector import make_envs
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.planner import Planned
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -60,10 +60,10 @@ class Timed(PolicyPlanner):
         super().__init__(policy)
         self.seconds: list[float] = []
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan, and look at the clock."""
         start = time.perf_counter()
-        planned = super().plan(observations, step, begins, committed)
+        planned = super().plan(observations, step, begins, prefix)
         self.seconds.append(time.perf_counter() - start)
         return planned
 

@@ -23,7 +23,7 @@ from asd_policy import ControlLoop, LoopOptions, ProcessPlanner, Telemetry, load
 from asd_policy._common.hardware import hardware, versions
 from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.evaluation.rollout.environments import make_env
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned, Planner
 
@@ -56,7 +56,7 @@ class Nothing:
     def __init__(self, horizons: Horizons, action_dim: int) -> None:
         self.horizons, self.action_dim = horizons, action_dim
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan zeros."""
         return Planned(np.zeros((self.horizons.horizon, self.action_dim), np.float32), 1)
 

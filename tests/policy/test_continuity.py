@@ -16,7 +16,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.policy.continuity import Committed, overlay, pulls
+from asd_policy.policy.continuity import Prefix, guidance, overlay
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.inpainting import Inpainting
 from support.known_laws import DTYPE, EVENT, make_tape
@@ -32,7 +32,7 @@ def rest(count: int) -> npt.NDArray[np.float32]:
 
 
 def plan(
-    folder: Path, spec: str, committed: list[Committed | None] | None, robots: int = 1
+    folder: Path, spec: str, committed: list[Prefix | None] | None, robots: int = 1
 ) -> tuple[npt.NDArray[np.float32], bool]:
     """Return the actions [robots, n, 2] of a policy's first plan, and whether it is exact."""
     policy = asd_policy.load_policy(folder).with_sampler(make_sampler(spec))
@@ -46,7 +46,7 @@ def plan(
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_plan_begins_with_what_is_committed(spec: str, small_checkpoint: Path) -> None:
     free, _ = plan(small_checkpoint, spec, None)
-    bound, exact = plan(small_checkpoint, spec, [Committed(rest(9), delay=3)])
+    bound, exact = plan(small_checkpoint, spec, [Prefix(rest(9), delay=3)])
     np.testing.assert_allclose(bound[0, :3], rest(9)[:3], atol=1e-5)
     assert abs(bound - free)[0, 3:].max() > 1e-3  # the rest goes with it
     assert exact is make_sampler(spec).exact
@@ -54,7 +54,7 @@ def test_a_plan_begins_with_what_is_committed(spec: str, small_checkpoint: Path)
 
 def test_robots_of_a_batch_are_bound_to_different_things(small_checkpoint: Path) -> None:
     free, _ = plan(small_checkpoint, "asd:window=4", None, robots=3)
-    committed = [Committed(rest(9), delay=2), None, Committed(rest(15), delay=5)]
+    committed = [Prefix(rest(9), delay=2), None, Prefix(rest(15), delay=5)]
     bound, _ = plan(small_checkpoint, "asd:window=4", committed, robots=3)
     np.testing.assert_allclose(bound[0, :2], rest(9)[:2], atol=1e-5)
     np.testing.assert_allclose(bound[2, :5], rest(15)[:5], atol=1e-5)
@@ -62,7 +62,7 @@ def test_robots_of_a_batch_are_bound_to_different_things(small_checkpoint: Path)
 
 
 def test_without_delay_nothing_is_given(small_checkpoint: Path) -> None:
-    bound, _ = plan(small_checkpoint, "asd:window=4", [Committed(rest(9), delay=0)])
+    bound, _ = plan(small_checkpoint, "asd:window=4", [Prefix(rest(9), delay=0)])
     assert np.array_equal(bound, plan(small_checkpoint, "asd:window=4", None)[0])
 
 
@@ -70,7 +70,7 @@ def test_without_delay_nothing_is_given(small_checkpoint: Path) -> None:
 def test_soft_guidance_draws_nearer_and_is_no_exact_plan(spec: str, small_checkpoint: Path) -> None:
     apart = {}
     for soft in (False, True):
-        bound, exact = plan(small_checkpoint, spec, [Committed(rest(12), delay=2, soft=soft)])
+        bound, exact = plan(small_checkpoint, spec, [Prefix(rest(12), delay=2, soft=soft)])
         np.testing.assert_allclose(bound[0, :2], rest(12)[:2], atol=1e-5)
         apart[soft] = np.linalg.norm(bound[0, 2:8] - rest(12)[2:8], axis=1)
         assert exact is (make_sampler(spec).exact and not soft)
@@ -79,24 +79,24 @@ def test_soft_guidance_draws_nearer_and_is_no_exact_plan(spec: str, small_checkp
 
 def test_pulls_are_those_of_the_paper() -> None:
     """Eq. 5 of arXiv 2506.07339 for H = 16, s = 6, d = 3: 10 actions left of the last plan."""
-    found = pulls(Committed(rest(10), delay=3, soft=True))
+    found = guidance(Prefix(rest(10), delay=3, soft=True))
     c = [(10 - i) / (10 - 3 + 1) for i in range(10)]
     expected = [1.0] * 3 + [c[i] * (math.exp(c[i]) - 1) / (math.e - 1) for i in range(3, 10)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert pulls(Committed(rest(10), delay=3)).tolist() == [1.0] * 3 + [0.0] * 7
+    assert guidance(Prefix(rest(10), delay=3)).tolist() == [1.0] * 3 + [0.0] * 7
 
 
 @given(count=st.integers(0, 20), share=st.floats(0, 1), soft=st.booleans())
 def test_pulls_fall_from_one_to_zero(count: int, share: float, soft: bool) -> None:
     delay = round(share * count)
-    found = pulls(Committed(np.zeros((count, 2), np.float32), delay, soft))
+    found = guidance(Prefix(np.zeros((count, 2), np.float32), delay, soft))
     assert (found[:delay] == 1).all()
     assert ((found[delay:] >= 0) & (found[delay:] < 1)).all()
     assert (np.diff(found) <= 0).all()
 
 
 def test_what_is_beyond_the_horizon_is_left_out() -> None:
-    actions, pull = overlay([Committed(rest(9), delay=2), None], first=1, event=(4, 2))
+    actions, pull = overlay([Prefix(rest(9), delay=2), None], first=1, event=(4, 2))
     np.testing.assert_array_equal(actions[0, 1:], rest(9)[:3])
     assert pull[:, :, 0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
 
@@ -104,7 +104,7 @@ def test_what_is_beyond_the_horizon_is_left_out() -> None:
 @pytest.mark.parametrize("delay", [-1, 10])
 def test_a_delay_has_actions(delay: int) -> None:
     with pytest.raises(SpecError, match=f"delay={delay} is not in 0 … 9, the actions left of the last plan"):
-        Committed(rest(9), delay)
+        Prefix(rest(9), delay)
 
 
 def test_given_values_are_shown_as_noisy_as_the_forward_process_makes_them(schedule: GaussianChain) -> None:
@@ -155,12 +155,12 @@ def test_pulled_outputs_predict_what_pulled_predictions_are(prediction: str) -> 
 )
 def test_committed_actions_that_are_none(actions: Any, says: str, small_checkpoint: Path) -> None:
     with pytest.raises(SpecError, match=says):
-        plan(small_checkpoint, "ddpm", [Committed(actions, delay=2)])
+        plan(small_checkpoint, "ddpm", [Prefix(actions, delay=2)])
 
 
 def test_committed_actions_are_a_copy() -> None:
     actions = rest(9)
-    committed = Committed(actions, delay=2)
+    committed = Prefix(actions, delay=2)
     actions[:] = 0
     np.testing.assert_array_equal(committed.actions, rest(9))
 

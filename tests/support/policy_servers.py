@@ -72,10 +72,10 @@ def serving(checkpoint: Path, sampler: str = FIXED, limits: Limits = SMALL, **op
     served.gate.set()
     plan_for = policy.plan_for
 
-    def watched(rows: Any, committed: Any = None) -> Any:
+    def watched(rows: Any, prefixes: Any = None) -> Any:
         served.batches.append([float(robot.history[-1][STATE][0]) for robot in policy.robots])
         assert served.gate.wait(60)
-        return plan_for(rows, committed)
+        return plan_for(rows, prefixes)
 
     policy.plan_for = watched
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from asd_policy._common.border import finite
 from asd_policy.errors import LoopError
-from asd_policy.policy.continuity import CONTINUITIES, Committed
+from asd_policy.policy.continuity import CONTINUITIES, Prefix
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
 from asd_policy.policy.policy import Policy
@@ -42,7 +42,7 @@ class PolicyPlanner:
         for each in dict.fromkeys((CONTINUITIES[0], continuity)):
             self._policy.warm_up(continuity=each)
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan from the observations to the end of the policy's horizon.
 
         Raises:
@@ -56,7 +56,7 @@ class PolicyPlanner:
             self._policy.observe(0, observation)
         robot = self._policy.robots[0]
         robot.steps = step - self._begin
-        (actions,) = self._policy.plan_for([0], [committed])
+        (actions,) = self._policy.plan_for([0], [prefix])
         del robot.plans[:-1], robot.records[:-1]  # an episode may be endless; the last one begins the next
         record = robot.records[-1]
         return Planned(actions, record.rounds, record.cut)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.errors import LoopError
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
 from asd_policy.policy.policy import Policy
@@ -56,7 +56,7 @@ class ProcessPlanner:
         """The policy's."""
         return self._observation_dims
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan, as `PolicyPlanner` does.
 
         Raises:
@@ -66,7 +66,7 @@ class ProcessPlanner:
         if not self._process.is_alive():
             self._start()
             begins = True
-        return self._ask((observations, step, begins, committed))
+        return self._ask((observations, step, begins, prefix))
 
     def close(self) -> None:
         """End the process."""

@@ -13,7 +13,7 @@ from asd_policy.deploy.realtime.telemetry import Recorder
 from asd_policy.deploy.realtime.timebase import Timebase
 from asd_policy.deploy.realtime.worker import CallThread
 from asd_policy.errors import AsdError, LoopError
-from asd_policy.policy.continuity import REMEMBERED, commit, seam
+from asd_policy.policy.continuity import REMEMBERED, prefix_of, seam
 from asd_policy.policy.planner import Planner
 
 
@@ -137,9 +137,9 @@ class Ticker:
             self._asked_step, self._asked_at, self._asked_epoch = self._steps, self._time.now(), self._epoch
             self._asked_tick = self._ticks
             self._due = self._steps + self._horizons.n_action_steps
-            committed = commit(self._rest(), self._delays, self._options.continuity)  # a copy of the rest
-            self._given = committed.delay if committed else 0
-            self._worker.begin(self.history.hand_over(), self._steps, self._begins, committed)
+            prefix = prefix_of(self._rest(), self._delays, self._options.continuity)  # a copy of the rest
+            self._given = prefix.delay if prefix else 0
+            self._worker.begin(self.history.hand_over(), self._steps, self._begins, prefix)
             self._begins = False
 
     def _take_over(self, actions: npt.NDArray[np.float32]) -> None:

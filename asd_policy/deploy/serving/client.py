@@ -22,7 +22,7 @@ from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.tokens import check_token
 from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.episode_state import EpisodeState
 from asd_policy.policy.observation import read_observation
 from asd_policy.policy.plan import Horizons, PlanRecord
@@ -179,7 +179,7 @@ class RemotePolicy:
         robot.steps += 1
         return robot.queue.popleft()
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan for a `ControlLoop`; the arguments are those of `realtime.planner.Planner.plan`.
 
         A busy server, perhaps with a plan of this robot that was given up, is asked again after the time that it names,
@@ -198,7 +198,7 @@ class RemotePolicy:
         self._robot.steps = step - self._first
         while True:
             try:
-                plan = self.last_plan = self._plan(committed, end)
+                plan = self.last_plan = self._plan(prefix, end)
                 return Planned(plan.actions, plan.rounds, plan.cut)
             except ServingError as error:
                 if error.retry_after is None or time.monotonic() + error.retry_after > end:
@@ -239,16 +239,16 @@ class RemotePolicy:
         with suppress(ServingError):  # its lease will end
             self._call("Close", pb.CloseRequest(session=session), pb.CloseReply, end)
 
-    def _plan(self, committed: Committed | None, end: float) -> RemotePlan:
+    def _plan(self, prefix: Prefix | None, end: float) -> RemotePlan:
         """Ask for a plan for what the robot sees now."""
         start = time.perf_counter()
         try:
-            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
+            reply = self._call("Plan", self._request(prefix), pb.PlanReply, end)
         except ServingError as error:
             if error.code != grpc.StatusCode.NOT_FOUND.name or not self._begins:
                 raise
             self._open(end)  # the session's lease has ended; an episode that begins loses nothing by a new one
-            reply = self._call("Plan", self._request(committed), pb.PlanReply, end)
+            reply = self._call("Plan", self._request(prefix), pb.PlanReply, end)
         horizons = self.horizons
         shape = horizons.horizon - horizons.executed.start, self.action_dim
         try:
@@ -275,11 +275,9 @@ class RemotePolicy:
             network_seconds=None,
         )
 
-    def _request(self, committed: Committed | None) -> pb.PlanRequest:
+    def _request(self, prefix: Prefix | None) -> pb.PlanRequest:
         history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
-        message = committed and pb.Committed(
-            actions=wire.to_array(committed.actions), delay=committed.delay, soft=committed.soft
-        )
+        message = prefix and pb.Committed(actions=wire.to_array(prefix.actions), delay=prefix.delay, soft=prefix.soft)
         return pb.PlanRequest(
             session=self._session,
             history=history,

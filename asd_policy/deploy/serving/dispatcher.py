@@ -17,7 +17,7 @@ from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.deploy.serving.metrics import Metrics
 from asd_policy.deploy.serving.sessions import Session
 from asd_policy.errors import AsdError
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.episode_state import EpisodeState
 from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.policy import Policy
@@ -53,7 +53,7 @@ class Request:
     """Whether an episode begins."""
     seed: int | None = None
     """Seed of the noise of an episode that begins; None goes on with the session's."""
-    committed: Committed | None = None
+    prefix: Prefix | None = None
     """The actions that the robot executes meanwhile."""
     deadline: float = float("inf")
     """When the client stops waiting for the plan, on the clock `time.monotonic` [s]."""
@@ -216,8 +216,8 @@ class Dispatcher:
         self._policy.robots = robots + [
             replace(last, generator=self._spare, plans=[*last.plans], records=[*last.records]) for _ in range(fill)
         ]
-        committed = [request.committed for request in batch] + [None] * fill
-        actions = self._policy.plan_for(range(len(batch) + fill), committed)
+        prefixes = [request.prefix for request in batch] + [None] * fill
+        actions = self._policy.plan_for(range(len(batch) + fill), prefixes)
         answers = []
         for request, robot, own in zip(batch, robots, actions, strict=False):  # the rows that fill up have no request
             request.session.robot = robot

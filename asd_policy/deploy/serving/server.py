@@ -27,7 +27,7 @@ from asd_policy.deploy.serving.dispatcher import Dispatcher, Request
 from asd_policy.deploy.serving.metrics import Metrics
 from asd_policy.deploy.serving.sessions import NoPlace, Session, Sessions, Shares
 from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError, one_line
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.policy import Policy
 
 T = TypeVar("T")
@@ -402,7 +402,7 @@ class _Planner:
             self._step(request, session),
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
-            self._committed(request),
+            self._prefix(request),
             float("inf") if left is None else time.monotonic() + left,
         )
         if not self._dispatcher.submit(asked):
@@ -432,7 +432,7 @@ class _Planner:
             exact=record.exact,
         )
 
-    def _committed(self, request: pb.PlanRequest) -> Committed | None:
+    def _prefix(self, request: pb.PlanRequest) -> Prefix | None:
         """Read the actions that a request's robot is committed to."""
         if not request.HasField("committed"):
             return None
@@ -445,7 +445,7 @@ class _Planner:
         try:
             actions = wire.from_array(committed.actions, (count, self._policy.action_dim), "committed actions")
             self._check_size(actions, "action", "committed actions")
-            return Committed(actions, committed.delay, committed.soft)
+            return Prefix(actions, committed.delay, committed.soft)
         except (ObservationError, SpecError) as error:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 

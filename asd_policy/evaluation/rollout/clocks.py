@@ -18,7 +18,7 @@ import numpy.typing as npt
 from asd_policy._common import arrays
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.rollout.latencies import Latency
-from asd_policy.policy.continuity import CONTINUITIES, REMEMBERED, Actions, Committed, commit, seam
+from asd_policy.policy.continuity import CONTINUITIES, REMEMBERED, Actions, Prefix, prefix_of, seam
 from asd_policy.policy.episode_state import EpisodeState, Pilot
 from asd_policy.policy.plan import UNCLOCKED, Timing
 from asd_policy.policy.policy import Policy
@@ -196,13 +196,13 @@ class ClockedPilot(abc.ABC):
         """Select the actions of a plan that are queued when it comes, `delay` steps after its observation."""
 
     @abc.abstractmethod
-    def _committed(self, row: int) -> Committed | None:
+    def _prefix(self, row: int) -> Prefix | None:
         """Give the actions that a robot takes while the next plan is made, as far as that plan is to know them."""
 
     def _plan(self, due: Sequence[int]) -> None:
         """Make plans for what some robots see now."""
-        committed = [self._committed(row) for row in due]
-        for row, given, actions in zip(due, committed, self.policy.plan_for(due, committed), strict=True):
+        prefixes = [self._prefix(row) for row in due]
+        for row, given, actions in zip(due, prefixes, self.policy.plan_for(due, prefixes), strict=True):
             robot, course = self.robots[row], self._courses[row]
             record = robot.records[-1]
             latency = self.clock.latency.draw(self._spec, record.seconds, course.rng)
@@ -248,7 +248,7 @@ class SyncPilot(ClockedPilot):
     def _use(self, actions: Actions, delay: int) -> Actions:
         return actions[: self.policy.horizons.n_action_steps]
 
-    def _committed(self, row: int) -> None:
+    def _prefix(self, row: int) -> None:
         return None
 
 
@@ -267,9 +267,9 @@ class AsyncPilot(ClockedPilot):
     def _use(self, actions: Actions, delay: int) -> Actions:
         return actions[min(delay, len(actions) - 1) :]
 
-    def _committed(self, row: int) -> Committed | None:
+    def _prefix(self, row: int) -> Prefix | None:
         rest = np.array(self.robots[row].queue, np.float32)
-        return commit(rest, self._courses[row].delays, self.clock.continuity)
+        return prefix_of(rest, self._courses[row].delays, self.clock.continuity)
 
 
 PILOTS: dict[str, type[ClockedPilot]] = {"sync": SyncPilot, "async": AsyncPilot}

@@ -30,7 +30,7 @@ from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.deploy.realtime.timebase import RealTime, VirtualTime
 from asd_policy.errors import MAX_MESSAGE
 from asd_policy.evaluation.rollout.environments import make_env
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
 
@@ -49,14 +49,14 @@ class Planner:
     def __init__(self) -> None:
         """Begin, with no calls."""
         self.calls: list[tuple[list[float], int, bool]] = []
-        self.committed: list[Committed | None] = []
+        self.prefixes: list[Prefix | None] = []
         """What each call was told of what the robot goes on to do."""
         self.fault: Callable[[int], Any] = lambda call: None
 
-    def plan(self, observations: Sequence[Any], step: int, begins: bool, committed: Committed | None = None) -> Planned:
+    def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Return the actions of the steps from the latest observation on; or what the fault says."""
         self.calls.append(([float(each[0]) for each in observations], step, begins))
-        self.committed.append(committed)
+        self.prefixes.append(prefix)
         wrong = self.fault(len(self.calls) - 1)
         if wrong is not None:
             return Planned(wrong, 3) if isinstance(wrong, np.ndarray) else wrong
@@ -169,7 +169,7 @@ def test_plans_that_take_too_long(robot: Robot, planner: Planner) -> None:
 def test_a_plan_is_told_what_is_written_meanwhile(robot: Robot, planner: Planner, continuity: str) -> None:
     """The rest of the last plan, of which 2 actions are written until the plan is there."""
     make_loop(robot, planner, 2, continuity=continuity).run()
-    first, *others = planner.committed[1:]
+    first, *others = planner.prefixes[1:]
     assert first is None  # the robot waits
     for (_, step, _), told in zip(planner.calls[2:], others, strict=True):
         if continuity == "none":
@@ -191,7 +191,7 @@ class Slowing(VirtualTime):
 
 def test_the_longest_of_the_last_delays_is_expected(robot: Robot, planner: Planner) -> None:
     make_loop(robot, planner, time=Slowing(), continuity="inpaint").run()
-    delays = [told.delay for told in planner.committed[2:] if told is not None]
+    delays = [told.delay for told in planner.prefixes[2:] if told is not None]
     slow = [step for _, step, _ in planner.calls[2:]].index(20)
     assert delays == [1] * (slow + 1) + [3] * 10 + [1] * (len(delays) - slow - 11)
     assert len(delays) > slow + 11
@@ -215,7 +215,7 @@ def test_the_seam_is_behind_what_a_plan_was_given(
 
     def plan(*arguments: Any) -> Planned:
         planned = Planner.plan(planner, *arguments)
-        told = planner.committed[-1]
+        told = planner.prefixes[-1]
         if told is not None:
             planned.actions[: told.delay] = told.actions[: told.delay]
             planned.actions[told.delay :] = told.actions[told.delay] + 5
@@ -384,7 +384,7 @@ def test_what_is_done_to_a_rest_or_a_safe_action_is_not_written(robot: Robot, pl
     loop = make_loop(robot, planner, 2, safe_action=safe, continuity="inpaint", ticks=20)
 
     def spoil(call: int) -> None:
-        told = planner.committed[-1]
+        told = planner.prefixes[-1]
         if told is not None:
             told.actions[:] = 99
 
@@ -891,7 +891,7 @@ def test_a_plan_is_the_policys(small_checkpoint: Path) -> None:
     np.testing.assert_array_equal(second.actions, other.plan_for([0])[0])
     assert second.rounds == other.plans[-1].stats.rounds[0]
     rest = np.linspace(-0.5, 0.5, 20, dtype=np.float32).reshape(10, 2)
-    third = planner.plan(seen[4:6], 30, False, Committed(rest, delay=3))
+    third = planner.plan(seen[4:6], 30, False, Prefix(rest, delay=3))
     np.testing.assert_allclose(third.actions[:3], rest[:3], atol=1e-6)
     assert np.abs(third.actions[3:10] - rest[3:]).max() > 0.01
     assert not third.cut
@@ -1032,7 +1032,7 @@ def test_nothing_piles_up(planner: Planner) -> None:
         count += 1
         if count in (4000, 8000):
             planner.calls.clear()
-            planner.committed.clear()
+            planner.prefixes.clear()
             sizes[count] = tracemalloc.get_traced_memory()[0]
 
     options = LoopOptions(patience=LONG, ticks=8100)

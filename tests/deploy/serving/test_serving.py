@@ -25,7 +25,7 @@ from asd_policy.deploy.serving.metrics import Metrics
 from asd_policy.deploy.serving.server import Limits, PolicyServer
 from asd_policy.deploy.serving.sessions import Sessions, Shares
 from asd_policy.errors import ObservationError, ServingError, SpecError
-from asd_policy.policy.continuity import Committed
+from asd_policy.policy.continuity import Prefix
 from support.policy_servers import FIXED, OBSERVATION, Raw, Served, good_request, health, observation, serving
 
 ROOT = Path(__file__).parents[3]
@@ -109,7 +109,7 @@ def test_a_robot_that_is_drawn_to_its_last_plan_marks_no_other(small_checkpoint:
         until(lambda: len(served.batches) == 1)
         free.reset(seed=7)
         asked = [
-            pool.submit(drawn.plan, [observation(0)], 0, True, Committed(rest, 2, soft=True)),
+            pool.submit(drawn.plan, [observation(0)], 0, True, Prefix(rest, 2, soft=True)),
             pool.submit(free.plan, [observation(1)], 0, True),
         ]
         until(lambda: served.metric("queue") == 2)
@@ -149,10 +149,10 @@ def test_a_control_loop_waits_for_a_busy_server(served: Served, monkeypatch: pyt
     with served.connect(timeout=5) as robot:
         plan, refusals = robot._plan, [ServingError("busy", "RESOURCE_EXHAUSTED", wait) for wait in (0.01, 0.01)]
 
-        def busy(committed: Committed | None, end: float) -> RemotePlan:
+        def busy(prefix: Prefix | None, end: float) -> RemotePlan:
             if refusals:
                 raise refusals.pop()
-            return plan(committed, end)
+            return plan(prefix, end)
 
         monkeypatch.setattr(robot, "_plan", busy)
         assert robot.plan([observation(0)], 0, True).actions.shape == (15, 2)
@@ -434,7 +434,7 @@ def test_a_row_that_spoils_a_batch_spoils_no_other(
 
 
 def test_a_fault_of_the_server_is_said_and_survived(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(rows: object, committed: object) -> None:
+    def broken(rows: object, prefixes: object) -> None:
         raise RuntimeError("out of memory at 0xdeadbeef")
 
     with served.connect() as robot:

@@ -23,7 +23,7 @@ from asd_policy.evaluation.rollout.runner import LocalRunner, groups
 from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.evaluation.rollout.vector import make_envs
 from asd_policy.evaluation.summary import summarize_episodes
-from asd_policy.policy.continuity import CONTINUITIES, Committed
+from asd_policy.policy.continuity import CONTINUITIES, Prefix
 from asd_policy.policy.plan import PlanRecord, Timing
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
@@ -38,18 +38,18 @@ Taken = tuple[int, ...]
 
 
 @pytest.fixture
-def told() -> list[Committed | None]:
+def told() -> list[Prefix | None]:
     """What the plans of `policy` were told of the actions taken meanwhile."""
     return []
 
 
 @pytest.fixture
-def policy(small_checkpoint: Path, told: list[Committed | None]) -> Policy:
+def policy(small_checkpoint: Path, told: list[Prefix | None]) -> Policy:
     """A policy whose actions say which plan they are of, and for which control step."""
     policy = asd_policy.load_policy(small_checkpoint)
 
-    def plan_for(rows: Sequence[int], committed: Sequence[Committed | None] | None = None) -> list[Any]:
-        told.extend(committed or ())
+    def plan_for(rows: Sequence[int], prefixes: Sequence[Prefix | None] | None = None) -> list[Any]:
+        told.extend(prefixes or ())
         chunks = []
         for row in rows:
             robot = policy.robots[row]
@@ -151,10 +151,10 @@ def test_the_seam_is_behind_what_a_plan_was_given(policy: Policy) -> None:
     pilot.reset_batch([0])
     plan_for = policy.plan_for
 
-    def goes_on(rows: Sequence[int], committed: Sequence[Committed | None] | None = None) -> list[Any]:
+    def goes_on(rows: Sequence[int], prefixes: Sequence[Prefix | None] | None = None) -> list[Any]:
         """Plan with the actions given; the sixth is 7 further on."""
-        plans = plan_for(rows, committed)
-        for plan, each in zip(plans, committed or (), strict=True):
+        plans = plan_for(rows, prefixes)
+        for plan, each in zip(plans, prefixes or (), strict=True):
             if each is not None:
                 plan[: each.delay] = each.actions[: each.delay]
                 plan[each.delay] = each.actions[each.delay] + np.array([7, 0])
@@ -181,7 +181,7 @@ class Listed:
 
 
 @pytest.mark.parametrize("continuity", CONTINUITIES)
-def test_a_plan_is_told_what_is_done_meanwhile(continuity: str, policy: Policy, told: list[Committed | None]) -> None:
+def test_a_plan_is_told_what_is_done_meanwhile(continuity: str, policy: Policy, told: list[Prefix | None]) -> None:
     """The rest of the last plan, and the largest of the last delays, of the plan that was waited for too."""
     pilot = make_pilot(policy, ControlClock("async", HZ, Listed([5, 2, 6, 10, 1]), continuity))
     pilot.reset_batch([0])
