@@ -91,11 +91,8 @@ class Round:
 
     def _commit(self, path: Path, window: Window, point: Array, x0_pred: Array, verdict: Verdict, quota: Array) -> None:
         """Take the steps that stand, and the one after them from its target."""
-        xp, rows, tables = (
-            arrays.namespace(path.x),
-            window.rows,
-            self.target.chain.tables(arrays.device_of(point), point.dtype),
-        )
+        xp, rows = arrays.namespace(path.x), window.rows
+        tables = self.target.chain.tables(arrays.device_of(point), point.dtype)
         going = quota > 0  # a row that is done has no live point, and must not change
         here = (arrays.arange(len(rows), rows), verdict.last)
         step = window.steps[here]
