@@ -28,7 +28,7 @@ def test_the_document(folder: Path) -> None:
     place = folder.parent
     folder.rename(place / "PATH")
     printed = run([sys.executable, "-c", "".join(PYTHON)], place)
-    assert "SpeculationStats(steps=12, rounds=(" in printed
+    assert "SpeculationStats(plans=(PlanCost(rounds=" in printed
     assert json.loads((place / "COPY/config.json").read_text())["sampler"] == "asd:window=8"
     for number, command in enumerate(COMMANDS):
         words = dict(word.split("=", 1) for word in command.split()[1:]) | SMALLER | {"--output_dir": f"out{number}"}

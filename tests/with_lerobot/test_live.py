@@ -309,7 +309,7 @@ def test_the_last_plan_begins_the_next(state_policy: DiffusionPolicy, monkeypatc
     sample = Asd.sample
 
     def spy(self: Asd, *arguments: Any, **options: Any) -> Any:
-        starts.append(options["past"].last_plan)
+        starts.append(options["warm_start"].last_plan)
         result = sample(self, *arguments, **options)
         sampled.append(result.sample)
         return result

@@ -295,7 +295,9 @@ class LivePlanner:
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
         warm_start = WarmStart(self._last, self.experience)
-        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape, inpainting, warm_start)
+        result = self.sampler.sample(
+            denoiser, self.chain, shape, cond, tape, inpainting=inpainting, warm_start=warm_start
+        )
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
             self._last = move_on(result.sample, executed)
