@@ -164,7 +164,7 @@ class Policy:
         """
         if self._runs_own is not None:
             if not isinstance(sampler, Ddim):
-                self.check_gaussian(sampler.spec)
+                raise self._refusal(sampler.spec, self._runs_own)
             sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
         sampler.check(self.chain)
         other = copy.copy(self)
@@ -198,6 +198,11 @@ class Policy:
         """The sequential sampler of the law that runs, which speedups are against."""
         return self._runs_own or Ddpm()
 
+    @property
+    def steps(self) -> int:
+        """Network calls of `reference` in a plan."""
+        return self.reference.sequential_steps(self.chain)
+
     def check_gaussian(self, what: str) -> None:
         """Refuse a thing that needs a chain of Gaussian steps, where the policy runs a scheduler that adds no noise.
 
@@ -208,11 +213,14 @@ class Policy:
             SpecError: The policy does.
         """
         if self._runs_own is not None:
-            raise SpecError(
-                f"{what} needs a chain of Gaussian steps, and this checkpoint's own scheduler is DDIM without noise, "
-                f"whose plan is {self._runs_own.spec}: --chain {TRAINED}, or load_policy(…, chain={TRAINED!r}), "
-                f"samples the DDPM chain of {len(self.chain)} steps that its network was trained for"
-            )
+            raise self._refusal(what, self._runs_own)
+
+    def _refusal(self, what: str, own: OwnDdim) -> SpecError:
+        return SpecError(
+            f"{what} needs a chain of Gaussian steps, and this checkpoint's own scheduler is DDIM without noise, whose "
+            f"plan is {own.spec}: --chain {TRAINED}, or load_policy(…, chain={TRAINED!r}), samples the DDPM chain of "
+            f"{len(self.chain)} steps that its network was trained for"
+        )
 
     def with_backend(self, backend: Backend) -> "Policy":
         """Make a policy whose network runs on another backend; history, noise and experience are its own.
