@@ -13,7 +13,7 @@ from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
-from asd_policy.checkpoints.schedule import Schedule, read_schedule
+from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.policy.normalisation import Affine
@@ -75,7 +75,7 @@ def _schedule(said: Description) -> Schedule | ChainError:
     try:
         if not said.horizons:  # it is no policy, and `load_fn` samples chains of Gaussian steps alone
             return Schedule(GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta), None)
-        return read_schedule(said.scheduler, said.num_inference_steps, said.eta)
+        return schedule_of(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error
 

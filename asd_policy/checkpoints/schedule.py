@@ -25,7 +25,7 @@ class Schedule:
     """The file's own plan; None where it is the chain's."""
 
 
-def read_schedule(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any = None) -> Schedule:
+def schedule_of(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any = None) -> Schedule:
     """Read a checkpoint's scheduler.
 
     Args:

@@ -66,7 +66,6 @@ class Policy:
         action: Affine,
         device: Device,
         backend: Backend | None = None,
-        own: OwnDdim | None = None,
     ) -> None:
         """Put a policy together; `load_policy` does it from a checkpoint.
 
@@ -80,7 +79,6 @@ class Policy:
             action: Normalisation of the action.
             device: Where to plan.
             backend: What runs the network; None for PyTorch, operation by operation.
-            own: The plan of the checkpoint's own scheduler, where that is DDIM without noise; `with_chain` turns to it.
 
         Raises:
             BackendError: The backend cannot run here, or not this network.
@@ -91,9 +89,9 @@ class Policy:
         """As loaded."""
         self.chain = chain
         self.sampler = sampler
-        self.own = own
+        self.own: OwnDdim | None = None
         """The plan of the checkpoint's own scheduler; None where that is the chain's."""
-        self.runs = CHECKPOINT if own is None else TRAINED
+        self.runs = CHECKPOINT
         """Whose law plans have, one of `CHAINS`."""
         self.horizons = horizons
         self.device = device
@@ -172,6 +170,18 @@ class Policy:
         other.experience = self.experience.copy()
         other.generator = arrays.make_generator(self.device)
         other.reset()
+        return other
+
+    def with_own_plan(self, own: OwnDdim | None) -> "Policy":
+        """Make a policy that knows the plan of its checkpoint's own scheduler, where that is DDIM without noise.
+
+        It still runs the chain that its network was trained for; `with_chain` turns to the other law.
+
+        Args:
+            own: None where the scheduler is the chain's.
+        """
+        other = copy.copy(self)
+        other.own, other.runs = own, CHECKPOINT if own is None else TRAINED
         return other
 
     def with_chain(self, chain: str, sampler: Sampler | None = None) -> "Policy":

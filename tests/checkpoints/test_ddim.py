@@ -90,7 +90,7 @@ def by_diffusers(policy: Policy, options: Mapping[str, Any], steps: int, cond: T
         for timestep in scheduler.timesteps:
             x = x if held is None else torch.where(held.mask, held.values, x)
             output = policy.network(x, timestep.expand(len(x)), None if policy.inpaints else cond)
-            x = scheduler.step(output, int(timestep), x).prev_sample
+            x = scheduler.step(output, int(timestep), x, return_dict=False)[0]
     return x if held is None else torch.where(held.mask, held.values, x)
 
 
@@ -181,7 +181,9 @@ def test_other_samplers_are_refused_in_a_line_that_names_the_way_out(spec: str, 
         lambda: asd_policy.accelerate(policy, spec),
         lambda: policy.with_sampler(make_sampler(spec)),
     ):
-        with pytest.raises(asd_policy.SpecError, match=r"plan is ddim:5: --chain trained, or .*chain='trained'") as info:
+        with pytest.raises(
+            asd_policy.SpecError, match=r"plan is ddim:5: --chain trained, or .*chain='trained'"
+        ) as info:
             refused()
         assert "\n" not in str(info.value)
     asd_policy.load_policy(lerobot, spec, chain="trained")
