@@ -148,6 +148,24 @@ def check_options(config: Mapping[str, Any]) -> None:
             raise ChainError(f"{key} {config[key]!r} is not {description}")
 
 
+def adds_no_noise(scheduler: Mapping[str, Any], eta: Any) -> bool:
+    """Tell whether a configuration with its `_class_name` is DDIM's, and its η 0: a sampler that adds no noise."""
+    return scheduler.get("_class_name") == "DDIMScheduler" and (eta is None or eta == 0)
+
+
+def trained_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the configuration of the DDPM chain that the network of a DDIM configuration was trained for.
+
+    Both have one training loss: it knows betas and prediction type, not how plans are made (arXiv 2010.02502, section
+    3). The chain has all training timesteps and clips as DDIM does; which of them DDIM takes is not its affair.
+
+    Args:
+        config: As `configuration` reads it.
+    """
+    shared = {key: config[key] for key in _COMMON if key not in ("timestep_spacing", "steps_offset")}
+    return {"_class_name": "DDPMScheduler"} | shared
+
+
 def check_eta(name: str, eta: Any) -> None:
     """Refuse an eta for DDPM, and for DDIM one outside (0, 1]."""
     if name == "DDPMScheduler":

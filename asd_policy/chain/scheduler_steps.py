@@ -30,7 +30,7 @@ def read_schedule(
 
 def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, eta: float | None) -> dict[str, Any]:
     """Compute what `GaussianChain` holds beside the configuration, which has been checked."""
-    timesteps = _timesteps(
+    timesteps = choose_timesteps(
         config, config["num_train_timesteps"] if num_inference_steps is None else num_inference_steps
     )
     # From here on float32, torch's arithmetic and the scheduler's order of operations, for equal bits:
@@ -179,8 +179,12 @@ def _laplace(time: float) -> float:
     return math.sqrt(ratio / (1 + ratio))
 
 
-def _timesteps(config: Mapping[str, Any], steps: Any) -> Tensor:
-    """Choose the K timesteps as `set_timesteps` does, noisiest first (arXiv 2305.08891, table 2)."""
+def choose_timesteps(config: Mapping[str, Any], steps: Any) -> Tensor:
+    """Choose the K timesteps as `set_timesteps` does, noisiest first (arXiv 2305.08891, table 2).
+
+    Raises:
+        ChainError: There are no so many, or some are out of range.
+    """
     train = config["num_train_timesteps"]
     if not is_a(steps, INTEGER) or not 1 <= steps <= train:
         raise ChainError(f"num_inference_steps {steps!r} is not in 1 … {train} (an integer up to num_train_timesteps)")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy._common.arrays import checked_float32
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
+from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.archives import TorchArchive, count_stored, mentions
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.checkpoints.untrusted.weights import Value, load_weights, stripped_notes, unwrap_names
@@ -105,19 +105,20 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
     weights, normalizer = _split(_plain_names(tensors, LIGHTNING in payload)[0], source)
     layout = _LAYOUTS[kind](policy, source)
     network = _NETWORKS[kind](policy.section("model"), layout, weights, source)
+    schedule = schedule_of(
+        _scheduler(policy.section("noise_scheduler")),
+        policy.count("num_inference_steps", None),
+        policy.plain().get("eta"),
+    )
     return Policy(
         denoiser=network.to(device),
-        chain=GaussianChain.from_scheduler(
-            _scheduler(policy.section("noise_scheduler")),
-            policy.count("num_inference_steps", None),
-            policy.plain().get("eta"),
-        ),
+        chain=schedule.chain,
         sampler=sampler,
         horizons=layout.horizons,
         observation=StateEncoder({OBS: _affine(normalizer, OBS, layout.obs_dim, source)}, layout.inpaints),
         action=_affine(normalizer, ACTION, layout.action_dim, source),
         device=device,
-    )
+    ).with_own_plan(schedule.own)
 
 
 def describe_diffusion_policy(path: Path) -> Description:

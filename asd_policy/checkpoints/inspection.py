@@ -13,34 +13,39 @@ from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
+from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.policy import Policy
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy, check_chain
+from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
+from asd_policy.samplers.ddim import Ddim, OwnDdim
 
 
-def inspect(path: str) -> dict[str, Any]:
+def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
     """Describe a checkpoint, as the JSON object of `asd-policy inspect`.
 
     Args:
         path: As for `load_policy`.
+        chain: As for `load_policy`.
 
     Raises:
         CheckpointError: No such path, no known format, or a file is broken that the description needs.
+        SpecError: There is no such chain.
     """
+    check_chain(chain)
     folder = locate(path)
     name, form = find_format(folder)
     description = form.describe(folder)
     missing: list[str] = []
     policy = None
     try:
-        loaded = load(folder, "ddpm", "cpu")
+        loaded = load(folder, None, "cpu", chain=chain)
         policy = loaded if isinstance(loaded, Policy) else None
-        chain: GaussianChain | ChainError = loaded.chain
+        schedule: Schedule | ChainError = Schedule(loaded.chain, None if policy is None else policy.own)
     except AsdError as error:
         missing.append(str(error))
-        chain = _chain(description)
+        schedule = _schedule(description)
     tuning = None if policy is None else find_tuning(folder, policy)
     said: dict[str, Any] = {
         "version": 1,
@@ -52,9 +57,10 @@ def inspect(path: str) -> dict[str, Any]:
         **asdict(description),
         "notes": [*description.notes, *unknown_options(description.scheduler)],
         "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
-        "prediction_type": chain.config["prediction_type"] if isinstance(chain, GaussianChain) else None,
-        "chain": _describe_chain(chain),
-        "samplers": [_describe_sampler(spec, chain) for spec in SAMPLERS],
+        "prediction_type": None if isinstance(schedule, ChainError) else schedule.chain.config["prediction_type"],
+        "chain": {**_describe_chain(schedule, chain), "runs": chain},
+        "own_plan": _own_plan(schedule),
+        "samplers": [_describe_sampler(spec, schedule, chain) for spec in SAMPLERS],
         "tuning": {"file": str(tuning.file), "plans": tuning.experience.plans} if tuning else None,
         "files": files(folder, form),
         "is_policy": policy is not None,
@@ -64,36 +70,65 @@ def inspect(path: str) -> dict[str, Any]:
     return _plain(said)
 
 
-def _chain(said: Description) -> GaussianChain | ChainError:
-    """Make the chain that a checkpoint describes, or explain why there is none."""
+def _schedule(said: Description) -> Schedule | ChainError:
+    """Make the schedule that a checkpoint describes, or explain why there is none."""
     try:
-        return GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta)
+        if not said.horizons:  # it is no policy, and `load_fn` samples chains of Gaussian steps alone
+            return Schedule(GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta), None)
+        return schedule_of(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error
 
 
-def _describe_chain(chain: GaussianChain | ChainError) -> dict[str, Any]:
+def _own_plan(schedule: Schedule | ChainError) -> str | None:
+    """Write the spec of the plan that the checkpoint's own scheduler makes; None where there is none."""
+    if isinstance(schedule, ChainError):
+        return None
+    return make_sampler("ddpm").spec if schedule.own is None else schedule.own.spec
+
+
+def _describe_chain(schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
     """Tell whether steps can be drafted and verified, and why."""
-    if isinstance(chain, ChainError):
-        return {"steps": None, "gaussian": False, "why": str(chain)}
+    if isinstance(schedule, ChainError):
+        return {"steps": None, "gaussian": False, "why": str(schedule)}
+    chain, own = schedule.chain, schedule.own
+    if own is not None and runs == CHECKPOINT:
+        why = (
+            f"{own.spec} is its own plan: DDIM without noise, whose steps cannot be verified; with --chain {TRAINED} "
+            f"asd is exact, on the DDPM chain of {len(chain)} steps that its network was trained for"
+        )
+        return {"steps": own.own_steps, "gaussian": False, "why": why}
     why = (
         f"each of the {len(chain)} steps of {chain.config['_class_name']} adds Gaussian noise of a variance that does "
         "not depend on the network, so a drafted step can be verified and has the same law"
     )
+    if own is not None:
+        why = f"{why}; this is the chain that the network was trained for, and the checkpoint's own plan is {own.spec}"
     return {"steps": len(chain), "gaussian": True, "why": why}
 
 
-def _describe_sampler(spec: str, chain: GaussianChain | ChainError) -> dict[str, Any]:
+def _describe_sampler(spec: str, schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
     """Tell whether a sampler can be used on the chain and keeps its law."""
     sampler = make_sampler(spec)
-    if isinstance(chain, ChainError):
+    if isinstance(schedule, ChainError):
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": "there is no chain of Gaussian steps"}
+    if schedule.own is not None and runs == CHECKPOINT:
+        return _describe_on_own(sampler, schedule.own)
     try:
-        sampler.check(chain)
+        sampler.check(schedule.chain)
     except SpecError as error:
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": str(error)}
     why = "the law of the full chain, with any options" if sampler.exact else "another law than that of the full chain"
     return {"spec": spec, "usable": True, "exact": sampler.exact, "why": why}
+
+
+def _describe_on_own(sampler: Sampler, own: OwnDdim) -> dict[str, Any]:
+    """Tell whether a sampler can be used where the checkpoint's own scheduler runs."""
+    if isinstance(sampler, Ddim):
+        why = "the checkpoint's own plan; with other numbers of steps another one"
+        return {"spec": own.spec, "usable": True, "exact": True, "why": why}
+    name = sampler.spec.partition(":")[0]
+    return {"spec": name, "usable": False, "exact": sampler.exact, "why": f"only with --chain {TRAINED}"}
 
 
 def _range(affine: Affine) -> dict[str, list[float]]:

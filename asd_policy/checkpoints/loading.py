@@ -9,7 +9,7 @@ from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.function import AcceleratedFn
-from asd_policy.policy.policy import Policy
+from asd_policy.policy.policy import CHECKPOINT, Policy, check_chain
 from asd_policy.samplers import make_sampler
 
 AUTO = "auto"
@@ -17,23 +17,32 @@ AUTO = "auto"
 MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 
-def load_policy(path: str | Path, sampler: str = "ddpm", device: str = "cpu", backend: str | None = None) -> Policy:
+def load_policy(
+    path: str | Path,
+    sampler: str | None = None,
+    device: str = "cpu",
+    backend: str | None = None,
+    chain: str = CHECKPOINT,
+) -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
     Args:
         path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
-        sampler: Spec of the sampler to plan with; `accelerate` changes it.
+        sampler: Spec of the sampler to plan with; `accelerate` changes it. None for the sequential one: `ddpm`, or the
+            file's own `ddim:n` where its scheduler is DDIM without noise and `chain` is "checkpoint".
         device: A torch device such as "cpu" or "cuda".
         backend: Spec of what runs the network; None for `torch-eager`, or `onnx` for an exported file; "auto" for the
             one that `asd-policy tune` found best here.
+        chain: "checkpoint" runs the file's own scheduler, "trained" the DDPM chain that its network was trained for.
+            They differ where the scheduler is DDIM without noise: only on the latter is `asd` exact.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
         CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
         ChainError: Its noise scheduler cannot be sampled here.
-        SpecError: The sampler or the device does not exist, or the sampler does not fit the policy.
+        SpecError: The sampler, the device or the chain does not exist, or the sampler does not fit the policy.
     """
-    loaded = load(locate(path), sampler, device, backend)
+    loaded = load(locate(path), sampler, device, backend, chain)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
@@ -61,8 +70,12 @@ def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> Acce
     return loaded
 
 
-def load(path: Path, sampler: str, device: str, backend: str | None = None) -> Policy | AcceleratedFn:
+def load(
+    path: Path, sampler: str | None, device: str, backend: str | None = None, chain: str = CHECKPOINT
+) -> Policy | AcceleratedFn:
     """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
+
+    Arguments are those of `load_policy`.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
@@ -71,11 +84,14 @@ def load(path: Path, sampler: str, device: str, backend: str | None = None) -> P
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
     wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
+    check_chain(chain)
+    planner = make_sampler(sampler or "ddpm")
     with on_cpu():
-        loaded = find_format(path)[1].load(path, make_sampler(sampler), find_device(device))
+        loaded = find_format(path)[1].load(path, planner, find_device(device))
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
+    loaded = loaded.with_chain(chain, None if sampler is None else planner)
     tuned = None
     if (tuning := find_tuning(path, loaded)) is not None:
         loaded.experience, tuned = tuning.experience, tuning.backend

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from asd_policy._common.names import unknown_names
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
+from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
 from asd_policy.checkpoints.untrusted.reading import decode_json
 from asd_policy.checkpoints.untrusted.settings import Settings
@@ -75,7 +75,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
     )
     if problem:
         raise CheckpointError(f"{source}: {problem}")
-    scheduler, steps = _scheduler(algo)
+    schedule = schedule_of(*_scheduler(algo))
     return Policy(
         denoiser=load_weights(
             lambda: ConditionalUnet1d(unet),
@@ -84,13 +84,13 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
             source,
             "its configuration",
         ).to(device),
-        chain=GaussianChain.from_scheduler(scheduler, steps),
+        chain=schedule.chain,
         sampler=sampler,
         horizons=horizons,
         observation=_observation_maps(payload, config, dims, source),
         action=_action_map(payload, config, unet.action_dim, source),
         device=device,
-    )
+    ).with_own_plan(schedule.own)
 
 
 def describe_robomimic(path: Path) -> Description:

@@ -10,7 +10,7 @@ from rich.console import Console
 from asd_policy._common import hardware
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, INTERRUPTED, check_at_least, check_folder, print_json, progress_bar
+from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, check_at_least, check_folder, print_json, progress_bar
 from asd_policy.errors import AsdError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, contenders
@@ -18,10 +18,11 @@ from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.policy import Policy
+from asd_policy.policy.policy import CHECKPOINT, Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.ddpm import Ddpm
 
 MAX_STATES = 512
 """Most states that are rolled out; a benchmark of more plans uses them again."""
@@ -50,6 +51,7 @@ class BenchCommand:
     """Also measure asd with each of these windows, such as 1 2 4 8 16 32 64, for the plot of speedup against window."""
     seed: int = 0
     """Seeds observations and noise; equal for all samplers."""
+    chain: ChainOption = CHECKPOINT
     device: str = "cpu"
     """Torch device to plan on."""
     json: bool = False
@@ -65,7 +67,7 @@ class BenchCommand:
         samplers = [make_sampler(spec) for spec in self.samplers] + [Asd(window) for window in self.windows]
         backends = [make_backend(spec) for spec in self.backends]
         check_folder(self.out, "bench")
-        policy = load_policy(self.policy, device=self.device)
+        policy = load_policy(self.policy, device=self.device, chain=self.chain)
         policy.check()
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
@@ -123,7 +125,8 @@ class BenchCommand:
             return random_states(policy, count, self.seed), other
         with open_env(self.env) as env:
             check_fit(policy, env)
-            planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
+            fast = Asd(min(DEFAULT.window, len(policy.chain)))
+            planner = policy.with_sampler(fast if policy.reference == Ddpm() else policy.reference)
             other = closed_loop.collect_states(planner, env, calibration, learning_seed)
             planner.experience.freeze()
             return closed_loop.collect_states(planner, env, count, self.seed), other

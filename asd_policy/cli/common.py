@@ -26,6 +26,7 @@ from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS
 from asd_policy.networks.backends import BACKENDS
 from asd_policy.networks.backends.base import DTYPES
+from asd_policy.policy.policy import CHAINS
 
 DONE, DIFFERS, INTERRUPTED = 0, 1, 130
 """Exit statuses; `app.BAD_INPUT` is that of bad usage or input."""
@@ -40,6 +41,16 @@ BackendOption = Annotated[
     ),
 ]
 """The option `--backend`."""
+
+ChainOption = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"Whose plans: {' | '.join(CHAINS)}. checkpoint: those of the file's own scheduler; of DDIM without "
+        "noise that is ddim:n. trained: those of the DDPM chain that its network was trained for, on which "
+        "asd is exact. On a file with DDPM they are the same."
+    ),
+]
+"""The option `--chain`."""
 
 _REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 _LINE_EVERY = 20.0  # [s] between lines of progress that goes to a file

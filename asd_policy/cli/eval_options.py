@@ -7,7 +7,7 @@ from typing import Any
 
 from asd_policy.checkpoints import find_format, inspection, locate
 from asd_policy.checkpoints.tuning import find_tuning
-from asd_policy.cli.common import BackendOption, check_at_least, check_margin
+from asd_policy.cli.common import BackendOption, ChainOption, check_at_least, check_margin
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.comparison import MARGIN
 from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, check_continuity, check_rate, clock_record
@@ -18,7 +18,7 @@ from asd_policy.evaluation.rollout.ray_runner import Workers
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import Policy
+from asd_policy.policy.policy import CHECKPOINT, Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 
@@ -79,6 +79,7 @@ class EvalOptions:
     take the rest of the plan before."""
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the test of equivalence."""
+    chain: ChainOption = CHECKPOINT
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -196,7 +197,7 @@ class EvalOptions:
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
         tuning = find_tuning(path, policy)
-        same = ("policy", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
+        same = ("policy", "chain", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
         return {
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},

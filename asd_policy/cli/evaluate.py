@@ -39,8 +39,10 @@ class Setup:
     """What results.json says of the run as a whole."""
     identity: dict[str, Any]
     """What must be the same for the run to go on, and what its samplers ran as."""
+    reference: Sampler
+    """The sequential sampler, which the others are compared with."""
     chain_steps: int
-    """Length K of the policy's chain."""
+    """Its network calls in a plan, K."""
     clock: ControlClock | None
     """That goes on while plans are made; None where the environment waits."""
     env_hz: float | None
@@ -108,7 +110,7 @@ class EvalCommand(EvalOptions):
         """
         if self.workers is not None:
             torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
-        policy = load_policy(self.policy, device=self.device, backend=self.backend)
+        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
         if self.deadline_ms is not None:
             policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
@@ -124,9 +126,10 @@ class EvalCommand(EvalOptions):
             prepared = closed_loop.prepare_planners(policy, env, list(ran.values()), self.envs)
             planners = dict(zip(ran, prepared, strict=True))
             env_hz = control_rate(env)
+        ran = {spec: planner.sampler for spec, planner in planners.items()}
         identity["ran"] = {spec: sampler.spec for spec, sampler in ran.items()}
         pilots = {spec: make_pilot(planner, clock, spec) for spec, planner in planners.items()}
-        return Setup(record, identity, len(policy.chain), clock, env_hz, ran, planners, pilots)
+        return Setup(record, identity, policy.reference, policy.steps, clock, env_hz, ran, planners, pilots)
 
     def _make_runner(self, setup: Setup) -> Runner:
         """Make what runs the episodes: in this process, or on Ray workers.
@@ -205,7 +208,12 @@ class EvalCommand(EvalOptions):
             "interrupted": interrupted,
             **tally.rates(),
             "samplers": summarize_episodes(
-                setup.samplers, counted, setup.chain_steps, self.margin, None if clock is None else clock.hz
+                setup.samplers,
+                counted,
+                setup.chain_steps,
+                self.margin,
+                None if clock is None else clock.hz,
+                setup.reference.spec,
             ),
         }
 
@@ -269,7 +277,8 @@ class EvalCommand(EvalOptions):
         try:
             if self.video and pilots:
                 beside = best["spec"] if best else None
-                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps):
+                reference = report.reference_of(results)
+                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps, reference):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)

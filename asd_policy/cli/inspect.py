@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from asd_policy.checkpoints import inspection
-from asd_policy.cli.common import DONE, print_json
+from asd_policy.cli.common import DONE, ChainOption, print_json
 from asd_policy.evaluation.reports import report
+from asd_policy.policy.policy import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class InspectCommand:
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
+    chain: ChainOption = CHECKPOINT
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -22,7 +24,7 @@ class InspectCommand:
 
     def run(self, console: Console) -> int:
         """Inspect; return the exit status, 0 also for a checkpoint that cannot run here."""
-        said = inspection.inspect(self.policy)
+        said = inspection.inspect(self.policy, self.chain)
         if self.json:
             print_json(said)
         console.print(report.inspection_table(said))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, INTERRUPTED, check_at_least
+from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, check_at_least
 from asd_policy.errors import BackendError, SpecError
+from asd_policy.policy.policy import CHECKPOINT
 
 if TYPE_CHECKING:
     import grpc
@@ -34,6 +35,7 @@ class ServeCommand:
     """Sampler spec."""
     backend: str | None = None
     """Spec of what runs the network, as for eval; the checkpoint's own by default."""
+    chain: ChainOption = CHECKPOINT
     device: str = "cpu"
     """Torch device to plan on."""
     max_batch: int = 8
@@ -76,7 +78,7 @@ class ServeCommand:
             raise BackendError(f"serve needs {error.name}: pip install 'asd-policy[serve]'") from None
         token = None if self.token_file is None else read_token(self.token_file)
         credentials = self._credentials()
-        policy = load_policy(self.policy, self.sampler, self.device, self.backend)
+        policy = load_policy(self.policy, self.sampler, self.device, self.backend, self.chain)
         policy.check()
         limits = Limits(self.max_batch, self.max_queue, self.max_clients, self.lease, self.max_per_peer)
         server = PolicyServer(policy, limits, token, credentials)

@@ -8,13 +8,23 @@ from rich.console import Console
 
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DIFFERS, DONE, BackendOption, check_at_least, check_folder, print_json, progress_bar
+from asd_policy.cli.common import (
+    DIFFERS,
+    DONE,
+    BackendOption,
+    ChainOption,
+    check_at_least,
+    check_folder,
+    print_json,
+    progress_bar,
+)
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.backends.torch_eager import TorchEager
+from asd_policy.policy.policy import CHECKPOINT
 from asd_policy.samplers import make_sampler
 
 
@@ -39,6 +49,7 @@ class VerifyCommand:
     """Seeds observations, noise and permutations."""
     out: Path | None = None
     """Folder for results.json, which replaces one of an earlier verify."""
+    chain: ChainOption = CHECKPOINT
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -58,7 +69,8 @@ class VerifyCommand:
         sampler = make_sampler(self.sampler)
         if self.out is not None:
             check_folder(self.out, "verify")
-        policy = load_policy(self.policy, device=self.device, backend=self.backend)
+        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
+        policy.check_gaussian("verify")
         sampler.check(policy.chain)
         policy.check()
         record = report.run_record("verify", self.policy, self.env, self.seed, policy)

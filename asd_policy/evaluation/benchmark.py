@@ -22,8 +22,7 @@ from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import Sampler
-from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.records import SpeculationStats, overhead_fraction
 
 EAGER = "torch-eager"
@@ -103,14 +102,15 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
     found = []
     for backend in dict.fromkeys(backends):
         running = policy.with_backend(backend)
-        for sampler in dict.fromkeys([*samplers, Ddpm()]):
+        added = make_sampler(policy.reference.spec)
+        for sampler in dict.fromkeys([*samplers, added]):
             found.append(Contender(running.with_sampler(sampler), sampler in samplers))
     if make_backend(EAGER) not in backends:
         try:
             running = policy.with_backend(make_backend(EAGER))
         except BackendError:
             return found  # results then have no eager baseline, and say so
-        found.append(Contender(running.with_sampler(Ddpm()), False))
+        found.append(Contender(running.with_sampler(running.reference), False))
     return found
 
 
@@ -328,7 +328,7 @@ class Benchmark:
 
 def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured | None]:
     """Find the sequential contender with the least mean latency, and the one on `EAGER`; None where there is none."""
-    sequential = [each for each in measured if each[0].policy.sampler == Ddpm()]
+    sequential = [each for each in measured if each[0].policy.sampler == each[0].policy.reference]
     best = min(sequential, key=lambda each: seconds_of(each[1]).mean(), default=None)
     eager = [each for each in sequential if each[0].policy.backend == make_backend(EAGER)]
     return best, next(iter(eager), None)

@@ -150,6 +150,8 @@ class _Results(TypedDict, total=False):
     episodes: Required[Count]
     samplers: Required[list[_Sampler]]
     policy: str
+    chain: str
+    reference: str
     device: str
     torch_device: str
     backend: str

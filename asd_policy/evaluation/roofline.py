@@ -136,7 +136,7 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
     try:
         with torch.inference_mode():
             return Ceiling(
-                steps=len(policy.chain),
+                steps=policy.steps,
                 calls=time_calls(policies, points, clock),
                 dtypes=dtypes,
                 network=measure_network(policy, points),

@@ -28,22 +28,22 @@ def summarize_episodes(
     steps: int,
     margin: float = MARGIN,
     hz: float | None = None,
+    reference: str = "ddpm",
 ) -> list[dict[str, Any]]:
     """Build the `samplers` list of results.json (see docs/guide/evaluation.md) from what has finished.
 
     Args:
         samplers: From `resolve_samplers`, in the order of the list.
         episodes: In any order, with the specs that were asked for.
-        steps: Length K of the policy's chain.
+        steps: Network calls K of the sequential sampler, see `Policy.steps`.
         margin: Difference of success rates that would not matter, for the test of equivalence.
         hz: Control steps in a second of the clock that went on while plans were made; None where there was none.
+        reference: Spec of the sequential sampler, which the others are compared with.
     """
     ordered = sorted(episodes, key=lambda episode: episode.index)
     by_spec = {spec: [episode for episode in ordered if episode.spec == spec] for spec in samplers}
-    reference = by_spec.get("ddpm", [])
-    return [
-        _summary(spec, samplers[spec], done, reference, steps, margin, hz) for spec, done in by_spec.items() if done
-    ]
+    other = by_spec.get(reference, [])
+    return [_summary(spec, samplers[spec], done, other, steps, margin, hz) for spec, done in by_spec.items() if done]
 
 
 def _summary(

@@ -143,6 +143,10 @@ class Sampler(abc.ABC):
         """Whether something is left to it that it chooses by measured times."""
         return False
 
+    def sequential_steps(self, chain: GaussianChain) -> int:
+        """Count the network calls of the sequential sampler, which speedups are against: K, the chain's length."""
+        return len(chain)
+
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
         """Refuse a chain that the options do not fit.
@@ -227,7 +231,7 @@ class Sampler(abc.ABC):
                 replace(cost, exact=self.exact and not (cost.cut or soft))
                 for cost, soft in zip(costs, guided, strict=True)
             ),
-            steps=len(target.chain),
+            steps=self.sequential_steps(target.chain),
             seconds=seconds,
             network_seconds=None if samples.recorded else meter.seconds,
             spec=samples.spec or self.spec,

@@ -163,7 +163,8 @@ def _scheduler(sampler: FewSteps, chain: GaussianChain) -> Any:
     if not (len(timesteps) == sampler.steps and falling and inside):
         raise SpecError(
             f"{name} has no {sampler.steps} timesteps in 0 … {config['num_train_timesteps'] - 1} with timestep_spacing "
-            f"{config['timestep_spacing']!r} and steps_offset {config['steps_offset']}; use another number of steps"
+            f"{scheduler.config.timestep_spacing!r} and steps_offset {scheduler.config.steps_offset}; use another "
+            "number of steps"
         )
     import torch
 

@@ -425,7 +425,6 @@ BREAKAGES: list[tuple[Change, str]] = [
     (config("policy.eta", 0.5), "eta=0.5 is DDIMScheduler's; a DDPMScheduler's noise is set by its variance_type"),
     (config("policy.num_inference_steps", 11), "num_inference_steps 11 is not in 1 … 10"),
     (config("policy.noise_scheduler.prediction_type", "x"), "prediction_type 'x' is not one of"),
-    (config("policy.noise_scheduler._target_", "diffusers.DDIMScheduler"), "DDIMScheduler with eta=0"),
     (config("policy.model.down_dims", [8, 16, 32]), "does not fit its configuration: "),
     (config("policy.model.down_dims", [8] * 1000), "cfg.policy.model.down_dims is a list, not a list of 1 …"),
     (config("policy.model.down_dims", []), "cfg.policy.model.down_dims is a list, not a list of 1 …"),

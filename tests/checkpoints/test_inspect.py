@@ -67,16 +67,16 @@ def test_samplers_that_do_not_fit_the_chain_say_so(checkpoint: Path, capsys: pyt
     assert samplers["asd"]["usable"]
 
 
-def test_ddim_without_noise_is_described_and_what_is_missing_said(
+def test_ddim_without_noise_is_described_with_the_way_to_an_exact_chain(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(checkpoint / "config.json", noise_scheduler_type="DDIM")
     said, read = inspect(checkpoint, capsys)
-    assert not said["runs_here"] and not said["chain"]["gaussian"]
-    assert "DDIMScheduler with eta=0" in said["chain"]["why"] == said["missing"][0]
+    assert said["runs_here"] and not said["chain"]["gaussian"] and not said["missing"]
+    assert said["own_plan"] == "ddim:10" and "--chain trained" in said["chain"]["why"]
     assert said["horizons"]["horizon"] == 16
-    assert not any(each["usable"] for each in said["samplers"])
-    assert "no:" in read
+    assert [each["spec"] for each in said["samplers"] if each["usable"]] == ["ddim:10"]
+    assert "ddim:10: the checkpoint's own plan" in read and "asd: not here, only with --chain trained" in read
 
 
 def test_tuning(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

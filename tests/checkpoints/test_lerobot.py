@@ -183,7 +183,6 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_config(beta_schedule=3), "beta_schedule 3 is not a string"),
     (set_config(num_inference_steps=0), "num_inference_steps 0 is not null or a positive integer"),
     (set_config(num_inference_steps=11), "num_inference_steps 11 is not in 1 … 10"),
-    (set_config(noise_scheduler_type="DDIM"), "DDIMScheduler with eta=0, its default"),
     (set_config(normalization_mapping=[1]), "normalization_mapping [1] is not an object"),
     (set_modes(ACTION="LOG"), "normalisation mode 'LOG' of 'action'"),
     (set_config(normalization_mapping={}), "normalises 'observation.state' by 'MIN_MAX', config.json by 'IDENTITY'"),

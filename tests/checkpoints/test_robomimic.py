@@ -139,7 +139,6 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (config("algo.horizon.observation_horizon", 3), "for 2 action and 10 observation numbers, the configuration says"),
     (config("algo.ddpm.num_inference_timesteps", 0), "num_inference_steps 0 is not in 1 … 10"),
     (config("algo.ddpm.beta_schedule", "x"), "beta_schedule 'x' is not one of"),
-    (config("algo.ddpm.enabled", False), "DDIMScheduler with eta=0"),
     (entry("config", ["x"]), "is a list, not a mapping"),
 ]
 

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asd_policy._common.files import atomic_folder, write_json
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.lerobot.config import (
     ACTION,
@@ -29,6 +28,7 @@ from asd_policy.checkpoints.lerobot.config import (
     unknown_fields,
 )
 from asd_policy.checkpoints.lerobot.statistics import NORMALIZER, UNNORMALIZER, WEIGHTS, Statistics, read_normalization
+from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.networks.unet import ConditionalUnet1d
@@ -100,7 +100,7 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         SpecError: The sampler's options do not fit the chain.
     """
     config = parse_config(modernize(read_json(folder, CONFIG)))
-    chain = GaussianChain.from_scheduler(config.scheduler, config.num_inference_steps)
+    schedule = schedule_of(config.scheduler, config.num_inference_steps)
     tensors, _ = unwrap_names(read_tensors(folder, WEIGHTS), STEMS)
     weights = {key: tensor for key, tensor in tensors.items() if key.startswith(UNET_PREFIX)}
     network = load_weights(
@@ -109,13 +109,13 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
     normalization = read_normalization(folder, config, tensors)
     return Policy(
         denoiser=network.to(device),
-        chain=chain,
+        chain=schedule.chain,
         sampler=sampler,
         horizons=Horizons(config.n_obs_steps, config.horizon, config.n_action_steps),
         observation=normalization.observation,
         action=normalization.action,
         device=device,
-    )
+    ).with_own_plan(schedule.own)
 
 
 def save_lerobot(

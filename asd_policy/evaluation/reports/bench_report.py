@@ -9,7 +9,7 @@ from rich.table import Table
 from asd_policy._common.clock import STAGES
 from asd_policy._common.files import atomic_file
 from asd_policy.evaluation.reports import plots
-from asd_policy.evaluation.reports.report import shown_name
+from asd_policy.evaluation.reports.report import caption, reference_of, shown_name
 
 
 def ceiling_table(ceiling: dict[str, Any]) -> Table:
@@ -38,10 +38,10 @@ def ceiling_table(ceiling: dict[str, Any]) -> Table:
 def latency_table(results: dict[str, Any]) -> Table:
     """Lay out the plans of a results.json object of `bench` as a table for the terminal."""
     baseline = results["baseline"]
-    against = f"× is against ddpm on {baseline['backend']}" if baseline else ""
+    against = f"× is against {baseline['spec']} on {baseline['backend']}" if baseline else ""
     table = Table(
         title=f"{results['plans']} plans each, interleaved, batch {results['batch']}, states {results['states_from']}",
-        caption=f"{results['device']}; {against}",
+        caption=f"{caption(results)}; {against}",
     )
     columns = ("sampler on backend", "window", "rounds", "p50 / p95 / p99 / max ms", "× [95 %]", "× eager", "× rounds",
                "calls alone ms", "outside the network")  # fmt: skip
@@ -112,7 +112,8 @@ def _speedups(pyplot: Any, results: dict[str, Any]) -> Any:
     exact = [each for each in results["samplers"] if each["exact"] and each["wall_clock_speedup"] is not None]
     axis.axhline(1, color="0.75", linewidth=1, zorder=0)
     plots.speedups(axis, exact, lambda each: _label(each, plots.without_window(each["spec"])), "wall_clock_speedup")
-    axis.set(xlabel="window θ (ddpm: 1)", ylabel="speedup over ddpm on the best backend")
+    sequential = reference_of(results)
+    axis.set(xlabel=f"window θ ({sequential}: 1)", ylabel=f"speedup over {sequential} on the best backend")
     figure.legend(loc="outside lower center")
     return figure
 

@@ -13,6 +13,7 @@ from asd_policy.evaluation.reports import page_plots, plots, report
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
 from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.policy.policy import CHECKPOINT
 
 PAGE = "report.html"
 VIDEO_LIMIT = 8_000_000
@@ -57,7 +58,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
     best = fastest_exact(results)
     verdict = best and best["equivalence"]
-    clocked = report.is_clocked(results)
+    clocked, sequential = report.is_clocked(results), report.reference_of(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
         autoescape=True,
@@ -68,7 +69,8 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         results=results,
         best=best,
         verdict=report.equivalence_text(verdict, best["episodes"]) if best and verdict else None,
-        reference=next((each for each in results["samplers"] if each["spec"] == "ddpm"), None),
+        reference=next((each for each in results["samplers"] if each["spec"] == sequential), None),
+        sequential=sequential,
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
         shown_failures=_SHOWN_FAILURES,
@@ -91,8 +93,9 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
 
 def fastest_exact(results: Results) -> Results | None:
-    """Find the exact sampler, ddpm aside, with the highest speedup: by the clock, or in rounds without ddpm."""
-    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
+    """Find the exact sampler, the sequential one aside, with the highest speedup: by the clock, else in rounds."""
+    sequential = report.reference_of(results)
+    exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != sequential and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
 
 
@@ -103,6 +106,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     speeds = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
     facts = {
         "Policy": results["policy"],
+        "Chain": report.law_of(results),
         "Task": results["env"],
         "Seed": results["seed"],
         "Episodes": f"{results['episodes']} for each sampler",
@@ -127,6 +131,8 @@ def _command(results: Results) -> str:
         options |= {name: [str(results[name])] for name in ("clock", "hz", "latency", "continuity")}
     if results.get("deadline_ms") is not None:
         options |= {"deadline-ms": [f"{results['deadline_ms']:g}"], "fallback": [results["fallback"]]}
+    if results.get("chain", CHECKPOINT) != CHECKPOINT:
+        options["chain"] = [results["chain"]]
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]

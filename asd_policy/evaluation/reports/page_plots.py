@@ -88,12 +88,13 @@ def _success(pyplot: Any, results: Results, episodes: Episodes) -> str:
         axis.hlines(index, low, high, color=style["color"], linestyle=plots.line_style(each["exact"]))
         axis.plot(rate, index, **style)
         axis.annotate(report.shown_name(each), (0, index - 0.22), fontsize=8)
-        if each["spec"] == "ddpm":
+        if each["spec"] == report.reference_of(results):
             axis.axvspan(low, high, color=style["color"], alpha=0.12, linewidth=0)
     axis.set(xlim=(0, 102), ylim=(len(samplers) - 0.6, -0.7), xlabel="successful episodes [%]")
     axis.tick_params(left=False, labelleft=False)
     axis.spines["left"].set_visible(False)
-    return "Share of successful episodes with Wilson's 95 % interval; the shaded band is that of ddpm."
+    band = report.reference_of(results)
+    return f"Share of successful episodes with Wilson's 95 % interval; the shaded band is that of {band}."
 
 
 def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
@@ -112,7 +113,8 @@ def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
 
 
 def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != "ddpm" and each["plans"]]
+    sequential = report.reference_of(results)
+    windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != sequential and each["plans"]]
     windows = sorted({each["window"] for each in windowed})
     if len(windows) < 2:
         measured = f"only window {windows[0]} was" if windows else "no sampler with a window was"
@@ -123,7 +125,7 @@ def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
     plots.speedups(axis, windowed, _without_window, "algorithmic_speedup", linestyle=":", fillstyle="none")
     if timed:
         plots.speedups(axis, timed, _without_window, "wall_clock_speedup", label=None)
-    axis.set(xlabel="window θ [points per network call]", ylabel="speedup over ddpm [×]", ylim=(0, None))
+    axis.set(xlabel="window θ [points per network call]", ylabel=f"speedup over {sequential} [×]", ylim=(0, None))
     _legend(figure)
     return (
         "Hollow, dotted: K over mean rounds, what calls on many points would give if they cost what calls on one do. "

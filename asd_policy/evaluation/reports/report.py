@@ -13,7 +13,7 @@ from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import Policy
+from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -59,6 +59,8 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "version": 1,
         "command": command,
         "policy": shared_name(checkpoint),
+        "chain": policy.runs,
+        "reference": policy.reference.spec,
         "env": env,
         "seed": seed,
         "device": hardware(policy.device),
@@ -69,6 +71,24 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "torch": torch.__version__,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def reference_of(results: dict[str, Any]) -> str:
+    """Find the spec of the sequential sampler that a results.json object compares the others with."""
+    return results.get("reference", "ddpm")
+
+
+def law_of(results: dict[str, Any]) -> str | None:
+    """Say which of two laws ran, where a checkpoint may have two; None where there is no more than one to know of."""
+    if results.get("chain") == TRAINED:
+        return f"chain {TRAINED}: the DDPM chain that the network was trained for"
+    sequential = reference_of(results)
+    return None if sequential == "ddpm" else f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}"
+
+
+def caption(results: dict[str, Any]) -> str:
+    """Write what stands under a table: the device, and which law ran."""
+    return "; ".join(filter(None, (results["device"], law_of(results))))
 
 
 def shown_name(result: dict[str, Any]) -> str:
@@ -122,7 +142,7 @@ def table(results: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     title = f"{results['env']}, seed {results['seed']}: {sample_sizes(results)}"
-    rich_table = Table(title=title, caption=results["device"])
+    rich_table = Table(title=title, caption=caption(results))
     for column in COLUMNS:
         first = column == "sampler"
         rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
@@ -214,7 +234,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
 
 
 def equivalence_lines(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler of results.json that was compared with ddpm: whether its success is equivalent.
+    """Write a line for each sampler that was compared with the sequential one: whether its success is equivalent.
 
     Samplers for which so few episodes could not have shown it share one line.
     """
@@ -227,10 +247,10 @@ def equivalence_lines(results: dict[str, Any]) -> list[str]:
             hopeless.append(result)
         else:
             lines.append(f"{result['spec']}: {equivalence_text(verdict, result['episodes'])}")
-    return lines + ([_too_few(hopeless)] if hopeless else [])
+    return lines + ([_too_few(hopeless, reference_of(results))] if hopeless else [])
 
 
-def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
+def _too_few(hopeless: Sequence[dict[str, Any]], reference: str) -> str:
     """Say that so many episodes cannot show equivalence, and how many can, for all of these samplers."""
     episodes = max(result["episodes"] for result in hopeless)
     verdicts = [result["equivalence"] for result in hopeless]
@@ -239,7 +259,7 @@ def _too_few(hopeless: Sequence[dict[str, Any]]) -> str:
     discordance = max(verdict.get("discordance") or 1 / (episodes + 2) for verdict in verdicts)
     needed = pairs_needed(discordance, margin)
     enough = "more than can be counted are needed" if needed is None else f"about {needed} can"
-    return f"{episodes} episodes cannot show that success is ddpm's within {100 * margin:g} points: {enough}"
+    return f"{episodes} episodes cannot show that success is {reference}'s within {100 * margin:g} points: {enough}"
 
 
 def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
@@ -300,8 +320,9 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sample_sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
+    laws = "".join(f"; {law}" for law in dict.fromkeys(map(law_of, all_results)) if law)
     chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
-    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}."]
+    lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}{laws}."]
     return "\n".join(lines) + "\n"
 
 
@@ -309,7 +330,7 @@ def tuning_table(results: dict[str, Any]) -> "Table":
     """Lay out the results.json object of `tune` as a table for the terminal."""
     from rich.table import Table
 
-    rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=results["device"])
+    rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=caption(results))
     rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for setting in results["settings"]:
         pair = f"{setting['draft']} + {setting['verify']}"
@@ -337,7 +358,7 @@ def verification_table(results: dict[str, Any]) -> "Table":
     rich_table = Table(
         title=f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
         f"observations ({results['observations_from']}), seed {results['seed']}",
-        caption=results["device"],
+        caption=caption(results),
     )
     for column in ("test", "of", "p-value", "found", "would be found (power 80 / 90 %)"):
         rich_table.add_column(column, justify="right" if column == "p-value" else "left")

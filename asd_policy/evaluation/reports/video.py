@@ -49,6 +49,7 @@ def record(
     folder: Path,
     beside: str | None = None,
     max_steps: int | None = None,
+    reference: str = "ddpm",
 ) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
 
@@ -58,8 +59,9 @@ def record(
         env_id: Gymnasium id of the environment.
         seed: Of the evaluation.
         folder: To write into.
-        beside: Spec of the sampler to show beside `ddpm`, if the pilots have both.
+        beside: Spec of the sampler to show beside the sequential one, if the pilots have both.
         max_steps: As for `make_env`.
+        reference: Spec of the sequential one.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
@@ -73,9 +75,9 @@ def record(
             with _rendering(env_id), writing(paths[spec], fps) as write:
                 run_episode(pilot, _Filmed(env, spec, write), 0, seed)
     written = list(paths.values())
-    if "ddpm" in paths and beside in paths:
+    if reference in paths and beside in paths:
         written.append(folder / SIDE_BY_SIDE)
-        side_by_side(paths["ddpm"], paths[beside], written[-1])
+        side_by_side(paths[reference], paths[beside], written[-1])
     return written
 
 

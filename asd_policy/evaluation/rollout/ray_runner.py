@@ -27,7 +27,7 @@ from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner
 from asd_policy.evaluation.rollout.vector import make_envs
-from asd_policy.policy.policy import Policy
+from asd_policy.policy.policy import CHECKPOINT, Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.deadline import FALLBACKS
@@ -94,6 +94,8 @@ class Recipe:
     """How to finish plans that would be later."""
     max_steps: int | None = None
     """As for `make_env`."""
+    chain: str = CHECKPOINT
+    """As for `load_policy`."""
 
     @classmethod
     def of(
@@ -132,6 +134,7 @@ class Recipe:
             first.deadline_ms,
             first.fallback,
             max_steps,
+            first.runs,
         )
 
     def cook(self) -> LocalRunner:
@@ -140,7 +143,7 @@ class Recipe:
         Raises:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
-        policy = load_policy(self.checkpoint, device=self.device, backend=self.backend)
+        policy = load_policy(self.checkpoint, device=self.device, backend=self.backend, chain=self.chain)
         policy = policy.with_deadline(self.deadline_ms, self.fallback)
         pilots = {}
         for spec, sampler, experience in self.learned:

@@ -74,6 +74,20 @@ def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
         )
 
 
+def read_chain(scheduler: Any, num_inference_steps: int, eta: float | None = None) -> GaussianChain:
+    """Read the chain of a live policy's scheduler.
+
+    Raises:
+        ChainError: It has none.
+    """
+    if type(scheduler).__name__ == "DDIMScheduler" and not eta:
+        raise ChainError(
+            "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration; load its "
+            "checkpoint by asd_policy.load_policy(path, chain='trained') for the DDPM chain its network was trained for"
+        )
+    return GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
+
+
 def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
     """Refuse a scheduler whose own steps are not those of the chain that its configuration describes.
 

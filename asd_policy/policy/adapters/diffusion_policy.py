@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from asd_policy._common.arrays import Array, Generator
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError, ObservationError
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
@@ -21,6 +20,7 @@ from asd_policy.policy.adapters.base import (
     alone,
     check_own,
     check_step,
+    read_chain,
 )
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.inpainting import Inpainting
@@ -139,7 +139,7 @@ class _Sampling:
 def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
     check_own(policy, (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes), ("conditional_sample",))
     scheduler = policy.noise_scheduler
-    chain = GaussianChain.from_scheduler(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
+    chain = read_chain(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
     check_step(scheduler, chain, policy.kwargs)
     planner = LivePlanner(sampler, chain, policy)
     sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)

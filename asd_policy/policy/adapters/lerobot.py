@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from asd_policy._common.arrays import Array, Generator
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
@@ -20,6 +19,7 @@ from asd_policy.policy.adapters.base import (
     alone,
     check_own,
     check_step,
+    read_chain,
 )
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.records import WarmUp
@@ -97,7 +97,7 @@ class _Sampling:
 def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
     model = policy.diffusion
     check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
-    chain = GaussianChain.from_scheduler(model.noise_scheduler, model.num_inference_steps)
+    chain = read_chain(model.noise_scheduler, model.num_inference_steps)
     check_step(model.noise_scheduler, chain, {})
     planner = LivePlanner(sampler, chain, model)
     sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
