@@ -267,7 +267,7 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_config(input_features={}), "needs 'observation.state'"),
     (
         set_config(input_features={STATE: {"shape": [4]}, "observation.image": {"shape": [3, 9, 9]}}),
-        "and cameras, features",
+        "and cameras,",
     ),
     (set_shape("input_features", STATE, [4, 4]), "shape [4, 4] of 'observation.state'"),
     (set_shape("input_features", STATE, [5]), "does not fit config.json"),

@@ -25,7 +25,7 @@ def camera_config(
     cameras: Sequence[str], frame: tuple[int, int] = (40, 48), separate: bool = False, **options: Any
 ) -> DiffusionConfig:
     """A policy of a state [2] and cameras; `options` are those of `VisionConfig`."""
-    keypoints = {"spatial_softmax_num_keypoints": 4}
+    vision: dict[str, Any] = {"spatial_softmax_num_keypoints": 4} | options
     return DiffusionConfig(
         input_dims={STATE: 2},
         action_dim=2,
@@ -35,7 +35,7 @@ def camera_config(
         n_groups=4,
         diffusion_step_embed_dim=16,
         num_train_timesteps=10,
-        vision=Vision({name: (3, *frame) for name in cameras}, VisionConfig(frame, **keypoints | options), separate),
+        vision=Vision({name: (3, *frame) for name in cameras}, VisionConfig(frame, **vision), separate),
     )
 
 
