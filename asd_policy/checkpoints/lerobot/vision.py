@@ -21,7 +21,7 @@ VISION_FIELDS = (
 )
 """The fields of config.json that decide what the encoders compute."""
 PREFIX = "diffusion.rgb_encoder."
-MOST_CAMERAS, MOST_PIXELS, MOST_KEYPOINTS = 64, 8192, 4096
+MOST_CAMERAS, MOST_PIXELS, MOST_KEYPOINTS = 64, 4096, 4096
 """Cameras of a policy, pixels of a side, and keypoints: nothing in the weights bounds the first two."""
 _REQUIRED = ("crop_shape", "use_group_norm")
 _COUNTED = ".num_batches_tracked"
