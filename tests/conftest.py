@@ -9,7 +9,7 @@ from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from support import known_laws
-from support.small_checkpoints import save_random
+from support.small_checkpoints import camera_config, save_cameras, save_random
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,9 @@ def checkpoint(tmp_path: Path, small_config: DiffusionConfig) -> Path:
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_config: DiffusionConfig) -> Path:
     """The same, for all tests that only read it."""
     return save_random(tmp_path_factory.mktemp("small") / "checkpoint", small_config)
+
+
+@pytest.fixture(scope="session")
+def camera_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobot folder with random weights that observes a state and one camera, for tests that only read it."""
+    return save_cameras(tmp_path_factory.mktemp("camera") / "checkpoint", camera_config(["observation.image"]))

@@ -19,7 +19,7 @@ from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation.costs import summarize_calls
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
-from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories
+from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -156,6 +156,7 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
         staged: Take the plan apart; the marks cost a little.
     """
     history = {name: values.cpu() for name, values in histories(policy, states.cond).items()}
+    policy = recalling(policy, states.cond)
     generator = arrays.make_generator(policy.device, seed)
     wall = time.perf_counter()
     start = clock.tick()

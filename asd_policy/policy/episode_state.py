@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
+from asd_policy.policy.observation import stack_frames
 from asd_policy.policy.plan import Plan, PlanRecord
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.warm_start import move_on
@@ -25,7 +26,7 @@ class EpisodeState:
     generator: Any
     """Source of the noise of its plans."""
     history: deque[dict[str, Array]]
-    """Its last observations, oldest first; each a feature [feature_dim] by its name."""
+    """Its last observations, oldest first; each a feature by its name, as `read_observation` gives it."""
     queue: deque[npt.NDArray[np.float32]] = field(default_factory=deque)
     """Actions [action_dim] that are planned and not yet taken."""
     steps: int = 0
@@ -70,12 +71,13 @@ def together(robots: Sequence[EpisodeState]) -> dict[str, Any]:
         robots: All of which have observed.
 
     Returns:
-        `history`, each feature [B, n_obs_steps, feature_dim]; `generator`, one for each row; and `last_plan`
+        `history`, each feature [B, n_obs_steps, …]; `generator`, one for each row; and `last_plan`
         [B, *event], zeros for those whose episode begins, or None where all begin.
     """
-    xp = arrays.namespace(next(iter(robots[0].history[0].values())))
     names = robots[0].history[0]
-    history = {name: xp.stack([xp.stack([step[name] for step in robot.history]) for robot in robots]) for name in names}
+    history = {
+        name: stack_frames([stack_frames([step[name] for step in robot.history]) for robot in robots]) for name in names
+    }
     lasts = [robot.moved_on() for robot in robots]
     known = next((last for last in lasts if last is not None), None)
     if known is not None:

@@ -26,8 +26,9 @@ class Planned:
 class Planner(Protocol):
     """Plans in a thread of its own. Nobody but that thread calls `plan`, one call at a time.
 
-    One that has `observation_dims`, as a `Policy` has, is given those features alone, float32, and whatever else an
-    observation holds is not looked at. One that has not is given observations as they come.
+    One that has `observation_shapes`, as a `Policy` has, or `observation_dims` where all features are vectors, is given
+    those features alone, as `observation.read_observation` reads them, and whatever else an observation holds is not
+    looked at. One that has neither is given observations as they come.
     """
 
     @property

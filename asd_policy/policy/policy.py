@@ -23,7 +23,7 @@ from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
 from asd_policy.policy.episode_state import EpisodeState, together
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import StateEncoder, read_observation
+from asd_policy.policy.observation import ObservationEncoder, Shapes, StateEncoder, at_rest, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
@@ -62,7 +62,7 @@ class Policy:
         chain: GaussianChain,
         sampler: Sampler,
         horizons: Horizons,
-        observation: StateEncoder | Mapping[str, Affine],
+        observation: ObservationEncoder | Mapping[str, Affine],
         action: Affine,
         device: Device,
         backend: Backend | None = None,
@@ -101,7 +101,7 @@ class Policy:
         """How plans are finished that are not at their end by then."""
         self.experience = Experience()
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
-        encoder = observation if isinstance(observation, StateEncoder) else StateEncoder(observation)
+        encoder = StateEncoder(observation) if isinstance(observation, Mapping) else observation
         self.encoder = encoder.to(device)
         """Makes conditioning of observations."""
         self._action = action.to(device)
@@ -112,12 +112,17 @@ class Policy:
 
     @property
     def observation_dims(self) -> dict[str, int]:
-        """Length of each observation feature."""
-        return self.encoder.dims
+        """Length of each observation feature that is a vector; cameras are in `observation_shapes` alone."""
+        return {name: shape[0] for name, shape in self.observation_shapes.items() if len(shape) == 1}
+
+    @property
+    def observation_shapes(self) -> Shapes:
+        """Shape of each observation feature: (n,) for a vector, (3, height, width) for a camera's frame."""
+        return self.encoder.shapes
 
     @property
     def inpaints(self) -> bool:
-        """Whether the network generates observations beside the actions; see `StateEncoder.inpaints`."""
+        """Whether the network generates observations beside the actions; see `ObservationEncoder`."""
         return self.encoder.inpaints
 
     @property
@@ -127,20 +132,24 @@ class Policy:
 
     @property
     def normalization(self) -> dict[str, Affine]:
-        """The map of each observation feature by its name, and of the action as "action"."""
-        return {**self.encoder.features, "action": self._action}
+        """The map of each observation feature by its name, of a camera for its colours; of the action as "action"."""
+        return {**self.encoder.normalization, "action": self._action}
 
     @property
     def event(self) -> tuple[int, int]:
         """Shape of one sample: horizon and numbers for each of its steps."""
-        dims = sum(self.observation_dims.values()) if self.inpaints else 0
+        dims = sum(self.encoder.sizes.values()) if self.inpaints else 0
         return self.horizons.horizon, self.action_dim + dims
 
     @property
     def job(self) -> Job:
         """What the network is called for."""
-        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
-        return Job(self.chain, self.event, dims, self.device)
+        return Job(self.chain, self.event, self.cond_dim, self.device)
+
+    @property
+    def cond_dim(self) -> int:
+        """Numbers of the conditioning of one plan."""
+        return self.horizons.n_obs_steps * sum(self.encoder.sizes.values())
 
     def inpainting(self, cond: Array) -> Inpainting | None:
         """Give the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, determine."""
@@ -281,9 +290,9 @@ class Policy:
         """
         start = time.perf_counter()
         calls, points = self.check()
-        rest = {name: affine.unnormalize(0 * affine.origin) for name, affine in self.encoder.features.items()}
-        xp, frames = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
-        history = {name: xp.broadcast_to(values, (*frames, len(values))) for name, values in rest.items()}
+        xp, steps = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
+        rest = at_rest(self.encoder)
+        history = {name: xp.broadcast_to(values, (*steps, *values.shape)) for name, values in rest.items()}
         generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
         action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
         prefixes = [prefix_of(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
@@ -307,8 +316,7 @@ class Policy:
         Raises:
             DenoiserError: Its output is misshapen, not finite, random, or depends on the other rows of a batch.
         """
-        dims = self.horizons.n_obs_steps * sum(self.observation_dims.values())
-        cond = np.random.default_rng(1).uniform(-1, 1, (3, dims)).astype(np.float32)
+        cond = np.random.default_rng(1).uniform(-1, 1, (3, self.cond_dim)).astype(np.float32)
         denoiser, device = self.denoiser, self.device
         return check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
 
@@ -364,15 +372,16 @@ class Policy:
         """Choose the next action, planning when the queue is empty.
 
         Args:
-            observation: A mapping with the policy's features, by LeRobot's names or the environment's
-                (`agent_pos`, `environment_state`), each [feature_dim]; or one array with all of them in a row. It is
-                copied; what else a mapping has is not looked at.
+            observation: A mapping with the policy's features, by LeRobot's names or the environment's (`agent_pos`,
+                `environment_state`, `pixels`): vectors [feature_dim]; frames [height, width, 3] in uint8 or [3, height,
+                width] in 0 … 1. Or one array with all of them in a row, where they are vectors. It is copied; what else
+                a mapping has is not looked at.
 
         Returns:
             The action [action_dim], float32, in the environment's units.
 
         Raises:
-            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
+            ObservationError: A key is missing, a shape or a dtype is wrong, or a value is no finite real number.
             DenoiserError: The network failed.
         """
         self.observe(0, observation)
@@ -390,9 +399,9 @@ class Policy:
             observation: As for `select_action`.
 
         Raises:
-            ObservationError: A key is missing, a shape is wrong, or a value is no finite real number.
+            ObservationError: A key is missing, a shape or a dtype is wrong, or a value is no finite real number.
         """
-        self.robots[row].observe(read_observation(observation, self.observation_dims, self.device))
+        self.robots[row].observe(read_observation(observation, self.observation_shapes, self.device))
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Choose the next action of some robots, with one batched plan for those whose queue is empty.
@@ -454,7 +463,8 @@ class Policy:
         """Sample a batch of action chunks.
 
         Args:
-            history: Each feature's last observations [B, n_obs_steps, feature_dim], oldest first, in any array.
+            history: Each feature's last observations [B, n_obs_steps, …], oldest first, in any array; see
+                `ObservationEncoder.encode`.
             generator: Source of the noise, see `Sampler.sample`.
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.

@@ -7,6 +7,7 @@ scale, over every loader: scripts/maintenance/fuzz_checkpoints.py.
 import json
 import random
 import resource
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_damage_is_refused_or_harmless(damage: Callable[[Path, random.Random], s
     held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert count_refusals(checkpoint, names, damage, use, ROUNDS) > 0.3 * ROUNDS
     assert 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < MOST_MEMORY
+
+
+@pytest.mark.fuzz
+def test_damaged_configurations_of_cameras_are_refused_or_harmless(camera_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(camera_checkpoint, tmp_path / "copy"))
+    names = ["config.json", "policy_preprocessor.json"]
+
+    def use() -> None:
+        policy = asd_policy.load_policy(folder)
+        seen = {name: np.full(shape, 0.5) for name, shape in policy.observation_shapes.items()}
+        assert np.isfinite(policy.select_action(seen)).all()
+
+    rounds = ROUNDS // 4
+    assert count_refusals(folder, names, damage_json, use, rounds) > 0.3 * rounds
 
 
 @pytest.mark.fuzz

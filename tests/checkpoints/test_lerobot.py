@@ -264,7 +264,10 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (set_config(input_features={STATE: {"type": "ENV", "shape": [4]}}), f"type 'ENV' of '{STATE}' is not 'STATE'"),
     (set_config(input_features=None), "no input_features"),
     (set_config(input_features={}), "needs 'observation.state'"),
-    (set_config(input_features={STATE: {"shape": [4]}, "observation.image": {"shape": [3, 9, 9]}}), "needs lerobot"),
+    (
+        set_config(input_features={STATE: {"shape": [4]}, "observation.image": {"shape": [3, 9, 9]}}),
+        "and cameras,",
+    ),
     (set_shape("input_features", STATE, [4, 4]), "shape [4, 4] of 'observation.state'"),
     (set_shape("input_features", STATE, [5]), "does not fit config.json"),
     (set_shape("output_features", "action", [0]), "shape [0] of 'action'"),

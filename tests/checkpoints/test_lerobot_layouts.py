@@ -199,20 +199,20 @@ def test_no_statistics_at_all(checkpoint: Path) -> None:
         asd_policy.load_policy(checkpoint)
 
 
-def test_an_image_policy_of_the_first_layout_needs_lerobot_and_is_described(checkpoint: Path) -> None:
-    """Such as lerobot/diffusion_pusht, the best-known one, was."""
+def test_an_image_policy_of_the_first_layout_is_described(checkpoint: Path) -> None:
+    """Such as lerobot/diffusion_pusht, the best-known one, was; also where its weights are not there."""
     to_first(checkpoint)
     config = json.loads((checkpoint / CONFIG).read_text())
     config["input_shapes"] = {"observation.image": [3, 96, 96], STATE: [2]}
     config["input_normalization_modes"] = {"observation.image": "mean_std", STATE: "min_max"}
     (checkpoint / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="observes observation.image; .* needs lerobot itself"):
+    with pytest.raises(CheckpointError, match="model.safetensors does not fit config.json"):
         asd_policy.load_policy(checkpoint)
     said = inspection.inspect(str(checkpoint))
     assert said["observation"] == {"observation.image": [3, 96, 96], STATE: [2]}
     assert said["normalization"]["observation.image"] == "MEAN_STD"
     assert not said["runs_here"]
-    assert "needs lerobot itself" in said["missing"][0]
+    assert "does not fit config.json" in said["missing"][0]
     assert said["chain"]["gaussian"] and said["chain"]["steps"] == 10
 
 

@@ -1,10 +1,11 @@
-"""LeRobot's config.json of a diffusion policy: the fields that decide what a state-based policy computes."""
+"""LeRobot's config.json of a diffusion policy: the fields that decide what a policy computes."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
+from asd_policy.checkpoints.lerobot.vision import VISION_FIELDS, VISUAL, Vision, as_object, is_count, parse_vision
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import UnetConfig
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
@@ -18,10 +19,10 @@ _FIRST_LAYOUT = {"input_shapes", "output_shapes", "num_train_timesteps", "down_d
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The fields of LeRobot's `DiffusionConfig` that decide what a state-based policy computes."""
+    """The fields of LeRobot's `DiffusionConfig` that decide what a policy computes."""
 
     input_dims: dict[str, int]
-    """Length of each observation feature, by LeRobot's name, in the order the network reads them."""
+    """Length of each observation feature that is a vector, by LeRobot's name, in the order the network reads them."""
     action_dim: int
     normalization_mapping: dict[str, str]
     """Feature type (STATE, ENV, ACTION) → mode; a type that is absent is not normalised."""
@@ -42,13 +43,15 @@ class DiffusionConfig:
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     num_inference_steps: int | None = None
+    vision: Vision = field(default_factory=Vision)
+    """Its cameras."""
 
     @property
     def unet(self) -> UnetConfig:
         """The network's sizes."""
         return UnetConfig(
             action_dim=self.action_dim,
-            cond_dim=self.n_obs_steps * sum(self.input_dims.values()),
+            cond_dim=self.n_obs_steps * (sum(self.input_dims.values()) + self.vision.size),
             down_dims=self.down_dims,
             kernel_size=self.kernel_size,
             n_groups=self.n_groups,
@@ -67,16 +70,17 @@ class DiffusionConfig:
     @property
     def features(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The input and the output features as LeRobot writes them."""
-        dims = {**self.input_dims, ACTION: self.action_dim}
-        entries = {name: {"type": _FEATURE_TYPES[name], "shape": [dim]} for name, dim in dims.items()}
-        return {name: entries[name] for name in self.input_dims}, {ACTION: entries[ACTION]}
+        shapes = {name: [dim] for name, dim in {**self.input_dims, ACTION: self.action_dim}.items()}
+        shapes |= {name: list(shape) for name, shape in self.vision.cameras.items()}
+        entries = {name: {"type": feature_type(name), "shape": shape} for name, shape in shapes.items()}
+        return {name: entry for name, entry in entries.items() if name != ACTION}, {ACTION: entries[ACTION]}
 
     def mode_of(self, feature: str, mapping: dict[str, str] | None = None) -> str:
         """Find how a feature is normalised, by the mapping of the configuration or another."""
-        return (self.normalization_mapping if mapping is None else mapping).get(_FEATURE_TYPES[feature], IDENTITY)
+        return (self.normalization_mapping if mapping is None else mapping).get(feature_type(feature), IDENTITY)
 
 
-PLAIN_FIELDS = [f for f in fields(DiffusionConfig) if f.name not in ("input_dims", "action_dim")]
+PLAIN_FIELDS = [f for f in fields(DiffusionConfig) if f.name not in ("input_dims", "action_dim", "vision")]
 """The fields that are in config.json under their own names."""
 
 
@@ -84,19 +88,23 @@ _OTHER_FIELDS = (
     *("type", "input_features", "output_features", "sampler"),  # the last is the plugin's
     *("device", "use_amp", "use_peft", "push_to_hub", "repo_id", "private", "tags", "license"),
     *("pretrained_path", "pretrained_revision", "drop_n_last_frames", "do_mask_loss_for_padding"),
-    *("vision_backbone", "resize_shape", "crop_ratio", "crop_shape", "crop_is_random", "pretrained_backbone_weights"),
-    *("use_group_norm", "spatial_softmax_num_keypoints", "use_separate_rgb_encoder_per_camera"),
+    *("crop_is_random", "pretrained_backbone_weights", *VISION_FIELDS),
     *("gradient_checkpointing", "compile_model", "compile_mode"),
     *("optimizer_lr", "optimizer_betas", "optimizer_eps", "optimizer_weight_decay"),
     *("scheduler_name", "scheduler_warmup_steps"),
     *("input_shapes", "output_shapes", "input_normalization_modes", "output_normalization_modes"),  # until 2025
 )
-"""Fields of LeRobot 0.1 … 0.6 that no state-based policy depends on."""
+"""Fields of LeRobot 0.1 … 0.6 that no policy depends on, or that are read elsewhere."""
 _KNOWN = {spec.name for spec in PLAIN_FIELDS}.union(_OTHER_FIELDS)
-FEATURE_TYPES = ("VISUAL", "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
+FEATURE_TYPES = (VISUAL, "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
 _FIRST_MODES = ("min_max", "mean_std")
 PLUGIN = "asd_diffusion"
 """The policy type of the plugin `lerobot_policy_asd`, which has the network and the chain of LeRobot's."""
+
+
+def feature_type(feature: str) -> str:
+    """Find LeRobot's type of a feature by its name; what is no vector is a camera."""
+    return _FEATURE_TYPES.get(feature, VISUAL)
 
 
 def is_diffusion(raw: dict[str, Any]) -> bool:
@@ -116,7 +124,7 @@ def modernize(raw: dict[str, Any]) -> dict[str, Any]:
     features: dict[str, dict[str, Any]] = {}
     for kind in ("input", "output"):
         shapes, modes = as_object(raw.get(f"{kind}_shapes")), as_object(raw.get(f"{kind}_normalization_modes"))
-        types = {name: _FEATURE_TYPES.get(name, "VISUAL") for name in shapes}
+        types = {name: feature_type(name) for name in shapes}
         features[f"{kind}_features"] = {name: {"type": types[name], "shape": shapes[name]} for name in shapes}
         mapping |= {types[name]: str(mode).upper() for name, mode in modes.items() if name in types}
     return raw | features | {"type": "diffusion", "normalization_mapping": mapping}
@@ -141,11 +149,12 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
             f"config.json needs {STATE!r} among input_features and {ACTION!r} among output_features; "
             f"it has {sorted(inputs)} and {sorted(outputs)}"
         )
-    unknown = [name for name in inputs if name not in (STATE, ENVIRONMENT_STATE)]
+    cameras = {name: entry for name, entry in inputs.items() if as_object(entry).get("type") == VISUAL}
+    unknown = [name for name in inputs if name not in (STATE, ENVIRONMENT_STATE, *cameras)]
     if unknown:
         raise CheckpointError(
-            f"the policy observes {', '.join(unknown)}; only {STATE} and {ENVIRONMENT_STATE} can be read here "
-            "(a policy with images needs lerobot itself)"
+            f"the policy observes {', '.join(unknown)}; only {STATE}, {ENVIRONMENT_STATE} and cameras, features of "
+            f"the type {VISUAL}, can be read here"
         )
     if "normalization_mapping" not in raw:
         raise CheckpointError("config.json has no normalization_mapping")
@@ -157,6 +166,7 @@ def parse_config(raw: dict[str, Any]) -> DiffusionConfig:
     config = DiffusionConfig(
         input_dims={name: _dim(name, inputs[name]) for name in (STATE, ENVIRONMENT_STATE) if name in inputs},
         action_dim=_dim(ACTION, outputs[ACTION]),
+        vision=parse_vision(raw, cameras),
         **values,
     )
     problem = _contradiction(config)
@@ -194,11 +204,6 @@ def _check_first_modes(raw: dict[str, Any]) -> None:
                 )
 
 
-def as_object(value: Any) -> dict[str, Any]:
-    """Read what should be a JSON object; an empty one if it is something else."""
-    return value if isinstance(value, dict) else {}
-
-
 def _contradiction(config: DiffusionConfig) -> str | None:
     """Explain why fields that each have the right type do not fit together; None if they do."""
     if config.horizon > MAX_HORIZON:  # first: it bounds the number of down_dims
@@ -212,17 +217,17 @@ def _contradiction(config: DiffusionConfig) -> str | None:
 def _parse_field(name: str, value: Any, default: Any) -> Any:
     """Read a field's value; check that it has the type of its default and that counts are positive."""
     if name == "num_inference_steps":
-        valid, kind = value is None or _is_count(value), "null or a positive integer"
+        valid, kind = value is None or is_count(value), "null or a positive integer"
     elif name == "normalization_mapping":
         valid = isinstance(value, dict) and all(isinstance(mode, str) for mode in value.values())
         kind = "an object of names"
     elif name == "down_dims":
-        valid = isinstance(value, list) and value and all(_is_count(channels) for channels in value)
+        valid = isinstance(value, list) and value and all(is_count(channels) for channels in value)
         kind, value = "a list of positive integers", tuple(value) if isinstance(value, list) else value
     elif isinstance(default, bool):
         valid, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
-        valid, kind = _is_count(value), "a positive integer"
+        valid, kind = is_count(value), "a positive integer"
     elif isinstance(default, float):
         valid = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
         kind = "a finite number"
@@ -231,10 +236,6 @@ def _parse_field(name: str, value: Any, default: Any) -> Any:
     if not valid:
         raise CheckpointError(f"config.json: {name} {value!r} is not {kind}")
     return value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_finite(value: float) -> bool:
@@ -246,7 +247,7 @@ def _is_finite(value: float) -> bool:
 
 def _dim(feature: str, entry: Any) -> int:
     shape, kind = as_object(entry).get("shape"), as_object(entry).get("type", _FEATURE_TYPES[feature])
-    if not (isinstance(shape, list) and len(shape) == 1 and _is_count(shape[0])):
+    if not (isinstance(shape, list) and len(shape) == 1 and is_count(shape[0])):
         raise CheckpointError(f"config.json: shape {shape!r} of {feature!r} is not a list of one positive integer")
     if kind != _FEATURE_TYPES[feature]:  # its normalisation goes by the type
         raise CheckpointError(f"config.json: type {kind!r} of {feature!r} is not {_FEATURE_TYPES[feature]!r}")

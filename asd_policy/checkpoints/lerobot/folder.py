@@ -28,10 +28,15 @@ from asd_policy.checkpoints.lerobot.config import (
     unknown_fields,
 )
 from asd_policy.checkpoints.lerobot.statistics import NORMALIZER, UNNORMALIZER, WEIGHTS, Statistics, read_normalization
+from asd_policy.checkpoints.lerobot.vision import PREFIX as RGB_PREFIX
+from asd_policy.checkpoints.lerobot.vision import camera_notes
 from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.policy.cameras import Camera, CameraEncoder
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import STATE, ObservationEncoder, StateEncoder
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
@@ -50,7 +55,7 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def describe_lerobot(folder: Path) -> Description:
-    """Describe a LeRobot diffusion folder, even one of an image policy, which cannot be loaded here.
+    """Describe a LeRobot diffusion folder, even one that cannot be loaded here.
 
     Raises:
         CheckpointError: config.json or model.safetensors cannot be read.
@@ -73,7 +78,7 @@ def describe_lerobot(folder: Path) -> Description:
         normalization={
             name: modes.get(str(as_object(entry).get("type")), IDENTITY) for name, entry in (inputs | outputs).items()
         },
-        notes=(*_plugin_note(raw), *unknown_fields(raw), *stripped_notes(stripped)),
+        notes=(*_plugin_note(raw), *camera_notes(raw, inputs, shapes), *unknown_fields(raw), *stripped_notes(stripped)),
     )
 
 
@@ -87,7 +92,7 @@ def _plugin_note(raw: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy:
-    """Load a state-based LeRobot diffusion policy.
+    """Load a LeRobot diffusion policy, with cameras or without.
 
     Args:
         folder: As `lerobot` saves it, with statistics in processor files (since 0.4) or among the weights (before).
@@ -107,15 +112,23 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         lambda: ConditionalUnet1d(config.unet), weights, lambda key: UNET_PREFIX + key, WEIGHTS, CONFIG
     )
     normalization = read_normalization(folder, config, tensors)
+    cameras = config.vision.features(normalization.colours, tensors, WEIGHTS)
     return Policy(
         denoiser=network.to(device),
         chain=schedule.chain,
         sampler=sampler,
         horizons=Horizons(config.n_obs_steps, config.horizon, config.n_action_steps),
-        observation=normalization.observation,
+        observation=_encoder(normalization.observation, cameras),
         action=normalization.action,
         device=device,
     ).with_own_plan(schedule.own)
+
+
+def _encoder(vectors: Mapping[str, Affine], cameras: Mapping[str, Camera]) -> ObservationEncoder:
+    """Put an encoder together, in LeRobot's order: the robot's state, its cameras, the environment's state."""
+    if not cameras:
+        return StateEncoder(vectors)
+    return CameraEncoder({STATE: vectors[STATE], **cameras, **vectors})
 
 
 def save_lerobot(
@@ -124,6 +137,7 @@ def save_lerobot(
     unet: Mapping[str, Tensor],
     statistics: Statistics,
     notes: Mapping[str, Any],
+    encoders: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a LeRobot diffusion folder, atomically.
 
@@ -133,9 +147,13 @@ def save_lerobot(
         unet: State dict of `ConditionalUnet1d`, stored in the dtype it has.
         statistics: Normalisation statistics of every feature.
         notes: Contents of training.json (command, seed, data …).
+        encoders: State dict of the `RgbEncoder` that all cameras share, or of a `ModuleList` of one for each; None
+            where there are no cameras.
     """
     inputs, outputs = config.features
-    plain = {spec.name: getattr(config, spec.name) for spec in PLAIN_FIELDS}
+    plain = {spec.name: getattr(config, spec.name) for spec in PLAIN_FIELDS} | config.vision.stored
+    weights = {UNET_PREFIX + key: value.contiguous() for key, value in unet.items()}
+    weights |= {RGB_PREFIX + key: value.contiguous() for key, value in (encoders or {}).items()}
     state = {f"{feature}.{name}": t for feature, by_name in statistics.items() for name, t in by_name.items()}
 
     def pipeline(name: str, steps: list[tuple[str, dict[str, Any]]]) -> None:
@@ -157,8 +175,7 @@ def save_lerobot(
             temporary / CONFIG,
             {"type": "diffusion", "input_features": inputs, "output_features": outputs, "device": "cpu"} | plain,
         )
-        save_file({UNET_PREFIX + key: value.contiguous() for key, value in unet.items()},
-                  temporary / WEIGHTS, metadata={"format": "pt"})  # fmt: skip
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         pipeline(
             "policy_preprocessor",
             [

@@ -36,7 +36,9 @@ class Normalization:
     """The normalisation of a policy's features."""
 
     observation: dict[str, Affine]
-    """By feature, in the order the network reads them."""
+    """By feature that is a vector, in the order the network reads them."""
+    colours: dict[str, Affine]
+    """By camera."""
     action: Affine
 
 
@@ -54,11 +56,12 @@ def read_normalization(folder: Path, config: DiffusionConfig, tensors: dict[str,
     Raises:
         CheckpointError: Statistics are missing or broken, or the processors do something else than normalise.
     """
+    inputs = [*config.input_dims, *config.vision.cameras]
     if (folder / PREPROCESSOR).exists():
-        before = _from_processor(folder, PREPROCESSOR, NORMALIZER, config, list(config.input_dims))
+        before = _from_processor(folder, PREPROCESSOR, NORMALIZER, config, inputs)
         after = _from_processor(folder, POSTPROCESSOR, UNNORMALIZER, config, [ACTION])
     else:
-        before = _from_buffers(tensors, "normalize_inputs", list(config.input_dims))
+        before = _from_buffers(tensors, "normalize_inputs", inputs)
         after = _from_buffers(tensors, "unnormalize_outputs", [ACTION])
         for feature in (before | after).keys():
             if config.mode_of(feature) == IDENTITY:  # for which LeRobot makes no buffers
@@ -78,8 +81,21 @@ def read_normalization(folder: Path, config: DiffusionConfig, tensors: dict[str,
 
     return Normalization(
         {name: affine(before, name, dim) for name, dim in config.input_dims.items()},
+        {
+            name: make_affine(config.mode_of(name), _colours(before.get(name, {}), name), name, 3)
+            for name in config.vision.cameras
+        },
         affine(after, ACTION, config.action_dim),
     )
+
+
+def _colours(statistics: dict[str, Tensor], camera: str) -> dict[str, Tensor]:
+    """Bring the statistics of frames, one for each colour, from LeRobot's [3, 1, 1] to [3]."""
+    for name in ("min", "max", "mean", "std"):
+        if name in statistics and tuple(statistics[name].shape) != (3, 1, 1):
+            shape = tuple(statistics[name].shape)
+            raise CheckpointError(f"statistic {name!r} of {camera!r} has shape {shape}, not (3, 1, 1)")
+    return {name: value.flatten() for name, value in statistics.items()}
 
 
 def _from_buffers(tensors: dict[str, Tensor], module: str, features: list[str]) -> Statistics:

@@ -14,6 +14,7 @@ from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel
 from asd_policy.networks.backends.onnx_export import example, export_network
+from asd_policy.policy.observation import refuse_cameras
 from asd_policy.policy.policy import Policy
 
 CHECKED = (1, 2, 7, 64)
@@ -36,9 +37,10 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
 
     Raises:
         BackendError: A package is missing, or the network cannot be exported, is too large for one file, or the file
-            predicts something else.
+            predicts something else; or the policy has cameras.
         CheckpointError: The file would not be loaded again.
     """
+    refuse_cameras(policy.observation_shapes, "export", BackendError)
     network = policy.network
     job = policy.job
     if isinstance(network, OnnxModel):

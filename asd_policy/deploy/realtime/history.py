@@ -10,22 +10,22 @@ import numpy.typing as npt
 from asd_policy._common.arrays import NUMPY
 from asd_policy._common.border import as_numbers, finite
 from asd_policy.errors import ObservationError
-from asd_policy.policy.observation import read_observation
+from asd_policy.policy.observation import Shapes, read_observation
 
 
 class History:
     """The last observations, copied, because a robot's driver may use its buffers again."""
 
-    def __init__(self, length: int, dims: Mapping[str, int] | None = None) -> None:
+    def __init__(self, length: int, shapes: Shapes | None = None) -> None:
         """Begin.
 
         Args:
             length: Observations to keep.
-            dims: Length of each feature that the planner reads: other features are ignored. None for a planner that
+            shapes: Shape of each feature that the planner reads: other features are ignored. None for a planner that
                 does not tell: its observations are kept as they come, and all numbers in them must be finite and keep
                 the shape that they have in the first.
         """
-        self._dims = dims
+        self._shapes = shapes
         self._kept: deque[Any] = deque(maxlen=length)
         self._first: Any = None
         self.latest: Any = None
@@ -39,8 +39,8 @@ class History:
             ObservationError: What the planner reads of it is missing, has a wrong shape, or is no finite real number.
         """
         seen = _copied(observation)
-        if self._dims is not None:
-            kept = read_observation(seen, self._dims, NUMPY)
+        if self._shapes is not None:
+            kept = read_observation(seen, self._shapes, NUMPY)
         else:
             kept, first = seen, seen if self._first is None else self._first
             _check_form(seen, first)

@@ -9,6 +9,7 @@ import numpy as np
 from asd_policy._common.border import finite
 from asd_policy.errors import LoopError
 from asd_policy.policy.continuity import CONTINUITIES, Prefix
+from asd_policy.policy.observation import Shapes
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
 from asd_policy.policy.policy import Policy
@@ -33,9 +34,9 @@ class PolicyPlanner:
         return self._policy.action_dim
 
     @property
-    def observation_dims(self) -> dict[str, int]:
+    def observation_shapes(self) -> Shapes:
         """The policy's."""
-        return self._policy.observation_dims
+        return self._policy.observation_shapes
 
     def warm_up(self, continuity: str = CONTINUITIES[0]) -> None:
         """Do in advance what the first plans would wait for; see `Policy.warm_up`."""
@@ -60,6 +61,14 @@ class PolicyPlanner:
         del robot.plans[:-1], robot.records[:-1]  # an episode may be endless; the last one begins the next
         record = robot.records[-1]
         return Planned(actions, record.rounds, record.cut)
+
+
+def shapes_of(planner: object) -> Shapes | None:
+    """Find the shape of each feature that a planner reads; None for one that does not tell."""
+    shapes, dims = (getattr(planner, name, None) for name in ("observation_shapes", "observation_dims"))
+    if shapes is None and dims is not None:
+        return {name: (dim,) for name, dim in dims.items()}
+    return shapes
 
 
 def check_plan(planned: object, action_dim: int) -> Planned:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from asd_policy.deploy.realtime.planner import PolicyPlanner
 from asd_policy.errors import LoopError
 from asd_policy.policy.continuity import Prefix
+from asd_policy.policy.observation import Shapes
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.planner import Planned
 from asd_policy.policy.policy import Policy
@@ -52,9 +53,9 @@ class ProcessPlanner:
         return self._action_dim
 
     @property
-    def observation_dims(self) -> dict[str, int]:
+    def observation_shapes(self) -> Shapes:
         """The policy's."""
-        return self._observation_dims
+        return self._observation_shapes
 
     def plan(self, observations: Sequence[Any], step: int, begins: bool, prefix: Prefix | None = None) -> Planned:
         """Plan, as `PolicyPlanner` does.
@@ -89,7 +90,7 @@ class ProcessPlanner:
         )
         self._process.start()
         theirs.close()
-        self._horizons, self._action_dim, self._observation_dims = self._answer()
+        self._horizons, self._action_dim, self._observation_shapes = self._answer()
 
     def _ask(self, question: Any) -> Any:
         try:
@@ -118,7 +119,7 @@ def _serve(load: Callable[[], Policy], connection: Connection) -> None:
     except Exception as error:
         connection.send(error)
         return
-    connection.send((planner.horizons, planner.action_dim, planner.observation_dims))
+    connection.send((planner.horizons, planner.action_dim, planner.observation_shapes))
     while True:
         try:
             question = connection.recv()

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from asd_policy.deploy.realtime.history import History
 from asd_policy.deploy.realtime.link import EpisodeEnded, Link
 from asd_policy.deploy.realtime.options import LoopOptions, checked_action
-from asd_policy.deploy.realtime.planner import check_plan
+from asd_policy.deploy.realtime.planner import check_plan, shapes_of
 from asd_policy.deploy.realtime.telemetry import Recorder
 from asd_policy.deploy.realtime.timebase import Timebase
 from asd_policy.deploy.realtime.worker import CallThread
@@ -44,7 +44,7 @@ class Ticker:
         self._link, self._worker, self._options, self._patience = link, worker, options, patience
         self._recorder, self._time = recorder, time
         self._horizons, self._action_dim = planner.horizons, planner.action_dim
-        self.history = History(planner.horizons.n_obs_steps, getattr(planner, "observation_dims", None))
+        self.history = History(planner.horizons.n_obs_steps, shapes_of(planner))
         """The last observations."""
         self.fault: LoopError | None = None
         """Why safe actions are written."""

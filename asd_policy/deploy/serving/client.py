@@ -24,7 +24,7 @@ from asd_policy.deploy.serving.tokens import check_token
 from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.episode_state import EpisodeState
-from asd_policy.policy.observation import read_observation
+from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, PlanRecord
 from asd_policy.policy.planner import Planned
 
@@ -121,6 +121,11 @@ class RemotePolicy:
         return {feature.name: feature.dim for feature in self._policy.observation}
 
     @property
+    def observation_shapes(self) -> Shapes:
+        """Shape of each observation feature; a server's are vectors."""
+        return {name: (dim,) for name, dim in self.observation_dims.items()}
+
+    @property
     def action_dim(self) -> int:
         """Length of an action."""
         return self._policy.action_dim
@@ -171,7 +176,7 @@ class RemotePolicy:
                 next one.
         """
         robot = self._robot
-        robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+        robot.observe(read_observation(observation, self.observation_shapes, NUMPY))
         if not robot.queue:
             self.last_plan = self._plan(None, self._end())
             # A copy, so that a caller who changes it does not change the plan.
@@ -194,7 +199,7 @@ class RemotePolicy:
             self.reset(self._seed)
             self._first = step
         for observation in observations:
-            self._robot.observe(read_observation(observation, self.observation_dims, NUMPY))
+            self._robot.observe(read_observation(observation, self.observation_shapes, NUMPY))
         self._robot.steps = step - self._first
         while True:
             try:

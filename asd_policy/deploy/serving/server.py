@@ -28,6 +28,7 @@ from asd_policy.deploy.serving.metrics import Metrics
 from asd_policy.deploy.serving.sessions import NoPlace, Session, Sessions, Shares
 from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy.continuity import Prefix
+from asd_policy.policy.observation import refuse_cameras
 from asd_policy.policy.policy import Policy
 
 T = TypeVar("T")
@@ -97,7 +98,11 @@ class PolicyServer:
             limits: What to take on.
             token: That every call must bring; None to ask for none.
             credentials: For TLS; None for plain text.
+
+        Raises:
+            ServingError: The policy has cameras.
         """
+        refuse_cameras(policy.observation_shapes, "a policy server", ServingError)
         self._limits = limits or Limits()
         self._credentials = credentials
         self.metrics = Metrics()

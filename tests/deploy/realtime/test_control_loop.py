@@ -1098,7 +1098,7 @@ def test_observations_without_features_to_read() -> None:
 
 def test_only_the_features_that_are_read_are_looked_at() -> None:
     """As they are written down for the planner; the safe action is shown all."""
-    history = History(2, {"agent_pos": 2})
+    history = History(2, {"agent_pos": (2,)})
     depth = np.full((480, 640), np.inf)
     for step in range(4):
         seen = {"agent_pos": np.array([step, step], [">f8", "<i4"][step % 2])[::-1], "contacts": np.zeros(step)}
