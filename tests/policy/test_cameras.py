@@ -230,3 +230,18 @@ def test_what_takes_no_cameras_says_so(policy: Policy, tmp_path: Path) -> None:
         export_policy(policy, tmp_path / "policy.onnx", {})
     with pytest.raises(ServingError, match="observes observation.image: a policy server takes no cameras yet"):
         PolicyServer(policy)
+
+
+def test_a_control_loop_hands_frames_on(policy: Policy) -> None:
+    """What its history keeps is what the planner reads again."""
+    from asd_policy.deploy.realtime.history import History
+    from asd_policy.deploy.realtime.planner import PolicyPlanner, shapes_of
+
+    planner = PolicyPlanner(policy)
+    kept = History(2, shapes_of(planner))
+    for frame in (FRAME, FLOATS):
+        kept.add({"agent_pos": [0.1, 0.2], "pixels": frame})
+    planned = planner.plan(kept.hand_over(), 0, begins=True)
+    assert np.isfinite(planned.actions).all()
+    with pytest.raises(ObservationError, match="observation 'pixels' is uint8"):
+        kept.add({"agent_pos": [0.1, 0.2], "pixels": FRAME[:5]})
