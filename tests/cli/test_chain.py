@@ -9,6 +9,7 @@ import pytest
 import asd_policy
 from asd_policy import cli
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
+from asd_policy.evaluation.rollout.ray_runner import Recipe
 from support.small_checkpoints import save_random
 
 ENV = "asd/Avoid-v0"
@@ -136,3 +137,11 @@ def test_an_export_holds_the_trained_chain(ddim: Path, tmp_path: Path, capsys: p
     expected = asd_policy.load_policy(ddim, chain="trained")
     assert policy.own is None and policy.chain.config == expected.chain.config
     assert policy.chain.a.tolist() == expected.chain.a.tolist()
+
+
+@pytest.mark.parametrize("chain", ["checkpoint", "trained"])
+def test_workers_run_the_same_law(chain: str, ddim: Path) -> None:
+    policy = asd_policy.load_policy(ddim, chain=chain)
+    recipe = Recipe.of(str(ddim), "cpu", {policy.sampler.spec: policy}, ENV, 1, 0)
+    assert recipe.chain == chain
+    recipe.cook().close()
