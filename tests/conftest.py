@@ -9,7 +9,7 @@ from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from support import known_laws
-from support.small_checkpoints import camera_config, save_cameras, save_random
+from support.small_checkpoints import SMALL, camera_config, save_cameras, save_random
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +50,7 @@ def small_config() -> DiffusionConfig:
         input_dims={STATE: 4, ENVIRONMENT_STATE: 3},
         action_dim=2,
         normalization_mapping={"STATE": "MIN_MAX", "ENV": "MEAN_STD", "ACTION": "MIN_MAX"},
-        down_dims=(8, 16),
-        kernel_size=3,
-        n_groups=4,
-        diffusion_step_embed_dim=16,
-        num_train_timesteps=10,
+        **SMALL,
     )
 
 

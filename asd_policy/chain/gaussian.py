@@ -169,15 +169,15 @@ def _threshold(raw: Array, threshold: Threshold) -> Array:
     return xp.astype((flat.clip(-limit, limit) / limit).reshape(raw.shape), raw.dtype, copy=False)
 
 
-def transition(a: Array, clean: Array, sigma: Array, noise: Array, b: Array, x: Array) -> Array:
+def transition(a: Array, x0_pred: Array, sigma: Array, noise: Array, b: Array, x: Array) -> Array:
     """Take one step x_{k+1} = a·x̂0 + σ·ξ + b·x_k, coefficients shaped to broadcast.
 
     Every sampler steps through here and in this order of operations, so that equal inputs give equal bits: a plan
     whose drafts are all right is the sequential plan, not one that is close to it.
     """
-    return push(a, clean, sigma, noise) + b * x
+    return push(a, x0_pred, sigma, noise) + b * x
 
 
-def push(a: Array, clean: Array, sigma: Array, noise: Array) -> Array:
+def push(a: Array, x0_pred: Array, sigma: Array, noise: Array) -> Array:
     """Compute the part of a step that does not depend on the current point, a·x̂0 + σ·ξ."""
-    return a * clean + sigma * noise
+    return a * x0_pred + sigma * noise

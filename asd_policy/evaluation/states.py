@@ -126,7 +126,7 @@ def recalling(policy: Policy, cond: Tensor) -> Policy:
 
 @dataclass(frozen=True)
 class _Recalling:
-    """Does the work of an encoder, and returns what is known."""
+    """Does the work of an encoder, and returns conditioning that was given."""
 
     encoder: ObservationEncoder
     cond: Tensor

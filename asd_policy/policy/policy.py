@@ -497,16 +497,16 @@ class Policy:
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
 
-    def _inpaint(self, held: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
+    def _inpaint(self, given: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
         """Give committed actions along a tape, beside what was given before."""
-        for told in (each.actions for each in prefixes if each is not None):
-            if told.shape[1:] != (self.action_dim,):
-                raise SpecError(f"committed actions have shape {told.shape}, not (n, {self.action_dim})")
+        for actions in (each.actions for each in prefixes if each is not None):
+            if actions.shape[1:] != (self.action_dim,):
+                raise SpecError(f"committed actions have shape {actions.shape}, not (n, {self.action_dim})")
         laid = overlay(prefixes, self.horizons.executed.start, (self.horizons.horizon, self.action_dim))
-        actions, pull = (arrays.asarray(each, self.device) for each in laid)
-        values, pulls = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
-        values[..., : self.action_dim], pulls[..., : self.action_dim] = self._action.normalize(actions), pull
-        mask = pulls == 1
-        soft = (pulls * ~mask) if any(each is not None and each.soft for each in prefixes) else None
+        actions, shares = (arrays.asarray(each, self.device) for each in laid)
+        values, guidance = (arrays.zeros(tape.initial.shape, tape.initial) for _ in range(2))
+        values[..., : self.action_dim], guidance[..., : self.action_dim] = self._action.normalize(actions), shares
+        mask = guidance == 1
+        soft = (guidance * ~mask) if any(each is not None and each.soft for each in prefixes) else None
         own = Inpainting.noised(mask, values, self.chain, tape, soft)
-        return own if held is None else own.beside(held)
+        return own if given is None else own.beside(given)

@@ -44,5 +44,5 @@ def fall_back(target: Target, jump: Callable[[], Array], rows: Array, warm_start
     )
     if not bool(lacks.any()):
         return last, xp.zeros_like(rows)
-    clean = deadline.jump(jump).reshape(last.shape)
-    return xp.where(lacks.reshape(-1, *(1,) * len(event)), clean, last), xp.astype(lacks, rows.dtype)
+    x0_pred = deadline.jump(jump).reshape(last.shape)
+    return xp.where(lacks.reshape(-1, *(1,) * len(event)), x0_pred, last), xp.astype(lacks, rows.dtype)

@@ -1,6 +1,6 @@
 """Plans in fixed shapes and memory, recorded once and replayed: no Python, and no waiting, between kernels."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -47,7 +47,7 @@ class Inputs:
         pairs = ((tape, self.tape), (target.inpainting, self.inpainting), (response, self.response))
         for source, place in pairs:
             if source is not None:
-                copy_into(*([getattr(each, field.name) for field in fields(source)] for each in (source, place)))
+                copy_into(source, place)
         if target.cond is not None and self.cond is not None:
             self.cond[...] = target.cond
         self.last_plan[...] = 0 if last_plan is None else last_plan
@@ -104,8 +104,8 @@ def no_room(batch: int) -> BackendError:
     return BackendError(f"the device has no memory for a batch of {batch}, one point per row: plan for fewer at once")
 
 
-def copy_into(source: Sequence[Array | None], target: Sequence[Array | None]) -> None:
-    """Write values into the memory of others, where there are any."""
-    for values, place in zip(source, target, strict=True):
-        if values is not None and place is not None:
+def copy_into(source: Any, target: Any) -> None:
+    """Write the arrays of a dataclass into the memory of another's, where both have one."""
+    for name, values in vars(source).items():
+        if values is not None and (place := getattr(target, name)) is not None:
             place[...] = values

@@ -13,6 +13,15 @@ from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.networks.vision import RgbEncoder, VisionConfig
 from asd_policy.policy.observation import STATE
 
+SMALL: dict[str, Any] = {
+    "down_dims": (8, 16),
+    "kernel_size": 3,
+    "n_groups": 4,
+    "diffusion_step_embed_dim": 16,
+    "num_train_timesteps": 10,
+}
+"""Options of a network of a few thousand parameters."""
+
 
 def save_random(folder: Path, small_config: DiffusionConfig) -> Path:
     torch.manual_seed(0)
@@ -30,11 +39,7 @@ def camera_config(
         input_dims={STATE: 2},
         action_dim=2,
         normalization_mapping={"STATE": "MIN_MAX", "VISUAL": "MEAN_STD", "ACTION": "MIN_MAX"},
-        down_dims=(8, 16),
-        kernel_size=3,
-        n_groups=4,
-        diffusion_step_embed_dim=16,
-        num_train_timesteps=10,
+        **SMALL,
         vision=Vision({name: (3, *frame) for name in cameras}, VisionConfig(frame, **vision), separate),
     )
 

@@ -107,11 +107,11 @@ class PathRecorder:
         known = torch.as_tensor(steps >= 0, device=x.device)  # a sampler of another chain may have other timesteps
         steps, rows = steps[steps >= 0], row[known].long().cpu().numpy()
         index = torch.as_tensor(steps, device=x.device)
-        clean = self._chain.predict(x[known], output[known], index)
+        x0_pred = self._chain.predict(x[known], output[known], index)
         before = np.minimum(steps, self._furthest[rows])
         self.earlier[rows, steps] = np.where(before[:, None] >= 0, self.predictions[rows, before], np.nan)
         self.points[rows, steps] = x[known][:, self._free].cpu().numpy()
-        self.predictions[rows, steps] = clean[:, self._free].cpu().numpy()
+        self.predictions[rows, steps] = x0_pred[:, self._free].cpu().numpy()
         first, last = np.full((2, len(self._furthest)), [[len(self._chain)], [-1]])
         np.minimum.at(first, rows, steps)
         np.maximum.at(last, rows, steps)

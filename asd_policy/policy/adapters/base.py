@@ -115,8 +115,8 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
     for k, timestep in enumerate(chain.timesteps.tolist() if same else []):
         expected = own.step(output, timestep, x, generator=arrays.make_generator(cpu, k), **options).prev_sample
         noise = arrays.normals(x.shape, arrays.make_generator(cpu, k), cpu)
-        clean = chain.predict(x, output, arrays.asarray([k, k], cpu))
-        step = transition(tables.a[k], clean, tables.sigma[k], noise, tables.b[k], x)
+        x0_pred = chain.predict(x, output, arrays.asarray([k, k], cpu))
+        step = transition(tables.a[k], x0_pred, tables.sigma[k], noise, tables.b[k], x)
         same = same and bool(torch.allclose(step / sizes, expected / sizes, rtol=_TOLERANCE, atol=_TOLERANCE))
     if not same:
         raise ChainError(

@@ -52,7 +52,7 @@ class _Sampling:
         self,
         data: Array,
         mask: Array,
-        told: Mapping[str, Array | None],
+        conditions: Mapping[str, Array | None],
         generator: Generator | None,
         options: Mapping[str, Any],
     ) -> Array:
@@ -61,7 +61,7 @@ class _Sampling:
         Args:
             data: Known coordinates [B, T, D].
             mask: Where they are known [B, T, D].
-            told: The network's conditioning by the names of its arguments, one of them at most.
+            conditions: The network's conditioning by the names of its arguments, one of them at most.
             generator: Source of the noise; None for torch's global one.
             options: Of the scheduler's step.
 
@@ -80,7 +80,7 @@ class _Sampling:
                 f"the policy was accelerated with another noise scheduler, {len(self.planner.chain)} inference steps "
                 f"or options of its step, which were {self.options}; accelerate it again"
             )
-        given = {name: value for name, value in told.items() if value is not None}
+        given = {name: value for name, value in conditions.items() if value is not None}
         if len(given) > 1:
             raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
         name = next(iter(given), None)
@@ -105,8 +105,8 @@ class _Sampling:
         **kwargs: Any,
     ) -> Array:
         """Take the place of a U-Net policy's `conditional_sample`; see `sample`."""
-        told = {"local_cond": local_cond, "global_cond": global_cond}
-        return self.sample(condition_data, condition_mask, told, generator, kwargs)
+        conditions = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.sample(condition_data, condition_mask, conditions, generator, kwargs)
 
     def of_transformer(
         self,

@@ -4,7 +4,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from typing import Protocol
 
@@ -130,8 +129,7 @@ class RoundRecording:
                 self.window //= 2
 
     def _start(self) -> None:
-        begun = Path.begin(self._own, self.inputs.tape, self.inputs.last_plan)
-        copy_into(*([getattr(path, field.name) for field in fields(Path)] for path in (begun, self.path)))
+        copy_into(Path.begin(self._own, self.inputs.tape, self.inputs.last_plan), self.path)
         self._count()
 
     def _advance(self, round_: Round) -> None:
