@@ -17,7 +17,8 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 _WIDTHS = (64, 128, 256, 512)
 _BOTTLENECK = "resnet50"
 _EXPANSION = 4
-_STRIDE = 32
+STRIDE = 32
+"""Pixels of a frame to one of the feature maps."""
 GROUP_CHANNELS = 16
 """Channels of each group, where groups are normalised and not batches."""
 
@@ -64,7 +65,7 @@ class RgbEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = _backbone(config)
-        rows, columns = (-(-pixels // _STRIDE) for pixels in config.seen)
+        rows, columns = (-(-pixels // STRIDE) for pixels in config.seen)
         self.pool = SpatialSoftmax(_channels(config), rows, columns, config.spatial_softmax_num_keypoints)
         self.out = nn.Linear(config.size, config.size)
 
