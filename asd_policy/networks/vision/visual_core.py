@@ -49,4 +49,4 @@ def robomimic_name(key: str) -> str:
 
 def single_name(name: str) -> str:
     """Find the name under which a `VisualCore` has a tensor first: `nets` lists the backbone and the pool once more."""
-    return re.sub(r"(^|\.)nets\.0\.nets\.", r"\1backbone.nets.", re.sub(r"(^|\.)nets\.1\.", r"\1pool.", name))
+    return re.sub(r"^nets\.0\.", "backbone.", re.sub(r"^nets\.1\.", "pool.", name))
