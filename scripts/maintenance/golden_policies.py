@@ -68,6 +68,11 @@ def prepare() -> None:
         with contextlib.suppress(RuntimeError):  # there are some already
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     stand_in("pytorch3d.ops")
+    import torchvision
+
+    # As before 0.17, when its training code was written; UMI, which came later, asks for the other.
+    resize = torchvision.transforms.Resize
+    torchvision.transforms.Resize = lambda size, **options: resize(size, **{"antialias": False, **options})
     import timm
 
     create = timm.create_model
@@ -135,7 +140,7 @@ def run_workspace(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
         policy = hydra.utils.instantiate(OmegaConf.create(section))
     shapes = {name: list(each.shape) for name, each in policy.state_dict().items() if "normalizer" not in name}
     shapes |= images.normalizer_shapes(section)
-    missing = policy.load_state_dict(images.state_of(shapes), strict=False)
+    missing = policy.load_state_dict(images.state_of(shapes, images.is_shared(case)), strict=False)
     assert not missing.missing_keys and not missing.unexpected_keys, missing
     policy.eval()
     obs = {name: meta for name, meta in section["shape_meta"]["obs"].items() if not meta.get("ignore_by_policy")}
@@ -145,8 +150,9 @@ def run_workspace(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
     features: list[Tensor] = []
     policy.obs_encoder.register_forward_hook(lambda *found: features.append(found[-1]))
     rows = section["n_action_steps"] if section.get("pred_action_steps_only") else 8
+    width = 2 if section.get("obs_as_global_cond", True) else 2 + policy.obs_feature_dim
     noisy = "ddpm" in section["noise_scheduler"]["_target_"]
-    with torch.no_grad(), drawing(tape_of((rows, 2), section["num_inference_steps"], noisy)):
+    with torch.no_grad(), drawing(tape_of((rows, width), section["num_inference_steps"], noisy)):
         plan = policy.predict_action(seen)["action_pred"]
     return shapes, features[0], plan
 
@@ -155,7 +161,7 @@ def run_robomimic(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
     """Plan with a policy of robomimic, its network made smaller."""
     import robomimic.models.diffusion_policy_nets as nets
     import robomimic.utils.obs_utils as obs_utils
-    from robomimic.algo import algo_factory
+    from robomimic.algo import DiffusionPolicyUNet, algo_factory
     from robomimic.config import config_factory
 
     given = images.robomimic_config(case)
@@ -167,6 +173,7 @@ def run_robomimic(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
         with config.unlocked():
             config.observation.encoder.rgb.update(images.ROBOMIMIC_CASES[case])
     obs_utils.initialize_obs_utils_with_config(config)
+    DiffusionPolicyUNet._create_optimizers = lambda _: None  # it asks for a data set's size
     whole = nets.ConditionalUnet1D
     nets.ConditionalUnet1D = functools.partial(whole, down_dims=[8, 16], diffusion_step_embed_dim=8)
     observed = images.robomimic_observations()

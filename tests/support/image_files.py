@@ -23,6 +23,7 @@ from support import training_files as files
 
 GOLDEN = Path(__file__).parent / "golden" / "cameras.safetensors"
 ROWS, STEPS = 2, 10
+PERIOD = 65521  # a prime, so that no two rows of a weight are the same
 ACTION = "action"
 DDPM = files.SCHEDULER
 DDIM = {
@@ -209,6 +210,7 @@ CASES: dict[str, dict[str, Any]] = {
         noise_scheduler=DDIM,
         num_inference_steps=8,
     ),
+    "hybrid-inpainting": hybrid(_ONE, obs_as_global_cond=False, crop_shape=[36, 44]),
     "transformer": transformer(_ONE),
     "transformer-actions": transformer(_ONE, causal_attn=False, n_cond_layers=1, pred_action_steps_only=True),
     "image": image(_TWO),
@@ -268,10 +270,12 @@ MODALITIES = {"low_dim": ["robot0_eef_pos", "object"], "rgb": ["a_view", "hand"]
 
 
 def uniform(number: int, shape: Sequence[int]) -> Tensor:
-    """Return numbers in −1 … 1 that look random, and are the same everywhere."""
-    index = torch.arange(math.prod(shape), dtype=torch.float64)
+    """Return numbers in −1 … 1 that look random, and are the same everywhere; large tensors repeat."""
+    size = math.prod(shape)
+    index = torch.arange(min(size, PERIOD), dtype=torch.float64)
     values = (12.9898 * index + 78.233 * (number + 1)).sin_().mul_(43758.5453)
-    return (2 * (values - values.floor()) - 1).float().view(*shape)
+    values = (2 * (values - values.floor()) - 1).float()
+    return values.repeat(-(-size // PERIOD))[:size].view(*shape)
 
 
 def constant(name: str, shapes: Mapping[str, Sequence[int]]) -> Tensor | None:
@@ -301,14 +305,23 @@ def weight(number: int, name: str, shape: Sequence[int]) -> Tensor:
     return values * (math.sqrt(4 / math.prod(shape[1:])) if len(shape) > 1 else 0.1)
 
 
-def twin(name: str) -> str:
+def _twin(name: str) -> str:
     """Return the first name of a tensor that a robomimic encoder lists twice."""
     name = re.sub(r"(obs_nets\.\w+)\.nets\.0\.", r"\1.backbone.", name)
     return re.sub(r"(obs_nets\.\w+)\.nets\.1\.", r"\1.pool.", name)
 
 
-def state_of(shapes: Mapping[str, Sequence[int]]) -> "OrderedDict[str, Tensor]":
-    """Return a state dict by the names and shapes of a policy's own, tied tensors tied."""
+def state_of(shapes: Mapping[str, Sequence[int]], shared: bool = False) -> "OrderedDict[str, Tensor]":
+    """Return a state dict by the names and shapes of a policy's own, tied tensors tied.
+
+    Args:
+        shapes: By name.
+        shared: Whether UMI's cameras share one network.
+    """
+
+    def twin(name: str) -> str:
+        return _twin(name.replace("camera1_rgb", "camera0_rgb") if shared and "key_model_map" in name else name)
+
     state: OrderedDict[str, Tensor] = OrderedDict()
     for number, name in enumerate(sorted(shapes)):
         first = twin(name)
@@ -337,6 +350,11 @@ def normalizer_shapes(section: Mapping[str, Any]) -> dict[str, list[int]]:
     return shapes
 
 
+def is_shared(case: str) -> bool:
+    """Return whether UMI's cameras share one network."""
+    return case.startswith("umi") and CASES[case]["obs_encoder"]["share_rgb_model"]
+
+
 def golden_shapes(case: str) -> dict[str, list[int]]:
     """Return the names and shapes of a policy's state dict, as its own library has them."""
     with safe_open(GOLDEN, "pt") as file:
@@ -359,7 +377,7 @@ def workspace(case: str) -> dict[str, Any]:
     """Return what a training workspace saves."""
     return {
         "cfg": {"name": "train", "policy": CASES[case], "training": {"use_ema": True}},
-        "state_dicts": {"ema_model": state_of(golden_shapes(case))},
+        "state_dicts": {"ema_model": state_of(golden_shapes(case), is_shared(case))},
         "pickles": {},
     }
 
@@ -409,3 +427,19 @@ def robomimic(case: str) -> dict[str, Any]:
     for name in ("obs_normalization_stats", "action_normalization_stats"):
         del payload[name]
     return payload
+
+
+def observations(case: str) -> dict[str, Any]:
+    """Return the features that a policy looks at, with their shapes and types."""
+    if case in ROBOMIMIC_CASES:
+        return robomimic_observations()
+    obs = CASES[case]["shape_meta"]["obs"]
+    return {name: meta for name, meta in obs.items() if not meta.get("ignore_by_policy")}
+
+
+def save(folder: Path, case: str) -> Path:
+    """Write a checkpoint."""
+    if case in ROBOMIMIC_CASES:
+        return files.save_robomimic(folder / "model.pth", robomimic(case))
+    torch.save(workspace(case), folder / "latest.ckpt")
+    return folder / "latest.ckpt"
