@@ -14,7 +14,6 @@ tests/support/training_files.py.
 import argparse
 import contextlib
 import functools
-import importlib
 import importlib.metadata
 import json
 import subprocess
@@ -22,11 +21,13 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,12 +45,19 @@ FAMILIES = {
     "robomimic": ("robomimic_05",),
 }
 """Which checkouts each family of policies needs; two have modules of one name."""
+OPERATIONS = torch.library.Library("torchvision", "DEF")
+"""What is defined in it goes when it does."""
 
 
 def family_of(case: str) -> str:
     """Find the library of a case."""
     name = case.partition("-")[0]
     return name if name in FAMILIES else "diffusion_policy"
+
+
+def library(name: str) -> Any:
+    """Import a module of the environment that this script runs in."""
+    return import_module(name)
 
 
 def stand_in(name: str) -> None:
@@ -62,19 +70,15 @@ def stand_in(name: str) -> None:
 
 def prepare() -> None:
     """Make torchvision importable beside a torch of another build, and have nothing downloaded."""
-    library = torch.library.Library("torchvision", "DEF")
-    prepare.library = library  # type: ignore[attr-defined]  # its definitions end with it
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):  # there are some already
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            OPERATIONS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     stand_in("pytorch3d.ops")
-    import torchvision
-
     # As before 0.17, when its training code was written; UMI, which came later, asks for the other.
-    resize = torchvision.transforms.Resize
-    torchvision.transforms.Resize = lambda size, **options: resize(size, **{"antialias": False, **options})
-    import timm
-
+    transforms = library("torchvision.transforms")
+    resize = transforms.Resize
+    transforms.Resize = lambda size, **options: resize(size, **{"antialias": False, **options})
+    timm = library("timm")
     create = timm.create_model
     timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
 
@@ -82,9 +86,7 @@ def prepare() -> None:
 @contextlib.contextmanager
 def drawing(draws: list[Tensor]) -> Iterator[None]:
     """Let torch.randn and the schedulers of diffusers take these numbers, in their order."""
-    import diffusers.schedulers.scheduling_ddim as ddim
-    import diffusers.schedulers.scheduling_ddpm as ddpm
-
+    ddim, ddpm = (library(f"diffusers.schedulers.scheduling_{name}") for name in ("ddim", "ddpm"))
     given = iter(draws)
     before = torch.randn, ddpm.randn_tensor, ddim.randn_tensor
 
@@ -117,27 +119,24 @@ def as_tensors(seen: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:
 
 def run_workspace(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
     """Plan with a policy of Diffusion Policy, UMI or DP3: shapes of its state, features, and the plan."""
-    import hydra
-    from omegaconf import OmegaConf
-
+    build, configuration = library("hydra.utils").instantiate, library("omegaconf").OmegaConf.create
     section = json.loads(json.dumps(images.CASES[case]))
     encoder = section.get("obs_encoder", {})
     if encoder.get("transforms"):
-        import torchvision
-
+        transforms = library("torchvision.transforms")
         # The law that is planned with here: no jitter, and the middle in place of a random crop.
         side = section["shape_meta"]["obs"]["camera0_rgb"]["shape"][1]
-        middle = torchvision.transforms.CenterCrop(int(side * encoder["transforms"][0]["ratio"]))
+        middle = transforms.CenterCrop(int(side * encoder["transforms"][0]["ratio"]))
         del encoder["transforms"]
-        fixed = [middle, torchvision.transforms.Resize(side, antialias=True)]
-        built = hydra.utils.instantiate(OmegaConf.create(encoder), transforms=None)
+        fixed = [middle, transforms.Resize(side, antialias=True)]
+        built = build(configuration(encoder), transforms=None)
         built.key_transform_map = torch.nn.ModuleDict(
             {name: torch.nn.Sequential(*fixed) for name in built.key_transform_map}
         )
         del section["obs_encoder"]
-        policy = hydra.utils.instantiate(OmegaConf.create(section), obs_encoder=built)
+        policy = build(configuration(section), obs_encoder=built)
     else:
-        policy = hydra.utils.instantiate(OmegaConf.create(section))
+        policy = build(configuration(section))
     shapes = {name: list(each.shape) for name, each in policy.state_dict().items() if "normalizer" not in name}
     shapes |= images.normalizer_shapes(section)
     missing = policy.load_state_dict(images.state_of(shapes, images.is_shared(case)), strict=False)
@@ -159,26 +158,23 @@ def run_workspace(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
 
 def run_robomimic(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
     """Plan with a policy of robomimic, its network made smaller."""
-    import robomimic.models.diffusion_policy_nets as nets
-    import robomimic.utils.obs_utils as obs_utils
-    from robomimic.algo import DiffusionPolicyUNet, algo_factory
-    from robomimic.config import config_factory
-
+    nets = library("robomimic.models.diffusion_policy_nets")
+    algos = library("robomimic.algo")
     given = images.robomimic_config(case)
-    config = config_factory("diffusion_policy")
+    config = library("robomimic.config").config_factory("diffusion_policy")
     with config.values_unlocked():
         config.update({"algo": {"ema": {"enabled": False}, "ddpm": given["algo"]["ddpm"]}})
         config.algo.horizon.update(given["algo"]["horizon"])
         config.observation.modalities.obs.update(images.MODALITIES)
         with config.unlocked():
             config.observation.encoder.rgb.update(images.ROBOMIMIC_CASES[case])
-    obs_utils.initialize_obs_utils_with_config(config)
-    DiffusionPolicyUNet._create_optimizers = lambda _: None  # it asks for a data set's size
+    library("robomimic.utils.obs_utils").initialize_obs_utils_with_config(config)
+    algos.DiffusionPolicyUNet._create_optimizers = lambda _: None  # it asks for a data set's size
     whole = nets.ConditionalUnet1D
     nets.ConditionalUnet1D = functools.partial(whole, down_dims=[8, 16], diffusion_step_embed_dim=8)
     observed = images.robomimic_observations()
     shapes_of = {name: images.ROBOMIMIC_SHAPES[name] for name in images.ROBOMIMIC_SHAPES}
-    algo = algo_factory("diffusion_policy", config, shapes_of, ac_dim=files.ACTION_DIM, device="cpu")
+    algo = algos.algo_factory("diffusion_policy", config, shapes_of, ac_dim=files.ACTION_DIM, device="cpu")
     nets.ConditionalUnet1D = whole
     shapes = {name: list(each.shape) for name, each in algo.nets.state_dict().items()}
     algo.nets.load_state_dict(images.robomimic_state(case, shapes))
@@ -234,8 +230,6 @@ def main() -> None:
                 [sys.executable, *sys.argv, "--family", family, "--out", part],
                 check=True,
             )
-            from safetensors import safe_open
-
             tensors |= load_file(part)
             with safe_open(part, "pt") as file:
                 shapes |= json.loads(file.metadata()["shapes"])

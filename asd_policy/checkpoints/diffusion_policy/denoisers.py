@@ -51,7 +51,7 @@ class Task:
         return 0 if self.layout.inpaints else self.observed.cond_dim(self.layout.horizons.n_obs_steps)
 
 
-def low_dim_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_low_dim_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build a low-dimensional policy's `ConditionalUnet1D`; defaults are those of its constructor.
 
     Raises:
@@ -62,12 +62,12 @@ def low_dim_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], so
     return _unet(model, (256, 3, film), task, weights, source)
 
 
-def image_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_image_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build the `ConditionalUnet1D` of a policy with cameras; defaults are those of the policy's constructor."""
     return _unet(policy, (256, 5, policy.flag("cond_predict_scale", True)), task, weights, source)
 
 
-def dp3_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_dp3_unet(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build DP3's `ConditionalUnet1D`, where it is the one of Diffusion Policy."""
     kind = policy.text("condition_type", "film")
     if kind != "film" or not all(policy.flag(name, True) for name in CONDITIONS[1:]):
@@ -116,13 +116,13 @@ def _unet(
     )
 
 
-def low_dim_transformer(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_low_dim_transformer(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build a low-dimensional policy's `TransformerForDiffusion`; defaults are those of its constructor."""
     model = _network_section(policy, "TransformerForDiffusion", source)
     return _transformer(model, (12, 12, 768, False), task, weights, source)
 
 
-def image_transformer(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+def load_image_transformer(policy: Settings, task: Task, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Build the `TransformerForDiffusion` of a policy with cameras; defaults are those of the policy's constructor."""
     return _transformer(policy, (8, 4, 256, True), task, weights, source)
 

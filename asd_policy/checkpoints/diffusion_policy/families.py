@@ -46,36 +46,39 @@ _LOW_DIM = ("eta", "model", "obs_dim", "action_dim", "pred_action_steps_only", *
 _CAMERAS = ("eta", "shape_meta", "obs_as_global_cond", "cond_predict_scale", *UNET_FIELDS)
 FAMILIES = {
     "DiffusionUnetLowdimPolicy": Family(
-        layouts.low_dim_unet,
+        layouts.read_low_dim_unet,
         read_vector,
-        denoisers.low_dim_unet,
+        denoisers.load_low_dim_unet,
         (*_LOW_DIM, "obs_as_local_cond", "obs_as_global_cond", "oa_step_convention"),
     ),
     "DiffusionTransformerLowdimPolicy": Family(
-        layouts.low_dim_transformer, read_vector, denoisers.low_dim_transformer, (*_LOW_DIM, "obs_as_cond")
+        layouts.read_low_dim_transformer, read_vector, denoisers.load_low_dim_transformer, (*_LOW_DIM, "obs_as_cond")
     ),
     "DiffusionUnetHybridImagePolicy": Family(
-        layouts.image_unet, hybrid.read_hybrid, denoisers.image_unet, (*_CAMERAS, *_HORIZONS, *hybrid.FIELDS)
+        layouts.read_image_unet, hybrid.read_hybrid, denoisers.load_image_unet, (*_CAMERAS, *_HORIZONS, *hybrid.FIELDS)
     ),
     "DiffusionTransformerHybridImagePolicy": Family(
-        layouts.image_transformer,
+        layouts.read_image_transformer,
         hybrid.read_hybrid,
-        denoisers.image_transformer,
+        denoisers.load_image_transformer,
         (*TRANSFORMER_FIELDS, *_HORIZONS, *hybrid.FIELDS, "pred_action_steps_only", "eta"),
     ),
     "DiffusionUnetImagePolicy": Family(
-        layouts.image_unet, multi_image.read_multi_image, denoisers.image_unet, (*_CAMERAS, *_HORIZONS, "obs_encoder")
+        layouts.read_image_unet,
+        multi_image.read_multi_image,
+        denoisers.load_image_unet,
+        (*_CAMERAS, *_HORIZONS, "obs_encoder"),
     ),
     "DP3": Family(
-        layouts.image_unet,
+        layouts.read_image_unet,
         pointcloud.read_point_cloud,
-        denoisers.dp3_unet,
+        denoisers.load_dp3_unet,
         (*_HORIZONS, *UNET_FIELDS, *CONDITIONS, "obs_as_global_cond", *pointcloud.FIELDS),
     ),
     "DiffusionUnetTimmPolicy": Family(
-        layouts.umi_unet,
+        layouts.read_umi_unet,
         umi.read_umi,
-        denoisers.image_unet,
+        denoisers.load_image_unet,
         (
             *(*_CAMERAS, "obs_encoder", "input_pertub", "inpaint_fixed_action_prefix"),
             "train_diffusion_n_samples",

@@ -18,7 +18,7 @@ class Layout:
     """As `ObservationEncoder.inpaints`."""
 
 
-def low_dim_unet(policy: Settings, _: Settings, source: str) -> Layout:
+def read_low_dim_unet(policy: Settings, _: Settings, source: str) -> Layout:
     """Read the layout of `DiffusionUnetLowdimPolicy`.
 
     Raises:
@@ -33,22 +33,22 @@ def low_dim_unet(policy: Settings, _: Settings, source: str) -> Layout:
     return _layout(policy, policy.count("action_dim"), conditioned, current, source)
 
 
-def low_dim_transformer(policy: Settings, _: Settings, source: str) -> Layout:
+def read_low_dim_transformer(policy: Settings, _: Settings, source: str) -> Layout:
     """Read the layout of `DiffusionTransformerLowdimPolicy`."""
     return _layout(policy, policy.count("action_dim"), policy.flag("obs_as_cond", False), True, source)
 
 
-def image_unet(policy: Settings, _: Settings, source: str) -> Layout:
+def read_image_unet(policy: Settings, _: Settings, source: str) -> Layout:
     """Read the layout of a U-Net policy with cameras or clouds."""
     return _layout(policy, _action_dim(policy), policy.flag("obs_as_global_cond", True), True, source)
 
 
-def image_transformer(policy: Settings, _: Settings, source: str) -> Layout:
+def read_image_transformer(policy: Settings, _: Settings, source: str) -> Layout:
     """Read the layout of `DiffusionTransformerHybridImagePolicy`."""
     return _layout(policy, _action_dim(policy), policy.flag("obs_as_cond", True), True, source)
 
 
-def umi_unet(policy: Settings, config: Settings, source: str) -> Layout:
+def read_umi_unet(policy: Settings, config: Settings, source: str) -> Layout:
     """Read the layout of `DiffusionUnetTimmPolicy`, whose observations and actions have horizons of their own.
 
     Its first action is the one for the latest observation. How many are executed is the workspace's `n_action_steps`;
