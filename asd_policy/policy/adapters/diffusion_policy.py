@@ -7,13 +7,15 @@ they are; encoders run once per plan.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.errors import ChainError, ObservationError
+from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
     WARM_UP,
+    Acceleration,
     Adapter,
     LivePlanner,
     Patch,
@@ -22,9 +24,11 @@ from asd_policy.policy.adapters.base import (
     check_step,
     read_chain,
 )
-from asd_policy.samplers import Sampler
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import WarmUp
+
+if TYPE_CHECKING:
+    from asd_policy.policy.adapters.networks import LiveNetwork
 
 _UNETS = {
     "unet_lowdim": "UnetLowdim",
@@ -46,7 +50,10 @@ class _Sampling:
     options: Mapping[str, Any]
     """Those of its step."""
     own_reset: Callable[[], None]
-    """The policy's own method."""
+    own_predict: Callable[..., Any]
+    """The policy's own methods."""
+    network: "LiveNetwork"
+    """What runs the policy's network."""
 
     def sample(
         self,
@@ -69,6 +76,7 @@ class _Sampling:
             Trajectories [B, T, D] in the dtype of `data`.
 
         Raises:
+            BackendError: The backend cannot run the network, or it was changed since it was prepared.
             ChainError: The policy's noise scheduler or its options have been changed.
             DenoiserError: See `LivePlanner.sample`.
             ObservationError: There are two kinds of conditioning.
@@ -85,14 +93,20 @@ class _Sampling:
             raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
         name = next(iter(given), None)
 
+        held = Inpainting(mask, data.float()) if bool(mask.any()) else None
+        cond = None if name is None else given[name]
+        shape, planner = tuple(data.shape), self.planner
+        prepared = self.network.prepare(policy.model, Job(planner.chain, shape[1:], _numbers(cond), data.device), name)
+
         def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
 
-        held = Inpainting(mask, data.float()) if bool(mask.any()) else None
-        cond = None if name is None else given[name]
-        shape, executed = tuple(data.shape), policy.n_action_steps
-        plans = self.planner.sample(denoise, shape, executed, data.device, cond, generator, inpainting=held)
-        setattr(policy, LAST_PLAN, self.planner.last_plan)
+        if prepared is not None:
+            cond = None if cond is None else cond.flatten(1)
+            planner.runs = self.network.spec
+        executed, denoiser = policy.n_action_steps, prepared or denoise
+        plans = planner.sample(denoiser, shape, executed, data.device, cond, generator, inpainting=held)
+        setattr(policy, LAST_PLAN, planner.last_plan)
         return plans.to(data.dtype)
 
     def of_unet(
@@ -119,6 +133,11 @@ class _Sampling:
         """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
         return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
 
+    def predict_action(self, *given: Any, **options: Any) -> Any:
+        """Take the place of the policy's `predict_action` where plans have a deadline, which counts from here."""
+        self.planner.begin_plan()
+        return self.own_predict(*given, **options)
+
     def warm_up(self, observation: Any) -> WarmUp:
         """Plan for an observation as `predict_action` takes it; see `adapters.warm_up`.
 
@@ -136,20 +155,37 @@ class _Sampling:
         setattr(self.policy, LAST_PLAN, None)
 
 
-def _patches(policy: Any, sampler: Sampler, method: str) -> list[Patch]:
+def _numbers(cond: Array | None) -> int:
+    """Count the numbers of the conditioning of one plan [B, …]."""
+    return 0 if cond is None else cond.flatten(1).shape[1]
+
+
+def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
+    from asd_policy.policy.adapters.networks import LiveNetwork
+
     check_own(policy, (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes), ("conditional_sample",))
     scheduler = policy.noise_scheduler
     chain = read_chain(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
     check_step(scheduler, chain, policy.kwargs)
-    planner = LivePlanner(sampler, chain, policy)
-    sampling = _Sampling(policy, planner, scheduler, dict(policy.kwargs), policy.reset)
+    planner = LivePlanner(wanted.sampler, chain, policy, wanted.deadline_ms)
+    network = LiveNetwork(wanted.backend)
+    network.prepare_ahead(policy.model, chain, _horizon(policy))
+    options = dict(policy.kwargs)
+    sampling = _Sampling(policy, planner, scheduler, options, policy.reset, policy.predict_action, network)
+    timed = [] if wanted.deadline_ms is None else [Patch(policy, "predict_action", sampling.predict_action)]
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
+        *timed,
     ]
+
+
+def _horizon(policy: Any) -> int:
+    """Count the steps of what a policy samples."""
+    return policy.n_action_steps if getattr(policy, "pred_action_steps_only", False) else policy.horizon
 
 
 def _classes(names: Mapping[str, str]) -> tuple[str, ...]:
@@ -158,7 +194,7 @@ def _classes(names: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-UNET_ADAPTER = Adapter(_classes(_UNETS), lambda policy, sampler: _patches(policy, sampler, "of_unet"))
+UNET_ADAPTER = Adapter(_classes(_UNETS), lambda policy, wanted: _patches(policy, wanted, "of_unet"))
 TRANSFORMER_ADAPTER = Adapter(
-    _classes(_TRANSFORMERS), lambda policy, sampler: _patches(policy, sampler, "of_transformer")
+    _classes(_TRANSFORMERS), lambda policy, wanted: _patches(policy, wanted, "of_transformer")
 )
