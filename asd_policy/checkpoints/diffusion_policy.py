@@ -25,9 +25,10 @@ from asd_policy.networks.transformer import DiffusionTransformer, TransformerCon
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
 from asd_policy.policy.adapters.diffusion_policy import TRANSFORMER_ADAPTER, UNET_ADAPTER
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import OBS, StateEncoder
+from asd_policy.policy.observation import OBS
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import SensorEncoder
 from asd_policy.samplers import Sampler
 
 ACTION = "action"
@@ -115,7 +116,7 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
         chain=schedule.chain,
         sampler=sampler,
         horizons=layout.horizons,
-        observation=StateEncoder({OBS: _affine(normalizer, OBS, layout.obs_dim, source)}, layout.inpaints),
+        observation=SensorEncoder({OBS: _affine(normalizer, OBS, layout.obs_dim, source)}, layout.inpaints),
         action=_affine(normalizer, ACTION, layout.action_dim, source),
         device=device,
     ).with_own_plan(schedule.own)

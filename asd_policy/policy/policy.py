@@ -23,8 +23,9 @@ from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
 from asd_policy.policy.episode_state import EpisodeState, together
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import ObservationEncoder, Shapes, StateEncoder, at_rest, read_observation
+from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
+from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest, encode_history
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.ddim import Ddim, OwnDdim
@@ -101,7 +102,7 @@ class Policy:
         """How plans are finished that are not at their end by then."""
         self.experience = Experience()
         """What this policy's plans have taught; the law of a plan does not depend on it, its cost does."""
-        encoder = StateEncoder(observation) if isinstance(observation, Mapping) else observation
+        encoder = SensorEncoder(observation) if isinstance(observation, Mapping) else observation
         self.encoder = encoder.to(device)
         """Makes conditioning of observations."""
         self._action = action.to(device)
@@ -149,7 +150,7 @@ class Policy:
     @property
     def cond_dim(self) -> int:
         """Numbers of the conditioning of one plan."""
-        return self.horizons.n_obs_steps * sum(self.encoder.sizes.values())
+        return self.encoder.cond_dim(self.horizons.n_obs_steps)
 
     def inpainting(self, cond: Array) -> Inpainting | None:
         """Give the coordinates of samples that observations [B, n_obs_steps · feature dims], normalised, determine."""
@@ -464,7 +465,7 @@ class Policy:
 
         Args:
             history: Each feature's last observations [B, n_obs_steps, …], oldest first, in any array; see
-                `ObservationEncoder.encode`.
+                `sensors.encode_history`.
             generator: Source of the noise, see `Sampler.sample`.
             last_plan: Each row's `Plan.sample` of the cycle before, moved on by `move_on`; zeros for a row that begins
                 an episode. It makes the plan cheaper, not another one.
@@ -480,7 +481,7 @@ class Policy:
         start = time.perf_counter()
         if stopwatch is not None:
             stopwatch.mark("encode")
-        cond = self.encoder.encode(history, self.horizons.n_obs_steps, self.device)
+        cond = encode_history(self.encoder, history, self.horizons.n_obs_steps, self.device)
         shape = (len(cond), *self.event)
         inpainting, noise = self.inpainting(cond), generator
         if prefixes is not None and any(each is not None and each.delay + each.soft for each in prefixes):

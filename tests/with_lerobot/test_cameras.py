@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import asd_policy
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.vision import RgbEncoder, VisionConfig
-from asd_policy.policy.cameras import CameraEncoder
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import SensorEncoder, encode_history
 from conftest import ENVIRONMENT_STATE, IMAGE, STATE, STEPS, make_config
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -130,7 +130,7 @@ def history(steps: list[Observation]) -> dict[str, npt.NDArray[Any]]:
 def test_frames_become_lerobots_features(pair: Pair) -> None:
     steps = pair.observe(2)
     expected = pair.conditioning(steps)
-    cond = pair.ours.encoder.encode(history(steps), 2, torch.device("cpu"))
+    cond = encode_history(pair.ours.encoder, history(steps), 2, torch.device("cpu"))
     assert not cond.is_inference()
     torch.testing.assert_close(cond, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
@@ -187,7 +187,7 @@ def test_networks_are_lerobots(backbone: str, group_norm: bool) -> None:
 def test_live_policies_and_files_plan_alike(tmp_path: Path) -> None:
     """One of LeRobot's classes accelerated in place, and the same read from its folder."""
     pair = Pair(tmp_path / "saved", *CASES["crop"])
-    assert isinstance(pair.ours.encoder, CameraEncoder)
+    assert isinstance(pair.ours.encoder, SensorEncoder)
     steps = pair.observe(2)
     cond = pair.conditioning(steps)
     asd_policy.accelerate(pair.theirs, "asd:window=6")

@@ -10,8 +10,8 @@ from asd_policy.checkpoints.untrusted.reading import count_numbers
 from asd_policy.checkpoints.untrusted.weights import load_weights
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.vision import BatchNorm, RgbEncoder, VisionConfig
-from asd_policy.policy.cameras import Camera
 from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.sensors import Sensor
 
 VISUAL = "VISUAL"
 """LeRobot's type of a camera's feature."""
@@ -57,7 +57,7 @@ class Vision:
             "use_separate_rgb_encoder_per_camera": self.separate,
         }
 
-    def features(self, colours: Mapping[str, Affine], tensors: Mapping[str, Tensor], source: str) -> dict[str, Camera]:
+    def features(self, colours: Mapping[str, Affine], tensors: Mapping[str, Tensor], source: str) -> dict[str, Sensor]:
         """Load the encoders.
 
         Args:
@@ -73,7 +73,7 @@ class Vision:
         networks = load_encoders(self.encoder, len(self.cameras) if self.separate else None, tensors, source)
         every = networks if self.separate else networks * len(self.cameras)
         return {
-            name: Camera(shape, colours[name], network, self.encoder.size)
+            name: Sensor(shape, colours[name], network, self.encoder.size)
             for (name, shape), network in zip(self.cameras.items(), every, strict=True)
         }
 

@@ -13,8 +13,8 @@ from asd_policy.checkpoints.onnx.record import KEY, Map, PolicyRecord, read_reco
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import StateEncoder
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import SensorEncoder
 from asd_policy.samplers import Sampler
 
 
@@ -61,7 +61,7 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
         chain=record.chain,
         sampler=sampler,
         horizons=record.horizons,
-        observation=StateEncoder({name: _affine(each) for name, each in record.observation.items()}, record.inpaints),
+        observation=SensorEncoder({name: _affine(each) for name, each in record.observation.items()}, record.inpaints),
         action=_affine(record.action),
         device=device,
         backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
