@@ -71,8 +71,8 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
             accelerated = accelerated.with_deadline(deadline_ms)
         accelerated.check()
         return accelerated
-    adapter = _find(policy)
-    if _is_accelerated(policy):
+    adapter = find_adapter(policy)
+    if is_accelerated(policy):
         restore(policy)
     patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms))
     setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in patches])
@@ -85,7 +85,7 @@ def restore(policy: P) -> P:
     Raises:
         SpecError: It is not accelerated, or somebody has put another method in the place of the sampler's since.
     """
-    if not _is_accelerated(policy):
+    if not is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
@@ -120,7 +120,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
         SpecError: The object is not accelerated, or is in training mode; or an observation is given to one that needs
             none, or none to one that does.
     """
-    if not isinstance(policy, Policy) and not _is_accelerated(policy):
+    if not isinstance(policy, Policy) and not is_accelerated(policy):
         raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
     method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
     given = {"robots": robots, "observation": observation}
@@ -134,7 +134,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
     return method(**named)
 
 
-def _is_accelerated(policy: Any) -> bool:
+def is_accelerated(policy: Any) -> bool:
     """Tell whether a live object plans with a sampler of this package."""
     return hasattr(policy, _UNDO)
 
@@ -149,12 +149,21 @@ def _apply(patch: Patch) -> Patch:
     return Patch(patch.owner, patch.name, before)
 
 
-def _find(policy: Any) -> Adapter:
+def find_adapter(policy: Any, wish: str = "accelerate") -> Adapter:
+    """Find the adapter of a live object by its class.
+
+    Args:
+        policy: The object.
+        wish: What cannot be done without, for the message.
+
+    Raises:
+        SpecError: There is none.
+    """
     names = [qualified(cls) for cls in type(policy).__mro__]
     for adapter in ADAPTERS.values():
         if any(name in adapter.classes for name in names):
             return adapter
     raise SpecError(
-        f"cannot accelerate a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
+        f"cannot {wish} a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
         f"{', '.join(ADAPTERS)}"
     )

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,9 @@ from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import ChainError, CheckpointError, ObservationError, SpecError
 from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
-from asd_policy.policy.plan import PlanRecord, record_of
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.plan import Horizons, PlanRecord, record_of
+from asd_policy.policy.sensors import ObservationEncoder
 from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
@@ -29,7 +31,7 @@ WARM_UP = "asd_warm_up"
 """On an accelerated object: its method that does what a first plan would wait for."""
 LAST_PLAN = "last_plan"
 """On an accelerated object: what its latest plan cost, as of a `Policy`."""
-_SCHEDULERS = (
+SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
 )
@@ -85,8 +87,8 @@ def read_chain(scheduler: Any, num_inference_steps: int, eta: float | None = Non
     """
     if type(scheduler).__name__ == "DDIMScheduler" and not eta:
         raise ChainError(
-            "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration; load its "
-            "checkpoint by asd_policy.load_policy(path, chain='trained') for the DDPM chain its network was trained for"
+            "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration in place; "
+            "asd_policy.load_policy(policy, chain='trained') samples the DDPM chain its network was trained for"
         )
     return GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
 
@@ -105,7 +107,7 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
         ChainError: A step is another one.
         SpecError: Somebody has overridden it.
     """
-    check_own(scheduler, _SCHEDULERS, ("step", "set_timesteps"))
+    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
     own = copy.deepcopy(scheduler)
     own.set_timesteps(len(chain))
     import torch  # whose policy this is
@@ -163,6 +165,26 @@ class Acceleration:
 
 
 @dataclass(frozen=True)
+class LiveParts:
+    """What a `Policy` of a live one is made of."""
+
+    network: Denoiser
+    """On the live network's own weights."""
+    encoder: ObservationEncoder
+    """The library's own, or what computes the same."""
+    action: Affine
+    """Normalisation of the action."""
+    horizons: Horizons
+    """Of observation, plan and execution."""
+    scheduler: Any
+    """The live noise scheduler."""
+    steps: int
+    """Its inference steps."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What its step is given by the policy, such as eta."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A library's policies that can be accelerated in place."""
 
@@ -173,6 +195,8 @@ class Adapter:
 
     Raises BackendError, ChainError or SpecError where the policy does not fit.
     """
+    parts: Callable[[Any, Any], LiveParts] | None = None
+    """Returns what a policy is made of, given LeRobot's processors or None. Raises SpecError where it is not known."""
 
 
 @dataclass
@@ -324,12 +348,7 @@ class LivePlanner:
             SpecError: The deadline is shorter than one network call, or no deadline can cut the sampler here.
         """
         began, self._began = self._began or time.perf_counter(), None
-        calls = points = 0
-        if self._times is None:
-            calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
-            kept = self._module if self.sampler.chooses else None
-            self._times = Times.of(kept, self.chain, shape[1:], device, self.runs)
-            self._times.load(self.experience)
+        calls, points = self._look(denoiser, shape, cond, device)
         if noise is not None:
             if tuple(noise.shape) != shape:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
@@ -353,6 +372,16 @@ class LivePlanner:
             self._warming.append(stats)
             self.stats.try_out(stats.all_calls, stats.all_points)
         return result.sample
+
+    def _look(self, denoiser: Denoiser, shape: tuple[int, ...], cond: Array | None, device: Device) -> tuple[int, int]:
+        """Look once whether the network can be sampled from, and load its times; return calls and points of that."""
+        if self._times is not None:
+            return 0, 0
+        calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
+        kept = self._module if self.sampler.chooses else None
+        self._times = Times.of(kept, self.chain, shape[1:], device, self.runs)
+        self._times.load(self.experience)
+        return calls, points
 
 
 class Times:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.errors import ChainError
 from asd_policy.networks.backends.base import Job
@@ -16,6 +17,7 @@ from asd_policy.policy.adapters.base import (
     WARM_UP,
     Acceleration,
     Adapter,
+    LiveParts,
     LivePlanner,
     Patch,
     alone,
@@ -23,6 +25,10 @@ from asd_policy.policy.adapters.base import (
     check_step,
     read_chain,
 )
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.sensors import Sensor, SensorEncoder
 from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
@@ -135,4 +141,53 @@ def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
     ]
 
 
-ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches)
+def _parts(policy: Any, processors: Any) -> LiveParts:
+    """Take a policy apart; its conditioning is compared with what LeRobot's own method makes."""
+    from asd_policy.policy.adapters.encoders import check_encoder, check_same, normalized, random_observations
+    from asd_policy.policy.adapters.networks import denoiser_of
+    from asd_policy.policy.adapters.processors import ACTION, live_normalization
+
+    model, config = policy.diffusion, policy.config
+    check_own(policy, ADAPTER.classes, ("select_action", "predict_action_chunk"))
+    check_own(
+        model,
+        (f"{_MODULE}.DiffusionModel",),
+        ("conditional_sample", "generate_actions", "_prepare_global_conditioning"),
+    )
+    cameras = {name: tuple(feature.shape) for name, feature in config.image_features.items()}
+    shapes = {STATE: tuple(config.robot_state_feature.shape), **cameras}
+    if config.env_state_feature:
+        shapes[ENVIRONMENT_STATE] = tuple(config.env_state_feature.shape)
+    action = tuple(config.action_feature.shape)
+    device = next(model.parameters()).device
+    maps = live_normalization(policy, processors, {**shapes, ACTION: action})
+    maps = {name: each.to(device) for name, each in maps.items()}
+    networks = [model.rgb_encoder] * len(cameras) if cameras else []
+    if cameras and config.use_separate_rgb_encoder_per_camera:
+        networks = list(model.rgb_encoder)
+    features: dict[str, Affine | Sensor] = {name: maps[name] for name in shapes}
+    for (name, shape), network in zip(cameras.items(), networks, strict=True):
+        features[name] = Sensor(shape, maps[name], network, network.feature_dim)
+    encoder = SensorEncoder(features)
+
+    def own(seen: dict[str, Array]) -> Array:
+        batch = {name: each[:, None] for name, each in seen.items()}
+        if cameras:
+            batch["observation.images"] = arrays.namespace(seen[STATE]).stack([batch[name] for name in cameras], -4)
+        return model._prepare_global_conditioning(batch)
+
+    seen = random_observations(shapes, 2)
+    theirs = check_encoder(own, normalized(seen, {name: maps[name] for name in shapes}, device))
+    check_same(encoder.look(seen, device), theirs, "the features")
+    horizons = Horizons(config.n_obs_steps, config.horizon, config.n_action_steps)
+    return LiveParts(
+        denoiser_of(model.unet, "global_cond"),
+        encoder,
+        maps[ACTION],
+        horizons,
+        model.noise_scheduler,
+        model.num_inference_steps,
+    )
+
+
+ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches, _parts)

@@ -217,6 +217,14 @@ class LiveNetwork:
             raise refused(self.backend, reason)
 
 
+def denoiser_of(network: Any, told: str | None, tokens: int = 1, horizon: int = 0) -> Denoiser:
+    """Make a denoiser of a live network: its view where it has one, else its own forward, which torch-eager runs."""
+    try:
+        return fitting_view(network, told)
+    except UnknownNetworkError:
+        return OwnForward(network, told, tokens, horizon)
+
+
 def fitting_view(network: Any, told: str | None) -> ConditionalUnet1d | DiffusionTransformer:
     """Make the view of a network that is given its conditioning in one way.
 
