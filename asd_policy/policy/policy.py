@@ -243,10 +243,10 @@ class Policy:
         )
 
     def with_backend(self, backend: Backend) -> "Policy":
-        """Make a policy whose network runs on another backend; history, noise and experience are its own.
+        """Make a policy whose networks run on another backend; history, noise and experience are its own.
 
         Raises:
-            BackendError: It cannot run here, or not this network.
+            BackendError: It cannot run here, or not these networks.
         """
         other = self.with_sampler(self.sampler)
         other._run_on(backend)
@@ -270,7 +270,8 @@ class Policy:
 
     def _run_on(self, backend: Backend) -> None:
         self.backend = backend
-        """What runs the network."""
+        """What runs the networks."""
+        self.encoder = self.encoder.on(backend, self.device)
         self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
         self.experience = self.experience.without_times()
