@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from asd_policy._common.arrays import NUMPY
 from asd_policy.errors import BackendError, DenoiserError
-from asd_policy.networks.backends import BACKENDS, make_backend
+from asd_policy.networks.backends import BACKENDS, Backend, make_backend
 from asd_policy.networks.backends.base import Encode, SensorJob
 from asd_policy.networks.backends.onnx import MAX_GRAPHS
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import provider_options
+from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
@@ -176,6 +177,12 @@ def test_what_cannot_be_prepared() -> None:
 
     with pytest.raises(BackendError, match="cannot be exported to ONNX|the policy needs seen"):
         make_backend("onnx").prepare_sensor(OfThree(), job)
+
+    class OfDenoisersAlone(TorchEager):
+        prepare_sensor = Backend.prepare_sensor
+
+    with pytest.raises(BackendError, match="torch-eager runs no networks of cameras"):
+        OfDenoisersAlone().prepare_sensor(nn.Identity(), job)
 
 
 # CUDA graphs, without a GPU.

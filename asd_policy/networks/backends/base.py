@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.errors import BackendError
 from asd_policy.networks.denoiser import Denoiser
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -65,10 +66,10 @@ class Backend(abc.ABC):
             BackendError: It cannot run here, or not this network. No other backend is taken in its place.
         """
 
-    @abc.abstractmethod
     def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
         """Make a sensor's network run on this backend; the network itself stays as it is.
 
         Raises:
-            BackendError: As `prepare`.
+            BackendError: As `prepare`; or the backend runs denoisers alone.
         """
+        raise BackendError(f"{self.spec} runs no networks of cameras and other sensors")
