@@ -21,11 +21,11 @@ from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
-from asd_policy.policy.episode_state import EpisodeState, together
+from asd_policy.policy.episode_state import EpisodeState, conditioning, together
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
-from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest, encode_history
+from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.ddim import Ddim, OwnDdim
@@ -482,7 +482,7 @@ class Policy:
         start = time.perf_counter()
         if stopwatch is not None:
             stopwatch.mark("encode")
-        cond = encode_history(self.encoder, history, self.horizons.n_obs_steps, self.device)
+        cond, encoding = conditioning(self.encoder, history, self.horizons.n_obs_steps, self.device)
         shape = (len(cond), *self.event)
         inpainting, noise = self.inpainting(cond), generator
         if prefixes is not None and any(each is not None and each.delay + each.soft for each in prefixes):
@@ -497,7 +497,7 @@ class Policy:
         if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
             finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
-        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample, encoding)
 
     def _inpaint(self, given: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
         """Give committed actions along a tape, beside what was given before."""
