@@ -12,7 +12,16 @@ from rich.console import Console
 
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, FAILED, INTERRUPTED, print_json, progress_bar, text_column
+from asd_policy.cli.common import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    check_specs,
+    choose_samplers,
+    print_json,
+    progress_bar,
+    text_column,
+)
 from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
@@ -66,12 +75,13 @@ class EvalCommand(EvalOptions):
     def run(self, console: Console) -> int:
         """Evaluate; return the exit status."""
         self.check()
-        samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
-        latency = self.read_latency(samplers)
+        check_specs(self.samplers)
         found = self.find_run()
         if self.video:
             self._check_video()
-        setup = self._set_up(samplers, latency, found)
+        policy = self._load()
+        samplers = choose_samplers(policy, self.samplers)
+        setup = self._set_up(policy, samplers, self.read_latency(samplers), found)
         runner = self._make_runner(setup)
         journal = self._open_journal(setup, found)
         self._tell_limit(console, setup)
@@ -97,10 +107,24 @@ class EvalCommand(EvalOptions):
             os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         video.check_video(self.env)
 
-    def _set_up(self, samplers: Sequence[Sampler], latency: Latency, found: Found | None) -> Setup:
-        """Load the policy, look at the environment, and get every sampler ready.
+    def _load(self) -> Policy:
+        """Load the policy.
+
+        Raises:
+            AsdError: It cannot be loaded, or the deadline does not fit it.
+        """
+        if self.workers is not None:
+            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
+        policy = load_policy(
+            self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
+        )
+        return policy if self.deadline_ms is None else policy.with_deadline(self.deadline_ms, self.fallback)
+
+    def _set_up(self, policy: Policy, samplers: Sequence[Sampler], latency: Latency, found: Found | None) -> Setup:
+        """Look at the environment, and get every sampler ready.
 
         Args:
+            policy: As loaded.
             samplers: As they were asked for.
             latency: The law of latencies.
             found: The run that goes on; None where one begins.
@@ -108,11 +132,6 @@ class EvalCommand(EvalOptions):
         Raises:
             AsdError: Something does not fit, or `found` is another run.
         """
-        if self.workers is not None:
-            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
-        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
-        if self.deadline_ms is not None:
-            policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         with open_env(self.env, max_steps=self.max_steps) as env:
             clock = self.make_clock(env, latency)

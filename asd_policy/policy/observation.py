@@ -177,7 +177,7 @@ def stack_frames(steps: Sequence[Array]) -> Array:
     return arrays.namespace(steps[0]).stack(list(steps))
 
 
-def as_floats(frames: Array) -> Array:
+def as_floats(frames: Any) -> Any:
     """Convert checked frames of either form to float32 [..., 3, height, width] in 0 … 1."""
     if not str(frames.dtype).endswith("uint8"):
         return arrays.asarray(frames, arrays.device_of(frames), "float32")
