@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asd_policy._common import arrays
 from asd_policy.errors import SpecError
+from asd_policy.networks.backends.base import Backend
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import as_floats, is_frame
 from asd_policy.policy.sensors import MOST_PIXELS
@@ -39,6 +40,8 @@ class LiveEncoder:
     """As `ObservationEncoder.inpaints`."""
     random_crop: str | None = None
     """As `ObservationEncoder.random_crop`."""
+    keeps: bool = True
+    """As `ObservationEncoder.keeps`: `check_encoder` has seen that one observation has the same features each time."""
 
     @classmethod
     def around(
@@ -78,6 +81,10 @@ class LiveEncoder:
         """
         if torch.device(device) != self.device:
             raise SpecError(f"the live policy's encoder is on {self.device}, not on {device}")
+        return self
+
+    def on(self, backend: Backend, device: Any) -> "LiveEncoder":
+        """Stay as it is: the library runs its own encoder, whatever runs the network."""
         return self
 
     def look(self, observations: Mapping[str, Any], device: Any) -> Tensor:
