@@ -23,6 +23,7 @@ def load_policy(
     device: str = "cpu",
     backend: str | None = None,
     chain: str = CHECKPOINT,
+    fixed_crop: bool = False,
 ) -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
@@ -35,6 +36,8 @@ def load_policy(
             one that `asd-policy tune` found best here.
         chain: "checkpoint" runs the file's own scheduler, "trained" the DDPM chain that its network was trained for.
             They differ where the scheduler is DDIM without noise: only on the latter is `asd` exact.
+        fixed_crop: Crop frames in the middle where the checkpoint's library crops them at random when it plans. Plans
+            then have another law than the library's; False refuses such a checkpoint.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
@@ -42,7 +45,7 @@ def load_policy(
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler, the device or the chain does not exist, or the sampler does not fit the policy.
     """
-    loaded = load(locate(path), sampler, device, backend, chain)
+    loaded = load(locate(path), sampler, device, backend, chain, fixed_crop)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
@@ -71,7 +74,12 @@ def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> Acce
 
 
 def load(
-    path: Path, sampler: str | None, device: str, backend: str | None = None, chain: str = CHECKPOINT
+    path: Path,
+    sampler: str | None,
+    device: str,
+    backend: str | None = None,
+    chain: str = CHECKPOINT,
+    fixed_crop: bool = False,
 ) -> Policy | AcceleratedFn:
     """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
 
@@ -91,6 +99,11 @@ def load(
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
+    if loaded.encoder.random_crop and not fixed_crop:
+        raise CheckpointError(
+            f"{path}: {loaded.encoder.random_crop}; plans with the crop in the middle have another law: --fixed-crop, "
+            "or load_policy(…, fixed_crop=True), makes those"
+        )
     loaded = loaded.with_chain(chain, None if sampler is None else planner)
     tuned = None
     if (tuning := find_tuning(path, loaded)) is not None:
