@@ -1,10 +1,9 @@
 """Files of Diffusion Policy, UMI and DP3 with cameras or clouds: equal to their own libraries' encoders and plans."""
 
 import copy
-import json
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +31,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=[*images.CASES, *images.ROBOMIMIC_CASES])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Policy]:
     path = images.save(tmp_path_factory.mktemp("files"), request.param)
-    policy = asd_policy.load_policy(path)
+    policy = asd_policy.load_policy(path, fixed_crop=request.param.startswith("umi"))
     path.unlink()
     return request.param, policy
 
@@ -170,16 +169,10 @@ SETTINGS: list[tuple[str, Change, str]] = [
 def test_broken_configurations_are_named_before_weights_are_read(
     case: str, change: Change, message: str, tmp_path: Path
 ) -> None:
-    payload = {"cfg": {"policy": separate(images.CASES[case]), "training": {"use_ema": True}}}
-    payload |= {"state_dicts": {"ema_model": OrderedDict()}, "pickles": {}}
+    payload = images.without_weights(case)
     change(payload)
     torch.save(payload, tmp_path / "latest.ckpt")
     check_refused(tmp_path / "latest.ckpt", message)
-
-
-def separate(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a section; what was there twice is no longer one object."""
-    return json.loads(json.dumps(section))
 
 
 def check_refused(path: Path, message: str, described: bool = True) -> None:
@@ -256,31 +249,14 @@ TENSORS: list[tuple[str, Change, str]] = [
 
 @pytest.mark.parametrize(("case", "change", "message"), TENSORS, ids=[message for *_, message in TENSORS])
 def test_broken_weights_are_named(case: str, change: Change, message: str, tmp_path: Path) -> None:
-    payload = halves(case)
+    payload = images.halves(case)
     change(payload)
     torch.save(payload, tmp_path / "latest.ckpt")
     check_refused(tmp_path / "latest.ckpt", message, described=False)
 
 
-@cache
-def _half_state(case: str) -> Mapping[str, torch.Tensor]:
-    return {
-        name: value.half() if value.dtype == torch.float32 and not name.endswith(("pos_x", "pos_y")) else value
-        for name, value in images.workspace(case)["state_dicts"]["ema_model"].items()
-    }
-
-
-def halves(case: str) -> dict[str, Any]:
-    """Return a workspace's checkpoint in half precision, which is faster to write; tensors that were tied are not."""
-    return {
-        "cfg": {"policy": separate(images.CASES[case]), "training": {"use_ema": True}},
-        "state_dicts": {"ema_model": OrderedDict(_half_state(case))},
-        "pickles": {},
-    }
-
-
 def test_negative_variances_are_refused(tmp_path: Path) -> None:
-    payload = halves("hybrid-ddim")
+    payload = images.halves("hybrid-ddim")
     for name in ("backbone.nets.1", "nets.0.nets.1"):
         tensor(f"{CAM}{name}.running_var", -torch.ones(64))(payload)
     torch.save(payload, tmp_path / "latest.ckpt")
@@ -289,7 +265,7 @@ def test_negative_variances_are_refused(tmp_path: Path) -> None:
 
 def test_doubles_that_are_no_ties_may_be_in_a_file(tmp_path: Path) -> None:
     """A tool that rewrote the file may have copied them."""
-    torch.save(halves("hybrid-ddim"), tmp_path / "latest.ckpt")
+    torch.save(images.halves("hybrid-ddim"), tmp_path / "latest.ckpt")
     policy = asd_policy.load_policy(tmp_path / "latest.ckpt")
     assert policy.observation_shapes == {"agent_pos": (2,), "image": (3, 40, 48)}
 
@@ -299,7 +275,7 @@ def test_prefixes_of_wrappers_are_stripped_with_cameras(tmp_path: Path) -> None:
     state = payload["state_dicts"]["ema_model"]
     payload["state_dicts"]["ema_model"] = OrderedDict((f"module.{name}", value) for name, value in state.items())
     torch.save(payload, tmp_path / "latest.ckpt")
-    policy = asd_policy.load_policy(tmp_path / "latest.ckpt")
+    policy = asd_policy.load_policy(tmp_path / "latest.ckpt", fixed_crop=True)
     assert policy.cond_dim == 779
     assert "'module.'" in " ".join(inspection.inspect(str(tmp_path / "latest.ckpt"))["notes"])
 
@@ -343,7 +319,10 @@ def _robomimic() -> dict[str, Any]:
 def test_what_a_file_has_is_described(tmp_path: Path) -> None:
     """Cameras, encoder, crop, and which law runs."""
     torch.save(images.workspace("umi-embedding"), tmp_path / "latest.ckpt")
-    said = inspection.inspect(str(tmp_path / "latest.ckpt"))
+    refused = inspection.inspect(str(tmp_path / "latest.ckpt"))
+    assert not refused["runs_here"] and "--fixed-crop" in refused["missing"][0]
+    said = inspection.inspect(str(tmp_path / "latest.ckpt"), fixed_crop=True)
+    assert said["runs_here"] and refused["notes"] == said["notes"]
     assert said["network"] == "DiffusionUnetTimmPolicy"
     assert said["horizons"] == {"n_obs_steps": 3, "horizon": 8, "n_action_steps": 8}
     assert said["observation"]["camera1_rgb"] == [3, 64, 64]
@@ -351,4 +330,4 @@ def test_what_a_file_has_is_described(tmp_path: Path) -> None:
     encoder, random = said["notes"]
     assert "numbers in its encoder of observations; camera0_rgb, camera1_rgb: the middle 60 × 60 resized to" in encoder
     assert "resnet18 with normalised groups, 3 resolutions, spatial_embedding" in encoder
-    assert random.startswith("its library crops frames and jitters their colours at random when it plans; here the")
+    assert random == "its library crops frames and jitters their colours at random when it plans"

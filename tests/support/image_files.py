@@ -11,6 +11,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -413,7 +414,11 @@ def robomimic_state(case: str, shapes: Mapping[str, Sequence[int]]) -> "OrderedD
 
 def robomimic(case: str) -> dict[str, Any]:
     """Return what robomimic saves of a policy with cameras."""
-    state = robomimic_state(case, golden_shapes(case))
+    return robomimic_payload(case, robomimic_state(case, golden_shapes(case)))
+
+
+def robomimic_payload(case: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what robomimic saves of a policy with cameras, with given weights."""
     payload = files.robomimic(
         config=robomimic_config(case),
         model={"nets": state, "ema": state, "optimizers": {}, "lr_schedulers": {}},
@@ -423,6 +428,7 @@ def robomimic(case: str) -> dict[str, Any]:
             "all_obs_keys": list(ROBOMIMIC_SHAPES),
             "use_images": True,
         },
+        variable_state={"epoch": 3},
     )
     for name in ("obs_normalization_stats", "action_normalization_stats"):
         del payload[name]
@@ -442,4 +448,40 @@ def save(folder: Path, case: str) -> Path:
     if case in ROBOMIMIC_CASES:
         return files.save_robomimic(folder / "model.pth", robomimic(case))
     torch.save(workspace(case), folder / "latest.ckpt")
+    return folder / "latest.ckpt"
+
+
+def without_weights(case: str) -> dict[str, Any]:
+    """Return what a checkpoint holds beside its weights, nothing in it shared."""
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    if case in ROBOMIMIC_CASES:
+        payload = json.loads(json.dumps(robomimic_payload(case, {})))
+        return {**payload, "model": {"nets": state, "ema": state, "optimizers": {}, "lr_schedulers": {}}}
+    policy = json.loads(json.dumps(CASES[case]))
+    return {
+        "cfg": {"policy": policy, "training": {"use_ema": True}},
+        "state_dicts": {"ema_model": state},
+        "pickles": {},
+    }
+
+
+@cache
+def half_state(case: str) -> Mapping[str, Tensor]:
+    """Return the state dict of a workspace's policy in half precision; tensors that were tied are not."""
+    return {
+        name: value.half() if value.dtype == torch.float32 and not name.endswith(("pos_x", "pos_y")) else value
+        for name, value in workspace(case)["state_dicts"]["ema_model"].items()
+    }
+
+
+def halves(case: str) -> dict[str, Any]:
+    """Return a workspace's checkpoint in half precision, which is faster to write."""
+    payload = without_weights(case)
+    payload["state_dicts"]["ema_model"] = OrderedDict(half_state(case))
+    return payload
+
+
+def save_halves(folder: Path, case: str) -> Path:
+    """Write a workspace's checkpoint in half precision."""
+    torch.save(halves(case), folder / "latest.ckpt")
     return folder / "latest.ckpt"
