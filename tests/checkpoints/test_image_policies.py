@@ -292,6 +292,8 @@ ROBOMIMIC: list[tuple[str, Any, str]] = [
     ("obs_randomizer_class", "CropResizeRandomizer", "obs_randomizer_class 'CropResizeRandomizer' is not null, CropR"),
     ("obs_randomizer_kwargs.pos_enc", True, "a CropRandomizer with pos_enc is not known"),
     ("obs_randomizer_kwargs.crop_height", 41, "a crop of 41 × 44 is larger than frames of 40 × 48"),
+]
+ROBOMIMIC_WEIGHTS: list[tuple[str, Any, str]] = [
     ("core_kwargs.pool_kwargs.num_kp", 9, "pool.nets.weight has shape (8, 512, 1, 1), not (9, "),
     ("core_kwargs.backbone_class", "ResNet50Conv", "does not fit its configuration of cameras"),
     ("core_kwargs.feature_dimension", 17, "for 2 action and 74 observation numbers, the configuration says 2 and 78"),
@@ -300,10 +302,17 @@ ROBOMIMIC: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("path", "value", "message"), ROBOMIMIC, ids=[message for *_, message in ROBOMIMIC])
 def test_broken_files_of_robomimic_are_named(path: str, value: Any, message: str, tmp_path: Path) -> None:
+    payload = images.without_weights("robomimic")
+    files.put(payload["config"]["observation"]["encoder"]["rgb"], path.split("."), value)
+    check_refused(files.save_robomimic(tmp_path / "model.pth", payload), message)
+
+
+@pytest.mark.parametrize(("path", "value", "message"), ROBOMIMIC_WEIGHTS, ids=[m for *_, m in ROBOMIMIC_WEIGHTS])
+def test_weights_that_do_not_fit_robomimics_configuration(path: str, value: Any, message: str, tmp_path: Path) -> None:
     payload = copy.copy(_robomimic())
     payload["config"] = copy.deepcopy(payload["config"])
     files.put(payload["config"]["observation"]["encoder"]["rgb"], path.split("."), value)
-    check_refused(files.save_robomimic(tmp_path / "model.pth", payload), message)
+    check_refused(files.save_robomimic(tmp_path / "model.pth", payload), message, described=False)
 
 
 def test_robomimic_with_statistics_of_pixels_is_refused(tmp_path: Path) -> None:

@@ -266,6 +266,15 @@ ROBOMIMIC_CASES: dict[str, dict[str, Any]] = {
     },
 }
 """The section `observation.encoder.rgb` of robomimic's configurations."""
+NETWORKS = {
+    "resnet34": 64,
+    "resnet50": 64,
+    "vit_tiny_patch16_224": 224,
+    "vit_small_patch16_224": 224,
+    "vit_base_patch16_224": 224,
+    "vit_base_patch16_clip_224": 224,
+}
+"""Networks of torchvision and timm that no case above has, with the side of their frames: each has a golden output."""
 ROBOMIMIC_SHAPES = OrderedDict(hand=[3, 40, 48], object=[2], a_view=[3, 40, 48], robot0_eef_pos=[3], unused=[4])
 MODALITIES = {"low_dim": ["robot0_eef_pos", "object"], "rgb": ["a_view", "hand"], "depth": [], "scan": []}
 
@@ -354,6 +363,12 @@ def normalizer_shapes(section: Mapping[str, Any]) -> dict[str, list[int]]:
 def is_shared(case: str) -> bool:
     """Return whether UMI's cameras share one network."""
     return case.startswith("umi") and CASES[case]["obs_encoder"]["share_rgb_model"]
+
+
+def network_frames(name: str) -> Tensor:
+    """Return what a network of `NETWORKS` is shown."""
+    side = NETWORKS[name]
+    return uniform(9, (2, 3, side, side))
 
 
 def golden_shapes(case: str) -> dict[str, list[int]]:
