@@ -109,7 +109,7 @@ class _Sampling:
             return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
 
         if prepared is not None:
-            cond = None if cond is None else cond.flatten(1)
+            cond = data.new_zeros((len(data), 0)) if cond is None else cond.flatten(1)
             planner.runs = self.network.spec
         executed, denoiser = policy.n_action_steps, prepared or denoise
         plans = planner.sample(denoiser, shape, executed, data.device, cond, generator, inpainting=held)

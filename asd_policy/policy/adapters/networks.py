@@ -338,7 +338,8 @@ def _transformer_view(live: Any) -> DiffusionTransformer:
     with torch.device("meta"):
         view = DiffusionTransformer(config).eval()
     small = {"input_dim": 1, "output_dim": 1, "cond_dim": int(conditioned), "n_layer": 1, "n_head": 1, "n_emb": 4}
-    masks = DiffusionTransformer(replace(config, **small, n_cond_layers=0))  # the same masks, the rest is small
+    with torch.random.fork_rng([]):  # a plan may be under way, with a seed
+        masks = DiffusionTransformer(replace(config, **small, n_cond_layers=0))  # the same masks, the rest is small
     for name in ("mask", "memory_mask"):
         own, expected = getattr(live, name), getattr(masks, name)
         if (own is None) != (expected is None) or (own is not None and not torch.equal(own.cpu(), expected)):
