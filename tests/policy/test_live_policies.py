@@ -303,8 +303,9 @@ def assign(policy: Any) -> None:
 def test_changed_weights_are_noticed(kind: str, change: Callable[[Any], None]) -> None:
     """In place they are followed; a `Policy`, and a backend that is slow to prepare, says that they changed."""
     policy, seen = make(kind), live.observations(kind)
-    ours, fast = asd_policy.load_policy(policy), asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
-    slow = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1", backend="torch-replicas:devices=cpu")
+    ours = asd_policy.load_policy(policy)
+    fast: Any = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
+    slow: Any = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1", backend="torch-replicas:devices=cpu")
 
     def plan(policy: Any) -> Tensor:
         torch.manual_seed(0)
@@ -325,10 +326,10 @@ def test_changed_weights_are_noticed(kind: str, change: Callable[[Any], None]) -
 
 
 def test_copies_have_a_network_of_their_own() -> None:
-    policy = asd_policy.accelerate(make("unet, global"), "asd:window=1", deadline_ms=60_000)
+    policy: Any = asd_policy.accelerate(make("unet, global"), "asd:window=1", deadline_ms=60_000)
     seen = live.theirs(live.observations("unet, global"))
     policy.predict_action(seen)
-    other = copy.deepcopy(policy)
+    other: Any = copy.deepcopy(policy)
     halve(other)
     plans = []
     for each in (policy, other):
@@ -350,7 +351,7 @@ def test_preparing_a_network_draws_no_random_numbers() -> None:
 
 
 def test_a_deadline_counts_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = asd_policy.accelerate(make(), "asd:window=2", deadline_ms=60_000)
+    policy: Any = asd_policy.accelerate(make(), "asd:window=2", deadline_ms=60_000)
     seen = live.theirs(live.observations("camera"))
     policy.predict_action(seen)
     assert policy.asd_stats.last.cut == (False,) * ROWS
