@@ -18,12 +18,14 @@ from asd_policy._common.files import atomic_file
 from asd_policy.checkpoints.lerobot.folder import ACTION
 from asd_policy.policy.observation import ENVIRONMENT_KEYS
 from asd_policy.policy.policy import Policy
-from demonstrations import Demonstration
+from training.episodes import Demonstration
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "checkpoints/metaworld-pick-place"
 """The policy that met the states, and whose normalisation all numbers here have."""
 ENVIRONMENT = "asd/MetaWorld-pick-place-v0"
+NOISE = 0.1
+"""Of the demonstrations, as the checkpoint's."""
 PLANNER = "asd:window=32"
 """Exact, so that the states are those that sequential sampling would meet."""
 
@@ -68,16 +70,15 @@ def record(path: Path, seed: int, demonstrations: int = 500, states: int = 512) 
     # What follows needs the environments, which the machine that reads the recording need not have.
     from rich.progress import Progress
 
-    import train
     from asd_policy.evaluation.closed_loop import run_episode
     from asd_policy.evaluation.rollout.environments import make_env
+    from training.recording import demonstrate
 
     policy = load_policy(CHECKPOINT, PLANNER)
     maps = {**{ENVIRONMENT_KEYS[name]: policy.normalization[name] for name in policy.observation_dims},
             ACTION: policy.normalization["action"]}  # fmt: skip
     with Progress() as progress:
-        options = train.Options(env=ENVIRONMENT, out=path, demonstrations=demonstrations, seed=seed)
-        episodes = train.demonstrate(options, progress)
+        episodes = demonstrate(ENVIRONMENT, demonstrations, NOISE, seed, progress)
     streams = {
         name: _half(affine.normalize(torch.from_numpy(np.concatenate([episode[name] for episode in episodes]))))
         for name, affine in maps.items()

@@ -17,8 +17,8 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.lerobot.folder import ACTION, CONFIG, UNET_PREFIX, WEIGHTS, DiffusionConfig
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.policy.policy import Policy
-from demonstrations import make_windows
 from gpu_bench_data import CHECKPOINT, Recording
+from training.episodes import make_windows
 
 BATCH = 512
 PEAK_LEARNING_RATE = 3e-4

@@ -22,12 +22,13 @@ from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
 
 
-def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
+def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dict[str, Any]:
     """Describe a checkpoint, as the JSON object of `asd-policy inspect`.
 
     Args:
         path: As for `load_policy`.
         chain: As for `load_policy`.
+        fixed_crop: As for `load_policy`.
 
     Raises:
         CheckpointError: No such path, no known format, or a file is broken that the description needs.
@@ -40,7 +41,7 @@ def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
     missing: list[str] = []
     policy = None
     try:
-        loaded = load(folder, None, "cpu", chain=chain)
+        loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
         schedule: Schedule | ChainError = Schedule(loaded.chain, None if policy is None else policy.own)
     except AsdError as error:

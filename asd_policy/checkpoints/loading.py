@@ -25,6 +25,7 @@ def load_policy(
     device: str | None = None,
     backend: str | None = None,
     chain: str = CHECKPOINT,
+    fixed_crop: bool = False,
     processors: Any = None,
 ) -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
@@ -41,6 +42,8 @@ def load_policy(
             one that `asd-policy tune` found best here.
         chain: "checkpoint" runs the policy's own scheduler, "trained" the DDPM chain that its network was trained for.
             They differ where the scheduler is DDIM without noise: only on the latter is `asd` exact.
+        fixed_crop: Crop frames in the middle where the checkpoint's library crops them at random when it plans. Plans
+            then have another law than the library's; False refuses such a checkpoint.
         processors: Of a live LeRobot policy since 0.4, whose normalisation is outside of it: its preprocessor and
             postprocessor. With them the policy speaks the environment's units, without them the live policy's own.
 
@@ -55,7 +58,7 @@ def load_policy(
         return policy_of(path, sampler, device, backend, chain, processors)
     if processors is not None:
         raise SpecError("processors are those of a live policy; a checkpoint has its own")
-    loaded = load(locate(path), sampler, device or "cpu", backend, chain)
+    loaded = load(locate(path), sampler, device or "cpu", backend, chain, fixed_crop)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
@@ -84,7 +87,12 @@ def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> Acce
 
 
 def load(
-    path: Path, sampler: str | None, device: str, backend: str | None = None, chain: str = CHECKPOINT
+    path: Path,
+    sampler: str | None,
+    device: str,
+    backend: str | None = None,
+    chain: str = CHECKPOINT,
+    fixed_crop: bool = False,
 ) -> Policy | AcceleratedFn:
     """Load what a checkpoint on this machine holds; a policy with its tuning, if there is one.
 
@@ -104,6 +112,11 @@ def load(
     if not isinstance(loaded, Policy):
         return loaded
     _check_size(loaded)
+    if loaded.encoder.random_crop and not fixed_crop:
+        raise CheckpointError(
+            f"{path}: {loaded.encoder.random_crop}; plans with the crop in the middle have another law: --fixed-crop, "
+            "or load_policy(…, fixed_crop=True), makes those"
+        )
     loaded = loaded.with_chain(chain, None if sampler is None else planner)
     tuned = None
     if (tuning := find_tuning(path, loaded)) is not None:

@@ -13,6 +13,7 @@ from asd_policy.cli.common import (
     DONE,
     BackendOption,
     ChainOption,
+    FixedCropOption,
     check_at_least,
     check_folder,
     print_json,
@@ -50,6 +51,7 @@ class VerifyCommand:
     out: Path | None = None
     """Folder for results.json, which replaces one of an earlier verify."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -69,7 +71,9 @@ class VerifyCommand:
         sampler = make_sampler(self.sampler)
         if self.out is not None:
             check_folder(self.out, "verify")
-        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
+        policy = load_policy(
+            self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
+        )
         policy.check_gaussian("verify")
         sampler.check(policy.chain)
         policy.check()

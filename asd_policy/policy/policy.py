@@ -21,11 +21,11 @@ from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
-from asd_policy.policy.episode_state import EpisodeState, together
+from asd_policy.policy.episode_state import EpisodeState, conditioning, together
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
-from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest, encode_history
+from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.ddim import Ddim, OwnDdim
@@ -243,10 +243,10 @@ class Policy:
         )
 
     def with_backend(self, backend: Backend) -> "Policy":
-        """Make a policy whose network runs on another backend; history, noise and experience are its own.
+        """Make a policy whose networks run on another backend; history, noise and experience are its own.
 
         Raises:
-            BackendError: It cannot run here, or not this network.
+            BackendError: It cannot run here, or not these networks.
         """
         other = self.with_sampler(self.sampler)
         other._run_on(backend)
@@ -270,7 +270,8 @@ class Policy:
 
     def _run_on(self, backend: Backend) -> None:
         self.backend = backend
-        """What runs the network."""
+        """What runs the networks."""
+        self.encoder = self.encoder.on(backend, self.device)
         self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
         self.experience = self.experience.without_times()
@@ -481,7 +482,7 @@ class Policy:
         start = time.perf_counter()
         if stopwatch is not None:
             stopwatch.mark("encode")
-        cond = encode_history(self.encoder, history, self.horizons.n_obs_steps, self.device)
+        cond, encoding = conditioning(self.encoder, history, self.horizons.n_obs_steps, self.device)
         shape = (len(cond), *self.event)
         inpainting, noise = self.inpainting(cond), generator
         if prefixes is not None and any(each is not None and each.delay + each.soft for each in prefixes):
@@ -496,7 +497,7 @@ class Policy:
         if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
             finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
-        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample)
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample, encoding)
 
     def _inpaint(self, given: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
         """Give committed actions along a tape, beside what was given before."""

@@ -1,6 +1,7 @@
-"""`asd/Avoid-v0`: cross a field of staggered pillars, by any of 24 equally rewarded ways."""
+"""`asd/Avoid-v0`, `asd/AvoidPixels-v0`: cross a field of staggered pillars, by any of 24 equally rewarded ways."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,15 @@ class AvoidEnv(Task):
     With `obs_type="pixels_agent_pos"` there is `pixels` [96, 96, 3], uint8, seen from above, in place of
     `environment_state`.
 
+    `asd/AvoidPixels-v0` shows `pixels` [64, 64, 3] from nearer, and displaces rows by up to 0.06 m in place of 0.03 m:
+    farther than a gap is wide, so that what does not look at the pixels touches a pillar more often than not.
+
     ## Reward
     1 for the step that crosses the finish line, y > 0.52 m, else 0.
 
     ## Start and end
-    The end-effector rests at x ~ U(-0.04, 0.04) m, y = -0.05 m; each row is displaced by U(-0.03, 0.03) m.
+    The end-effector rests at x ~ U(-0.04, 0.04) m, y = -0.05 m; each row is displaced by U(-0.03, 0.03) m
+    (`asd/AvoidPixels-v0`: U(-0.06, 0.06) m).
     An episode terminates at the finish line (success) or when a pillar is touched (failure), and is truncated
     after 100 steps (10 s).
 
@@ -83,12 +88,13 @@ class AvoidEnv(Task):
 
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 10}
 
-    def __init__(self, obs_type: ObsType = "state", **kwargs: Any) -> None:
+    def __init__(self, obs_type: ObsType = "state", displacement: float = 0.03, **kwargs: Any) -> None:
         """Build the simulation.
 
         Args:
             obs_type: "state" or "pixels_agent_pos".
-            **kwargs: For `Task`, such as `render_mode`, `width` and `height` [px].
+            displacement: The most that a row is displaced to either side [m].
+            **kwargs: For `Task`, such as `view`, `render_mode`, `width` and `height` [px].
 
         Raises:
             ValueError: No such `obs_type`.
@@ -98,18 +104,19 @@ class AvoidEnv(Task):
             "avoid.xml",
             frame_skip=20,
             agent_pos=spaces.Box(-high, high, dtype=np.float64),
-            environment_state=spaces.Box(-0.03, 0.03, (3,), np.float64),
+            environment_state=spaces.Box(-displacement, displacement, (3,), np.float64),
             action=spaces.Box(WORKSPACE_LOW, WORKSPACE_HIGH, dtype=np.float64),
             obs_type=obs_type,
             **kwargs,
         )
         self._rows = [self.model.body(f"row_{row}").id for row in range(len(ROW_Y))]
+        self._displacement = displacement
         self._effector = self.model.geom("effector").id
         self._gaps: list[int] = []
 
     def reset_model(self) -> Observation:  # pyright: ignore[reportIncompatibleMethodOverride]  # Dict space
         """Place the end-effector and displace the rows at random."""
-        self.model.body_pos[self._rows, 0] = self.np_random.uniform(-0.03, 0.03, len(ROW_Y))
+        self.model.body_pos[self._rows, 0] = self.np_random.uniform(-self._displacement, self._displacement, len(ROW_Y))
         start = np.array([self.np_random.uniform(-0.04, 0.04), START_Y])
         self.data.ctrl[:] = start
         self.set_state(start, np.zeros(2))
@@ -141,9 +148,12 @@ class AvoidEnv(Task):
             "homotopy_class": "-".join(map(str, self._gaps)),
         }
 
+    def displaced(self) -> Array:
+        """Measure how far each row is displaced in this episode [3] [m]."""
+        return self.model.body_pos[self._rows, 0].copy()
+
     def _observation(self) -> Observation:
-        displaced = self.model.body_pos[self._rows, 0].copy()
-        return self.show(np.concatenate([self.data.qpos, self.data.qvel]), displaced)
+        return self.show(np.concatenate([self.data.qpos, self.data.qvel]), self.displaced())
 
     def _touches_pillar(self) -> bool:
         return bool(np.any(self.data.contact.geom == self._effector))
@@ -165,18 +175,19 @@ class AvoidExpert:
     speed = 0.018  # [m] per step
     clearance = 0.055  # [m] before and after a row within which it moves straight ahead
 
-    def __init__(self, homotopy_class: str | None = None) -> None:
+    def __init__(self, homotopy_class: str | None = None, displaced: Callable[[], Array] | None = None) -> None:
         """Choose the way.
 
         Args:
             homotopy_class: One of `HOMOTOPY_CLASSES`, or None for a uniform draw in each episode.
+            displaced: Says how far each row is displaced [3] [m]; by default that is read from `environment_state`.
 
         Raises:
             ValueError: No such class.
         """
         if homotopy_class is not None and homotopy_class not in HOMOTOPY_CLASSES:
             raise ValueError(f"no homotopy class {homotopy_class!r}; there are {', '.join(HOMOTOPY_CLASSES)}")
-        self._fixed = homotopy_class
+        self._fixed, self._displaced = homotopy_class, displaced
         self._gaps: tuple[int, ...] = ()
         self._next = 0
 
@@ -189,7 +200,7 @@ class AvoidExpert:
     def act(self, observation: dict[str, Array]) -> Array:
         """Choose a target position [m] one step ahead on the way."""
         position = observation["agent_pos"][:2]
-        points = self._waypoints(observation["environment_state"])
+        points = self._waypoints(self._displaced() if self._displaced else observation["environment_state"])
         while self._next < len(points) - 1 and self._reached(position, points):
             self._next += 1
         ahead, target = self.speed * 2, position.astype(np.float64)

@@ -41,7 +41,7 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
 
     bare = env.unwrapped
     if isinstance(bare, AvoidEnv):
-        return AvoidExpert()
+        return AvoidExpert(displaced=bare.displaced)
     if isinstance(bare, InterceptEnv):
         return InterceptExpert()
     if isinstance(bare, MetaWorldEnv):

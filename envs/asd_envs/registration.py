@@ -1,15 +1,20 @@
 """The gymnasium ids of this package: one line per environment or suite."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 
-OWN_TASKS = {
-    "Avoid": ("asd_envs.avoid:AvoidEnv", 100),
-    "Intercept": ("asd_envs.intercept:InterceptEnv", 80),
-    "PushT": ("asd_envs.pusht:PushTEnv", 300),
+OWN_TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "Avoid": ("asd_envs.avoid:AvoidEnv", 100, {}),
+    "AvoidPixels": (
+        "asd_envs.avoid:AvoidEnv",
+        100,
+        {"obs_type": "pixels_agent_pos", "displacement": 0.06, "view": ("near", 64)},
+    ),
+    "Intercept": ("asd_envs.intercept:InterceptEnv", 80, {}),
+    "PushT": ("asd_envs.pusht:PushTEnv", 300, {}),
 }
-"""Class and control steps of each task of our own, `asd/<name>-v0`."""
+"""Class, control steps and options of each task of our own, `asd/<name>-v0`."""
 # The 50 tasks of Meta-World v3 by their names there, less the version.
 METAWORLD_TASKS = (
     "assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall "
@@ -56,8 +61,8 @@ def register_all() -> None:
     """Register every environment of this package with gymnasium; a second call changes nothing."""
     if "asd/Avoid-v0" in gymnasium.registry:
         return
-    for name, (entry_point, steps) in OWN_TASKS.items():
-        gymnasium.register(f"asd/{name}-v0", entry_point=entry_point, max_episode_steps=steps)
+    for name, (entry_point, steps, options) in OWN_TASKS.items():
+        gymnasium.register(f"asd/{name}-v0", entry_point=entry_point, kwargs=options, max_episode_steps=steps)
     for suite in SUITES:
         for task, steps in suite.tasks.items():
             gymnasium.register(

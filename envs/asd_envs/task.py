@@ -1,5 +1,7 @@
 """The base of this package's own MuJoCo environments: a model, a camera, and their observation."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,15 +14,26 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 ObsType = Literal["state", "pixels_agent_pos"]
 """What is observed: numbers, or an image and the robot's own numbers (LeRobot's names)."""
 Observation = dict[str, npt.NDArray[Any]]
-IMAGE_SIZE = 96
-"""Width and height of the images [px]."""
+View = tuple[str, int]
+"""Name of a camera of the model, and width and height of its images [px]."""
+
+
+def check_obs_type(obs_type: ObsType) -> ObsType:
+    """Refuse an observation that there is not.
+
+    Raises:
+        ValueError: It is none of `ObsType`.
+    """
+    if obs_type not in get_args(ObsType):
+        raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
+    return obs_type
 
 
 class Task(MujocoEnv):
     """An environment with a model of its own, which has a camera `top`.
 
-    With `obs_type="pixels_agent_pos"` it shows `pixels` [96, 96, 3], uint8, from there in the place of
-    `environment_state`; without a screen that takes MUJOCO_GL=egl.
+    With `obs_type="pixels_agent_pos"` it shows `pixels` [size, size, 3], uint8, of its view in the place of
+    `environment_state`. Where there is no screen, EGL draws them, as if MUJOCO_GL=egl were set.
     """
 
     def __init__(
@@ -31,6 +44,7 @@ class Task(MujocoEnv):
         environment_state: spaces.Box,
         action: spaces.Box,
         obs_type: ObsType,
+        view: View = ("top", 96),
         **kwargs: Any,
     ) -> None:
         """Build the simulation.
@@ -42,18 +56,18 @@ class Task(MujocoEnv):
             environment_state: Space of the others.
             action: Space of actions.
             obs_type: "state" or "pixels_agent_pos".
+            view: What `pixels` show.
             **kwargs: For `gymnasium.envs.mujoco.MujocoEnv`, such as `render_mode`, `width` and `height` [px].
 
         Raises:
             ValueError: No such `obs_type`.
         """
-        if obs_type not in get_args(ObsType):
-            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
+        check_obs_type(obs_type)
         shown: dict[str, spaces.Space[Any]] = {"agent_pos": agent_pos}
         if obs_type == "state":
             shown["environment_state"] = environment_state
         else:
-            shown["pixels"] = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+            shown["pixels"] = spaces.Box(0, 255, (view[1], view[1], 3), np.uint8)
         super().__init__(
             str(Path(__file__).with_name(model)),
             frame_skip,
@@ -65,7 +79,9 @@ class Task(MujocoEnv):
         # Not the renderer of `render_mode`, whose size and camera are the user's.
         self._camera: MujocoRenderer | None = None
         if "pixels" in shown:
-            self._camera = MujocoRenderer(self.model, self.data, None, IMAGE_SIZE, IMAGE_SIZE, camera_name="top")
+            if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
+                os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default would look for a screen
+            self._camera = MujocoRenderer(self.model, self.data, None, view[1], view[1], camera_name=view[0])
 
     def close(self) -> None:
         """Close the renderers."""

@@ -109,7 +109,7 @@ def test_documented(env: Env) -> None:
     assert "| Unit |" in text
 
 
-@pytest.mark.parametrize("env_id", SOLVED)
+@pytest.mark.parametrize("env_id", [case(env_id) for env_id in SOLVED])
 def test_experts_solve(env_id: str) -> None:
     env = gymnasium.make(env_id)
     expert = asd_envs.make_expert(env)
@@ -216,6 +216,42 @@ def test_the_finish_pays_one() -> None:
         done = terminated or truncated
     assert rewards == [0.0] * (len(rewards) - 1) + [1.0]
     assert len(rewards) < 100
+
+
+def test_rows_of_the_pixel_task_are_displaced_farther_than_a_gap_is_wide() -> None:
+    """Without the pixels, where the gaps are cannot be known."""
+    env = gymnasium.make("asd/Avoid-v0", displacement=0.06)
+    space = env.observation_space
+    assert isinstance(space, gymnasium.spaces.Dict)
+    seen = np.stack([env.reset(seed=seed)[0]["environment_state"] for seed in range(50)])
+    assert np.abs(seen).max(0) == pytest.approx([0.06] * 3, abs=0.005)
+    assert all(space["environment_state"].contains(each) for each in seen)
+    assert gymnasium.spec("asd/AvoidPixels-v0").kwargs["displacement"] == 0.06
+
+
+@pytest.mark.parametrize("homotopy_class", ["0-0-0", "1-2-3", "0-2-0", "1-0-3"])
+def test_the_expert_of_the_pixel_task_takes_the_outermost_ways(homotopy_class: str) -> None:
+    env = gymnasium.make("asd/Avoid-v0", displacement=0.06)
+    for seed in range(5):
+        assert run_expert(env, homotopy_class, seed) == {
+            "success": True, "collision": False, "homotopy_class": homotopy_class
+        }  # fmt: skip
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_the_pixel_task_shows_every_pillar_without_a_variable_that_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.setenv(name, "")  # so that it is afterwards what it was
+        monkeypatch.delenv(name)
+    env = gymnasium.make("asd/AvoidPixels-v0")
+    for seed in range(20):
+        frame = env.reset(seed=seed)[0]["pixels"].astype(int)
+        assert frame.shape == (64, 64, 3)
+        red = (frame[..., 0] > 120) & (frame[..., 1] < 100)
+        assert 150 < red.sum() < 500  # six pillars of 7 × 7 pixels from above
+        edge = np.concatenate([red[0], red[-1], red[:, 0], red[:, -1]])
+        assert not edge.any(), "a pillar leaves the frame"
+    env.close()
 
 
 @pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")

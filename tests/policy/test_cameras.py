@@ -10,7 +10,7 @@ import torch
 
 import asd_policy
 from asd_policy._common.clock import HostClock, Stopwatch
-from asd_policy.errors import BackendError, ObservationError, ServingError
+from asd_policy.errors import BackendError, ObservationError
 from asd_policy.evaluation import benchmark
 from asd_policy.evaluation.states import States, histories, random_conditioning, random_states, recalling
 from asd_policy.policy import sensors
@@ -224,16 +224,20 @@ def test_a_benchmark_encodes_frames_and_plans_at_its_states(policy: Policy) -> N
     assert torch.equal(plan.cond, states.cond)
     timed = benchmark.plan(policy, states.first(1), 0, HostClock(), staged=True)
     assert timed.stages is not None and timed.stages["encode"] > 0
+    assert timed.encode_seconds is not None and timed.encode_seconds <= timed.wall_seconds
+    summary = benchmark.summarize_plans([timed], None, None)
+    assert summary["encode_fraction"] == pytest.approx(timed.encode_seconds / timed.wall_seconds)
+    network = timed.stats.network_seconds
+    assert network is not None
+    outside = 1 - (network + timed.encode_seconds) / timed.wall_seconds
+    assert summary["overhead_fraction"] == pytest.approx(outside)
 
 
 def test_what_takes_no_cameras_says_so(policy: Policy, tmp_path: Path) -> None:
     from asd_policy.checkpoints.onnx.writing import export_policy
-    from asd_policy.deploy.serving.server import PolicyServer
 
     with pytest.raises(BackendError, match="the policy observes observation.image: export takes no cameras yet"):
         export_policy(policy, tmp_path / "policy.onnx", {})
-    with pytest.raises(ServingError, match="observes observation.image: a policy server takes no cameras yet"):
-        PolicyServer(policy)
 
 
 def test_a_control_loop_hands_frames_on(policy: Policy) -> None:

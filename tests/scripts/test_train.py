@@ -1,40 +1,32 @@
 """The training script: what it writes, resuming, and wrong input, on a run of seconds."""
 
-import importlib
 import re
 import sys
-from collections.abc import Iterator
+from ctypes.util import find_library
 from pathlib import Path
-from types import ModuleType
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import asd_policy
-from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
+import train
 from asd_policy.cli import common
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """Import the script, with the others beside it, as Python does for the script it runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        yield importlib.import_module("train")
+from asd_policy.policy.sensors import encode_history
+from training import episodes, trainer
 
 
-def run(script: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
     words = ["--env", "asd/Avoid-v0", "--out", str(out), "--steps", "8", "--demonstrations", "2", "--noise", "0.01"]
     words += ["--down-dims", "16", "32", "--batch", "8", "--save-every", "2", *more]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    script.main()
+    train.main()
 
 
-def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(script, tmp_path / "policy", monkeypatch, "--n-action-steps", "3")
+def test_writes_a_policy_that_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "policy", monkeypatch, "--n-action-steps", "3")
     policy = asd_policy.load_policy(tmp_path / "policy", "asd:window=8")
     action = policy.select_action({"agent_pos": torch.zeros(4), "environment_state": torch.zeros(3)})
     assert action.shape == (2,)
@@ -46,61 +38,139 @@ def test_writes_a_policy_that_acts(script: ModuleType, tmp_path: Path, monkeypat
 
 
 def test_a_log_file_can_be_followed(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where there is no terminal, lines say how far it is."""
     monkeypatch.setattr(common, "_LINE_EVERY", 0.0)
-    run(script, tmp_path / "policy", monkeypatch)
+    run(tmp_path / "policy", monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert {"demonstrations: 1 of 2", "demonstrations: 2 of 2"} <= set(lines)
     assert any(re.fullmatch(r"training, loss \d\.\d+: 5 of 8", line) for line in lines)
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_happened(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(script, tmp_path / "whole", monkeypatch)
-    update = script.Trainer.update
+    run(tmp_path / "whole", monkeypatch)
+    update = trainer.Trainer.update
 
-    def interrupted(self: object, *args: torch.Tensor) -> float:
-        if self.step == 5:  # pyright: ignore[reportAttributeAccessIssue]  # the script's class has no type here
+    def interrupted(self: trainer.Trainer, windows: trainer.Windows) -> float:
+        if self.step == 5:
             raise KeyboardInterrupt
-        return update(self, *args)
+        return update(self, windows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.Trainer, "update", interrupted)
+        patch.setattr(trainer.Trainer, "update", interrupted)
         with pytest.raises(SystemExit) as stop:
-            run(script, tmp_path / "halves", patch)
+            run(tmp_path / "halves", patch)
     assert stop.value.code == 130
     assert (tmp_path / "halves.training").exists()
     with pytest.raises(SystemExit, match="of a training with other options"):
-        run(script, tmp_path / "halves", monkeypatch, "--batch", "9")
-    run(script, tmp_path / "halves", monkeypatch)
+        run(tmp_path / "halves", monkeypatch, "--batch", "9")
+    run(tmp_path / "halves", monkeypatch)
     assert not (tmp_path / "halves.training").exists()
     whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves"))
     for key, value in whole.items():
         assert torch.equal(value, halves[key]), key
 
 
-def test_windows_repeat_the_edges(script: ModuleType) -> None:
-    config = DiffusionConfig({"observation.state": 1}, 1, {}, horizon=4)
-    values = torch.arange(3.0)[:, None].numpy()
-    windows = script.make_windows([{"agent_pos": values, "action": 10 * values}], config)
-    assert windows["observation.state"][:, :, 0].tolist() == [[0, 0], [0, 1], [1, 2]]
+def test_windows_repeat_the_edges() -> None:
+    past, chunk = episodes.window_rows([3, 1], 2, 4)
+    assert past.tolist() == [[0, 0], [0, 1], [1, 2], [3, 3]]
     # A chunk begins with the action of the oldest observation, one step in the past.
-    assert windows["action"][:, :, 0].tolist() == [[0, 0, 10, 20], [0, 10, 20, 20], [10, 20, 20, 20]]
+    assert chunk.tolist() == [[0, 0, 1, 2], [0, 1, 2, 2], [1, 2, 2, 2], [3, 3, 3, 3]]
 
 
-def test_still_coordinates_keep_their_scale(script: ModuleType) -> None:
-    values = torch.tensor([[[0.0, 5.0]], [[2.0, 5.0]]])
-    statistics = script.measure_statistics({"x": values})["x"]
+def test_still_coordinates_keep_their_scale() -> None:
+    statistics = episodes.measure_statistics({"x": torch.tensor([[0.0, 5.0], [2.0, 5.0]])})["x"]
     assert statistics["min"].tolist() == [0.0, 4.0]
     assert statistics["max"].tolist() == [2.0, 6.0]
 
 
-def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_frames_are_those_of_their_colours() -> None:
+    frames = np.random.default_rng(0).integers(3, 250, (300, 5, 4, 3), np.uint8)
+    frames[..., 2] = 7  # a colour that never changes
+    found = episodes.measure_statistics({"camera": torch.from_numpy(frames)})["camera"]
+    colours = frames.reshape(-1, 3) / 255
+    expected = {"min": colours.min(0), "max": colours.max(0), "mean": colours.mean(0), "std": colours.std(0)}
+    expected["std"][2] = 1
+    for name, value in expected.items():
+        assert found[name].shape == (3, 1, 1)
+        np.testing.assert_allclose(found[name].flatten(), value, atol=1e-6)
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="frames need the system library libEGL")
+def test_images_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--images", "--env", "asd/AvoidPixels-v0", "--steps", "3", "--batch", "2", "--draws", "3"]
+    run(tmp_path / "policy", monkeypatch, *words, "--crop", "60", "56", "--snapshot-every", "2")
+    policy = asd_policy.load_policy(tmp_path / "policy", "asd:window=8")
+    assert dict(policy.observation_shapes) == {"observation.state": (4,), "observation.image": (3, 64, 64)}
+    env = gymnasium.make("asd/AvoidPixels-v0")
+    seen, _ = env.reset(seed=0)
+    env.close()
+    assert policy.select_action(seen).shape == (2,)
+    # The encoder is trained: a random one has biases of zero after its normalisations.
+    stored = load_file(tmp_path / "policy" / "model.safetensors")
+    assert stored["diffusion.rgb_encoder.backbone.1.bias"].abs().max() > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_training_sees_what_the_policy_sees(tmp_path: Path) -> None:
+    """The trainer's conditioning is that of the policy that it writes, for a camera and two vectors."""
+    random = np.random.default_rng(1)
+    steps = episodes.Episodes(
+        {
+            "observation.state": torch.rand(6, 2),
+            "observation.environment_state": torch.rand(6, 3),
+            "observation.images.front": torch.from_numpy(random.integers(0, 256, (6, 40, 36, 3), np.uint8)),
+            "observation.images.wrist": torch.from_numpy(random.integers(0, 256, (6, 40, 36, 3), np.uint8)),
+            "action": torch.rand(6, 2),
+        },
+        [4, 2],
+    )
+    options = train.Options(env="asd/Avoid-v0", out=tmp_path / "policy", down_dims=(8,))
+    config = train.configure(options, steps)
+    statistics = episodes.measure_statistics(steps.features)
+    windows = trainer.Windows(steps, config, statistics, "cpu")
+    made = trainer.Trainer(trainer.Training(1, 1, 1, 1e-3, 0, False, "cpu"), config)
+    train.write(options.out, made, windows, statistics, {})
+    policy = asd_policy.load_policy(options.out)
+    made.network.load_state_dict({name: value.half().float() for name, value in made.network.state_dict().items()})
+    history = {
+        name: torch.stack([values[[0, 1]], values[[4, 5]]])
+        for name, values in steps.features.items() if name != "action"
+    }  # fmt: skip
+    with torch.no_grad():
+        cond = windows.conditioning(torch.tensor([1, 5]), made.network, torch.Generator(), bfloat16=False)
+    torch.testing.assert_close(
+        cond, encode_history(policy.encoder, history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_frames_are_cropped_at_random_places() -> None:
+    frames = torch.arange(36.0).view(1, 1, 6, 6).expand(2, 3, 6, 6)
+    generator = torch.Generator().manual_seed(0)
+    corners = {int(trainer.random_crop(frames, (5, 4), generator)[0, 0, 0, 0]) for _ in range(60)}
+    assert corners == {0, 1, 2, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images"], "asd/Avoid-v0 shows no frames: --images needs an environment that does, asd/AvoidPixels-v0"),
+        (["--env", "asd/AvoidPixels-v0"], "asd/AvoidPixels-v0 shows frames and not the state of its objects: --images"),
+    ],
+)
+def test_frames_and_no_frames_are_told_apart(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path / "policy", monkeypatch, *words)
+
+
+def test_wrong_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="no environment 'CartPole-v1' with an expert: asd/Avoid-v0"):
-        run(script, tmp_path / "policy", monkeypatch, "--env", "CartPole-v1")
+        run(tmp_path / "policy", monkeypatch, "--env", "CartPole-v1")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +178,7 @@ def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pyte
     [
         (["--steps", "0"], "--steps 0 is not a positive number"),
         (["--demonstrations", "-1"], "--demonstrations -1 is not a positive number"),
+        (["--draws", "0"], "--draws 0 is not a positive number"),
         (["--save-every", "0"], "--save-every 0 is not a positive number"),
         (["--n-action-steps", "16"], "--n-action-steps 16 is not in 1 … 15"),
         (["--noise", "2"], "--noise 2.0 is not in 0 … 1"),
@@ -115,9 +186,7 @@ def test_wrong_environment(script: ModuleType, tmp_path: Path, monkeypatch: pyte
         (["--down-dims", "12", "16"], "--down-dims 12 16 are not 1 … 4 multiples of 8"),
     ],
 )
-def test_wrong_numbers(
-    words: list[str], message: str, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_numbers(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=message):
-        run(script, tmp_path / "policy", monkeypatch, *words)
+        run(tmp_path / "policy", monkeypatch, *words)
     assert not list(tmp_path.iterdir())

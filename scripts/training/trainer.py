@@ -1,0 +1,198 @@
+"""The network that is trained, and the trainer: steps that save and go on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asd_policy._common.files import atomic_file
+from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, Statistics
+from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.networks.vision import RgbEncoder
+from asd_policy.policy.normalisation import Affine, make_affine
+from asd_policy.policy.observation import STATE
+from training.episodes import Episodes, window_rows
+
+
+@dataclass(frozen=True)
+class Training:
+    """The numbers that decide what a training computes."""
+
+    steps: int
+    batch: int
+    draws: int
+    learning_rate: float
+    seed: int
+    bfloat16: bool
+    device: str
+
+
+class Network(nn.Module):
+    """A U-Net, and the encoder of the frames that it is conditioned on."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        """Build it with random weights."""
+        super().__init__()
+        self.unet = ConditionalUnet1d(config.unet)
+        vision = config.vision.encoder
+        self.encoder = None if vision is None else RgbEncoder(vision)
+
+    def look(self, frames: Tensor, bfloat16: bool) -> Tensor:
+        """Encode normalised frames [N, 3, height, width], of the crop's size where there is one."""
+        assert self.encoder is not None  # a policy with cameras has one
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=bfloat16):
+            maps = self.encoder.backbone(frames.contiguous(memory_format=torch.channels_last))
+        # Places need more digits than bfloat16 has.
+        return functional.relu(self.encoder.out(self.encoder.pool(maps.float()).flatten(1)))
+
+
+class Windows:
+    """All windows of episodes, normalised when a batch of them is asked for."""
+
+    def __init__(self, episodes: Episodes, config: DiffusionConfig, statistics: Statistics, device: str) -> None:
+        """Lay out the windows."""
+        self.config, self.device = config, device
+        self.maps: dict[str, Affine] = {}
+        for name in episodes.features:
+            measured = {key: value.flatten() for key, value in statistics[name].items()}
+            dim = len(measured["min"])
+            self.maps[name] = make_affine(config.mode_of(name), measured, name, dim)
+        self.vectors = {
+            name: self.maps[name].normalize(episodes.features[name])
+            for name in episodes.features if name not in config.vision.cameras
+        }  # fmt: skip
+        self.frames = {name: episodes.features[name] for name in config.vision.cameras}
+        self.past, self.chunk = window_rows(episodes.lengths, config.n_obs_steps, config.horizon)
+
+    def __len__(self) -> int:
+        return len(self.past)
+
+    def actions(self, rows: Tensor) -> Tensor:
+        """Look up normalised action chunks [B, horizon, action_dim]."""
+        return self.vectors[ACTION][self.chunk[rows]].to(self.device)
+
+    def conditioning(self, rows: Tensor, network: Network, generator: torch.Generator, bfloat16: bool) -> Tensor:
+        """Encode histories [B, C] in LeRobot's order: the robot's state, its cameras, the environment's state."""
+        past = self.past[rows]
+        parts = {name: self.vectors[name][past].to(self.device) for name in self.config.input_dims}
+        seen = [self._look(name, past, network, generator, bfloat16) for name in self.frames]
+        first = [parts.pop(STATE)] if STATE in parts else []
+        return torch.cat([*first, *seen, *parts.values()], dim=-1).flatten(1)
+
+    def _look(self, name: str, past: Tensor, network: Network, generator: torch.Generator, bfloat16: bool) -> Tensor:
+        """Encode the frames of histories [B, n_obs_steps] as [B, n_obs_steps, size]."""
+        frames = self.frames[name][past.flatten()].to(self.device).permute(0, 3, 1, 2).float() / 255
+        origin, gain, shift = (
+            part[:, None, None].to(self.device)
+            for part in (self.maps[name].origin, self.maps[name].gain, self.maps[name].shift)
+        )
+        frames = (frames - origin) * gain + shift
+        encoder = self.config.vision.encoder
+        if encoder is not None and encoder.crop_shape is not None:
+            frames = random_crop(frames, encoder.crop_shape, generator)
+        return network.look(frames, bfloat16).unflatten(0, past.shape)
+
+
+def random_crop(frames: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Crop all frames at one random place, as LeRobot does while it trains."""
+    top, left = (
+        int(torch.randint(have - want + 1, (), generator=generator))
+        for have, want in zip(frames.shape[-2:], shape, strict=True)
+    )
+    return frames[..., top : top + shape[0], left : left + shape[1]]
+
+
+class Trainer:
+    """Network, optimiser, schedule, running average and random stream, saved and restored together."""
+
+    def __init__(self, training: Training, config: DiffusionConfig) -> None:
+        """Build everything from the seed."""
+        torch.manual_seed(training.seed)
+        self.training = training
+        self.network = Network(config).to(training.device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=training.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, fused=True
+        )
+        self.schedule = get_scheduler(
+            "cosine", self.optimizer, num_warmup_steps=min(500, training.steps // 10), num_training_steps=training.steps
+        )
+        # The warm-up of Diffusion Policy's own EMA: 1 − (1 + step)^(−3/4).
+        self.average = EMAModel(self.network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.scheduler = DDPMScheduler(**{k: v for k, v in config.scheduler.items() if k != "_class_name"})
+        self.step = 0
+
+    def update(self, windows: Windows) -> float:
+        """Take one optimiser step on a random batch; return its loss.
+
+        Each observation is encoded once, and several noises are drawn for its actions.
+        """
+        options = self.training
+        rows = torch.randint(len(windows), (options.batch,), generator=self.generator)
+        cond = windows.conditioning(rows, self.network, self.generator, options.bfloat16)
+        cond = cond.repeat_interleave(options.draws, 0)
+        clean = windows.actions(rows).repeat_interleave(options.draws, 0)
+        noise = torch.randn(clean.shape, generator=self.generator).to(options.device)
+        steps_in_chain = int(self.scheduler.config["num_train_timesteps"])
+        timesteps = torch.randint(steps_in_chain, (len(clean),), generator=self.generator).to(options.device)
+        # add_noise is annotated for 32-bit timesteps and takes any integers.
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.step(self.network.parameters())
+        self.step += 1
+        return loss.item()
+
+    def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Read the running average of the U-Net's weights and of the encoder's, in half precision."""
+        self.average.store(self.network.parameters())
+        self.average.copy_to(self.network.parameters())
+        halves = [
+            None if part is None else {name: _half(value) for name, value in part.state_dict().items()}
+            for part in (self.network.unet, self.network.encoder)
+        ]
+        self.average.restore(self.network.parameters())
+        assert halves[0] is not None  # there is always a U-Net
+        return halves[0], halves[1]
+
+    def save(self, path: Path) -> None:
+        """Write the training state, atomically."""
+        state = {
+            "options": repr(self.training),
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        with atomic_file(path) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            SystemExit: It belongs to a training with other options.
+        """
+        state = torch.load(path, weights_only=True)
+        if state["options"] != repr(self.training):
+            raise SystemExit(f"{path} is of a training with other options ({state['options']}): remove it first")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"])
+        self.step = state["step"]
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float16, copy=True).contiguous()
