@@ -269,6 +269,22 @@ class ObsEncoder(nn.Module):
 
 
 FEATURES = 2 * 4 * 4 + OBS_DIM
+CLOUD = (5, 6)
+
+
+class PointsEncoder(nn.Module):
+    """The largest of what a layer makes of each point, and the state through another, as `DP3Encoder`."""
+
+    point_cloud_key, state_key, use_imagined_robot = "point_cloud", "agent_pos", False
+    point_cloud_shape, state_shape = list(CLOUD), [OBS_DIM]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points, self.state = nn.Linear(3, 7), nn.Linear(OBS_DIM, 4)
+
+    def forward(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """Compute it."""
+        return torch.cat([self.points(seen["point_cloud"]).amax(1), self.state(seen["agent_pos"])], dim=-1)
 
 
 class Base(nn.Module):
@@ -426,6 +442,35 @@ class UnetVideo(UnetBase):
         return self.plan(seen["video"], 0)
 
 
+@as_if("diffusion_policy_3d.policy.dp3", "DP3")
+class Dp3(Base):
+    """Stands for `DP3`, which gives its scheduler's step nothing."""
+
+    obs_as_global_cond, use_pc_color, condition_type = True, False, "film"
+    obs_encoder: PointsEncoder
+
+    def conditional_sample(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        condition_data_pc: Any = None,
+        condition_mask_pc: Any = None,
+        local_cond: Tensor | None = None,
+        global_cond: Tensor | None = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sample, by the signature of that policy."""
+        return self.loop(condition_data, condition_mask, {"global_cond": global_cond}, None, {})
+
+    def predict_action(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Plan."""
+        normal = self.normalizer.normalize(seen)
+        flat = {name: values.flatten(0, 1) for name, values in normal.items()}
+        flat["point_cloud"] = flat["point_cloud"][..., :3]
+        return self.plan(self.obs_encoder(flat).unflatten(0, (-1, N_OBS_STEPS)), N_OBS_STEPS - 1)
+
+
 KINDS: dict[str, tuple[type[Base], str, dict[str, bool]]] = {
     "unet, global": (UnetLowdim, "global_cond", {"obs_as_global_cond": True, "oa_step_convention": True}),
     "unet, next action": (UnetLowdim, "global_cond", {"obs_as_global_cond": True}),
@@ -437,6 +482,7 @@ KINDS: dict[str, tuple[type[Base], str, dict[str, bool]]] = {
     "transformer": (TransformerLowdim, "cond", {"obs_as_cond": True}),
     "transformer, inpainting": (TransformerLowdim, "", {}),
     "transformer, camera": (TransformerHybrid, "cond", {"obs_as_cond": True}),
+    "dp3, cloud": (Dp3, "global_cond", {}),
 }
 """Policies by what they are told: class, argument of the network, flags."""
 
@@ -458,7 +504,7 @@ def make(kind: str = "unet, camera", noise_scheduler: Any = None, steps: int = S
     torch.manual_seed(0)
     cls, argument, flags = KINDS[kind]
     sees = cls in (UnetImage, TransformerHybrid)
-    features = FEATURES if sees else OBS_DIM
+    features = FEATURES if sees else 11 if cls is Dp3 else OBS_DIM
     width = ACTION_DIM + (0 if argument else features)
     if issubclass(cls, TransformerBase):
         model: nn.Module = Transformer(width, features if argument else 0)
@@ -467,11 +513,14 @@ def make(kind: str = "unet, camera", noise_scheduler: Any = None, steps: int = S
     else:
         model = Unet(width, N_OBS_STEPS * features if argument else 0)
     dims = {"front": 1, "pos": OBS_DIM} if sees else {"obs": OBS_DIM}
+    dims = {"point_cloud": CLOUD[1], "agent_pos": OBS_DIM} if cls is Dp3 else dims
     policy: Any = cls(randomize(model), dims, noise_scheduler or scheduler(), steps)
     for name, value in flags.items():
         setattr(policy, name, value)
     if sees:
         policy.obs_encoder = randomize(ObsEncoder())
+    elif cls is Dp3:
+        policy.obs_encoder = randomize(PointsEncoder())
     return policy.eval().requires_grad_(False)
 
 
@@ -479,6 +528,8 @@ def observations(kind: str, rows: int = ROWS, seed: int = 1) -> dict[str, Tensor
     """Observations [rows, N_OBS_STEPS, …] as this package takes them, frames uint8."""
     generator = torch.Generator().manual_seed(seed)
     vector = torch.rand((rows, N_OBS_STEPS, OBS_DIM), generator=generator)
+    if "cloud" in kind:
+        return {"point_cloud": torch.rand((rows, N_OBS_STEPS, *CLOUD), generator=generator), "agent_pos": vector}
     if "camera" not in kind:
         return {"obs": vector}
     size = (rows, N_OBS_STEPS, *FRAME[1:], 3)

@@ -1,14 +1,16 @@
 """The observation encoders of live policies: the library's own, whatever they are, behind this package's seam."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy._common import arrays
 from asd_policy.errors import SpecError
+from asd_policy.networks.backends.base import Backend
+from asd_policy.networks.backends.torch_network import Weights
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import as_floats, is_frame
 from asd_policy.policy.sensors import MOST_PIXELS
@@ -17,6 +19,19 @@ Encode = Callable[[dict[str, Tensor]], Tensor]
 """A library's own encoder: normalised features of single observations, [N, …] each, to [N, F]."""
 _ALIKE = 4  # equal rows among which something random shows: a crop of a few pixels' freedom differs in one of them
 _TOLERANCE = 1e-4  # relative; kernels may add up in another order
+
+
+class PointsAlone(nn.Module):
+    """An encoder that is given the coordinates of a cloud's points, without their colours."""
+
+    def __init__(self, encoder: nn.Module, cloud: str) -> None:
+        """Wrap an encoder; `cloud` is the feature's name."""
+        super().__init__()
+        self.encoder, self.cloud = encoder, cloud
+
+    def forward(self, seen: dict[str, Tensor]) -> Tensor:
+        """Encode normalised observations."""
+        return self.encoder({**seen, self.cloud: seen[self.cloud][..., :3]})
 
 
 @dataclass(frozen=True)
@@ -31,10 +46,12 @@ class LiveEncoder:
     """Numbers that each feature of one observation becomes."""
     places: Mapping[str, int]
     """Where in the features those vectors begin that the encoder hands on as they are."""
-    encode: Encode
-    """The library's."""
+    encode: nn.Module
+    """The library's: normalised features of single observations, [N, …] each, to [N, F]."""
+    weights: Weights
+    """Sees whether its weights are those of before: features that are kept are of these."""
     device: torch.device
-    """Where its weights are."""
+    """Where they are."""
     inpaints: bool = False
     """As `ObservationEncoder.inpaints`."""
     random_crop: str | None = None
@@ -43,7 +60,7 @@ class LiveEncoder:
     @classmethod
     def around(
         cls,
-        encode: Encode,
+        encode: nn.Module,
         shapes: Mapping[str, tuple[int, ...]],
         normalization: Mapping[str, Affine],
         device: torch.device,
@@ -54,7 +71,6 @@ class LiveEncoder:
         Raises:
             SpecError: It encodes at random, or not each observation by itself.
         """
-        blank = cls(shapes, normalization, {}, {}, encode, device, inpaints)
         seen = normalized(random_observations(shapes, 2), normalization, device)
         features = check_encoder(encode, seen)
         places = {
@@ -68,7 +84,7 @@ class LiveEncoder:
         if others:
             shares[others[-1]] += left - sum(shares.values())
         sizes = {name: shares.get(name, shapes[name][0]) for name in shapes}
-        return cls(blank.shapes, blank.normalization, sizes, places, encode, device, inpaints)
+        return cls(shapes, normalization, sizes, places, encode, Weights(encode), device, inpaints)
 
     def to(self, device: Any) -> "LiveEncoder":
         """Stay where the live policy is.
@@ -80,8 +96,22 @@ class LiveEncoder:
             raise SpecError(f"the live policy's encoder is on {self.device}, not on {device}")
         return self
 
+    @property
+    def keeps(self) -> bool:
+        """Whether features are worth keeping: the library's networks make them, and not at random."""
+        return True
+
+    def on(self, backend: Backend, device: Any) -> "LiveEncoder":
+        """Stay as it is, on the weights of now: the library runs its encoder itself."""
+        return replace(self, weights=Weights(self.encode)).to(device)
+
     def look(self, observations: Mapping[str, Any], device: Any) -> Tensor:
-        """Encode single observations, as `ObservationEncoder.look`."""
+        """Encode single observations, as `ObservationEncoder.look`.
+
+        Raises:
+            BackendError: The encoder's weights were changed.
+        """
+        self.weights.check()
         pixels = sum(shape[1] * shape[2] for shape in self.shapes.values() if is_frame(shape))
         rows = len(next(iter(observations.values())))
         at_once = max(1, MOST_PIXELS // pixels) if pixels else max(1, rows)
