@@ -346,11 +346,12 @@ def test_dp3_is_accelerated_in_place() -> None:
     policy.kwargs = {"eta": 0.3}  # which it takes, and makes nothing of
     seen = live.observations("dp3, cloud")
     plans = []
-    for each in (policy, asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")):
+    fast: Any = asd_policy.accelerate(copy.deepcopy(policy), "asd:window=1")
+    for each in (policy, fast):
         torch.manual_seed(0)
         plans.append(each.predict_action(seen)["action_pred"])
     torch.testing.assert_close(*plans, rtol=0, atol=1e-4)
-    assert each.asd_stats.last.rounds == (STEPS,) * ROWS
+    assert fast.asd_stats.last.rounds == (STEPS,) * ROWS
 
 
 def test_preparing_a_network_draws_no_random_numbers() -> None:
