@@ -22,6 +22,7 @@ from asd_policy.evaluation.benchmark import Benchmark, contenders
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.states import random_conditioning, random_states
 from asd_policy.networks.backends import make_backend
+from asd_policy.policy.adapters.encoders import random_observations
 from asd_policy.policy.adapters.networks import UnknownNetworkError, view_of
 from support import live_policies as live
 from support.live_policies import KINDS, N_OBS_STEPS, OBS_DIM, ROWS, STEPS, Transformer, Unet, make
@@ -144,6 +145,54 @@ def test_each_observation_is_encoded_by_itself_once() -> None:
     assert list(recovered) == ["pos"]
     torch.testing.assert_close(recovered["pos"], seen["pos"])
     assert ours.encoder.sizes == {"front": live.FEATURES - OBS_DIM, "pos": OBS_DIM}
+
+
+APART: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "maps": (lambda: live.MapsEncoder(shares=False), ["front", "wrist"]),
+    "one map": (lambda: live.MapsEncoder(shares=True), ["front", "wrist"]),
+    "cores": (live.CoreEncoder, ["front", "wrist"]),
+    "points": (live.PointsEncoder, ["point_cloud", "agent_pos"]),
+    "another": (live.ObsEncoder, []),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_known_encoders_are_taken_apart(name: str) -> None:
+    """One network for each feature, so that backends run them; the features are the same."""
+    own, sensors = APART[name]
+    torch.manual_seed(0)
+    encoder = live.randomize(own())
+    policy = make("dp3, cloud" if name == "points" else "unet, camera")
+    policy.obs_encoder = encoder
+    if name not in ("points", "another"):
+        policy.normalizer = live.Normalizer({"front": 1, "wrist": 3, "pos": OBS_DIM, "action": 2})
+        shapes = {"front": live.FRAME, "wrist": live.FRAME, "pos": (OBS_DIM,)}
+        features = encoder({key: torch.zeros(1, *shape) for key, shape in shapes.items()}).shape[1]
+        policy.model = live.randomize(Unet(2, N_OBS_STEPS * features))
+    ours = asd_policy.load_policy(policy.eval())
+    assert list(getattr(ours.encoder, "sensors", ())) == sensors
+    seen = random_observations(ours.observation_shapes, 3)
+    values = policy.normalizer.normalize(live.theirs(seen))
+    values = {key: each[..., :3] if key == "point_cloud" else each for key, each in values.items()}
+    expected = encoder(values)
+    found = ours.encoder.look(seen, CPU)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_changed_encoder_is_noticed() -> None:
+    """Features that were kept are of the old weights."""
+    for kind in ("unet, camera", "dp3, cloud"):
+        policy = make(kind)
+        ours = asd_policy.load_policy(policy)
+        seen = live.observations(kind)
+        before = ours.plan(seen, torch.Generator().manual_seed(0)).chunk
+        next(policy.obs_encoder.parameters()).mul_(2)
+        with pytest.raises(
+            asd_policy.BackendError, match=r"weights were changed.* policy.with_backend\(policy.backend\)"
+        ):
+            ours.plan(seen)
+        after = ours.with_backend(ours.backend).plan(seen, torch.Generator().manual_seed(0)).chunk
+        assert not torch.equal(before, after)
 
 
 def test_frames_of_both_forms_are_the_same() -> None:

@@ -272,19 +272,90 @@ FEATURES = 2 * 4 * 4 + OBS_DIM
 CLOUD = (5, 6)
 
 
+class Largest(nn.Module):
+    """The largest of what a layer makes of each point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute it."""
+        return self.layer(x).amax(1)
+
+
 class PointsEncoder(nn.Module):
-    """The largest of what a layer makes of each point, and the state through another, as `DP3Encoder`."""
+    """A network for points and one for the state, as `DP3Encoder`."""
 
     point_cloud_key, state_key, use_imagined_robot = "point_cloud", "agent_pos", False
     point_cloud_shape, state_shape = list(CLOUD), [OBS_DIM]
 
     def __init__(self) -> None:
         super().__init__()
-        self.points, self.state = nn.Linear(3, 7), nn.Linear(OBS_DIM, 4)
+        self.extractor, self.state_mlp = Largest(), nn.Linear(OBS_DIM, 4)
 
     def forward(self, seen: Mapping[str, Tensor]) -> Tensor:
         """Compute it."""
-        return torch.cat([self.points(seen["point_cloud"]).amax(1), self.state(seen["agent_pos"])], dim=-1)
+        return torch.cat([self.extractor(seen["point_cloud"]), self.state_mlp(seen["agent_pos"])], dim=-1)
+
+
+def convolution() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 2, 3, 3), nn.Flatten(1))
+
+
+class MapsEncoder(nn.Module):
+    """A model and a transform for each of two cameras, as `MultiImageObsEncoder`; one model for both, if `shares`."""
+
+    def __init__(self, shares: bool) -> None:
+        super().__init__()
+        camera = {"shape": list(FRAME), "type": "rgb"}
+        self.shape_meta = {"obs": {"pos": {"shape": [OBS_DIM]}, "wrist": camera, "front": camera}}
+        self.rgb_keys, self.low_dim_keys, self.share_rgb_model = ["front", "wrist"], ["pos"], shares
+        self.key_transform_map = nn.ModuleDict({"front": nn.Identity(), "wrist": nn.ZeroPad2d(1)})
+        if shares:
+            self.key_transform_map["wrist"] = nn.Identity()
+        self.key_model_map = nn.ModuleDict({name: convolution() for name in (["rgb"] if shares else self.rgb_keys)})
+
+    def forward(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """Compute it."""
+        models = {key: self.key_model_map["rgb" if self.share_rgb_model else key] for key in self.rgb_keys}
+        frames = [models[key](self.key_transform_map[key](seen[key])) for key in self.rgb_keys]
+        return torch.cat([*frames, seen["pos"]], dim=-1)
+
+
+class Middle(nn.Module):
+    """Crops before the network, and adds up after it, as robomimic's randomizers do in their places."""
+
+    def forward_in(self, x: Tensor) -> Tensor:
+        """Crop."""
+        return x[..., 1:-1, 2:-1]
+
+    def forward_out(self, x: Tensor) -> Tensor:
+        """Shift."""
+        return x + 0.5
+
+
+class CoreEncoder(nn.Module):
+    """A network, a randomizer and an activation, in the order of `obs_shapes`, as robomimic's `ObservationEncoder`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.obs_shapes = {"pos": [OBS_DIM], "front": list(FRAME), "wrist": list(FRAME)}
+        networks = {"pos": None, "front": convolution(), "wrist": convolution()}
+        self.obs_nets = nn.ModuleDict(networks)  # None, too, as there
+        self.obs_randomizers: dict[str, Any] = {"pos": None, "front": Middle(), "wrist": None}
+        self.activation = nn.ReLU()
+
+    def forward(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """Compute it."""
+        parts = []
+        for name in self.obs_shapes:
+            x, randomizer, network = seen[name], self.obs_randomizers[name], self.obs_nets[name]
+            x = x if randomizer is None else randomizer.forward_in(x)
+            x = x if network is None else self.activation(network(x))
+            x = x if randomizer is None else randomizer.forward_out(x)
+            parts.append(x.flatten(1))
+        return torch.cat(parts, dim=-1)
 
 
 class Base(nn.Module):

@@ -267,6 +267,7 @@ def _encoder(policy: Any, inpaints: bool) -> ObservationEncoder:
     from asd_policy.policy.adapters.encoders import (
         LiveEncoder,
         PointsAlone,
+        by_sensors,
         check_same,
         normalized,
         random_observations,
@@ -297,7 +298,7 @@ def _encoder(policy: Any, inpaints: bool) -> ObservationEncoder:
     theirs = policy.normalizer.normalize({name: values.to(device) for name, values in frames.items()})
     for name, values in normalized(seen, maps, device).items():
         check_same(values, theirs[name], f"the normalised values of {name!r}")
-    return encoder
+    return by_sensors(encoder)
 
 
 def _maps(policy: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Affine]:

@@ -13,7 +13,7 @@ from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.backends.torch_network import Weights
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import as_floats, is_frame
-from asd_policy.policy.sensors import MOST_PIXELS
+from asd_policy.policy.sensors import MOST_PIXELS, Sensor, SensorEncoder
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 """A library's own encoder: normalised features of single observations, [N, …] each, to [N, F]."""
@@ -144,6 +144,84 @@ class LiveEncoder:
     def cond_dim(self, n_obs_steps: int) -> int:
         """Count the numbers of the conditioning of one plan."""
         return n_obs_steps * sum(self.sizes.values())
+
+
+class _Observed(nn.Module):
+    """What robomimic's `ObservationEncoder` does to one feature."""
+
+    def __init__(self, randomizer: nn.Module | None, network: nn.Module, activation: nn.Module | None) -> None:
+        """Take the parts, which stay the encoder's."""
+        super().__init__()
+        self.randomizer, self.network, self.activation = randomizer, network, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a normalised feature [N, …] as [N, F]."""
+        x = x if self.randomizer is None else self.randomizer.forward_in(x)  # pyright: ignore[reportCallIssue]  theirs
+        x = self.network(x)
+        x = x if self.activation is None else self.activation(x)
+        x = x if self.randomizer is None else self.randomizer.forward_out(x)  # pyright: ignore[reportCallIssue]  theirs
+        return x.flatten(1)
+
+
+class _Coordinates(nn.Module):
+    """A network that is given the coordinates of points alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap it."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode clouds [N, points, channels]."""
+        return self.network(x[..., :3])
+
+
+def by_sensors(encoder: LiveEncoder) -> LiveEncoder | SensorEncoder:
+    """Take a library's encoder apart into one network for each feature, so that backends can run them.
+
+    Returns:
+        An encoder of the library's own networks, whose features are the same; the one given where the library's is none
+        of those whose parts are known.
+    """
+    try:
+        networks = _networks_of(encoder.encode)
+        seen = random_observations(encoder.shapes, 2)
+        values = normalized(seen, encoder.normalization, encoder.device)
+        with torch.no_grad():
+            sizes = {name: network(values[name]).shape[1] for name, network in networks.items()}
+        apart = SensorEncoder(
+            {
+                name: Sensor(shape, encoder.normalization[name], networks[name], sizes[name])
+                if name in networks
+                else encoder.normalization[name]
+                for name, shape in encoder.shapes.items()
+            },
+            inpaints=encoder.inpaints,
+        )
+        check_same(apart.look(seen, encoder.device), encoder.look(seen, encoder.device), "the features")
+    except (AttributeError, KeyError, TypeError, IndexError, RuntimeError, SpecError):
+        return encoder  # another version of a library, or something replaced in it: it is called as a whole
+    return apart if networks else encoder
+
+
+def _networks_of(encoder: Any) -> dict[str, nn.Module]:
+    """Find the networks of an encoder's features: diffusion_policy's `MultiImageObsEncoder`, robomimic's, DP3's."""
+    if isinstance(encoder, PointsAlone):
+        networks = _networks_of(encoder.encoder)
+        return {**networks, encoder.cloud: _Coordinates(networks[encoder.cloud])}
+    if hasattr(encoder, "key_model_map"):
+        models = {key: encoder.key_model_map["rgb" if encoder.share_rgb_model else key] for key in encoder.rgb_keys}
+        return {key: nn.Sequential(encoder.key_transform_map[key], model) for key, model in models.items()}
+    if hasattr(encoder, "obs_nets"):
+        activation, networks = encoder.activation, dict(encoder.obs_nets.items())
+        return {
+            name: _Observed(encoder.obs_randomizers[name], network, activation).eval()
+            for name, network in networks.items()
+            if network is not None
+        }
+    if hasattr(encoder, "point_cloud_shape") and not encoder.use_imagined_robot:
+        return {encoder.point_cloud_key: encoder.extractor, encoder.state_key: encoder.state_mlp}
+    return {}
 
 
 def normalized(
