@@ -165,7 +165,7 @@ def test_known_encoders_are_taken_apart(name: str) -> None:
     policy = make("dp3, cloud" if name == "points" else "unet, camera")
     policy.obs_encoder = encoder
     if name not in ("points", "another"):
-        policy.normalizer = live.Normalizer({"front": 1, "wrist": 3, "pos": OBS_DIM, "action": 2})
+        policy.normalizer = live.Normalizer({"front": 1, "wrist": 1, "pos": OBS_DIM, "action": 2})
         shapes = {"front": live.FRAME, "wrist": live.FRAME, "pos": (OBS_DIM,)}
         features = encoder({key: torch.zeros(1, *shape) for key, shape in shapes.items()}).shape[1]
         policy.model = live.randomize(Unet(2, N_OBS_STEPS * features))
