@@ -22,7 +22,9 @@ from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
-from asd_policy.networks.vision import BasicBlock, BatchNorm, SpatialSoftmax
+from asd_policy.networks.vision import BatchNorm
+from asd_policy.networks.vision.pooling import SpatialSoftmax
+from asd_policy.networks.vision.resnet import BasicBlock
 
 CPU = torch.device("cpu")
 SPECS = {"torch-replicas": "torch-replicas:devices=cpu+cpu"}
