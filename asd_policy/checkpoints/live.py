@@ -66,7 +66,8 @@ def _check_state(live: Any, device: str | None) -> Any:
     kind = f"this {type(live).__name__}"
     if is_accelerated(live):
         raise SpecError(f"{kind} is accelerated in place: asd_policy.restore it before a Policy is made of it")
-    training = [name or "the policy" for name, module in live.named_modules() if module.training]
+    modules = [each for each in live.named_modules() if not isinstance(each[1], torch.nn.ParameterDict)]
+    training = [name or "the policy" for name, module in modules if module.training]
     if training:
         raise SpecError(f"{kind} is in training mode ({training[0]}): call .eval() before a Policy is made of it")
     found = {(each.device, each.dtype) for each in live.parameters() if each.numel()}
