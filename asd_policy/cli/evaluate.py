@@ -1,8 +1,6 @@
 """`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -103,8 +101,6 @@ class EvalCommand(EvalOptions):
         Raises:
             EnvError: It cannot.
         """
-        if sys.platform == "linux" and "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         video.check_video(self.env)
 
     def _load(self) -> Policy:
@@ -274,7 +270,7 @@ class EvalCommand(EvalOptions):
         kept = f"{len(counted)} of {tally.goal} episodes are kept in {self.out / RESULTS}"
         console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
         if counted:
-            self._write_page(console, {}, results)
+            self._write_page(console, None, results)
         if isinstance(stop, AsdError):
             raise stop
         return INTERRUPTED
@@ -282,7 +278,7 @@ class EvalCommand(EvalOptions):
     def _end(self, console: Console, setup: Setup, tally: Tally, results: dict[str, Any]) -> int:
         """Say where the results are, write the page, and return the exit status: whether an episode failed."""
         console.print(f"results: {self.out / RESULTS}", soft_wrap=True)
-        self._write_page(console, setup.pilots, results)
+        self._write_page(console, setup, results)
         counted = tally.counted()
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
@@ -290,14 +286,16 @@ class EvalCommand(EvalOptions):
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {one_line(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _write_page(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
-        """Write videos of the pilots, where they are asked for, and the page."""
+    def _write_page(self, console: Console, setup: Setup | None, results: dict[str, Any]) -> None:
+        """Write the videos that are asked for, if the run is whole, and the page."""
         best = page.fastest_exact(results)
         try:
-            if self.video and pilots:
+            if self.video and setup is not None:
                 beside = best["spec"] if best else None
                 reference = report.reference_of(results)
-                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps, reference):
+                shapes = next(iter(setup.planners.values())).observation_shapes
+                filmed = (self.env, self.seed, self.out, beside, self.max_steps, reference, shapes)
+                for path in video.record(setup.pilots, *filmed):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)

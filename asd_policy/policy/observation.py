@@ -69,6 +69,20 @@ def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[s
     return features
 
 
+def frames_seen(observation: Any, shapes: Shapes) -> dict[str, npt.NDArray[np.uint8]]:
+    """Find the frames [height, width, 3] that a policy sees of an observation, by the names of its cameras.
+
+    Raises:
+        ObservationError: As `read_observation`.
+    """
+    cameras = {name: shape for name, shape in shapes.items() if is_frame(shape)}
+    read = read_observation(observation, cameras, NUMPY) if cameras else {}
+    return {
+        name: np.rint(255 * np.moveaxis(arrays.to_numpy(as_floats(each)), 0, -1)).astype(np.uint8)
+        for name, each in read.items()
+    }
+
+
 def read_history(history: Mapping[str, Any], shapes: Shapes, n_obs_steps: int) -> dict[str, Any]:
     """Check each feature's last observations.
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import asd_policy
 import train
 from asd_policy.cli import common
+from asd_policy.policy.sensors import encode_history
 from training import episodes, trainer
 
 
@@ -141,7 +142,9 @@ def test_training_sees_what_the_policy_sees(tmp_path: Path) -> None:
     }  # fmt: skip
     with torch.no_grad():
         cond = windows.conditioning(torch.tensor([1, 5]), made.network, torch.Generator(), bfloat16=False)
-    torch.testing.assert_close(cond, policy.encoder.encode(history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        cond, encode_history(policy.encoder, history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_frames_are_cropped_at_random_places() -> None:

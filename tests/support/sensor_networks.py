@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asd_policy.networks.vision import BasicBlock, BatchNorm, SpatialSoftmax
+from asd_policy.networks.vision import BatchNorm
+from asd_policy.networks.vision.pooling import SpatialSoftmax
+from asd_policy.networks.vision.resnet import BasicBlock
 
 
 class Camera(nn.Module):

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from asd_policy.checkpoints.untrusted.reading import count_numbers
-from asd_policy.checkpoints.untrusted.weights import load_weights
+from asd_policy.checkpoints.untrusted.settings import MOST_CAMERAS, MOST_PIXELS
+from asd_policy.checkpoints.untrusted.weights import load_weights, without_counts
 from asd_policy.errors import CheckpointError
-from asd_policy.networks.vision import BatchNorm, RgbEncoder, VisionConfig
+from asd_policy.networks.vision import RgbEncoder, VisionConfig
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.sensors import Sensor
 
@@ -21,10 +22,9 @@ VISION_FIELDS = (
 )
 """The fields of config.json that decide what the encoders compute."""
 PREFIX = "diffusion.rgb_encoder."
-MOST_CAMERAS, MOST_PIXELS, MOST_KEYPOINTS = 64, 4096, 4096
-"""Cameras of a policy, pixels of a side, and keypoints: nothing in the weights bounds the first two."""
+MOST_KEYPOINTS = 4096
+"""Keypoints of a camera."""
 _REQUIRED = ("crop_shape", "use_group_norm")
-_COUNTED = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,7 @@ def load_encoders(
     Raises:
         CheckpointError: A tensor is missing, unknown, misshapen or not finite.
     """
-    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    # How many batches the statistics come from: nothing is computed of it.
-    weights = {
-        name: tensor for name, tensor in weights.items()
-        if not (name.endswith(_COUNTED) and name.removesuffix(_COUNTED) + ".running_mean" in weights)
-    }  # fmt: skip
+    weights = without_counts({name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)})
     encoders = load_weights(
         lambda: nn.ModuleList(RgbEncoder(config) for _ in range(count or 1)),
         weights,
@@ -99,9 +94,6 @@ def load_encoders(
         source,
         "the cameras of config.json",
     )
-    for name, module in encoders.named_modules():
-        if isinstance(module, BatchNorm) and not bool((module.running_var >= 0).all()):
-            raise CheckpointError(f"{source}: a variance of {PREFIX}{name} is negative")
     return [encoder for encoder in encoders if isinstance(encoder, RgbEncoder)]
 
 
