@@ -30,15 +30,19 @@ from asd_policy.checkpoints.onnx.sizes import follow, sizes
 from asd_policy.checkpoints.onnx.writing import export_policy
 from asd_policy.errors import AsdError, BackendError, CheckpointError
 from asd_policy.networks.backends import make_backend
+from asd_policy.networks.backends.base import SensorJob
 from asd_policy.networks.backends.onnx import OnnxSensor
+from asd_policy.networks.backends.onnx_export import export_sensor, sensor_example
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
+from asd_policy.networks.vision.pointnet import PointNet, PointNetConfig
+from asd_policy.networks.vision.vit import VisionTransformer, VitConfig
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import Sensor, SensorEncoder
 from asd_policy.samplers import make_sampler
 from support.fuzzing import SCALE, count_refusals, damage_bytes, damage_json
-from support.sensor_networks import Camera, Cloud, Patches
+from support.sensor_networks import Camera, Cloud, Patches, Pools
 
 CPU = torch.device("cpu")
 STEPS = 2
@@ -418,3 +422,27 @@ def test_shapes_are_those_that_onnxruntime_computes(
             for name, value in zip(node.outputs, outputs, strict=False):
                 assert value.shape == shapes[name], (node.kind, name)
     assert {"Conv", "Resize", "ReduceMax", "MatMul"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (Pools(), (3, 24, 26)),
+        (VisionTransformer(VitConfig(32, 16, 2, 2, clip=True)), (3, 32, 32)),
+        (PointNet(PointNetConfig(True, 8, True, True)), (30, 6)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_the_parts_of_every_formats_encoder(network: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Are exported, with operators whose sizes are known, and compute the same."""
+    torch.manual_seed(0)
+    for parameter in network.eval().parameters():
+        parameter.data.normal_(0, 0.3)
+    with torch.inference_mode():
+        job = SensorJob(shape, network(torch.zeros(2, *shape)).shape[1], 64, CPU)
+        encode = make_backend("onnx").prepare_sensor(network, job)
+        for count in (1, 5):
+            expected, found = network(sensor_example(job, count)), encode(sensor_example(job, count))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    onnx.save(export_sensor(network, job), tmp_path / "x.onnx")
+    read_onnx(tmp_path / "x.onnx")

@@ -7,7 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asd_policy.networks.vision import BatchNorm
-from asd_policy.networks.vision.pooling import SpatialSoftmax
+from asd_policy.networks.vision.frames import Colours, Crop, Resize
+from asd_policy.networks.vision.pooling import (
+    AttentionPool2d,
+    KeypointSoftmax,
+    MaxPool,
+    MeanPool,
+    SoftAttentionPool,
+    SpatialEmbeddingPool,
+    SpatialSoftmax,
+)
 from asd_policy.networks.vision.resnet import BasicBlock
 
 
@@ -67,3 +76,21 @@ class Patches(nn.Module):
         query, key, value = self.qkv(self.norm(tokens)).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return self.perceptron(tokens + seen)[:, 0]
+
+
+class Pools(nn.Module):
+    """What libraries do to frames before their networks, and every pooling after them, side by side."""
+
+    def __init__(self) -> None:
+        """Make it."""
+        super().__init__()
+        torch.manual_seed(0)
+        before = (Resize(20, 21, antialias=False), Colours((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), Crop(16, 16, int))
+        self.before = nn.Sequential(*before, nn.Conv2d(3, 8, 4, 4))
+        pools = (KeypointSoftmax(8, 4, 4, 5), AttentionPool2d(4, 8, 2), SoftAttentionPool(8), MeanPool(), MaxPool())
+        self.pools = nn.ModuleList((*pools, SpatialEmbeddingPool(16, 8), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2)))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode frames [N, 3, 24, 26]."""
+        maps = self.before(frames)
+        return torch.cat([pool(maps).flatten(1) for pool in self.pools], dim=1)
