@@ -28,7 +28,8 @@ from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, Stati
 from asd_policy.checkpoints.lerobot.vision import VISUAL, Vision
 from asd_policy.cli.common import make_console, progress_bar
 from asd_policy.evaluation.reports.report import shared_name
-from asd_policy.networks.vision import STRIDE, VisionConfig
+from asd_policy.networks.vision import VisionConfig
+from asd_policy.networks.vision.resnet import STRIDE
 from training.data import Choice, read_data
 from training.episodes import Episodes, join, measure_statistics
 from training.recording import demonstrate

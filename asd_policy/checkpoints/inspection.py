@@ -10,24 +10,25 @@ from typing import Any
 import torch
 
 from asd_policy._common.version import PACKAGE_VERSION
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
 from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
+from asd_policy.policy.law import CHECKPOINT, TRAINED, check_chain
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy, check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
 
 
-def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
+def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dict[str, Any]:
     """Describe a checkpoint, as the JSON object of `asd-policy inspect`.
 
     Args:
         path: As for `load_policy`.
         chain: As for `load_policy`.
+        fixed_crop: As for `load_policy`.
 
     Raises:
         CheckpointError: No such path, no known format, or a file is broken that the description needs.
@@ -40,9 +41,9 @@ def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
     missing: list[str] = []
     policy = None
     try:
-        loaded = load(folder, None, "cpu", chain=chain)
+        loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
-        schedule: Schedule | ChainError = Schedule(loaded.chain, None if policy is None else policy.own)
+        schedule: Schedule | ChainError = Schedule(loaded.law.chain, loaded.law.own)
     except AsdError as error:
         missing.append(str(error))
         schedule = _schedule(description)
@@ -73,8 +74,6 @@ def inspect(path: str, chain: str = CHECKPOINT) -> dict[str, Any]:
 def _schedule(said: Description) -> Schedule | ChainError:
     """Make the schedule that a checkpoint describes, or explain why there is none."""
     try:
-        if not said.horizons:  # it is no policy, and `load_fn` samples chains of Gaussian steps alone
-            return Schedule(GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta), None)
         return schedule_of(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error

@@ -10,7 +10,19 @@ from rich.console import Console
 from asd_policy._common import hardware
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, check_at_least, check_folder, print_json, progress_bar
+from asd_policy.cli.common import (
+    DONE,
+    INTERRUPTED,
+    ChainOption,
+    FixedCropOption,
+    SamplersOption,
+    check_at_least,
+    check_folder,
+    check_specs,
+    choose_samplers,
+    print_json,
+    progress_bar,
+)
 from asd_policy.errors import AsdError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, contenders
@@ -18,8 +30,8 @@ from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.policy import CHECKPOINT, Policy
-from asd_policy.samplers import make_sampler
+from asd_policy.policy.law import CHECKPOINT
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.ddpm import Ddpm
@@ -39,8 +51,7 @@ class BenchCommand:
     env: str | None = None
     """Gymnasium id: plan at observations from its episodes, as in use, and not at random ones in the normalisation's
     range. How many drafts asd accepts depends on it."""
-    samplers: tuple[str, ...] = ("ddpm", "asd")
-    """Sampler specs, as for eval. The baseline ddpm is always measured."""
+    samplers: SamplersOption = ()
     backends: tuple[str, ...] = ()
     """Backend specs, such as torch-eager; the checkpoint's own by default. Speedups are against ddpm on the fastest."""
     plans: int = 50
@@ -52,6 +63,7 @@ class BenchCommand:
     seed: int = 0
     """Seeds observations and noise; equal for all samplers."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     json: bool = False
@@ -64,11 +76,12 @@ class BenchCommand:
         for name in ("plans", "batch"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("seed", self.seed, 0)
-        samplers = [make_sampler(spec) for spec in self.samplers] + [Asd(window) for window in self.windows]
+        check_specs(self.samplers)
         backends = [make_backend(spec) for spec in self.backends]
         check_folder(self.out, "bench")
-        policy = load_policy(self.policy, device=self.device, chain=self.chain)
+        policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.check()
+        samplers = choose_samplers(policy, self.samplers) + [Asd(window) for window in self.windows]
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
             states, calibration = self._states(policy)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -26,7 +26,10 @@ from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS
 from asd_policy.networks.backends import BACKENDS
 from asd_policy.networks.backends.base import DTYPES
-from asd_policy.policy.policy import CHAINS
+from asd_policy.policy.law import CHAINS
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.ddpm import Ddpm
 
 DONE, DIFFERS, INTERRUPTED = 0, 1, 130
 """Exit statuses; `app.BAD_INPUT` is that of bad usage or input."""
@@ -51,6 +54,51 @@ ChainOption = Annotated[
     ),
 ]
 """The option `--chain`."""
+
+FixedCropOption = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Crop frames in the middle where the checkpoint's library crops them at random when it plans. Plans then "
+        "have another law than the library's, on which asd is exact; without this such a checkpoint is refused."
+    ),
+]
+"""The option `--fixed-crop`."""
+
+SamplersOption = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        help="Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate ddim:10 | "
+        "dpmsolver:10 | paradigms:window=16,tol=0.1. By default ddpm and asd; where the checkpoint's own DDIM runs, "
+        "that alone."
+    ),
+]
+"""The option `--samplers`."""
+
+
+def check_specs(specs: Sequence[str]) -> None:
+    """Refuse specs of samplers that do not exist, before anything is loaded.
+
+    Raises:
+        SpecError: One does not.
+    """
+    for spec in specs:
+        make_sampler(spec)
+
+
+def choose_samplers(policy: Policy, specs: Sequence[str]) -> list[Sampler]:
+    """Make the samplers that were asked for, each once; where none were, those of the default.
+
+    Args:
+        policy: As loaded.
+        specs: Of the option `--samplers`.
+
+    Raises:
+        SpecError: A spec does not exist.
+    """
+    if not specs:
+        specs = ("ddpm", "asd") if policy.reference == Ddpm() else (policy.reference.spec,)
+    return list(dict.fromkeys(make_sampler(spec) for spec in specs))
+
 
 _REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
 _LINE_EVERY = 20.0  # [s] between lines of progress that goes to a file

@@ -7,7 +7,14 @@ from typing import Any
 
 from asd_policy.checkpoints import find_format, inspection, locate
 from asd_policy.checkpoints.tuning import find_tuning
-from asd_policy.cli.common import BackendOption, ChainOption, check_at_least, check_margin
+from asd_policy.cli.common import (
+    BackendOption,
+    ChainOption,
+    FixedCropOption,
+    SamplersOption,
+    check_at_least,
+    check_margin,
+)
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.comparison import MARGIN
 from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, check_continuity, check_rate, clock_record
@@ -17,8 +24,9 @@ from asd_policy.evaluation.rollout.latencies import Latency, read_latency
 from asd_policy.evaluation.rollout.ray_runner import Workers
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES
+from asd_policy.policy.law import CHECKPOINT
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 
@@ -37,9 +45,7 @@ class EvalOptions:
     """Gymnasium id of the environment, such as asd/Avoid-v0."""
     out: Path
     """Folder for episodes.jsonl, results.json, report.html and videos."""
-    samplers: tuple[str, ...] = ("ddpm", "asd")
-    """Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate
-    ddim:10 | dpmsolver:10 | paradigms:window=16,tol=0.1."""
+    samplers: SamplersOption = ()
     episodes: int | None = None
     """Episodes for each sampler, 20 by default; with --until-ci the most, 1000 by default."""
     until_ci: float | None = None
@@ -80,6 +86,7 @@ class EvalOptions:
     margin: float = MARGIN
     """Difference from ddpm's success rate that would not matter, for the test of equivalence."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -197,7 +204,19 @@ class EvalOptions:
         path = locate(self.policy)
         files = inspection.files(path, find_format(path)[1])
         tuning = find_tuning(path, policy)
-        same = ("policy", "chain", "env", "seed", "device", "backend", "dtype", "package", "commit", "torch")
+        same = (
+            "policy",
+            "chain",
+            "fixed_crop",
+            "env",
+            "seed",
+            "device",
+            "backend",
+            "dtype",
+            "package",
+            "commit",
+            "torch",
+        )
         return {
             **{key: record[key] for key in same},
             "sha256": {each["name"]: each["sha256"] for each in files},

@@ -1,8 +1,6 @@
 """`asd-policy eval`: is it as good, and is it faster, in closed loop?"""
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +10,16 @@ from rich.console import Console
 
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, FAILED, INTERRUPTED, print_json, progress_bar, text_column
+from asd_policy.cli.common import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    check_specs,
+    choose_samplers,
+    print_json,
+    progress_bar,
+    text_column,
+)
 from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
@@ -66,12 +73,13 @@ class EvalCommand(EvalOptions):
     def run(self, console: Console) -> int:
         """Evaluate; return the exit status."""
         self.check()
-        samplers = list(dict.fromkeys(make_sampler(spec) for spec in self.samplers))
-        latency = self.read_latency(samplers)
+        check_specs(self.samplers)
         found = self.find_run()
         if self.video:
             self._check_video()
-        setup = self._set_up(samplers, latency, found)
+        policy = self._load()
+        samplers = choose_samplers(policy, self.samplers)
+        setup = self._set_up(policy, samplers, self.read_latency(samplers), found)
         runner = self._make_runner(setup)
         journal = self._open_journal(setup, found)
         self._tell_limit(console, setup)
@@ -93,14 +101,26 @@ class EvalCommand(EvalOptions):
         Raises:
             EnvError: It cannot.
         """
-        if sys.platform == "linux" and "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default would look for one
         video.check_video(self.env)
 
-    def _set_up(self, samplers: Sequence[Sampler], latency: Latency, found: Found | None) -> Setup:
-        """Load the policy, look at the environment, and get every sampler ready.
+    def _load(self) -> Policy:
+        """Load the policy.
+
+        Raises:
+            AsdError: It cannot be loaded, or the deadline does not fit it.
+        """
+        if self.workers is not None:
+            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
+        policy = load_policy(
+            self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
+        )
+        return policy if self.deadline_ms is None else policy.with_deadline(self.deadline_ms, self.fallback)
+
+    def _set_up(self, policy: Policy, samplers: Sequence[Sampler], latency: Latency, found: Found | None) -> Setup:
+        """Look at the environment, and get every sampler ready.
 
         Args:
+            policy: As loaded.
             samplers: As they were asked for.
             latency: The law of latencies.
             found: The run that goes on; None where one begins.
@@ -108,11 +128,6 @@ class EvalCommand(EvalOptions):
         Raises:
             AsdError: Something does not fit, or `found` is another run.
         """
-        if self.workers is not None:
-            torch.set_num_threads(1)  # as the workers: what is learned here, and recorded, is then theirs too
-        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
-        if self.deadline_ms is not None:
-            policy = policy.with_deadline(self.deadline_ms, self.fallback)
         record = report.run_record("eval", self.policy, self.env, self.seed, policy)
         with open_env(self.env, max_steps=self.max_steps) as env:
             clock = self.make_clock(env, latency)
@@ -255,7 +270,7 @@ class EvalCommand(EvalOptions):
         kept = f"{len(counted)} of {tally.goal} episodes are kept in {self.out / RESULTS}"
         console.print(f"interrupted: {kept}; --resume goes on", soft_wrap=True)
         if counted:
-            self._write_page(console, {}, results)
+            self._write_page(console, None, results)
         if isinstance(stop, AsdError):
             raise stop
         return INTERRUPTED
@@ -263,7 +278,7 @@ class EvalCommand(EvalOptions):
     def _end(self, console: Console, setup: Setup, tally: Tally, results: dict[str, Any]) -> int:
         """Say where the results are, write the page, and return the exit status: whether an episode failed."""
         console.print(f"results: {self.out / RESULTS}", soft_wrap=True)
-        self._write_page(console, setup.pilots, results)
+        self._write_page(console, setup, results)
         counted = tally.counted()
         failed = [episode for episode in counted if episode.error is not None]
         if failed:
@@ -271,14 +286,16 @@ class EvalCommand(EvalOptions):
             console.print(f"{len(failed)} of {len(counted)} episodes failed; {one_line(first)}", soft_wrap=True)
         return FAILED if failed else DONE
 
-    def _write_page(self, console: Console, pilots: Mapping[str, Pilot], results: dict[str, Any]) -> None:
-        """Write videos of the pilots, where they are asked for, and the page."""
+    def _write_page(self, console: Console, setup: Setup | None, results: dict[str, Any]) -> None:
+        """Write the videos that are asked for, if the run is whole, and the page."""
         best = page.fastest_exact(results)
         try:
-            if self.video and pilots:
+            if self.video and setup is not None:
                 beside = best["spec"] if best else None
                 reference = report.reference_of(results)
-                for path in video.record(pilots, self.env, self.seed, self.out, beside, self.max_steps, reference):
+                shapes = next(iter(setup.planners.values())).observation_shapes
+                filmed = (self.env, self.seed, self.out, beside, self.max_steps, reference, shapes)
+                for path in video.record(setup.pilots, *filmed):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
             console.print(f"page: {page.write(self.out)}", soft_wrap=True)

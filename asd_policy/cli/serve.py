@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from asd_policy.checkpoints import load_policy
-from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, check_at_least
+from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, FixedCropOption, check_at_least, choose_samplers
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 if TYPE_CHECKING:
     import grpc
@@ -31,11 +31,12 @@ class ServeCommand:
     """Name or address of the interface to listen on; 0.0.0.0 for all."""
     port: int = 8470
     """Port; 0 for one that is free."""
-    sampler: str = "asd"
-    """Sampler spec."""
+    sampler: str | None = None
+    """Sampler spec; by default asd, or the checkpoint's own DDIM where that runs."""
     backend: str | None = None
     """Spec of what runs the network, as for eval; the checkpoint's own by default."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     max_batch: int = 8
@@ -78,7 +79,9 @@ class ServeCommand:
             raise BackendError(f"serve needs {error.name}: pip install 'asd-policy[serve]'") from None
         token = None if self.token_file is None else read_token(self.token_file)
         credentials = self._credentials()
-        policy = load_policy(self.policy, self.sampler, self.device, self.backend, self.chain)
+        policy = load_policy(self.policy, self.sampler, self.device, self.backend, self.chain, self.fixed_crop)
+        if self.sampler is None:
+            policy = policy.with_sampler(choose_samplers(policy, ())[-1])
         policy.check()
         limits = Limits(self.max_batch, self.max_queue, self.max_clients, self.lease, self.max_per_peer)
         server = PolicyServer(policy, limits, token, credentials)

@@ -12,7 +12,7 @@ from rich.console import Console
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.checkpoints.tuning import tuning_file
-from asd_policy.cli.common import DONE, ChainOption, check_at_least, print_json, progress_bar
+from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, check_at_least, print_json, progress_bar
 from asd_policy.errors import BackendError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
@@ -23,7 +23,8 @@ from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import encode
 from asd_policy.networks.recording import launcher_of
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.law import CHECKPOINT
+from asd_policy.policy.policy import Policy
 from asd_policy.policy.tuning import save_tuning
 from asd_policy.samplers.asd.autotune import DEFAULT, Setting, candidates, expected_costs, measure
 from asd_policy.samplers.asd.experience import Experience
@@ -47,6 +48,7 @@ class TuneCommand:
     out: Path | None = None
     """File to write; by default one in the user's cache, where it is found again."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     backends: tuple[str, ...] = (TorchEager.name, "onnx", TorchCudaGraph.name)
@@ -61,8 +63,8 @@ class TuneCommand:
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
         backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
-        policy = load_policy(self.policy, device=self.device, chain=self.chain)
-        policy.check_gaussian("tune")
+        policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
+        policy.law.check_gaussian("tune")
         path = self._place()
         policies, left_out = _prepare(policy, backends, console)
         first = policies[0]

@@ -13,6 +13,7 @@ from asd_policy.cli.common import (
     DONE,
     BackendOption,
     ChainOption,
+    FixedCropOption,
     check_at_least,
     check_folder,
     print_json,
@@ -24,7 +25,7 @@ from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.backends.torch_eager import TorchEager
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers import make_sampler
 
 
@@ -50,6 +51,7 @@ class VerifyCommand:
     out: Path | None = None
     """Folder for results.json, which replaces one of an earlier verify."""
     chain: ChainOption = CHECKPOINT
+    fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
     backend: BackendOption = TorchEager.name
@@ -69,8 +71,10 @@ class VerifyCommand:
         sampler = make_sampler(self.sampler)
         if self.out is not None:
             check_folder(self.out, "verify")
-        policy = load_policy(self.policy, device=self.device, backend=self.backend, chain=self.chain)
-        policy.check_gaussian("verify")
+        policy = load_policy(
+            self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
+        )
+        policy.law.check_gaussian("verify")
         sampler.check(policy.chain)
         policy.check()
         record = report.run_record("verify", self.policy, self.env, self.seed, policy)

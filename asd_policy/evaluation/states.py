@@ -1,9 +1,9 @@
 """Situations to plan in: the network's conditioning, and the plan before."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from asd_policy._common import arrays
-from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import ObservationEncoder, Shapes, at_rest
+from asd_policy.policy.observation import is_frame
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import ObservationEncoder, at_rest
 
 CALIBRATION_PLANS = 32
 """Plans that a sampler which learns may learn from before it is measured."""
@@ -58,29 +58,34 @@ def random_conditioning(policy: Policy, count: int, seed: int) -> Tensor:
     Vectors are uniform in [-1, 1] once normalised. Cameras see patches of random colours: at most `SCENES` different
     frames, because encoding one takes longer than all else here.
     """
-    sizes, cpu = policy.encoder.sizes, torch.device("cpu")
+    encoder, cpu = policy.encoder, torch.device("cpu")
     generator = arrays.make_generator(cpu, seed)
-    once = 2 * arrays.uniforms((count, 1, sum(sizes.values())), generator, cpu) - 1
-    cameras = [name for name, shape in policy.observation_shapes.items() if len(shape) > 1]
-    if cameras:
-        parts = dict(zip(sizes, once.split(list(sizes.values()), dim=-1), strict=True))
+    once = 2 * arrays.uniforms((count, sum(encoder.sizes.values())), generator, cpu) - 1
+    sensed = [name for name, shape in encoder.shapes.items() if len(shape) > 1]
+    if sensed:
         scenes = min(count, SCENES)
-        seen = policy.encoder.encode(_scenes(policy, scenes, generator), 1, policy.device).unflatten(1, (1, -1)).cpu()
-        encoded = dict(zip(sizes, seen.split(list(sizes.values()), dim=-1), strict=True))
-        parts |= {name: encoded[name][torch.arange(count) % scenes] for name in cameras}
-        once = torch.cat(list(parts.values()), dim=-1)
-    return once.expand(-1, policy.horizons.n_obs_steps, -1).flatten(1).to(policy.device)
+        features = encoder.look(_scenes(policy, scenes, generator), policy.device).cpu()
+        first = 0
+        for name, size in encoder.sizes.items():
+            if name in sensed:
+                once[:, first : first + size] = features[torch.arange(count) % scenes, first : first + size]
+            first += size
+    return encoder.join(once[:, None].expand(-1, policy.horizons.n_obs_steps, -1).to(policy.device))
 
 
 def _scenes(policy: Policy, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw one observation for each of `count` rows [count, 1, …]: frames of patches; vectors at rest."""
+    """Draw `count` observations: frames of patches of random colours, clouds of random points; vectors at rest."""
+    cpu = torch.device("cpu")
     scenes: dict[str, Tensor] = {}
     for name, values in at_rest(policy.encoder).items():
-        if values.ndim == 1:
-            scenes[name] = values.expand(count, 1, -1)
-            continue
-        patches = arrays.uniforms((count, 3, PATCHES, PATCHES), generator, torch.device("cpu"))
-        scenes[name] = functional.interpolate(patches, tuple(values.shape[1:]))[:, None]
+        if is_frame(tuple(values.shape)):
+            patches = arrays.uniforms((count, 3, PATCHES, PATCHES), generator, cpu)
+            scenes[name] = functional.interpolate(patches, tuple(values.shape[1:]))
+        elif values.ndim > 1:
+            points = 2 * arrays.uniforms((count, *values.shape), generator, cpu) - 1
+            scenes[name] = policy.normalization[name].unnormalize(points.to(values.device))
+        else:
+            scenes[name] = values.expand(count, -1)
     return scenes
 
 
@@ -91,20 +96,22 @@ def random_states(policy: Policy, count: int, seed: int) -> States:
 
 
 def histories(policy: Policy, cond: Tensor) -> dict[str, Tensor]:
-    """Recover the observations that a policy turns into conditioning [N, C], up to rounding; frames are grey.
+    """Recover the observations that a policy turns into conditioning [N, C], up to rounding.
+
+    What cannot be recovered is at rest, as long as it takes to encode: frames are grey.
 
     Returns:
         Each feature [N, n_obs_steps, …], in the environment's units.
     """
-    sizes, steps = policy.encoder.sizes, policy.horizons.n_obs_steps
-    parts = cond.unflatten(1, (steps, -1)).split(list(sizes.values()), dim=-1)
+    steps, known = policy.horizons.n_obs_steps, policy.encoder.recover(cond)
     history: dict[str, Tensor] = {}
-    for (name, shape), part in zip(policy.observation_shapes.items(), parts, strict=True):
-        if len(shape) == 1:
-            history[name] = policy.normalization[name].unnormalize(part)
+    for name, values in at_rest(policy.encoder).items():
+        if name in known:
+            history[name] = known[name]
+        elif is_frame(shape := tuple(values.shape)):
+            history[name] = torch.full((len(cond), steps, *shape[1:], 3), 128, dtype=torch.uint8)
         else:
-            _, height, width = shape
-            history[name] = torch.full((len(cond), steps, height, width, 3), 128, dtype=torch.uint8)
+            history[name] = values.expand(len(cond), steps, *shape)
     return history
 
 
@@ -117,36 +124,21 @@ def recalling(policy: Policy, cond: Tensor) -> Policy:
         policy: Shares all but its encoder.
         cond: Conditioning of one plan's rows.
     """
-    if not any(len(shape) > 1 for shape in policy.observation_shapes.values()):
+    if policy.encoder.recover(cond).keys() == policy.observation_shapes.keys():
         return policy
     other = copy.copy(policy)
-    other.encoder = _Recalling(policy.encoder, cond)
+    other.encoder = cast(ObservationEncoder, _Recalling(policy.encoder, cond))
     return other
 
 
-@dataclass(frozen=True)
 class _Recalling:
-    """Does the work of an encoder, and returns conditioning that was given."""
+    """Does the work of an encoder, and joins what it made to conditioning that was given."""
 
-    encoder: ObservationEncoder
-    cond: Tensor
-    inpaints = False
+    def __init__(self, encoder: ObservationEncoder, cond: Tensor) -> None:
+        self._encoder, self._cond = encoder, cond
 
-    @property
-    def shapes(self) -> Shapes:
-        return self.encoder.shapes
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        return self.encoder.sizes
-
-    @property
-    def normalization(self) -> Mapping[str, Affine]:
-        return self.encoder.normalization
-
-    def to(self, device: torch.device) -> "_Recalling":
-        return _Recalling(self.encoder.to(device), self.cond.to(device))
-
-    def encode(self, history: Mapping[str, Any], n_obs_steps: int, device: torch.device) -> Tensor:
-        self.encoder.encode(history, n_obs_steps, device)
-        return self.cond
+    def join(self, features: Tensor) -> Tensor:
+        return self._cond

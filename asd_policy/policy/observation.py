@@ -1,8 +1,7 @@
-"""Observations of a robot: as they come, checked; and as the conditioning of a network."""
+"""Observations of a robot as they come, checked: by the policy's names or the environment's, frames in two forms."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,7 @@ import numpy.typing as npt
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy._common.border import as_numbers, finite
-from asd_policy.errors import AsdError, ObservationError
-from asd_policy.policy.normalisation import Affine
+from asd_policy.errors import ObservationError
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
@@ -29,121 +27,13 @@ _ALIASES = {name: (key,) for name, key in ENVIRONMENT_KEYS.items()} | {
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of each observation feature: (n,) for a vector, (3, height, width) for a camera's frame, uint8 or not."""
+"""Shape of each observation feature: (n,) for a vector, (3, height, width) for a camera's frame, uint8 or not, (points,
+channels) for a point cloud."""
 
 
-class ObservationEncoder(Protocol):
-    """Makes the conditioning of a network of what a robot has seen, once for each plan."""
-
-    @property
-    def shapes(self) -> Shapes:
-        """Shape of each feature, in the order the network reads them."""
-        ...
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Numbers of the conditioning that each feature becomes at each observation step, in the same order."""
-        ...
-
-    @property
-    def normalization(self) -> Mapping[str, Affine]:
-        """Map of each vector [feature_dim], and of the three colours of each camera's frames [3]."""
-        ...
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether the network generates observations beside the actions, in place of being conditioned on them.
-
-        Those that are known are given: arXiv 2303.04137 with `obs_as_global_cond=False`.
-        """
-        ...
-
-    def to(self, device: Device) -> "ObservationEncoder":
-        """Bring it to a device."""
-        ...
-
-    def encode(self, history: Mapping[str, Any], n_obs_steps: int, device: Device) -> Array:
-        """Encode histories as conditioning [B, n_obs_steps · sum of `sizes`], a step after the other.
-
-        Args:
-            history: Each feature's last observations, oldest first, in any array: vectors [B, n_obs_steps,
-                feature_dim]; frames [B, n_obs_steps, height, width, 3] in uint8, or [B, n_obs_steps, 3, height, width]
-                in 0 … 1.
-            n_obs_steps: Observations that the policy looks at.
-            device: Where the policy plans.
-
-        Raises:
-            ObservationError: A feature is missing, a shape or a dtype is wrong, or a value is no finite real number.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class StateEncoder:
-    """Normalises vectors and puts them in a row: the encoder of policies that observe states."""
-
-    normalization: Mapping[str, Affine]
-    """Normalisation of each observation feature, in the order the network reads them."""
-    inpaints: bool = False
-    """As `ObservationEncoder.inpaints`."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each feature."""
-        return {name: (len(affine.origin),) for name, affine in self.normalization.items()}
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Length of each feature."""
-        return {name: len(affine.origin) for name, affine in self.normalization.items()}
-
-    def to(self, device: Device) -> "StateEncoder":
-        """Copy it to a device."""
-        return StateEncoder({name: affine.to(device) for name, affine in self.normalization.items()}, self.inpaints)
-
-    def encode(self, history: Mapping[str, Any], n_obs_steps: int, device: Device) -> Array:
-        """Normalise and flatten histories, as `ObservationEncoder.encode`."""
-        parts = [
-            encode_vector(history, name, affine, n_obs_steps, device) for name, affine in self.normalization.items()
-        ]
-        cond = arrays.namespace(parts[0]).concatenate(parts, axis=-1)
-        return cond.reshape(len(cond), -1)
-
-
-def encode_vector(history: Mapping[str, Any], name: str, affine: Affine, n_obs_steps: int, device: Device) -> Array:
-    """Normalise the history [B, n_obs_steps, feature_dim] of one vector, after a check.
-
-    Raises:
-        ObservationError: It is missing, its shape is wrong, or a value is no finite real number.
-    """
-    values, what = find_history(history, name), f"the history of {name!r}"
-    if not hasattr(values, "detach"):  # a tensor's numbers may be on a GPU, which is not waited for
-        values = finite(as_numbers(values, what), what)
-    dim = len(affine.origin)
-    if tuple(values.shape[1:]) != (n_obs_steps, dim):
-        raise ObservationError(f"{what} has shape {tuple(values.shape)}, not (B, {n_obs_steps}, {dim})")
-    return affine.normalize(arrays.asarray(values, device, "float32"))
-
-
-def find_history(history: Mapping[str, Any], name: str) -> Any:
-    """Find a feature's history.
-
-    Raises:
-        ObservationError: It is missing.
-    """
-    if name not in history:
-        raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
-    return history[name]
-
-
-def at_rest(encoder: ObservationEncoder) -> dict[str, Array]:
-    """Make an observation in the middle of what the normalisation knows; frames are grey."""
-    seen = {}
-    for name, shape in encoder.shapes.items():
-        affine = encoder.normalization[name]
-        middle = affine.unnormalize(0 * affine.origin)
-        seen[name] = middle if len(shape) == 1 else 0.5 + arrays.zeros(shape, middle)
-    return seen
+def is_frame(shape: tuple[int, ...]) -> bool:
+    """Tell whether a feature is a camera's frame, which comes in two forms."""
+    return len(shape) == 3
 
 
 def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[str, Array]:
@@ -155,8 +45,8 @@ def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[s
         device: Where the policy plans: NumPy's arrays for a policy of NumPy's, else PyTorch's.
 
     Returns:
-        Vectors [feature_dim] in float32; frames [height, width, 3] in uint8 or [3, height, width] in float32, as they
-        came.
+        Vectors [n] and clouds [points, channels] in float32; frames [height, width, 3] in uint8 or [3, height, width]
+        in float32, as they came.
 
     Raises:
         ObservationError: A key is missing, a shape or a dtype is wrong, or a value is no finite real number, or beyond
@@ -169,30 +59,80 @@ def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[s
         key, value = _find(observation, name, shapes)
         what = f"observation {key!r}"
         values = as_numbers(value, what)
-        if len(shape) == 1:
-            if values.shape != shape:
-                raise ObservationError(f"{what} has shape {values.shape}, not {shape}")
-            values = finite(values, what)
-        else:
+        if is_frame(shape):
             values = _read_frame(values, shape, what)
+        elif values.shape != shape:
+            raise ObservationError(f"{what} has shape {values.shape}, not {shape}")
+        else:
+            values = finite(values, what)
         features[name] = arrays.asarray(values, NUMPY if device == NUMPY else "cpu")
     return features
 
 
-def refuse_cameras(shapes: Shapes, what: str, kind: type[AsdError]) -> None:
-    """Refuse a policy with cameras where only vectors can be taken.
-
-    Args:
-        shapes: Of its features.
-        what: What takes no frames, for the message.
-        kind: Of the error.
+def frames_seen(observation: Any, shapes: Shapes) -> dict[str, npt.NDArray[np.uint8]]:
+    """Find the frames [height, width, 3] that a policy sees of an observation, by the names of its cameras.
 
     Raises:
-        AsdError: It has cameras.
+        ObservationError: As `read_observation`.
     """
-    cameras = [name for name, shape in shapes.items() if len(shape) > 1]
-    if cameras:
-        raise kind(f"the policy observes {', '.join(cameras)}: {what} takes no cameras yet, only vectors")
+    cameras = {name: shape for name, shape in shapes.items() if is_frame(shape)}
+    read = read_observation(observation, cameras, NUMPY) if cameras else {}
+    return {
+        name: np.rint(255 * np.moveaxis(arrays.to_numpy(as_floats(each)), 0, -1)).astype(np.uint8)
+        for name, each in read.items()
+    }
+
+
+def read_history(history: Mapping[str, Any], shapes: Shapes, n_obs_steps: int) -> dict[str, Any]:
+    """Check each feature's last observations.
+
+    Args:
+        history: As for `sensors.encode_history`.
+        shapes: Shape of each feature.
+        n_obs_steps: Observations that the policy looks at.
+
+    Returns:
+        The features [B, n_obs_steps, …] as they came, tensors or NumPy's arrays.
+
+    Raises:
+        ObservationError: A feature is missing, a shape or a dtype is wrong, a value is no finite real number, or the
+            features do not have equally many rows.
+    """
+    read = {}
+    for name, shape in shapes.items():
+        if name not in history:
+            raise ObservationError(f"the history has no {name!r}; it has {_names(history)}")
+        values, what = history[name], f"the history of {name!r}"
+        tensor = hasattr(values, "detach")  # its numbers may be on a GPU, which is not waited for
+        values = values if tensor else as_numbers(values, what)
+        if is_frame(shape):
+            _check_frames_of(values, shape, n_obs_steps, what)
+        else:
+            if tuple(values.shape[1:]) != (n_obs_steps, *shape):
+                wanted = ", ".join(map(str, ("B", n_obs_steps, *shape)))
+                raise ObservationError(f"{what} has shape {tuple(values.shape)}, not ({wanted})")
+            values = values if tensor else finite(values, what)
+        read[name] = values
+    if len({len(each) for each in read.values()}) > 1:
+        found = ", ".join(f"{len(each)} of {name!r}" for name, each in read.items())
+        raise ObservationError(f"the history has not as many rows of each feature: {found}")
+    return read
+
+
+def _check_frames_of(frames: Any, want: tuple[int, ...], n_obs_steps: int, what: str) -> None:
+    """Check a history of frames [B, n_obs_steps, …], of either form.
+
+    Raises:
+        ObservationError: It is none of the two forms, has another number of frames, or floats beyond 0 … 1.
+    """
+    shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+    check_frames(shape[2:], dtype, want, what, f"(B, {n_obs_steps}) + ")
+    if shape[1] != n_obs_steps:
+        raise ObservationError(f"{what} has {shape[1]} frames in each row, not {n_obs_steps}: its shape is {shape}")
+    if dtype != "uint8" and shape[0]:
+        low, high = float(frames.min()), float(frames.max())
+        if not (low >= 0 and high <= 1):  # NaN, too
+            raise ObservationError(f"{what} is {dtype} {shape} in {low:g} … {high:g}, not in 0 … 1")
 
 
 def check_frames(shape: tuple[int, ...], dtype: str, want: tuple[int, ...], what: str, lead: str = "") -> None:
@@ -235,7 +175,7 @@ def stack_frames(steps: Sequence[Array]) -> Array:
     return arrays.namespace(steps[0]).stack(list(steps))
 
 
-def as_floats(frames: Array) -> Array:
+def as_floats(frames: Any) -> Any:
     """Convert checked frames of either form to float32 [..., 3, height, width] in 0 … 1."""
     if not str(frames.dtype).endswith("uint8"):
         return arrays.asarray(frames, arrays.device_of(frames), "float32")

@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from asd_envs.adapter import Array, check_task, require, state_space
+from asd_envs.adapter import Array, check_task, require, state_space, unbounded
 from asd_envs.registration import METAWORLD_TASKS
+from asd_envs.task import ObsType, check_obs_type
 
 EXTRA = "metaworld"
+CAMERA, IMAGE_SIZE = "corner2", 480  # [px]
+CAMERA_POSITION = (0.75, 0.075, 0.7)  # [m], nearer than the suite's: LeRobot's, envs/metaworld.py
 AGENT_DIM = 4  # hand position and gripper opening come first in Meta-World's observation
 
 
@@ -35,6 +38,10 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
     | `environment_state` | 7 … 13 | second object, zeros where there is none | -inf | inf | m, – |
     | `environment_state` | 14 … 31 | hand, gripper and objects one step earlier | -inf | inf | m, – |
     | `environment_state` | 32 … 34 | goal position | -inf | inf | m |
+    | `pixels` | – | the camera `corner2`, [480, 480, 3] uint8 | 0 | 255 | – |
+
+    `obs_type="state"` has the first two keys, `obs_type="pixels_agent_pos"` the first and the last, the camera being
+    where LeRobot's `metaworld` has it.
 
     ## Reward
     Meta-World's dense reward of the task, 0 … 10.
@@ -52,22 +59,29 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 80}
 
-    def __init__(self, task: str, render_mode: str | None = None) -> None:
+    def __init__(self, task: str, render_mode: str | None = None, obs_type: ObsType = "state") -> None:
         """Build the simulation.
 
         Args:
             task: One of `METAWORLD_TASKS`.
             render_mode: None, "human" or "rgb_array".
+            obs_type: "state" or "pixels_agent_pos", which can be filmed but not shown in a window.
 
         Raises:
-            ValueError: No such task.
+            ValueError: No such task or observation, or a window is asked for beside images.
             ImportError: The extra `metaworld` is not installed.
         """
         check_task(task, METAWORLD_TASKS, "Meta-World")
+        self._sees = check_obs_type(obs_type) == "pixels_agent_pos"
+        if self._sees and render_mode == "human":
+            raise ValueError("render_mode 'human' is for obs_type 'state': Meta-World renders to one place")
         self.task = task
         self.render_mode = render_mode
         make = require("metaworld.env_dict", EXTRA).ALL_V3_ENVIRONMENTS[f"{task}-v3"]
-        self._env = make(render_mode=render_mode, camera_name="corner2" if render_mode == "rgb_array" else None)
+        drawn = self._sees or render_mode == "rgb_array"
+        self._env = make(render_mode="rgb_array" if drawn else render_mode, camera_name=CAMERA if drawn else None)
+        if self._sees:
+            self._env.model.cam_pos[self._env.model.camera(CAMERA).id] = CAMERA_POSITION
         # As Meta-World's own goal-observable classes do, which take no camera: show the goal, …
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached for the hidden goal
@@ -76,6 +90,9 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
         self.observation_space = state_space(AGENT_DIM, 39 - AGENT_DIM)
+        if self._sees:
+            image = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+            self.observation_space = spaces.Dict({"pixels": image, "agent_pos": unbounded(AGENT_DIM)})
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -86,13 +103,13 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         if seed is not None:
             self._env.seed(seed)
         observation, info = self._env.reset()
-        return _split(observation), {**info, "success": False}
+        return self._show(observation), {**info, "success": False}
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         """Apply one action for 1/80 s."""
         observation, reward, _, truncated, info = self._env.step(np.asarray(action, dtype=np.float32))
         success = bool(info["success"])
-        return _split(observation), float(reward), success, bool(truncated), {**info, "success": success}
+        return self._show(observation), float(reward), success, bool(truncated), {**info, "success": success}
 
     def render(self) -> Any:
         """Draw the window in human mode, else return an image [height, width, 3] uint8."""
@@ -104,9 +121,11 @@ class MetaWorldEnv(gymnasium.Env[Any, npt.NDArray[np.floating[Any]]]):
         """Close the renderer."""
         self._env.close()
 
-
-def _split(observation: Array) -> dict[str, Array]:
-    return {"agent_pos": observation[:AGENT_DIM].copy(), "environment_state": observation[AGENT_DIM:].copy()}
+    def _show(self, observation: Array) -> dict[str, npt.NDArray[Any]]:
+        agent_pos = observation[:AGENT_DIM].copy()
+        if self._sees:
+            return {"pixels": self.render(), "agent_pos": agent_pos}
+        return {"agent_pos": agent_pos, "environment_state": observation[AGENT_DIM:].copy()}
 
 
 class MetaWorldExpert:

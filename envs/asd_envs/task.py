@@ -18,6 +18,17 @@ View = tuple[str, int]
 """Name of a camera of the model, and width and height of its images [px]."""
 
 
+def check_obs_type(obs_type: ObsType) -> ObsType:
+    """Refuse an observation that there is not.
+
+    Raises:
+        ValueError: It is none of `ObsType`.
+    """
+    if obs_type not in get_args(ObsType):
+        raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
+    return obs_type
+
+
 class Task(MujocoEnv):
     """An environment with a model of its own, which has a camera `top`.
 
@@ -51,8 +62,7 @@ class Task(MujocoEnv):
         Raises:
             ValueError: No such `obs_type`.
         """
-        if obs_type not in get_args(ObsType):
-            raise ValueError(f"no obs_type {obs_type!r}; there are {', '.join(get_args(ObsType))}")
+        check_obs_type(obs_type)
         shown: dict[str, spaces.Space[Any]] = {"agent_pos": agent_pos}
         if obs_type == "state":
             shown["environment_state"] = environment_state

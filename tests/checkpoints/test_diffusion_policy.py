@@ -337,18 +337,19 @@ def test_tied_tensors_are_counted_once_and_encoders_apart(tmp_path: Path) -> Non
     assert (described.parameters, described.network_parameters) == (whole + 100, network)
 
 
-IMAGE = {
-    "_target_": "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy",
+VIDEO = {
+    "_target_": "diffusion_policy.policy.diffusion_unet_video_policy.DiffusionUnetVideoPolicy",
     "shape_meta": {"action": {"shape": [2]}, "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}}},
     "noise_scheduler": files.SCHEDULER,
 }
 
 
-def test_image_policies_are_described_and_need_their_library(tmp_path: Path) -> None:
+def test_policies_of_other_encoders_are_described_and_need_their_library(tmp_path: Path) -> None:
+    """Policies with cameras that can be read are in test_image_policies.py."""
     payload = files.workspace("unet")
-    payload["cfg"]["policy"] = IMAGE
+    payload["cfg"]["policy"] = VIDEO
     path = files.save_workspace(tmp_path / "latest.ckpt", payload)
-    with pytest.raises(CheckpointError, match="holds a DiffusionUnetHybridImagePolicy.*asd_policy.accelerate"):
+    with pytest.raises(CheckpointError, match="holds a DiffusionUnetVideoPolicy.*asd_policy.accelerate"):
         asd_policy.load_policy(path)
     assert describe_diffusion_policy(path).observation == {"image": [3, 96, 96]}
 
@@ -356,14 +357,14 @@ def test_image_policies_are_described_and_need_their_library(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "target",
     [
-        "diffusion_policy.policy.diffusion_unet_timm_policy.DiffusionUnetTimmPolicy",
-        "diffusion_policy_3d.policy.dp3.DP3",
+        "diffusion_policy.policy.diffusion_transformer_timm_policy.DiffusionTransformerTimmPolicy",
+        "diffusion_policy_3d.policy.simple_dp3.SimpleDP3",
     ],
 )
 def test_policies_that_nothing_here_accelerates_are_not_sent_to_accelerate(target: str, tmp_path: Path) -> None:
-    """Those of UMI and DP3."""
+    """Relatives of UMI's and DP3's."""
     payload = files.workspace("unet")
-    payload["cfg"]["policy"] = {**IMAGE, "_target_": target}
+    payload["cfg"]["policy"] = {**VIDEO, "_target_": target}
     with pytest.raises(CheckpointError, match="and asd_policy.accelerate does not know its class either"):
         asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
 
@@ -410,7 +411,7 @@ SCALE = "normalizer.params_dict.obs.scale"
 BREAKAGES: list[tuple[Change, str]] = [
     (entry("cfg", [1]), ": cfg is a list, not a mapping"),
     (config("policy", ...), "has no cfg.policy"),
-    (config("policy._target_", "x.BETLowdimPolicy"), "holds a BETLowdimPolicy; only DiffusionUnetLowdimPolicy and"),
+    (config("policy._target_", "x.BETLowdimPolicy"), "holds a BETLowdimPolicy; only DiffusionUnetLowdimPolicy, "),
     (config("policy.horizon", "${horizon}"), "cfg.policy.horizon is '${horizon}', not an integer in 1 …"),
     (config("policy.horizon", True), "cfg.policy.horizon is True, not an integer"),
     (config("policy.horizon", 9), "horizon 9 is not a multiple of 2"),

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import asd_policy
 from asd_policy.checkpoints import inspection
 from asd_policy.errors import CheckpointError
-from asd_policy.policy.cameras import CameraEncoder
+from asd_policy.networks.vision import RgbEncoder
 from asd_policy.policy.observation import STATE
+from asd_policy.policy.sensors import SensorEncoder, encode_history
 from support.small_checkpoints import camera_config, save_cameras
 
 IMAGE = "observation.image"
@@ -151,10 +152,11 @@ def test_the_order_is_that_of_the_network(tmp_path: Path) -> None:
     assert policy.observation_dims == {STATE: 2}
     assert policy.cond_dim == 2 * (2 + 8 + 8)
     encoder = policy.encoder
-    assert isinstance(encoder, CameraEncoder)
-    one, two = (each.network for each in encoder.cameras.values())
+    assert isinstance(encoder, SensorEncoder)
+    one, two = (each.network for each in encoder.sensors.values())
     stored = load_file(folder / WEIGHTS)
     for index, network in enumerate((one, two)):
+        assert isinstance(network, RgbEncoder)
         weight = network.state_dict()["backbone.0.weight"]
         assert torch.equal(weight, stored[f"diffusion.rgb_encoder.{index}.backbone.0.weight"].float())
 
@@ -166,5 +168,5 @@ def test_batches_that_were_counted_are_not_looked_at(tmp_path: Path) -> None:
     tensor(WEIGHTS, VARIANCE.replace("running_var", "num_batches_tracked"), torch.tensor(7))(folder)
     frame = np.random.default_rng(0).integers(0, 256, (1, 2, 40, 48, 3), np.uint8)
     history, device = {STATE: np.zeros((1, 2, 2)), IMAGE: frame}, torch.device("cpu")
-    expected = before.encoder.encode(history, 2, device)
-    assert torch.equal(asd_policy.load_policy(folder).encoder.encode(history, 2, device), expected)
+    expected = encode_history(before.encoder, history, 2, device)
+    assert torch.equal(encode_history(asd_policy.load_policy(folder).encoder, history, 2, device), expected)

@@ -124,8 +124,8 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (config("train.action_keys", ["position"]), "action_normalization_stats are for 1 numbers, not 2"),
     (config("train.action_keys", "position"), "train.action_keys is 'position', not a list of names"),
     (config("train.action_config.position.format", "rot_6d"), "'position' is a rotation that robomimic converts"),
-    (config("observation.modalities.obs.rgb", ["image"]), "observes obs.rgb: only obs.low_dim can be read here"),
-    (config("observation.modalities.goal.low_dim", ["object"]), "observes goal.low_dim: only obs.low_dim"),
+    (config("observation.modalities.obs.depth", ["image"]), "observes obs.depth: only obs.low_dim and obs.rgb can"),
+    (config("observation.modalities.goal.low_dim", ["object"]), "observes goal.low_dim: only obs.low_dim and obs.rgb"),
     (config("observation.encoder.low_dim.core_class", "MLP"), "observation.encoder.low_dim encodes or randomises"),
     (config("algo.unet.n_group", 4), "algo.unet has 'n_group', which is not known; did you mean 'n_groups'?"),
     (

@@ -10,12 +10,13 @@ import torch
 
 import asd_policy
 from asd_policy._common.clock import HostClock, Stopwatch
-from asd_policy.errors import BackendError, ObservationError, ServingError
+from asd_policy.errors import ObservationError
 from asd_policy.evaluation import benchmark
 from asd_policy.evaluation.states import States, histories, random_conditioning, random_states, recalling
-from asd_policy.policy import cameras
+from asd_policy.policy import sensors
 from asd_policy.policy.observation import STATE
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import encode_history
 from support.small_checkpoints import camera_config, save_cameras
 
 IMAGE = "observation.image"
@@ -85,7 +86,10 @@ def test_several_cameras_by_their_names(tmp_path: Path) -> None:
     wanted = "no 'observation.images.side' or 'pixels.side'; it has 'agent_pos', 'pixels', the policy reads"
     with pytest.raises(ObservationError, match=wanted):
         policy.select_action({"agent_pos": [0.1, 0.2], "pixels": {"top": FRAME}})
-    with pytest.raises(ObservationError, match="not as many rows of each camera: 1 of 'observation.images.top', 2 of"):
+    with pytest.raises(
+        ObservationError,
+        match="not as many rows of each feature: 1 of 'observation.state', 1 of 'observation.images.top', 2 of",
+    ):
         policy.plan({STATE: np.zeros((1, 2, 2)), names[0]: random_frames(1), names[1]: random_frames(2)})
 
 
@@ -167,24 +171,24 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path, monkeypatch: py
         config = camera_config([IMAGE], use_group_norm=group_norm, crop_shape=(33, 41))
         encoder = asd_policy.load_policy(save_cameras(tmp_path / f"{group_norm}", config)).encoder
         frames = random_frames(3)
-        expected = encoder.encode(history(frames), 2, CPU)
-        assert torch.equal(encoder.encode(history(frames), 2, CPU), expected)
+        expected = encode_history(encoder, history(frames), 2, CPU)
+        assert torch.equal(encode_history(encoder, history(frames), 2, CPU), expected)
         for row in range(3):
             others = random_frames(3, seed=1)
             others[row] = frames[row]
             for batch, index in ((frames[row : row + 1], 0), (others, row)):
-                found = encoder.encode(history(batch), 2, CPU)[index]
+                found = encode_history(encoder, history(batch), 2, CPU)[index]
                 torch.testing.assert_close(found, expected[row], rtol=1e-5, atol=1e-6)
         with monkeypatch.context() as patch:
-            patch.setattr(cameras, "MOST_PIXELS", 1)
-            torch.testing.assert_close(encoder.encode(history(frames), 2, CPU), expected, rtol=1e-5, atol=1e-6)
+            patch.setattr(sensors, "MOST_PIXELS", 1)
+            torch.testing.assert_close(encode_history(encoder, history(frames), 2, CPU), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_ambient_precision_changes_no_features(policy: Policy) -> None:
     frames = random_frames(1)
-    expected = policy.encoder.encode(history(frames), 2, CPU)
+    expected = encode_history(policy.encoder, history(frames), 2, CPU)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(policy.encoder.encode(history(frames), 2, CPU), expected)
+        assert torch.equal(encode_history(policy.encoder, history(frames), 2, CPU), expected)
 
 
 def test_encoding_is_a_stage_of_its_own(policy: Policy) -> None:
@@ -220,16 +224,13 @@ def test_a_benchmark_encodes_frames_and_plans_at_its_states(policy: Policy) -> N
     assert torch.equal(plan.cond, states.cond)
     timed = benchmark.plan(policy, states.first(1), 0, HostClock(), staged=True)
     assert timed.stages is not None and timed.stages["encode"] > 0
-
-
-def test_what_takes_no_cameras_says_so(policy: Policy, tmp_path: Path) -> None:
-    from asd_policy.checkpoints.onnx.writing import export_policy
-    from asd_policy.deploy.serving.server import PolicyServer
-
-    with pytest.raises(BackendError, match="the policy observes observation.image: export takes no cameras yet"):
-        export_policy(policy, tmp_path / "policy.onnx", {})
-    with pytest.raises(ServingError, match="observes observation.image: a policy server takes no cameras yet"):
-        PolicyServer(policy)
+    assert timed.encode_seconds is not None and timed.encode_seconds <= timed.wall_seconds
+    summary = benchmark.summarize_plans([timed], None, None)
+    assert summary["encode_fraction"] == pytest.approx(timed.encode_seconds / timed.wall_seconds)
+    network = timed.stats.network_seconds
+    assert network is not None
+    outside = 1 - (network + timed.encode_seconds) / timed.wall_seconds
+    assert summary["overhead_fraction"] == pytest.approx(outside)
 
 
 def test_a_control_loop_hands_frames_on(policy: Policy) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import asd_policy
 import train
 from asd_policy.cli import common
+from asd_policy.policy.sensors import encode_history
 from training import episodes, trainer
 
 
@@ -153,7 +154,9 @@ def test_training_sees_what_the_policy_sees(tmp_path: Path) -> None:
     }  # fmt: skip
     with torch.no_grad():
         cond, _ = windows.conditioning(torch.tensor([1, 5]), made.network, torch.Generator(), bfloat16=False)
-    torch.testing.assert_close(cond, policy.encoder.encode(history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        cond, encode_history(policy.encoder, history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_an_encoder_learns_to_predict_what_the_policy_does_not_observe(tmp_path: Path) -> None:

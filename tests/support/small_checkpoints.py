@@ -31,12 +31,12 @@ def save_random(folder: Path, small_config: DiffusionConfig) -> Path:
 
 
 def camera_config(
-    cameras: Sequence[str], frame: tuple[int, int] = (40, 48), separate: bool = False, **options: Any
+    cameras: Sequence[str], frame: tuple[int, int] = (40, 48), separate: bool = False, state: int = 2, **options: Any
 ) -> DiffusionConfig:
-    """A policy of a state [2] and cameras; `options` are those of `VisionConfig`."""
+    """A policy of a state [state] and cameras; `options` are those of `VisionConfig`."""
     vision: dict[str, Any] = {"spatial_softmax_num_keypoints": 4} | options
     return DiffusionConfig(
-        input_dims={STATE: 2},
+        input_dims={STATE: state},
         action_dim=2,
         normalization_mapping={"STATE": "MIN_MAX", "VISUAL": "MEAN_STD", "ACTION": "MIN_MAX"},
         **SMALL,

@@ -34,11 +34,11 @@ from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
 from asd_policy.networks.unet import ConditionalUnet1d
-from asd_policy.policy.cameras import Camera, CameraEncoder
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import STATE, ObservationEncoder, StateEncoder
+from asd_policy.policy.observation import STATE
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import Sensor, SensorEncoder
 from asd_policy.samplers import Sampler
 
 __all__ = ["ACTION", "FORMAT", "DiffusionConfig", "Statistics", "load_lerobot", "save_lerobot"]
@@ -121,14 +121,14 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         observation=_encoder(normalization.observation, cameras),
         action=normalization.action,
         device=device,
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
 
 
-def _encoder(vectors: Mapping[str, Affine], cameras: Mapping[str, Camera]) -> ObservationEncoder:
+def _encoder(vectors: Mapping[str, Affine], cameras: Mapping[str, Sensor]) -> SensorEncoder:
     """Put an encoder together, in LeRobot's order: the robot's state, its cameras, the environment's state."""
     if not cameras:
-        return StateEncoder(vectors)
-    return CameraEncoder({STATE: vectors[STATE], **cameras, **vectors})
+        return SensorEncoder(vectors)
+    return SensorEncoder({STATE: vectors[STATE], **cameras, **vectors})
 
 
 def save_lerobot(

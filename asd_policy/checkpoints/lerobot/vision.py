@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from asd_policy.checkpoints.untrusted.reading import count_numbers
-from asd_policy.checkpoints.untrusted.weights import load_weights
+from asd_policy.checkpoints.untrusted.settings import MOST_CAMERAS, MOST_PIXELS
+from asd_policy.checkpoints.untrusted.weights import load_weights, without_counts
 from asd_policy.errors import CheckpointError
-from asd_policy.networks.vision import BatchNorm, RgbEncoder, VisionConfig
-from asd_policy.policy.cameras import Camera
+from asd_policy.networks.vision import RgbEncoder, VisionConfig
 from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.sensors import Sensor
 
 VISUAL = "VISUAL"
 """LeRobot's type of a camera's feature."""
@@ -21,10 +22,9 @@ VISION_FIELDS = (
 )
 """The fields of config.json that decide what the encoders compute."""
 PREFIX = "diffusion.rgb_encoder."
-MOST_CAMERAS, MOST_PIXELS, MOST_KEYPOINTS = 64, 4096, 4096
-"""Cameras of a policy, pixels of a side, and keypoints: nothing in the weights bounds the first two."""
+MOST_KEYPOINTS = 4096
+"""Keypoints of a camera."""
 _REQUIRED = ("crop_shape", "use_group_norm")
-_COUNTED = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Vision:
             **{name: getattr(self.encoder, name) for name in names},
             "crop_ratio": self.crop_ratio,
             "use_separate_rgb_encoder_per_camera": self.separate,
+            "pretrained_backbone_weights": None,  # or LeRobot since 0.6 downloads some, to replace them by these
         }
 
-    def features(self, colours: Mapping[str, Affine], tensors: Mapping[str, Tensor], source: str) -> dict[str, Camera]:
+    def features(self, colours: Mapping[str, Affine], tensors: Mapping[str, Tensor], source: str) -> dict[str, Sensor]:
         """Load the encoders.
 
         Args:
@@ -73,7 +74,7 @@ class Vision:
         networks = load_encoders(self.encoder, len(self.cameras) if self.separate else None, tensors, source)
         every = networks if self.separate else networks * len(self.cameras)
         return {
-            name: Camera(shape, colours[name], network, self.encoder.size)
+            name: Sensor(shape, colours[name], network, self.encoder.size)
             for (name, shape), network in zip(self.cameras.items(), every, strict=True)
         }
 
@@ -86,12 +87,7 @@ def load_encoders(
     Raises:
         CheckpointError: A tensor is missing, unknown, misshapen or not finite.
     """
-    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    # How many batches the statistics come from: nothing is computed of it.
-    weights = {
-        name: tensor for name, tensor in weights.items()
-        if not (name.endswith(_COUNTED) and name.removesuffix(_COUNTED) + ".running_mean" in weights)
-    }  # fmt: skip
+    weights = without_counts({name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)})
     encoders = load_weights(
         lambda: nn.ModuleList(RgbEncoder(config) for _ in range(count or 1)),
         weights,
@@ -99,9 +95,6 @@ def load_encoders(
         source,
         "the cameras of config.json",
     )
-    for name, module in encoders.named_modules():
-        if isinstance(module, BatchNorm) and not bool((module.running_var >= 0).all()):
-            raise CheckpointError(f"{source}: a variance of {PREFIX}{name} is negative")
     return [encoder for encoder in encoders if isinstance(encoder, RgbEncoder)]
 
 

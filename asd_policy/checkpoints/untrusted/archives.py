@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,13 +95,23 @@ class TorchArchive:
             return numbers.new_empty(stored.shape)
         return numbers.as_strided(stored.shape, stored.stride, stored.offset)
 
-    def state_dict(self, state: Settings) -> dict[str, Tensor]:
+    def state_dict(self, state: Settings, first_name: Callable[[str], str] = str) -> dict[str, Tensor]:
         """Read the tensors of a state dict, which is a section of the payload.
+
+        Args:
+            state: The section.
+            first_name: Of a name under which a library lists a tensor once more, the name under which it does first;
+                of any other, that name. One that is the same tensor as the first is left out.
 
         Raises:
             CheckpointError: An entry is no tensor, or damaged, or tensors share storages to be larger than the file.
         """
-        stored = {name: state.stored_tensor(name) for name in state}
+        every = {name: state.stored_tensor(name) for name in state}
+        firsts = {name: first_name(name) for name in every}
+        stored = {
+            name: tensor for name, tensor in every.items()
+            if firsts[name] == name or every.get(firsts[name]) != tensor
+        }  # fmt: skip
         size = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in stored.values())
         if size > self._size:
             raise CheckpointError(f"{self.path}: {size} bytes of weights in a file of {self._size}")

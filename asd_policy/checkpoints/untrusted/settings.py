@@ -16,6 +16,8 @@ from asd_policy.errors import CheckpointError
 
 MOST = 100_000
 """The largest size or count that is accepted of a policy, unless a caller gives another."""
+MOST_CAMERAS, MOST_PIXELS = 64, 4096
+"""Cameras of a policy, and pixels of a side of a frame: nothing in the weights bounds these."""
 _REQUIRED = object()
 _LARGE = 1e30  # larger than any measured quantity, and still safe to compute with in float32
 _SHOWN = 60  # [characters] of a wrong value in a message
@@ -64,6 +66,14 @@ class Settings:
         """Open a section of this one."""
         value, way = self._resolve(self._stored(name, _REQUIRED), name)
         return Settings(value, self._path(name), self._source, way)
+
+    def sections(self, name: str) -> list["Settings"]:
+        """Open the sections in a list."""
+        entries = self._check(name, _REQUIRED, lambda value: isinstance(value, list), "a list")
+        return [
+            Settings(entry, f"{self._path(name)}[{number}]", self._source, self._way)
+            for number, entry in enumerate(entries)
+        ]
 
     def whole(self, name: str) -> "Settings":
         """Open a section that is a configuration of its own: interpolations in it begin there."""
@@ -131,6 +141,25 @@ class Settings:
             return 1 <= len(entries) <= most and all(type(entry) is int and 1 <= entry <= MOST for entry in entries)
 
         return tuple(self._check(name, default, valid, f"a list of 1 … {most} integers in 1 … {MOST}"))
+
+    def number(self, name: str, default: Any = _REQUIRED, least: float = 0.0, most: float = _LARGE) -> float:
+        """Read a number in a range."""
+
+        def valid(value: Any) -> bool:
+            return type(value) in (int, float) and least <= value <= most
+
+        return float(self._check(name, default, valid, f"a number in {least:g} … {most:g}"))
+
+    def sides(self, name: str, default: tuple[int, int] | None = None) -> tuple[int, int] | None:
+        """Read a height and a width [pixels]; None where they are null."""
+
+        def valid(value: Any) -> bool:
+            sides = value if isinstance(value, list | tuple) else ()
+            return len(sides) == 2 and all(type(side) is int and 1 <= side <= MOST_PIXELS for side in sides)
+
+        kind = f"null or [height, width] in 1 … {MOST_PIXELS}"
+        value = self._check(name, default, lambda value: value is None or valid(value), kind)
+        return None if value is None else (value[0], value[1])
 
     def row(self, name: str, dim: int | None, nonzero: bool = False) -> Tensor:
         """Read a list of one list of finite numbers as a tensor [dim], float32.

@@ -11,6 +11,7 @@ from asd_policy.errors import CheckpointError
 
 Network = TypeVar("Network", bound=nn.Module)
 Value = TypeVar("Value")
+_COUNTED = ".num_batches_tracked"
 
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -48,6 +49,30 @@ def stripped_notes(stripped: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"all its names have the prefix {prefix!r}, which is left out here" for prefix in stripped)
 
 
+def without_doubles(tensors: Mapping[str, Tensor], first_name: Callable[[str], str], source: str) -> dict[str, Tensor]:
+    """Leave out the tensors that a library lists once more; see `TorchArchive.state_dict`.
+
+    Raises:
+        CheckpointError: One is not what it is under its first name.
+    """
+    single = {}
+    for name, tensor in tensors.items():
+        first = first_name(name)
+        if first == name or first not in tensors:
+            single[name] = tensor
+        elif tensor.shape != tensors[first].shape or not torch.equal(tensor, tensors[first]):
+            raise CheckpointError(f"{source}: {name} is not the same as {first}, which is one tensor in its library")
+    return single
+
+
+def without_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out how many batches statistics come from: nothing is computed of it."""
+    return {
+        name: tensor for name, tensor in tensors.items()
+        if not (name.endswith(_COUNTED) and name.removesuffix(_COUNTED) + ".running_mean" in tensors)
+    }  # fmt: skip
+
+
 def load_weights(
     build: Callable[[], Network],
     tensors: Mapping[str, Tensor],
@@ -68,7 +93,8 @@ def load_weights(
         The network with these weights in float32, for inference.
 
     Raises:
-        CheckpointError: There is no such network, or a tensor is missing, unknown, misshapen or not finite.
+        CheckpointError: There is no such network, or a tensor is missing, unknown, misshapen or not finite, or a
+            variance negative.
     """
     try:
         with torch.device("meta"):
@@ -97,6 +123,8 @@ def load_weights(
     for key, name in names.items():
         if key not in constants:
             weights[key] = checked_float32(tensors[name], f"{source}: {name}")
+            if key.endswith(".running_var") and not bool((weights[key] >= 0).all()):
+                raise CheckpointError(f"{source}: a variance of {name.removesuffix('.running_var')} is negative")
         elif torch.equal(tensors[name].float(), constants[key]):
             weights[key] = constants[key]
         else:

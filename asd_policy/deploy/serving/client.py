@@ -20,11 +20,12 @@ from asd_policy._common.arrays import NUMPY, read_seed
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
+from asd_policy.deploy.serving.frames import pack
 from asd_policy.deploy.serving.tokens import check_token
 from asd_policy.errors import ObservationError, ServingError, SpecError, one_line
 from asd_policy.policy.continuity import Prefix
 from asd_policy.policy.episode_state import EpisodeState
-from asd_policy.policy.observation import Shapes, read_observation
+from asd_policy.policy.observation import Shapes, is_frame, read_observation
 from asd_policy.policy.plan import Horizons, PlanRecord
 from asd_policy.policy.planner import Planned
 
@@ -36,6 +37,8 @@ MAX_STEPS = 4096
 """Most observations of a plan, features of an observation, and actions of a plan that a server may ask for."""
 MAX_NUMBERS = 2**20
 """Most numbers of the observations, or of a plan: 4 MiB, the largest message that gRPC takes."""
+MAX_PIXELS = 2**24
+"""Most pixels of the frames that a plan is made from: 48 MiB."""
 _NAME_BYTES = 64  # of a session at most
 
 
@@ -68,6 +71,7 @@ class RemotePolicy:
         token: str | None = None,
         root_certificates: str | PathLike[str] | None = None,
         timeout: float = 10.0,
+        compress: bool = False,
     ) -> None:
         """Take a place on a server.
 
@@ -78,6 +82,8 @@ class RemotePolicy:
                 plain text.
             timeout: How long a plan, or another call, may take [s], in total, at most `MAX_TIMEOUT`. A late plan is
                 given up, on the server too.
+            compress: Whether to compress cameras' frames, without loss, before they are sent: it pays on slow networks
+                (docs/results/serving.md).
 
         Raises:
             OSError: The certificates cannot be read.
@@ -89,7 +95,7 @@ class RemotePolicy:
             raise SpecError(f"timeout {timeout} is not above 0 s and at most {MAX_TIMEOUT:g} s")
         if token is not None:
             check_token(token, "token")
-        self.address, self._timeout = address, timeout
+        self.address, self._timeout, self._compress = address, timeout, compress
         self._metadata = () if token is None else ((wire.AUTHORIZATION, f"Bearer {token}"),)
         own = [("grpc.use_local_subchannel_pool", 1)]  # otherwise the robots of one process share one
         if wire.is_loopback(wire.host_of(address)):
@@ -117,13 +123,13 @@ class RemotePolicy:
 
     @property
     def observation_dims(self) -> dict[str, int]:
-        """Length of each observation feature."""
-        return {feature.name: feature.dim for feature in self._policy.observation}
+        """Length of each observation feature that is a vector; others are in `observation_shapes` alone."""
+        return {feature.name: feature.dim for feature in self._policy.observation if not feature.shape}
 
     @property
     def observation_shapes(self) -> Shapes:
-        """Shape of each observation feature; a server's are vectors."""
-        return {name: (dim,) for name, dim in self.observation_dims.items()}
+        """Shape of each observation feature, as of a `Policy`."""
+        return {each.name: tuple(each.shape) or (each.dim,) for each in self._policy.observation}
 
     @property
     def action_dim(self) -> int:
@@ -281,7 +287,13 @@ class RemotePolicy:
         )
 
     def _request(self, prefix: Prefix | None) -> pb.PlanRequest:
-        history = {name: wire.to_array([step[name] for step in self._robot.history]) for name in self.observation_dims}
+        history, frames = {}, {}
+        for name, shape in self.observation_shapes.items():
+            steps: list[Any] = [step[name] for step in self._robot.history]
+            if is_frame(shape):
+                frames[name] = pack(steps, self._compress)
+            else:
+                history[name] = wire.to_array(steps)
         message = prefix and pb.Committed(actions=wire.to_array(prefix.actions), delay=prefix.delay, soft=prefix.soft)
         return pb.PlanRequest(
             session=self._session,
@@ -290,6 +302,7 @@ class RemotePolicy:
             begins=self._begins,
             seed=self._seed,
             committed=message,
+            frames=frames,
         )
 
     def _call(self, name: str, request: Message, reply: type[T], end: float) -> T:
@@ -340,9 +353,21 @@ def _numbers(opened: pb.OpenReply) -> Iterator[tuple[str, float, int, int]]:
     yield "n_action_steps", policy.n_action_steps, 1, policy.horizon - policy.first_action
     yield "action_dim", policy.action_dim, 1, MAX_NUMBERS // policy.horizon
     yield "features", len(policy.observation), 1, MAX_STEPS
+    numbers = pixels = 0
     for feature in policy.observation:
-        yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
-    dims = sum(feature.dim for feature in policy.observation)
-    yield "numbers of the observations", policy.n_obs_steps * dims, 1, MAX_NUMBERS
+        if not feature.shape:
+            yield f"dim of {feature.name!r}", feature.dim, 1, MAX_NUMBERS
+            numbers += feature.dim
+            continue
+        yield f"axes of {feature.name!r}", len(feature.shape), 2, 3
+        for size in feature.shape:
+            yield f"an axis of {feature.name!r}", size, 1, MAX_NUMBERS
+        if is_frame(tuple(feature.shape)):
+            yield f"colours of {feature.name!r}", feature.shape[0], 3, 3
+            pixels += math.prod(feature.shape[1:])
+        else:
+            numbers += math.prod(feature.shape)
+    yield "numbers of the observations", policy.n_obs_steps * numbers, 0 if pixels else 1, MAX_NUMBERS
+    yield "pixels of the frames", policy.n_obs_steps * pixels, 0, MAX_PIXELS
     yield "bytes of the session's name", len(opened.session), 1, _NAME_BYTES
     yield "lease", opened.lease, 0, 2**63

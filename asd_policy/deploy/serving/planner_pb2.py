@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'asd_policy/deploy/serving/planner.proto\x12\rasd_policy.v1\"\x1e\n\x0bOpenRequest\x12\x0f\n\x07package\x18\x01 \x01(\t\"k\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05lease\x18\x02 \x01(\x01\x12-\n\x06policy\x18\x03 \x01(\x0b\x32\x1d.asd_policy.v1.PolicyIdentity\x12\x0f\n\x07package\x18\x04 \x01(\t\"\xd6\x01\n\x0ePolicyIdentity\x12+\n\x0bobservation\x18\x01 \x03(\x0b\x32\x16.asd_policy.v1.Feature\x12\x12\n\naction_dim\x18\x02 \x01(\r\x12\x13\n\x0bn_obs_steps\x18\x03 \x01(\r\x12\x0f\n\x07horizon\x18\x04 \x01(\r\x12\x16\n\x0en_action_steps\x18\x05 \x01(\r\x12\x14\n\x0c\x66irst_action\x18\x06 \x01(\r\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\x12\r\n\x05\x65xact\x18\t \x01(\x08\"$\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\"$\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x98\x02\n\x0bPlanRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x38\n\x07history\x18\x02 \x03(\x0b\x32\'.asd_policy.v1.PlanRequest.HistoryEntry\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06\x62\x65gins\x18\x04 \x01(\x08\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x30\n\tcommitted\x18\x06 \x01(\x0b\x32\x18.asd_policy.v1.CommittedH\x01\x88\x01\x01\x1a\x44\n\x0cHistoryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.asd_policy.v1.Array:\x02\x38\x01\x42\x07\n\x05_seedB\x0c\n\n_committed\"O\n\tCommitted\x12%\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x14.asd_policy.v1.Array\x12\r\n\x05\x64\x65lay\x18\x02 \x01(\r\x12\x0c\n\x04soft\x18\x03 \x01(\x08\"\xbc\x01\n\tPlanReply\x12%\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x14.asd_policy.v1.Array\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0b\n\x03nfe\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\x12\x0e\n\x06waited\x18\x05 \x01(\x01\x12\x0f\n\x07planned\x18\x06 \x01(\x01\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x0b\n\x03\x63ut\x18\x08 \x01(\x08\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0e\n\x06window\x18\n \x01(\r\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\x0c\n\nCloseReply2\xc6\x01\n\x07Planner\x12<\n\x04Open\x12\x1a.asd_policy.v1.OpenRequest\x1a\x18.asd_policy.v1.OpenReply\x12<\n\x04Plan\x12\x1a.asd_policy.v1.PlanRequest\x1a\x18.asd_policy.v1.PlanReply\x12?\n\x05\x43lose\x12\x1b.asd_policy.v1.CloseRequest\x1a\x19.asd_policy.v1.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'asd_policy/deploy/serving/planner.proto\x12\rasd_policy.v1\"\x1e\n\x0bOpenRequest\x12\x0f\n\x07package\x18\x01 \x01(\t\"k\n\tOpenReply\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\r\n\x05lease\x18\x02 \x01(\x01\x12-\n\x06policy\x18\x03 \x01(\x0b\x32\x1d.asd_policy.v1.PolicyIdentity\x12\x0f\n\x07package\x18\x04 \x01(\t\"\xd6\x01\n\x0ePolicyIdentity\x12+\n\x0bobservation\x18\x01 \x03(\x0b\x32\x16.asd_policy.v1.Feature\x12\x12\n\naction_dim\x18\x02 \x01(\r\x12\x13\n\x0bn_obs_steps\x18\x03 \x01(\r\x12\x0f\n\x07horizon\x18\x04 \x01(\r\x12\x16\n\x0en_action_steps\x18\x05 \x01(\r\x12\x14\n\x0c\x66irst_action\x18\x06 \x01(\r\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x08 \x01(\t\x12\r\n\x05\x65xact\x18\t \x01(\x08\"3\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\r\"$\n\x05\x41rray\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"I\n\x06\x46rames\x12\r\n\x05index\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66loats\x18\x03 \x01(\x08\x12\x12\n\ncompressed\x18\x04 \x01(\x08\"\x96\x03\n\x0bPlanRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x38\n\x07history\x18\x02 \x03(\x0b\x32\'.asd_policy.v1.PlanRequest.HistoryEntry\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06\x62\x65gins\x18\x04 \x01(\x08\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x30\n\tcommitted\x18\x06 \x01(\x0b\x32\x18.asd_policy.v1.CommittedH\x01\x88\x01\x01\x12\x36\n\x06\x66rames\x18\x07 \x03(\x0b\x32&.asd_policy.v1.PlanRequest.FramesEntry\x1a\x44\n\x0cHistoryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.asd_policy.v1.Array:\x02\x38\x01\x1a\x44\n\x0b\x46ramesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.asd_policy.v1.Frames:\x02\x38\x01\x42\x07\n\x05_seedB\x0c\n\n_committed\"O\n\tCommitted\x12%\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x14.asd_policy.v1.Array\x12\r\n\x05\x64\x65lay\x18\x02 \x01(\r\x12\x0c\n\x04soft\x18\x03 \x01(\x08\"\xbc\x01\n\tPlanReply\x12%\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x14.asd_policy.v1.Array\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0b\n\x03nfe\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\x12\x0e\n\x06waited\x18\x05 \x01(\x01\x12\x0f\n\x07planned\x18\x06 \x01(\x01\x12\x0f\n\x07sampler\x18\x07 \x01(\t\x12\x0b\n\x03\x63ut\x18\x08 \x01(\x08\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x0e\n\x06window\x18\n \x01(\r\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\"\x0c\n\nCloseReply2\xc6\x01\n\x07Planner\x12<\n\x04Open\x12\x1a.asd_policy.v1.OpenRequest\x1a\x18.asd_policy.v1.OpenReply\x12<\n\x04Plan\x12\x1a.asd_policy.v1.PlanRequest\x1a\x18.asd_policy.v1.PlanReply\x12?\n\x05\x43lose\x12\x1b.asd_policy.v1.CloseRequest\x1a\x19.asd_policy.v1.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLANREQUEST_HISTORYENTRY']._loaded_options = None
   _globals['_PLANREQUEST_HISTORYENTRY']._serialized_options = b'8\001'
+  _globals['_PLANREQUEST_FRAMESENTRY']._loaded_options = None
+  _globals['_PLANREQUEST_FRAMESENTRY']._serialized_options = b'8\001'
   _globals['_OPENREQUEST']._serialized_start=58
   _globals['_OPENREQUEST']._serialized_end=88
   _globals['_OPENREPLY']._serialized_start=90
@@ -40,21 +42,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYIDENTITY']._serialized_start=200
   _globals['_POLICYIDENTITY']._serialized_end=414
   _globals['_FEATURE']._serialized_start=416
-  _globals['_FEATURE']._serialized_end=452
-  _globals['_ARRAY']._serialized_start=454
-  _globals['_ARRAY']._serialized_end=490
-  _globals['_PLANREQUEST']._serialized_start=493
-  _globals['_PLANREQUEST']._serialized_end=773
-  _globals['_PLANREQUEST_HISTORYENTRY']._serialized_start=682
-  _globals['_PLANREQUEST_HISTORYENTRY']._serialized_end=750
-  _globals['_COMMITTED']._serialized_start=775
-  _globals['_COMMITTED']._serialized_end=854
-  _globals['_PLANREPLY']._serialized_start=857
-  _globals['_PLANREPLY']._serialized_end=1045
-  _globals['_CLOSEREQUEST']._serialized_start=1047
-  _globals['_CLOSEREQUEST']._serialized_end=1078
-  _globals['_CLOSEREPLY']._serialized_start=1080
-  _globals['_CLOSEREPLY']._serialized_end=1092
-  _globals['_PLANNER']._serialized_start=1095
-  _globals['_PLANNER']._serialized_end=1293
+  _globals['_FEATURE']._serialized_end=467
+  _globals['_ARRAY']._serialized_start=469
+  _globals['_ARRAY']._serialized_end=505
+  _globals['_FRAMES']._serialized_start=507
+  _globals['_FRAMES']._serialized_end=580
+  _globals['_PLANREQUEST']._serialized_start=583
+  _globals['_PLANREQUEST']._serialized_end=989
+  _globals['_PLANREQUEST_HISTORYENTRY']._serialized_start=828
+  _globals['_PLANREQUEST_HISTORYENTRY']._serialized_end=896
+  _globals['_PLANREQUEST_FRAMESENTRY']._serialized_start=898
+  _globals['_PLANREQUEST_FRAMESENTRY']._serialized_end=966
+  _globals['_COMMITTED']._serialized_start=991
+  _globals['_COMMITTED']._serialized_end=1070
+  _globals['_PLANREPLY']._serialized_start=1073
+  _globals['_PLANREPLY']._serialized_end=1261
+  _globals['_CLOSEREQUEST']._serialized_start=1263
+  _globals['_CLOSEREQUEST']._serialized_end=1294
+  _globals['_CLOSEREPLY']._serialized_start=1296
+  _globals['_CLOSEREPLY']._serialized_end=1308
+  _globals['_PLANNER']._serialized_start=1311
+  _globals['_PLANNER']._serialized_end=1509
 # @@protoc_insertion_point(module_scope)

@@ -47,12 +47,14 @@ class PolicyIdentity(_message.Message):
     def __init__(self, observation: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., action_dim: _Optional[int] = ..., n_obs_steps: _Optional[int] = ..., horizon: _Optional[int] = ..., n_action_steps: _Optional[int] = ..., first_action: _Optional[int] = ..., sampler: _Optional[str] = ..., backend: _Optional[str] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class Feature(_message.Message):
-    __slots__ = ("name", "dim")
+    __slots__ = ("name", "dim", "shape")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dim: int
-    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ...) -> None: ...
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Array(_message.Message):
     __slots__ = ("shape", "data")
@@ -62,8 +64,20 @@ class Array(_message.Message):
     data: bytes
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class Frames(_message.Message):
+    __slots__ = ("index", "data", "floats", "compressed")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    FLOATS_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSED_FIELD_NUMBER: _ClassVar[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    floats: bool
+    compressed: bool
+    def __init__(self, index: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., floats: _Optional[bool] = ..., compressed: _Optional[bool] = ...) -> None: ...
+
 class PlanRequest(_message.Message):
-    __slots__ = ("session", "history", "step", "begins", "seed", "committed")
+    __slots__ = ("session", "history", "step", "begins", "seed", "committed", "frames")
     class HistoryEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -71,19 +85,28 @@ class PlanRequest(_message.Message):
         key: str
         value: Array
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Array, _Mapping]] = ...) -> None: ...
+    class FramesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Frames
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Frames, _Mapping]] = ...) -> None: ...
     SESSION_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     BEGINS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     history: _containers.MessageMap[str, Array]
     step: int
     begins: bool
     seed: int
     committed: Committed
-    def __init__(self, session: _Optional[bytes] = ..., history: _Optional[_Mapping[str, Array]] = ..., step: _Optional[int] = ..., begins: _Optional[bool] = ..., seed: _Optional[int] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ...) -> None: ...
+    frames: _containers.MessageMap[str, Frames]
+    def __init__(self, session: _Optional[bytes] = ..., history: _Optional[_Mapping[str, Array]] = ..., step: _Optional[int] = ..., begins: _Optional[bool] = ..., seed: _Optional[int] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., frames: _Optional[_Mapping[str, Frames]] = ...) -> None: ...
 
 class Committed(_message.Message):
     __slots__ = ("actions", "delay", "soft")

@@ -13,36 +13,27 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array
+from asd_policy._common.arrays import Array
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
 from asd_policy.deploy.serving.dispatcher import Dispatcher, Request
 from asd_policy.deploy.serving.metrics import Metrics
+from asd_policy.deploy.serving.requests import Refusal, RequestReader
 from asd_policy.deploy.serving.sessions import NoPlace, Session, Sessions, Shares
-from asd_policy.errors import AsdError, ObservationError, ServingError, SpecError, one_line
-from asd_policy.policy.continuity import Prefix
-from asd_policy.policy.observation import refuse_cameras
+from asd_policy.errors import AsdError, ServingError
 from asd_policy.policy.policy import Policy
 
 T = TypeVar("T")
 
 HANDSHAKE = 5.0
 """How long a connection may take to begin, and a call to send its message [s]."""
-MAX_NORMALIZED = 1e12
-"""Largest normalised number that is planned with. With larger ones, the squares in a network's normalisation layers
-come near the largest float32, and one robot's plan would fail all of its batch. A feature that was constant in
-training, with its range of 1e-8, may still be off by thousands."""
 MOST_FAILURES = 3
 """Plans in a row that fail for reasons other than their requests, such as a fault of the GPU, before the health check
 fails."""
-_FRAMING = 4096  # [bytes] of a request beside its numbers
 _OTHER_CALLS = 16  # of a connection at once, beside a plan for each robot
 _LARGEST = 2**31 - 1  # largest number that an option of gRPC takes
 _LOOK = 0.01  # [s] between looks whether calls still run
@@ -66,21 +57,6 @@ class Limits:
     """Sessions of one connection or host, and as many who watch the health; None as for `Shares`."""
 
 
-class Refusal(Exception):
-    """The error that a call is answered with."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, retry_after: float | None = None) -> None:
-        """Make the error.
-
-        Args:
-            code: Status of the call.
-            details: What was wrong, and what would be right.
-            retry_after: When to try again [s].
-        """
-        super().__init__(details)
-        self.code, self.details, self.retry_after = code, one_line(details, wire.MAX_DETAILS), retry_after
-
-
 class PolicyServer:
     """Plans for robots that ask over gRPC: an event loop for calls in one thread, plans in another."""
 
@@ -98,11 +74,7 @@ class PolicyServer:
             limits: What to take on.
             token: That every call must bring; None to ask for none.
             credentials: For TLS; None for plain text.
-
-        Raises:
-            ServingError: The policy has cameras.
         """
-        refuse_cameras(policy.observation_shapes, "a policy server", ServingError)
         self._limits = limits or Limits()
         self._credentials = credentials
         self.metrics = Metrics()
@@ -161,7 +133,7 @@ class PolicyServer:
         # gRPC checks these limits before it allocates memory.
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", self._planner.request_bytes),
+                ("grpc.max_receive_message_length", self._planner.requests.most_bytes),
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message may unpack to a huge one
                 ("grpc.max_concurrent_streams", self._limits.max_clients + _OTHER_CALLS),  # all may share a connection
                 ("grpc.so_reuseport", 0),  # a second server at the port is an error
@@ -357,14 +329,8 @@ class _Planner:
 
     def __init__(self, policy: Policy, sessions: Sessions, dispatcher: Dispatcher, fitness: _Fitness) -> None:
         self._policy, self._sessions, self._dispatcher, self._fitness = policy, sessions, dispatcher, fitness
-        self._host = NUMPY if policy.device == NUMPY else "cpu"
-        self._dims = policy.observation_dims
-        self._affine = {name: affine.to(NUMPY) for name, affine in policy.normalization.items()}
-        steps = policy.horizons.n_obs_steps
-        names = sum(len(name) for name in self._dims)
-        numbers = steps * sum(self._dims.values()) + policy.horizons.horizon * policy.action_dim
-        self.request_bytes = 4 * numbers + names + _FRAMING
-        """Most bytes of a request."""
+        self.requests = RequestReader(policy)
+        """Reads what robots ask for."""
         self.methods = {
             "Open": _Method(pb.OpenRequest, self._open),
             "Plan": _Method(pb.PlanRequest, self._plan),
@@ -379,7 +345,7 @@ class _Planner:
             why = f"{error}; one is free when a robot closes, or its lease ends"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why, self._sessions.lease) from None
         identity = pb.PolicyIdentity(
-            observation=[pb.Feature(name=name, dim=dim) for name, dim in self._dims.items()],
+            observation=self.requests.features,
             action_dim=policy.action_dim,
             n_obs_steps=horizons.n_obs_steps,
             horizon=horizons.horizon,
@@ -403,11 +369,11 @@ class _Planner:
         left = context.time_remaining()
         asked = Request(
             session,
-            self._history(request),
+            await self._read_history(request),
             self._step(request, session),
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
-            self._prefix(request),
+            self.requests.prefix(request),
             float("inf") if left is None else time.monotonic() + left,
         )
         if not self._dispatcher.submit(asked):
@@ -437,54 +403,11 @@ class _Planner:
             exact=record.exact,
         )
 
-    def _prefix(self, request: pb.PlanRequest) -> Prefix | None:
-        """Read the actions that a request's robot is committed to."""
-        if not request.HasField("committed"):
-            return None
-        committed, horizons = request.committed, self._policy.horizons
-        most = horizons.horizon - horizons.executed.start
-        count = committed.actions.shape[0] if committed.actions.shape else 0
-        if count > most:
-            why = f"{count} committed actions are more than the {most} of a plan"
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, why)
-        try:
-            actions = wire.from_array(committed.actions, (count, self._policy.action_dim), "committed actions")
-            self._check_size(actions, "action", "committed actions")
-            return Prefix(actions, committed.delay, committed.soft)
-        except (ObservationError, SpecError) as error:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-
-    def _history(self, request: pb.PlanRequest) -> list[dict[str, Array]]:
-        """Read the observations of a request, oldest first."""
-        steps = self._policy.horizons.n_obs_steps
-        if set(request.history) != set(self._dims):
-            has = ", ".join(map(repr, sorted(request.history))) or "none"
-            reads = ", ".join(map(repr, self._dims))
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the policy reads {reads}; the request has {has}")
-        try:
-            read: dict[str, npt.NDArray[Any]] = {
-                name: wire.from_array(request.history[name], (steps, dim), f"observation {name!r}")
-                for name, dim in self._dims.items()
-            }
-            for name, values in read.items():
-                self._check_size(values, name, f"observation {name!r}")
-        except ObservationError as error:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        return [
-            {name: arrays.asarray(values[step], self._host) for name, values in read.items()} for step in range(steps)
-        ]
-
-    def _check_size(self, values: npt.NDArray[np.float32], feature: str, what: str) -> None:
-        """Check that no number of a feature [n, feature_dim] makes a whole batch fail.
-
-        Raises:
-            ObservationError: One is too large.
-        """
-        normalized = arrays.to_numpy(self._affine[feature].normalize(arrays.asarray(values, NUMPY, "float64")))
-        spoiling = ~(np.abs(normalized) <= MAX_NORMALIZED)
-        if spoiling.any():
-            worst = f"{values[spoiling][0]:g}, normalised {normalized[spoiling][0]:g}"
-            raise ObservationError(f"{what} holds {worst}, which is not in ±{MAX_NORMALIZED:g}")
+    async def _read_history(self, request: pb.PlanRequest) -> list[dict[str, Array]]:
+        """Read a request's observations: beside the event loop where there are frames, which take milliseconds."""
+        if not request.frames:
+            return self.requests.history(request)
+        return await asyncio.to_thread(self.requests.history, request)
 
     def _step(self, request: pb.PlanRequest, session: Session) -> int:
         """Read how many actions a robot has taken, which must fit what it has planned and have no plan under way."""

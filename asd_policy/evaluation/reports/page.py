@@ -13,7 +13,7 @@ from asd_policy.evaluation.reports import page_plots, plots, report
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 PAGE = "report.html"
 VIDEO_LIMIT = 8_000_000
@@ -106,7 +106,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     speeds = [f"{results[key]:.3g} {unit}" for key, unit in rates.items() if results.get(key) is not None]
     facts = {
         "Policy": results["policy"],
-        "Chain": report.law_of(results),
+        "Law": "; ".join(report.laws_of(results)),
         "Task": results["env"],
         "Seed": results["seed"],
         "Episodes": f"{results['episodes']} for each sampler",
@@ -133,6 +133,8 @@ def _command(results: Results) -> str:
         options |= {"deadline-ms": [f"{results['deadline_ms']:g}"], "fallback": [results["fallback"]]}
     if results.get("chain", CHECKPOINT) != CHECKPOINT:
         options["chain"] = [results["chain"]]
+    if results.get("fixed_crop"):
+        options["fixed-crop"] = []
     margins = [each["equivalence"]["margin"] for each in results["samplers"] if each["equivalence"]]
     if margins:
         options["margin"] = [str(margins[0])]
@@ -140,7 +142,7 @@ def _command(results: Results) -> str:
         options["max-steps"] = [str(results["max_steps"])]
     if results.get("workers", 1) > 1:
         options["workers"] = [str(results["workers"])]
-    lines = [f"--{name} {shlex.join(values)}" for name, values in options.items()]
+    lines = [shlex.join((f"--{name}", *values)) for name, values in options.items()]
     return " \\\n  ".join(("asd-policy eval", *lines, "--out runs/again"))
 
 

@@ -12,8 +12,9 @@ from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy
+from asd_policy.policy.policy import Policy
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -59,8 +60,9 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "version": 1,
         "command": command,
         "policy": shared_name(checkpoint),
-        "chain": policy.runs,
+        "chain": policy.law.runs,
         "reference": policy.reference.spec,
+        "fixed_crop": policy.encoder.random_crop is not None,
         "env": env,
         "seed": seed,
         "device": hardware(policy.device),
@@ -78,17 +80,21 @@ def reference_of(results: dict[str, Any]) -> str:
     return results.get("reference", "ddpm")
 
 
-def law_of(results: dict[str, Any]) -> str | None:
-    """Say which of two laws ran, where a checkpoint may have two; None where there is no more than one to know of."""
+def laws_of(results: dict[str, Any]) -> list[str]:
+    """Say which law ran, in each thing in which a checkpoint may have two."""
+    said, sequential = [], reference_of(results)
     if results.get("chain") == TRAINED:
-        return f"chain {TRAINED}: the DDPM chain that the network was trained for"
-    sequential = reference_of(results)
-    return None if sequential == "ddpm" else f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}"
+        said.append(f"chain {TRAINED}: the DDPM chain that the network was trained for")
+    elif sequential != "ddpm":
+        said.append(f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}")
+    if results.get("fixed_crop"):
+        said.append("fixed crop: frames are cropped in the middle, where the checkpoint's library crops them at random")
+    return said
 
 
 def caption(results: dict[str, Any]) -> str:
     """Write what stands under a table: the device, and which law ran."""
-    return "; ".join(filter(None, (results["device"], law_of(results))))
+    return "; ".join((results["device"], *laws_of(results)))
 
 
 def shown_name(result: dict[str, Any]) -> str:
@@ -320,7 +326,7 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sample_sizes(results)}" for results in all_results)
     code = f"asd_policy {first['package']}" + (f" at {first['commit'][:8]}" if first["commit"] else "")
-    laws = "".join(f"; {law}" for law in dict.fromkeys(map(law_of, all_results)) if law)
+    laws = "".join(f"; {law}" for law in dict.fromkeys(law for results in all_results for law in laws_of(results)))
     chosen = "".join(f"; on `{results['env']}` {line}" for results in all_results for line in choices(results))
     lines += ["", f"{ran}; {code}; K = {first['samplers'][0]['steps']}; {counts}{chosen}{laws}."]
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ from asd_policy.errors import EnvError
 from asd_policy.evaluation.closed_loop import run_episode
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.policy.episode_state import Pilot
+from asd_policy.policy.observation import Shapes, frames_seen
 
 RENDER_MODE = "rgb_array"
 """Of environments that are filmed."""
@@ -26,6 +27,7 @@ Frame = npt.NDArray[np.uint8]
 _FPS = 30  # where an environment does not say
 _LEAST_WIDTH = 320  # [px]: smaller frames are enlarged, so that their label can be read
 _BAR, _FONT, _MARGIN = 44, 14, 8  # [px]: above a frame, for the label
+_NAME = 16  # [px]: above what a camera sees, for its name
 _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 
@@ -50,8 +52,11 @@ def record(
     beside: str | None = None,
     max_steps: int | None = None,
     reference: str = "ddpm",
+    shapes: Shapes | None = None,
 ) -> list[Path]:
     """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
+
+    Beside what the environment renders stands what the policy's cameras see.
 
     Args:
         pilots: The pilots, by the specs of their samplers as they were asked for. Their planners come from
@@ -62,6 +67,7 @@ def record(
         beside: Spec of the sampler to show beside the sequential one, if the pilots have both.
         max_steps: As for `make_env`.
         reference: Spec of the sequential one.
+        shapes: Of the features that the policies observe; None for vectors alone.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
@@ -73,7 +79,7 @@ def record(
         for spec, pilot in pilots.items():
             paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             with _rendering(env_id), writing(paths[spec], fps) as write:
-                run_episode(pilot, _Filmed(env, spec, write), 0, seed)
+                run_episode(pilot, _Filmed(env, spec, write, shapes or {}), 0, seed)
     written = list(paths.values())
     if reference in paths and beside in paths:
         written.append(folder / SIDE_BY_SIDE)
@@ -123,34 +129,64 @@ def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose frames go into a video, under a title, the step, and the success."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], title: str, write: Callable[[Frame], None]) -> None:
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], title: str, write: Callable[[Frame], None], shapes: Shapes
+    ) -> None:
         super().__init__(env)
-        self._title, self._write = title, write
+        self._title, self._write, self._shapes = title, write, shapes
         self._steps = 0
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)
         self._steps = 0
-        self._show(info)
+        self._show(observation, info)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
         self._steps += 1
-        self._show(result[-1])
+        self._show(result[0], result[-1])
         return result
 
-    def _show(self, info: dict[str, Any]) -> None:
+    def _show(self, observation: Any, info: dict[str, Any]) -> None:
         success = ", success" if info.get("success") else ""
-        self._write(labelled(_frame(self.env), self._title, f"step {self._steps}{success}"))
+        scene = beside(enlarged(_frame(self.env)), frames_seen(observation, self._shapes))
+        self._write(labelled(scene, self._title, f"step {self._steps}{success}"))
+
+
+def enlarged(frame: Frame) -> Frame:
+    """Enlarge a small frame a whole number of times, so that its label can be read."""
+    times = -(-_LEAST_WIDTH // frame.shape[1])
+    return frame.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def beside(scene: Frame, seen: Mapping[str, Frame]) -> Frame:
+    """Put what cameras see beside a scene, one below the other, each under its name and as high as there is room."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not seen:
+        return scene
+    rows = np.array_split(np.arange(scene.shape[0]), len(seen))
+    parts = []
+    for rows_of_one, frame in zip(rows, seen.values(), strict=True):
+        height = max(1, len(rows_of_one) - _NAME)
+        size = max(1, round(frame.shape[1] * height / frame.shape[0])), height
+        parts.append(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST))
+    image = Image.new("RGB", (scene.shape[1] + max(part.width for part in parts), scene.shape[0]), _PAPER)
+    image.paste(Image.fromarray(scene))
+    draw = ImageDraw.Draw(image)
+    for rows_of_one, part, name in zip(rows, parts, seen, strict=True):
+        corner = scene.shape[1], int(rows_of_one[0])
+        draw.text((corner[0] + 4, corner[1] + 2), name, _INK, ImageFont.load_default(_FONT - 3))
+        image.paste(part, (corner[0], corner[1] + _NAME))
+    return np.asarray(image)
 
 
 def labelled(frame: Frame, *lines: str) -> Frame:
     """Put two lines of text above a frame; enlarge it if it is small, and make its sides even, as H.264 needs."""
     from PIL import Image, ImageDraw, ImageFont
 
-    times = -(-_LEAST_WIDTH // frame.shape[1])
-    frame = frame.repeat(times, axis=0).repeat(times, axis=1)
+    frame = enlarged(frame)
     height, width = (side + side % 2 for side in frame.shape[:2])
     image = Image.new("RGB", (width, height + _BAR), _PAPER)
     image.paste(Image.fromarray(frame), (0, _BAR))

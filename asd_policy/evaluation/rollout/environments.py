@@ -1,5 +1,8 @@
 """Environments by their gymnasium id, and whether a policy fits one."""
 
+import ast
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +30,8 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     """Make an environment by its gymnasium id.
 
     A namespace such as `asd/` is registered by the module that an installed distribution names for it under the
-    entry-point group `asd_policy.environments`; `module:id` imports a module itself, as gymnasium does.
+    entry-point group `asd_policy.environments`; `module:id` imports a module itself, as gymnasium does. Options of the
+    constructor follow after commas, see `read_id`.
 
     Args:
         env_id: Such as "asd/Avoid-v0".
@@ -37,9 +41,13 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     Raises:
         EnvError: No such environment, or it cannot be made here.
     """
+    asked = env_id
+    env_id, options = read_id(asked)
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default, for frames, would look for one
     namespace = env_id.split("/")[0]
     # Not every environment takes a render mode, so none is passed where none is wanted.
-    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    options |= {} if render_mode is None else {"render_mode": render_mode}
     try:
         for point in entry_points(group=ENTRY_POINT_GROUP):
             if point.name == namespace:
@@ -49,13 +57,36 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     except gymnasium.error.UnregisteredEnv:
         raise EnvError(f"no environment {env_id!r}; {_known(env_id, namespace)}") from None
     except (gymnasium.error.Error, ImportError) as error:
-        raise EnvError(f"cannot make environment {env_id!r}: {one_line(str(error))}") from None
+        raise EnvError(f"cannot make environment {asked!r}: {one_line(str(error))}") from None
     except Exception as error:  # a constructor may raise anything
-        if options and isinstance(error, TypeError) and "render_mode" in str(error):
+        if render_mode and isinstance(error, TypeError) and "render_mode" in str(error):
             raise EnvError(f"{env_id} takes no render_mode, so it cannot be filmed: leave out --video") from None
-        raise EnvError(f"cannot make environment {env_id!r}: {type(error).__name__}: {one_line(str(error))}") from error
+        raise EnvError(f"cannot make environment {asked!r}: {type(error).__name__}: {one_line(str(error))}") from error
     limit = step_limit(env, max_steps)
     return env if limit is None else TimeLimit(env, limit)
+
+
+def read_id(text: str) -> tuple[str, dict[str, Any]]:
+    """Take an environment's id and the options of its constructor apart.
+
+    Args:
+        text: Such as "asd/PushT-v0,obs_type=pixels_agent_pos". Values are Python's numbers, True, False or None; all
+            others are texts.
+
+    Raises:
+        EnvError: What follows a comma is no name=value, or a name is there twice.
+    """
+    env_id, *parts = text.split(",")
+    options: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier() or name in options:
+            raise EnvError(f"environment {text!r}: {part!r} is not an option name=value of its own")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return env_id, options
 
 
 @contextmanager

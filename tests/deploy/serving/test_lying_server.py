@@ -129,6 +129,11 @@ LONG = "x" * 3_000_000
         ({"observation": []}, "features=0 is not in 1 … 4096"),
         ({"observation": [pb.Feature()] * 1_000_000}, "features=1000000 is not in 1 … 4096"),
         ({"observation": [pb.Feature(name="a")]}, "dim of 'a'=0 is not in 1 … 1048576"),
+        ({"observation": [pb.Feature(name="a", shape=[3])]}, "axes of 'a'=1 is not in 2 … 3"),
+        ({"observation": [pb.Feature(name="a", shape=[1, 8, 8])]}, "colours of 'a'=1 is not in 3 … 3"),
+        ({"observation": [pb.Feature(name="a", shape=[3, 0, 8])]}, "an axis of 'a'=0 is not in 1 …"),
+        ({"observation": [pb.Feature(name="a", shape=[3, 8192, 8192])]}, "pixels of the frames="),
+        ({"observation": [pb.Feature(name="a", shape=[2**20, 2])]}, "numbers of the observations="),
         ({"observation": [pb.Feature(name="a", dim=MANY)]}, "dim of 'a'=4294967295 is not in 1 … 1048576"),
         (
             {"observation": [pb.Feature(name=name, dim=2**18) for name in "abc"]},

@@ -18,7 +18,7 @@ import asd_policy
 from asd_policy import ControlLoop, LoopOptions
 from asd_policy.deploy.realtime.link import EpisodeEnded
 from asd_policy.deploy.realtime.timebase import VirtualTime
-from asd_policy.deploy.serving import RemotePolicy, server, wire
+from asd_policy.deploy.serving import RemotePolicy, requests, server, wire
 from asd_policy.deploy.serving.client import RemotePlan
 from asd_policy.deploy.serving.dispatcher import Dispatcher, Request, batch_sizes
 from asd_policy.deploy.serving.metrics import Metrics
@@ -405,7 +405,7 @@ def test_a_row_that_spoils_a_batch_spoils_no_other(
     served: Served, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers so large that the network overflows; the robot beside it gets the plan that it gets alone."""
-    monkeypatch.setattr(server, "MAX_NORMALIZED", np.inf)
+    monkeypatch.setattr(requests, "MAX_NORMALIZED", np.inf)
     good, bad, blocker = served.connect(), served.connect(), served.connect()
     good.reset(seed=4)
     with ThreadPoolExecutor(3) as pool:

@@ -14,6 +14,7 @@ from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import video
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.samplers import make_sampler
+from support.small_checkpoints import camera_config, save_cameras
 
 ffmpeg = pytest.importorskip("imageio_ffmpeg")
 RED, BLUE = (200, 0, 0), (0, 0, 200)
@@ -79,6 +80,32 @@ def test_the_evaluated_episode_is_filmed(
     ]  # fmt: skip
     counts = [len(read(path)[1]) for path in paths]
     assert counts == [*(count + 1 for count in steps), max(steps[0], steps[2]) + 1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_the_cameras_see_stands_beside_the_scene(count: int) -> None:
+    scene = np.full((300, 400, 3), 200, np.uint8)
+    colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250)][:count]
+    seen = {f"camera {index}": np.full((48, 64, 3), colour, np.uint8) for index, colour in enumerate(colours)}
+    both = video.beside(scene, seen)
+    assert (both[:, :400] == scene).all() and both.shape[0] == 300 and both.shape[1] > 400
+    for index, colour in enumerate(colours):
+        part = both[index * 300 // count : (index + 1) * 300 // count, 400:]
+        assert (part[40:-2, 2:40] == colour).all()
+    assert video.beside(scene, {}) is scene
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_frames_that_a_policy_sees_are_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    env_id = "asd/Avoid-v0,obs_type=pixels_agent_pos"
+    folder = save_cameras(tmp_path / "checkpoint", camera_config(["observation.image"], (96, 96), state=4))
+    planner = load_policy(folder, "ddim:2")
+    shapes = planner.observation_shapes
+    (path,) = video.record({"ddim:2": planner}, env_id, 3, tmp_path, max_steps=3, shapes=shapes)
+    about, frames = read(path)
+    (alone,) = video.record({"ddim:2": planner}, env_id, 3, tmp_path, max_steps=3)
+    assert len(frames) == 4 and about["size"][0] > read(alone)[0]["size"][0]
 
 
 def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

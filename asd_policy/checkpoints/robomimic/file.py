@@ -1,4 +1,4 @@
-"""Checkpoints of ARISE-Initiative/robomimic, algorithm `diffusion_policy`, low-dimensional observations: a `.pth` file.
+"""Checkpoints of ARISE-Initiative/robomimic, algorithm `diffusion_policy`: a `.pth` file.
 
 The format is that of `save_model` in `robomimic/utils/train_utils.py` (robomimic 0.5): `torch.save` of plain values,
 with the configuration as a JSON string and the state dicts `nets` and `ema` under `model`. Nothing of robomimic is
@@ -6,6 +6,7 @@ imported, and nothing in the file is run.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from torch import Tensor
 
 from asd_policy._common.names import unknown_names
 from asd_policy.checkpoints.base import Description, Format, pinned_steps
+from asd_policy.checkpoints.robomimic.cameras import PREFIX as ENCODER_PREFIX
+from asd_policy.checkpoints.robomimic.cameras import Observations, read_observations
+from asd_policy.checkpoints.robomimic.visual_core import first_name
 from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.archives import MAX_PICKLE, TorchArchive, count_stored, mentions
+from asd_policy.checkpoints.untrusted.pickles import StoredTensor
 from asd_policy.checkpoints.untrusted.reading import decode_json
 from asd_policy.checkpoints.untrusted.settings import Settings
-from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names
+from asd_policy.checkpoints.untrusted.weights import load_weights, stripped_notes, unwrap_names, without_doubles
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig, diffusion_policy_name
 from asd_policy.policy.normalisation import Affine, make_affine
@@ -40,7 +45,7 @@ def is_robomimic(path: Path) -> bool:
 
 
 def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy:
-    """Load a low-dimensional policy, with its averaged weights where the training kept them.
+    """Load a policy, with its averaged weights where the training kept them.
 
     Args:
         path: A `.pth` file of a `DiffusionPolicyUNet`.
@@ -57,9 +62,12 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
         payload = Settings(archive.payload(), "", source)
         config = _configuration(payload, source)
         algo = config.section("algo")
-        tensors, _ = unwrap_names(archive.state_dict(_state(payload, algo, source)), STEMS)
+        read, _ = unwrap_names(archive.state_dict(_state(payload, algo, source), first_name), STEMS)
+    read = without_doubles(read, first_name, source)
     shapes = payload.section("shape_metadata")
-    dims = _observations(config, shapes.section("all_shapes"), source)
+    observed = read_observations(config, shapes.section("all_shapes"), source)
+    cameras = {name: tensor for name, tensor in read.items() if observed.crops and name.startswith(ENCODER_PREFIX)}
+    tensors = {name: tensor for name, tensor in read.items() if name not in cameras}
     unet = _unet(algo.section("unet"), tensors, source)
     horizon = algo.section("horizon")
     horizons = Horizons(
@@ -71,7 +79,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
             f"more than prediction_horizon {horizons.horizon} has"
         )
     problem = unet.problem(horizons.horizon) or _misfit(
-        unet, action_dim=shapes.count("ac_dim"), cond_dim=horizons.n_obs_steps * sum(dims.values())
+        unet, action_dim=shapes.count("ac_dim"), cond_dim=horizons.n_obs_steps * observed.dim
     )
     if problem:
         raise CheckpointError(f"{source}: {problem}")
@@ -87,10 +95,10 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
         chain=schedule.chain,
         sampler=sampler,
         horizons=horizons,
-        observation=_observation_maps(payload, config, dims, source),
+        observation=observed.load(_observation_maps(payload, config, observed, source), cameras, source),
         action=_action_map(payload, config, unet.action_dim, source),
         device=device,
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
 
 
 def describe_robomimic(path: Path) -> Description:
@@ -129,11 +137,24 @@ def describe_robomimic(path: Path) -> Description:
         scheduler=scheduler,
         num_inference_steps=steps,
         normalization=maps,
-        notes=(*pinned_steps(scheduler, steps), *stripped_notes(stripped)),
+        notes=(
+            *pinned_steps(scheduler, steps),
+            *_camera_notes(config, shapes.find("all_shapes"), tensors),
+            *stripped_notes(stripped),
+        ),
     )
 
 
 FORMAT = Format(is_robomimic, load_robomimic, describe_robomimic)
+
+
+def _camera_notes(config: Settings, shapes: Settings, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """Write a note on the cameras and their encoders, where these are known."""
+    with suppress(CheckpointError):
+        if encoder := read_observations(config, shapes, "").encoder:
+            count = count_stored(value for name, value in tensors.items() if name.startswith(ENCODER_PREFIX))
+            return (f"{count:,} numbers in its encoder of observations; {encoder}",)
+    return ()
 
 
 def _state(payload: Settings, algo: Settings, source: str) -> Settings:
@@ -159,27 +180,6 @@ def _configuration(payload: Settings, source: str) -> Settings:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its configuration is not JSON: {error}") from None
     return Settings(raw, "", source)
-
-
-def _observations(config: Settings, shapes: Settings, source: str) -> dict[str, int]:
-    """Read the length of each observation, in the order in which the network reads them (`Algo._create_shapes`)."""
-    observation = config.section("observation")
-    groups = observation.section("modalities")
-    for group in groups:
-        for modality in groups.section(group):
-            if groups.section(group).names(modality) and (group, modality) != ("obs", "low_dim"):
-                raise CheckpointError(
-                    f"{source} observes {group}.{modality}: only obs.low_dim can be read here (a policy with images or "
-                    "goals needs robomimic itself)"
-                )
-    encoder = observation.section("encoder").section("low_dim").plain()
-    if encoder.get("core_class") is not None or encoder.get("obs_randomizer_class") is not None:
-        raise CheckpointError(f"{source}: observation.encoder.low_dim encodes or randomises; only plain ones are known")
-    low_dim = groups.section("obs").names("low_dim")
-    dims = {name: shapes.counts(name, most=1)[0] for name in shapes if name in low_dim}
-    if not dims:
-        raise CheckpointError(f"{source}: shape_metadata has none of the observations in obs.low_dim")
-    return dims
 
 
 def _unet(settings: Settings, tensors: Mapping[str, Tensor], source: str) -> UnetConfig:
@@ -231,14 +231,19 @@ def _scheduler(algo: Settings) -> tuple[dict[str, Any], Any]:
     return {"_class_name": f"{name.upper()}Scheduler"} | options, steps
 
 
-def _observation_maps(payload: Settings, config: Settings, dims: Mapping[str, int], source: str) -> dict[str, Affine]:
-    """Read the normalisation of each observation; without statistics there is none."""
+def _observation_maps(payload: Settings, config: Settings, observed: Observations, source: str) -> dict[str, Affine]:
+    """Read the normalisation of each vector; without statistics there is none."""
     statistics = _statistics(payload, "obs_normalization_stats", source)
     if statistics is None and config.section("train").flag("hdf5_normalize_obs", False):
         raise CheckpointError(f"{source}: train.hdf5_normalize_obs is set, but there are no obs_normalization_stats")
+    if statistics is not None and observed.crops:
+        raise CheckpointError(
+            f"{source}: obs_normalization_stats normalise each pixel of a camera, which is not known; robomimic's "
+            "image policies are trained with train.hdf5_normalize_obs false"
+        )
     return {
         name: make_affine("IDENTITY", {}, name, dim) if statistics is None else _affine(statistics, name, dim)
-        for name, dim in dims.items()
+        for name, dim in observed.vectors.items()
     }
 
 
