@@ -2,15 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from asd_policy._common.arrays import find_device, on_cpu
 from asd_policy.checkpoints.formats import find_format, locate
+from asd_policy.checkpoints.live import policy_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.function import AcceleratedFn
-from asd_policy.policy.policy import CHECKPOINT, Policy, check_chain
+from asd_policy.policy.law import CHECKPOINT, check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.ddpm import Ddpm
 
 AUTO = "auto"
 """The spec of the backend that was measured to be the fastest here."""
@@ -18,34 +22,45 @@ MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 
 def load_policy(
-    path: str | Path,
+    path: str | Path | Any,
     sampler: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     backend: str | None = None,
     chain: str = CHECKPOINT,
     fixed_crop: bool = False,
+    processors: Any = None,
 ) -> Policy:
     """Load a policy from a checkpoint, with its tuning if `asd-policy tune` has left one there.
 
+    Of a live policy of another library it makes one that plans on the same weights, see `live.policy_of`.
+
     Args:
-        path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`.
+        path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`; or a
+            live policy of a class in `ADAPTERS`, in eval mode, on whose own weights this one plans.
         sampler: Spec of the sampler to plan with; `accelerate` changes it. None for the sequential one: `ddpm`, or the
             file's own `ddim:n` where its scheduler is DDIM without noise and `chain` is "checkpoint".
-        device: A torch device such as "cpu" or "cuda".
+        device: A torch device such as "cpu" or "cuda"; None for the CPU, or a live policy's own.
         backend: Spec of what runs the network; None for `torch-eager`, or `onnx` for an exported file; "auto" for the
             one that `asd-policy tune` found best here.
-        chain: "checkpoint" runs the file's own scheduler, "trained" the DDPM chain that its network was trained for.
+        chain: "checkpoint" runs the policy's own scheduler, "trained" the DDPM chain that its network was trained for.
             They differ where the scheduler is DDIM without noise: only on the latter is `asd` exact.
         fixed_crop: Crop frames in the middle where the checkpoint's library crops them at random when it plans. Plans
             then have another law than the library's; False refuses such a checkpoint.
+        processors: Of a live LeRobot policy since 0.4, whose normalisation is outside of it: its preprocessor and
+            postprocessor. With them the policy speaks the environment's units, without them the live policy's own.
 
     Raises:
         BackendError: The backend cannot run here, or not this network.
         CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is no policy.
         ChainError: Its noise scheduler cannot be sampled here.
-        SpecError: The sampler, the device or the chain does not exist, or the sampler does not fit the policy.
+        SpecError: The sampler, the device or the chain does not exist, or the sampler does not fit the policy; or a
+            live object is of no known class, in training mode, or does something that would be lost.
     """
-    loaded = load(locate(path), sampler, device, backend, chain, fixed_crop)
+    if not isinstance(path, str | Path):
+        return policy_of(path, sampler, device, backend, chain, processors)
+    if processors is not None:
+        raise SpecError("processors are those of a live policy; a checkpoint has its own")
+    loaded = load(locate(path), sampler, device or "cpu", backend, chain, fixed_crop)
     if not isinstance(loaded, Policy):
         raise CheckpointError(
             f"{path} is no policy: it does not say which numbers are observations and which are actions, nor how they "
@@ -54,22 +69,27 @@ def load_policy(
     return loaded
 
 
-def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
+def load_fn(
+    path: str | Path, sampler: str | None = None, device: str = "cpu", chain: str = CHECKPOINT
+) -> AcceleratedFn:
     """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
 
     Args:
         path: As for `load_policy`.
-        sampler: Spec of the sampler.
+        sampler: Spec of the sampler; None for `asd`, or the file's own `ddim:n` where that runs.
         device: A torch device such as "cpu" or "cuda".
+        chain: As for `load_policy`.
 
     Raises:
         CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is a policy.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
-    loaded = load(locate(path), sampler, device)
+    loaded = load(locate(path), sampler, device, chain=chain)
     if isinstance(loaded, Policy):
         raise CheckpointError(f"{path} is a policy: asd_policy.load_policy loads it")
+    if sampler is None and loaded.sampler == Ddpm():
+        return loaded.with_chain(chain, make_sampler("asd"))
     return loaded
 
 
@@ -97,7 +117,7 @@ def load(
     with on_cpu():
         loaded = find_format(path)[1].load(path, planner, find_device(device))
     if not isinstance(loaded, Policy):
-        return loaded
+        return loaded.with_chain(chain, None if sampler is None else planner)
     _check_size(loaded)
     if loaded.encoder.random_crop and not fixed_crop:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from asd_policy._common import arrays
 from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
-from asd_policy.evaluation.costs import summarize_calls
+from asd_policy.evaluation.costs import summarize_calls, summarize_encoding
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
@@ -78,6 +78,8 @@ class TimedPlan:
     wall_seconds: float
     """The same by the host's clock, until the device is done [s]."""
     stats: SpeculationStats
+    encode_seconds: float | None = None
+    """The part that networks took to encode observations, by the host's clock [s]; None where none does."""
     stages: dict[str, float] | None = None
     """Time in each of `clock.STAGES` [s], of a plan that was taken apart."""
 
@@ -166,7 +168,8 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
     end = clock.tick()
     taken_apart = stopwatch.stop() if stopwatch else None
     (seconds,) = clock.seconds([start, end])
-    return TimedPlan(seconds, time.perf_counter() - wall, made.stats, taken_apart)
+    wall_seconds, encode_seconds = time.perf_counter() - wall, made.encoding and made.encoding.seconds
+    return TimedPlan(seconds, wall_seconds, made.stats, encode_seconds, taken_apart)
 
 
 def interleave(
@@ -354,6 +357,7 @@ def summarize_plans(
     stats = [timing.stats for timing in timings]
     rounds, nfe = ([count for each in stats for count in getattr(each, name)] for name in ("rounds", "nfe"))
     wall = np.array([timing.wall_seconds for timing in timings])
+    encode_seconds = [timing.encode_seconds for timing in timings]
     steps = stats[0].steps
 
     def against(other: Sequence[TimedPlan] | None) -> tuple[float | None, list[float] | None]:
@@ -374,7 +378,8 @@ def summarize_plans(
         ),
         "speedup_over_eager": over_eager,
         "speedup_over_eager_ci95": over_eager_ci95,
-        "overhead_fraction": overhead_fraction(stats, float(wall.sum())),
+        "overhead_fraction": overhead_fraction(stats, float(wall.sum()), sum(filter(None, encode_seconds))),
+        **summarize_encoding(encode_seconds, float(wall.sum())),
         "latency_ms": latency(seconds),
         "wall_latency_ms": latency(wall),
         "latencies_ms": [round(1e3 * value, 4) for value in seconds.tolist()],

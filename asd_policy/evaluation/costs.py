@@ -6,6 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def summarize_encoding(encode_seconds: Sequence[float | None], seconds: float) -> dict[str, float | None]:
+    """Summarize what networks that encode observations take of plans, under the names of results.json.
+
+    Args:
+        encode_seconds: Of each plan [s]; None where no network encodes.
+        seconds: All that the plans took [s].
+    """
+    known = [each for each in encode_seconds if each is not None]
+    return {
+        "encode_ms": 1e3 * float(np.mean(known)) if known else None,
+        "encode_fraction": sum(known) / seconds if known else None,
+    }
+
+
 def summarize_calls(
     rounds: Sequence[int], nfe: Sequence[int], windows: Sequence[int], steps: int
 ) -> dict[str, int | float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from asd_policy._common.statistics import entropy, latency, mean_interval, paired_difference, wilson
 from asd_policy.evaluation.comparison import MARGIN, equivalence_result, pair, reward_difference
-from asd_policy.evaluation.costs import summarize_calls
+from asd_policy.evaluation.costs import summarize_calls, summarize_encoding
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.timing import summarize_timing
 from asd_policy.policy.plan import PlanRecord
@@ -17,7 +17,7 @@ from asd_policy.samplers.records import overhead_fraction
 
 _NO_COSTS: dict[str, Any] = dict.fromkeys(
     ("window", "rounds_mean", "rounds_p95", "nfe_mean", "acceptance_length_mean", "algorithmic_speedup",
-     "wall_clock_speedup", "overhead_fraction", "latency_ms", "acceptance_by_step")
+     "wall_clock_speedup", "overhead_fraction", "encode_ms", "encode_fraction", "latency_ms", "acceptance_by_step")
 )  # fmt: skip
 """Of a sampler that made no plan."""
 
@@ -88,12 +88,14 @@ def _costs(plans: list[PlanRecord], reference: list[PlanRecord], steps: int) -> 
     if not plans:
         return _NO_COSTS
     seconds = np.array([plan.seconds for plan in plans])
+    encode_seconds = [plan.encode_seconds for plan in plans]
     reference_seconds = [plan.seconds for plan in reference]
     rounds, nfe, windows = ([getattr(plan, name) for plan in plans] for name in ("rounds", "nfe", "window"))
     return {
         **summarize_calls(rounds, nfe, windows, steps),
         "wall_clock_speedup": float(np.mean(reference_seconds) / seconds.mean()) if reference_seconds else None,
-        "overhead_fraction": overhead_fraction(plans, float(seconds.sum())),
+        "overhead_fraction": overhead_fraction(plans, float(seconds.sum()), sum(filter(None, encode_seconds))),
+        **summarize_encoding(encode_seconds, float(seconds.sum())),
         "latency_ms": latency(seconds),
         "acceptance_by_step": _acceptance(plans, steps),
     }

@@ -1,6 +1,6 @@
 """A plan, its horizons, and what it cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asd_policy._common.arrays import Array
 from asd_policy.samplers.records import PlanCost, SpeculationStats
@@ -61,6 +61,20 @@ class PlanRecord(PlanCost):
     """The part of `seconds` spent inside the network [s]; None where it is not known."""
     timing: Timing | None = None
     """When it came; None where the environment waited for it."""
+    encode_seconds: float | None = None
+    """The part of `seconds` spent encoding observations [s]; None where no network encodes them."""
+    encoded: int | None = None
+    """Observations that were encoded for the batch; those of earlier plans are not encoded again."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What it took networks to encode the observations of a batch of plans."""
+
+    observations: int
+    """That were encoded."""
+    seconds: float
+    """Until the device was done [s]."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,8 @@ class Plan:
     """The conditioning: observations, normalised and flattened, [B, n_obs_steps · feature dims]."""
     sample: Array
     """The chunk as the network sees it, normalised, [B, horizon, action_dim], or wider for a policy that inpaints."""
+    encoding: Encoding | None = None
+    """What the batch's observations took to encode; None where no network encodes them."""
 
     def row(self, row: int) -> "Plan":
         """Take one plan of the batch, as a batch of one."""
@@ -90,11 +106,15 @@ class Plan:
             self.seconds,
             self.cond[rows],
             self.sample[rows],
+            self.encoding,
         )
 
     def record(self, row: int, at: int) -> PlanRecord:
         """Record what one plan of the batch cost, made at control step `at` of its episode."""
-        return record_of(self.stats, row, at, self.seconds)
+        record = record_of(self.stats, row, at, self.seconds)
+        if self.encoding is None:
+            return record
+        return replace(record, encode_seconds=self.encoding.seconds, encoded=self.encoding.observations)
 
 
 def record_of(stats: SpeculationStats, row: int, at: int, seconds: float) -> PlanRecord:

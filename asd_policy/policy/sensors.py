@@ -3,17 +3,21 @@
 Vectors are normalised, frames and point clouds go through networks of their own.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
+from asd_policy.networks.backends.base import Backend, SensorJob
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, as_floats, is_frame, read_history
 
 MOST_PIXELS = 2**22
-"""Pixels that are encoded in one call; a ResNet-18 needs about 100 bytes of memory for each."""
+"""Pixels, or numbers of clouds and vectors, encoded in one call; a ResNet-18 needs 100 bytes of memory for each."""
+MOST_ROWS = 512
+"""Observations that are encoded in one call."""
 
 
 class ObservationEncoder(Protocol):
@@ -51,8 +55,21 @@ class ObservationEncoder(Protocol):
         """What the policy's own library does at random when it plans, and the encoder does not; None for nothing."""
         ...
 
+    @property
+    def keeps(self) -> bool:
+        """Whether features are worth keeping for later plans: networks make them, the same for one observation."""
+        ...
+
     def to(self, device: Device) -> "ObservationEncoder":
         """Bring it to a device."""
+        ...
+
+    def on(self, backend: Backend, device: Device) -> "ObservationEncoder":
+        """Make one whose networks a backend runs, on the device where they are; a library's own encoder stays as it is.
+
+        Raises:
+            BackendError: The backend cannot run here, or not one of these networks.
+        """
         ...
 
     def look(self, observations: Mapping[str, Any], device: Device) -> Array:
@@ -93,20 +110,25 @@ class Sensor:
     """Numbers that one observation of it becomes."""
     steps: int | None = None
     """How many of the last observations condition the network; None for all `n_obs_steps`."""
+    run: Callable[[Array], Array] | None = None
+    """The network as a backend runs it; None for as it is."""
+
+    @property
+    def most(self) -> int:
+        """Rows of the largest call of the network: not more than there may be memory for."""
+        return max(1, min(MOST_ROWS, MOST_PIXELS // math.prod(self.shape[-2:])))
 
     def to(self, device: Device) -> "Sensor":
         """Bring it to a device, the network itself and not a copy."""
         network: Any = self.network
-        return replace(self, affine=self.affine.to(device), network=network.to(device))
+        return replace(self, affine=self.affine.to(device), network=network.to(device), run=None)
 
     def look(self, seen: Array, device: Device) -> Array:
         """Encode what it has seen [N, …] as features [N, size], not more at once than there may be memory for."""
-        at_once = len(seen) or 1
-        if is_frame(self.shape):
-            at_once = max(1, MOST_PIXELS // (self.shape[1] * self.shape[2]))
+        run, at_once = self.run or self.network, self.most
         with arrays.sampling(device):
             parts = [
-                self.network(self._normalize(arrays.asarray(seen[first : first + at_once], device)))
+                run(self._normalize(arrays.asarray(seen[first : first + at_once], device)))
                 for first in range(0, max(1, len(seen)), at_once)
             ]
             return arrays.namespace(parts[0]).concatenate(parts)
@@ -153,9 +175,25 @@ class SensorEncoder:
         """The features that a network encodes."""
         return {name: each for name, each in self._items() if isinstance(each, Sensor)}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there are networks, as `ObservationEncoder.keeps`; each gives the same features each time."""
+        return bool(self.sensors)
+
     def to(self, device: Device) -> "SensorEncoder":
         """Bring it to a device, the networks themselves and not copies."""
         return replace(self, features={name: each.to(device) for name, each in self._items()})
+
+    def on(self, backend: Backend, device: Device) -> "SensorEncoder":
+        """Make one whose networks a backend runs, each prepared once, as `ObservationEncoder.on`."""
+        prepared: dict[Any, Callable[[Array], Array]] = {}
+        features: dict[str, Affine | Sensor] = dict(self.features)
+        for name, sensor in self.sensors.items():
+            job = SensorJob(sensor.shape, sensor.size, sensor.most, device)
+            if (key := (id(sensor.network), job)) not in prepared:
+                prepared[key] = backend.prepare_sensor(sensor.network, job)
+            features[name] = replace(sensor, run=prepared[key])
+        return replace(self, features=features)
 
     def look(self, observations: Mapping[str, Any], device: Device) -> Array:
         """Encode single observations, as `ObservationEncoder.look`."""

@@ -126,10 +126,16 @@ class _Timed(Protocol):
     def network_seconds(self) -> float | None: ...
 
 
-def overhead_fraction(calls: Sequence[_Timed], seconds: float) -> float | None:
-    """Compute the share of so many seconds that calls spent outside the network, 0 … 1; None where one does not say."""
+def overhead_fraction(calls: Sequence[_Timed], seconds: float, encoding: float = 0.0) -> float | None:
+    """Compute the share of some time that calls spent outside all networks, 0 … 1; None where one does not say.
+
+    Args:
+        calls: Of samplers.
+        seconds: All the time [s].
+        encoding: Of this, in the networks that encode observations [s].
+    """
     inside = [call.network_seconds for call in calls if call.network_seconds is not None]
-    return 1.0 - sum(inside) / seconds if len(inside) == len(calls) else None
+    return 1.0 - (sum(inside) + encoding) / seconds if len(inside) == len(calls) else None
 
 
 @dataclass(frozen=True)

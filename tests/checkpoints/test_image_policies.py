@@ -51,7 +51,7 @@ def test_plans_are_those_of_its_library(loaded: tuple[str, Policy], monkeypatch:
     case, policy = loaded
     start, steps = files.tape(images.ROWS, policy.event)
     drawn = NoiseTape.draw((images.ROWS, *policy.event), len(policy.chain), torch.Generator().manual_seed(0))
-    normals = drawn.normals.clone() if policy.own else steps
+    normals = drawn.normals.clone() if policy.law.own else steps
     monkeypatch.setattr(NoiseTape, "draw", lambda *_, **__: replace(drawn, initial=start, normals=normals))
     chunk = policy.plan(seen(case, policy)).chunk
     wanted = GOLDEN[f"{case}/chunk"]

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from asd_policy.evaluation.costs import summarize_encoding
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.plan import PlanRecord
 from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers.records import SpeculationStats, overhead_fraction
 
 
 def by_spec(*specs: str) -> dict[str, Sampler]:
@@ -89,3 +91,13 @@ def test_acceptance_by_step() -> None:
     episode = replace(fake_episode("asd:window=2", 0, True, 5, 3), plans=plans)
     (summary,) = summarize_episodes(by_spec("asd:window=2"), [episode], 4)
     assert summary["acceptance_by_step"] == [1.0, 0.5, 1.0, None]
+
+
+def test_encoding_is_no_overhead() -> None:
+    """And stands beside it, so that it is seen; policies of vectors alone have none."""
+    found = summarize_encoding([0.2, 0.1, None], 2.0)
+    assert found["encode_fraction"] == pytest.approx(0.15) and found["encode_ms"] == pytest.approx(150)
+    assert summarize_encoding([None], 2.0) == {"encode_fraction": None, "encode_ms": None}
+    calls = [SpeculationStats(plans=(), steps=1, seconds=1.0, network_seconds=0.5)]
+    assert overhead_fraction(calls, 1.0, 0.3) == pytest.approx(0.2)
+    assert overhead_fraction(calls, 1.0) == pytest.approx(0.5)

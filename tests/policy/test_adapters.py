@@ -10,8 +10,8 @@ import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy import adapters
-from asd_policy.policy.adapters.base import Adapter, LivePlanner, Patch
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.policy.adapters.base import Acceleration, Adapter, LivePlanner, Patch
+from asd_policy.samplers import make_sampler
 from asd_policy.samplers.inpainting import Inpainting
 
 CPU = torch.device("cpu")
@@ -30,15 +30,15 @@ class Arm(Robot):
     """A subclass is known too."""
 
 
-def fail(robot: Robot, sampler: Sampler) -> list[Patch]:
+def fail(robot: Robot, wanted: Acceleration) -> list[Patch]:
     raise asd_policy.ChainError("no chain")
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def patches(robot: Robot, sampler: Sampler) -> list[Patch]:
+    def patches(robot: Robot, wanted: Acceleration) -> list[Patch]:
         own = robot.plan
-        return [Patch(robot, "plan", lambda: f"{sampler.spec} for {own()}"), Patch(robot, "asd_stats", None)]
+        return [Patch(robot, "plan", lambda: f"{wanted.sampler.spec} for {own()}"), Patch(robot, "asd_stats", None)]
 
     monkeypatch.setitem(adapters.ADAPTERS, "a Robot", Adapter((f"{__name__}.Robot",), patches))
 

@@ -224,6 +224,13 @@ def test_a_benchmark_encodes_frames_and_plans_at_its_states(policy: Policy) -> N
     assert torch.equal(plan.cond, states.cond)
     timed = benchmark.plan(policy, states.first(1), 0, HostClock(), staged=True)
     assert timed.stages is not None and timed.stages["encode"] > 0
+    assert timed.encode_seconds is not None and timed.encode_seconds <= timed.wall_seconds
+    summary = benchmark.summarize_plans([timed], None, None)
+    assert summary["encode_fraction"] == pytest.approx(timed.encode_seconds / timed.wall_seconds)
+    network = timed.stats.network_seconds
+    assert network is not None
+    outside = 1 - (network + timed.encode_seconds) / timed.wall_seconds
+    assert summary["overhead_fraction"] == pytest.approx(outside)
 
 
 def test_what_takes_no_cameras_says_so(policy: Policy, tmp_path: Path) -> None:

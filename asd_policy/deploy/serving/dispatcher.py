@@ -67,14 +67,17 @@ class Request:
         known = self.session.robot
         kept = slice(0) if self.begins else slice(-1, None)
         seeded = self.seed is not None
-        return replace(
+        robot = replace(
             known,
             generator=arrays.make_generator(device, self.seed) if seeded else copy.deepcopy(known.generator),
-            history=deque(self.history, known.history.maxlen),
+            history=known.history.copy(),
             steps=self.step,
             plans=known.plans[kept],
             records=known.records[kept],
         )
+        for seen in self.history:  # as many as there is room for: none of the old ones stays
+            robot.observe(seen)
+        return robot
 
 
 def batch_sizes(most: int, on_cpu: bool) -> tuple[int, ...]:

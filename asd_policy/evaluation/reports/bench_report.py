@@ -45,6 +45,9 @@ def latency_table(results: dict[str, Any]) -> Table:
     )
     columns = ("sampler on backend", "window", "rounds", "p50 / p95 / p99 / max ms", "× [95 %]", "× eager", "× rounds",
                "calls alone ms", "outside the network")  # fmt: skip
+    encoded = any(each.get("encode_fraction") is not None for each in results["samplers"])
+    if encoded:
+        columns = (*columns[:-1], "encoding", "outside the networks")
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right")
     for each in results["samplers"]:
@@ -60,9 +63,14 @@ def latency_table(results: dict[str, Any]) -> Table:
             _ratio(each["speedup_over_eager"]),
             f"{each['algorithmic_speedup']:.1f}",
             _ms(each["floor_ms"]),
-            "–" if each["overhead_fraction"] is None else f"{100 * each['overhead_fraction']:.1f} %",
+            *([_share(each["encode_fraction"])] if encoded else []),
+            _share(each["overhead_fraction"]),
         )
     return table
+
+
+def _share(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def stages_table(results: dict[str, Any]) -> Table:

@@ -56,9 +56,9 @@ class Episode:
         return cls(**{**whole, "plans": tuple(_plan(plan) for plan in whole["plans"])})
 
 
-_LEAST = dict.fromkeys(("at", "seconds", "network_seconds", "refused", "unjudged"), 0) | dict.fromkeys(
-    ("rounds", "nfe", "window", "batch"), 1
-)
+_LEAST = dict.fromkeys(
+    ("at", "seconds", "network_seconds", "encode_seconds", "encoded", "refused", "unjudged"), 0
+) | dict.fromkeys(("rounds", "nfe", "window", "batch"), 1)
 """The least value of a plan's numbers, or of each where there are several."""
 
 

@@ -1,10 +1,12 @@
 """Backends: engines that compute a network, the same function of points, timesteps and conditioning."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from asd_policy._common.arrays import Device
+from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.errors import BackendError
 from asd_policy.networks.denoiser import Denoiser
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,6 +25,24 @@ class Job:
     """Numbers of conditioning of a row."""
     device: Device
     """Device of points and conditioning."""
+
+
+Encode = Callable[[Array], Array]
+"""Turns what a sensor saw, normalised, [N, *shape] into features [N, size], each row by itself."""
+
+
+@dataclass(frozen=True)
+class SensorJob:
+    """The calls that a sensor's network is prepared for: any number of rows, `most` at most."""
+
+    shape: tuple[int, ...]
+    """Of what it sees: (3, height, width), (points, channels) or (n,)."""
+    size: int
+    """Numbers that one observation of it becomes."""
+    most: int
+    """Rows of the largest call."""
+    device: Device
+    """Where they are."""
 
 
 class Backend(abc.ABC):
@@ -45,3 +65,11 @@ class Backend(abc.ABC):
         Raises:
             BackendError: It cannot run here, or not this network. No other backend is taken in its place.
         """
+
+    def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Make a sensor's network run on this backend; the network itself stays as it is.
+
+        Raises:
+            BackendError: As `prepare`; or the backend runs denoisers alone.
+        """
+        raise BackendError(f"{self.spec} runs no networks of cameras and other sensors")

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asd_policy._common.arrays import NUMPY
+from asd_policy._common.arrays import NUMPY, Device
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.base import Backend, Encode, Job, SensorJob
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import (
     PROVIDERS,
-    TENSORRT_BATCH,
     check_provider,
     check_signature,
     default_threads,
     open_session,
     provider_options,
+    tensorrt_batch,
 )
 from asd_policy.networks.denoiser import Denoiser
 
@@ -37,6 +37,39 @@ class OnnxModel:
             BackendError: Always.
         """
         raise BackendError(f"{self.path} is an ONNX file: run it with the backend onnx, such as onnx:provider=cpu")
+
+
+@dataclass(frozen=True)
+class OnnxSensor:
+    """A sensor's network that lies as a model of its own within an ONNX file, checked by its loader."""
+
+    path: Path
+    """The file."""
+    first: int
+    """Where in it the model begins [bytes]."""
+    size: int
+    """Its length [bytes]."""
+
+    def __str__(self) -> str:
+        return f"the sensor's model in {self.path}"
+
+    def to(self, device: Device) -> "OnnxSensor":
+        """Give itself: a file is on no device."""
+        return self
+
+    def read(self) -> bytes:
+        """Read the model."""
+        with self.path.open("rb") as file:
+            file.seek(self.first)
+            return file.read(self.size)
+
+    def __call__(self, seen: Any, /) -> Any:
+        """Refuse: a file is no PyTorch network.
+
+        Raises:
+            BackendError: Always.
+        """
+        raise BackendError(f"{self} runs with the backend onnx alone, such as onnx:provider=cpu")
 
 
 @dataclass(frozen=True)
@@ -77,24 +110,41 @@ class Onnx(Backend):
             BackendError: onnxruntime is missing, the provider is not there, points are on a device that it cannot
                 reach, or the network cannot be exported or does not fit the job.
         """
-        kind = "cpu" if job.device == NUMPY else str(job.device).partition(":")[0]
-        if kind not in ("cpu", "cuda") or (kind == "cuda" and self.provider == "cpu"):
-            valid = "provider=cuda or provider=tensorrt" if kind == "cuda" else "a policy on cpu or cuda"
-            raise BackendError(
-                f"{self.spec} does not reach points on {job.device} without copying each of them; use {valid}"
-            )
-        check_provider(self.provider)
+        self._check_reach(job.device)
         if isinstance(network, OnnxModel):
-            return self._open(str(network.path), str(network.path), job, on_gpu=kind == "cuda")
+            return self._open(str(network.path), str(network.path), job)
         from asd_policy.networks.backends.onnx_export import export_network
 
         # On a GPU its libraries have better convolutions than products of gathered taps.
         model = export_network(network, job, lowered=self.provider == "cpu")
-        return self._open(
-            model.SerializeToString(), f"the exported {type(network).__name__}", job, on_gpu=kind == "cuda"
-        )
+        return self._open(model.SerializeToString(), f"the exported {type(network).__name__}", job)
 
-    def _open(self, model: str | bytes, name: str, job: Job, on_gpu: bool) -> OnnxNetwork:
+    def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Open a session on a sensor's model in a file, or on an export of its network.
+
+        Raises:
+            BackendError: As `prepare`.
+        """
+        self._check_reach(job.device)
+        if isinstance(network, OnnxSensor):
+            return self._open(network.read(), str(network), job)
+        from asd_policy.networks.backends.onnx_export import export_sensor
+
+        model = export_sensor(network, job)
+        return self._open(model.SerializeToString(), f"the exported {type(network).__name__}", job)
+
+    def _check_reach(self, device: Device) -> None:
+        """Refuse a device that the provider cannot reach, and a provider that is not there."""
+        kind = "cpu" if device == NUMPY else str(device).partition(":")[0]
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and self.provider == "cpu"):
+            valid = "provider=cuda or provider=tensorrt" if kind == "cuda" else "a policy on cpu or cuda"
+            raise BackendError(
+                f"{self.spec} does not reach points on {device} without copying each of them; use {valid}"
+            )
+        check_provider(self.provider)
+
+    def _open(self, model: str | bytes, name: str, job: Job | SensorJob) -> OnnxNetwork:
+        on_gpu = str(job.device).startswith("cuda")
         stream, index = None, 0
         if on_gpu:
             import torch
@@ -111,6 +161,6 @@ class Onnx(Backend):
             session,
             ("cuda", index),
             stream,
-            most_points=TENSORRT_BATCH["max"] if tensorrt else None,
+            most_points=tensorrt_batch(job)["max"] if tensorrt else None,
             most_graphs=0 if tensorrt else MAX_GRAPHS,
         )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from asd_policy._common import arrays
 from asd_policy.errors import BackendError
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.onnx_lowering import lower
-from asd_policy.networks.backends.onnx_session import INPUTS, OUTPUT, reason
+from asd_policy.networks.backends.onnx_session import INPUTS, OUTPUT, SENSOR_INPUTS, SENSOR_OUTPUT, reason
 from asd_policy.networks.denoiser import Denoiser
 
 if TYPE_CHECKING:
@@ -40,33 +40,61 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
     Raises:
         BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported.
     """
+    model = _export(network, example(job, 3, torch.Generator().manual_seed(0)), list(INPUTS), OUTPUT)
+    if lowered:
+        lower(model)
+    _strip(model)
+    return model
+
+
+def export_sensor(network: Encode, job: SensorJob) -> "onnx.ModelProto":
+    """Export a sensor's network.
+
+    Args:
+        network: A module of float32 weights.
+        job: What it will be called for.
+
+    Returns:
+        A model with the input seen [N, *shape] (float32) and the output features [N, size].
+
+    Raises:
+        BackendError: As `export_network`.
+    """
+    model = _export(network, (sensor_example(job, 3),), list(SENSOR_INPUTS), SENSOR_OUTPUT)
+    _strip(model)
+    return model
+
+
+def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], output: str) -> "onnx.ModelProto":
+    """Export a module; the first dimension of all inputs is the same, of any size."""
     if not isinstance(network, nn.Module):
         raise BackendError(f"a {type(network).__name__} is no PyTorch module, and cannot be exported to ONNX")
     _check_size(network)
     missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if missing:
         raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: pip install asd-policy[onnx]")
-    x, timestep, cond = example(job, 3, torch.Generator().manual_seed(0))
-    points = {0: torch.export.Dim("points")}
+    rows = {0: torch.export.Dim("points")}
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(
                 network,
-                (x, timestep, cond),
+                inputs,
                 dynamo=True,
-                dynamic_shapes=(points, points, points),
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
+                dynamic_shapes=(rows,) * len(inputs),
+                input_names=names,
+                output_names=[output],
                 verbose=False,
             )
     except Exception as error:  # the exporter raises errors of several libraries
         raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
     assert program is not None
-    model = program.model_proto
-    if lowered:
-        lower(model)
-    _strip(model)
-    return model
+    return program.model_proto
+
+
+def sensor_example(job: SensorJob, count: int) -> Tensor:
+    """Draw what a sensor may have seen, normalised, [count, *shape], at random but the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return (2 * arrays.uniforms((count, *job.shape), generator, generator.device) - 1).to(job.device)
 
 
 def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""An open session of ONNX Runtime as a denoiser, for arrays of numpy and tensors of torch alike."""
+"""An open session of ONNX Runtime as a denoiser or a sensor's network, for arrays of numpy and tensors of torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asd_policy.errors import DenoiserError
-from asd_policy.networks.backends.onnx_session import reason
+from asd_policy.networks.backends.onnx_session import INPUTS, SENSOR_INPUTS, reason
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import Tensor
 
+    Tensors = dict[str, Tensor]
+
+_NUMBERS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _GRAPH_ID = "gpu_graph_id"  # of a run; -1 for none
 _NO_WAIT = "disable_synchronize_execution_providers"
 
@@ -28,102 +31,89 @@ def _refusals() -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """A network in a session, for points in main memory."""
+    """A network in a session, for rows in main memory: a denoiser, or what encodes a sensor."""
 
     def __init__(self, session: "InferenceSession", device: tuple[str, int]) -> None:
         """Take an open session.
 
         Args:
-            session: With the inputs x, timestep and cond and the output prediction.
-            device: Kind and index of the device that points are on.
+            session: With the inputs and the output of a denoiser, or of a sensor's network; see `onnx_session.py`.
+            device: Kind and index of the device that rows are on.
         """
         self.session = session
         self._device = device
-        self._shapes = {each.name: tuple(each.shape[1:]) for each in session.get_inputs()}
+        found = {each.name: each for each in session.get_inputs()}
+        self._kinds = {name: _NUMBERS[kind] for name, kind in (INPUTS | SENSOR_INPUTS).items() if name in found}
+        self._shapes = {name: tuple(found[name].shape[1:]) for name in self._kinds}
+        (output,) = session.get_outputs()
+        self._output, self._event = output.name, tuple(output.shape[1:])
 
-    def __call__(self, x: Any, timestep: Any, cond: Any, /) -> Any:
-        """Predict what the chain's `prediction_type` says.
+    def __call__(self, *given: Any) -> Any:
+        """Predict what the chain's `prediction_type` says, or encode.
 
         Args:
-            x: Points [N, *event], a numpy array or a torch tensor.
-            timestep: Diffusion timesteps [N], int64, of the same library.
-            cond: Conditioning [N, cond_dim], of the same library.
+            *given: Of a denoiser points x [N, *event], diffusion timesteps [N] in int64 and conditioning [N, cond_dim];
+                of a sensor's network what it has seen, normalised, [N, *shape]. NumPy's arrays or tensors.
 
         Returns:
-            Predictions [N, *event], float32, of the same library.
+            Predictions [N, *event] or features [N, size], float32, of the same library.
 
         Raises:
             DenoiserError: There is no conditioning, or ONNX Runtime refuses the call.
         """
-        if cond is None:
-            raise DenoiserError("this network needs conditioning; cond is None")
-        if isinstance(x, np.ndarray):
-            return self._call_arrays(x, timestep, cond)
-        return self._call_tensors(x, timestep, cond)
+        inputs = dict(zip(self._kinds, given, strict=True))
+        missing = next((name for name, each in inputs.items() if each is None), None)
+        if missing is not None:
+            raise DenoiserError(f"this network needs conditioning; {missing} is None")
+        return self._call_arrays(inputs) if isinstance(given[0], np.ndarray) else self._call_tensors(inputs)
 
-    def _call_arrays(self, x: Any, timestep: Any, cond: Any) -> Any:
-        feed = {
-            "x": np.ascontiguousarray(x, np.float32),
-            "timestep": np.ascontiguousarray(timestep, np.int64),
-            "cond": np.ascontiguousarray(cond, np.float32),
-        }
+    def _call_arrays(self, inputs: dict[str, Any]) -> Any:
+        feed = {name: np.ascontiguousarray(each, self._kinds[name]) for name, each in inputs.items()}
         # Inputs are read where they are; the output is ONNX Runtime's memory, handed over.
         with _refusals():
             return self.session.run(None, feed)[0]
 
-    def _call_tensors(self, x: "Tensor", timestep: "Tensor", cond: "Tensor") -> "Tensor":
+    def _call_tensors(self, inputs: "Tensors") -> "Tensor":
         import torch
 
-        inputs = _Inputs(
-            x.to(torch.float32).contiguous(), timestep.to(torch.int64).contiguous(), cond.to(torch.float32).contiguous()
-        )
+        dtypes = {np.float32: torch.float32, np.int64: torch.int64}
+        inputs = {name: each.to(dtypes[self._kinds[name]]).contiguous() for name, each in inputs.items()}
         self._check(inputs)
-        output = torch.empty_like(inputs.x)
+        first = next(iter(inputs.values()))
+        output = torch.empty((len(first), *self._event), dtype=torch.float32, device=first.device)
         self._run(inputs, output)
         return output
 
-    def _check(self, inputs: "_Inputs") -> None:
-        """Refuse tensors of another dtype, layout or device: the session gets addresses alone."""
-        for name, tensor, _ in inputs.bindings():
-            found, wanted = tuple(tensor.shape), (len(inputs.x), *self._shapes[name])
+    def _check(self, inputs: "Tensors") -> None:
+        """Refuse tensors of another layout or device: the session gets addresses alone."""
+        rows = len(next(iter(inputs.values())))
+        for name, tensor in inputs.items():
+            found, wanted = tuple(tensor.shape), (rows, *self._shapes[name])
             if found != wanted or (tensor.device.type, tensor.device.index or 0) != self._device:
                 where = ":".join(map(str, self._device))
                 raise DenoiserError(f"{name} has shape {found} on {tensor.device}, not {wanted} on {where}")
 
-    def _run(self, inputs: "_Inputs", output: "Tensor", options: Any = None) -> None:
+    def _run(self, inputs: "Tensors", output: "Tensor", options: Any = None) -> None:
         """Run the session on tensors' own memory."""
         binding = self.session.io_binding()
-        for name, tensor, kind in inputs.bindings():
-            binding.bind_input(name, *self._device, kind, tuple(tensor.shape), tensor.data_ptr())
-        binding.bind_output("prediction", *self._device, np.float32, tuple(output.shape), output.data_ptr())
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *self._device, self._kinds[name], tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(self._output, *self._device, np.float32, tuple(output.shape), output.data_ptr())
         with _refusals():
             self.session.run_with_iobinding(binding, options)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Contiguous tensors in the network's types."""
-
-    x: "Tensor"
-    timestep: "Tensor"
-    cond: "Tensor"
-
-    def bindings(self) -> list[tuple[str, "Tensor", Any]]:
-        """List name, tensor and NumPy type of each."""
-        return [("x", self.x, np.float32), ("timestep", self.timestep, np.int64), ("cond", self.cond, np.float32)]
 
 
 @dataclass(frozen=True)
 class _Graph:
     """The fixed memory that a captured CUDA graph reads and writes, and the graph's number."""
 
-    inputs: _Inputs
+    inputs: "Tensors"
     output: "Tensor"
     number: int
 
 
 class OnnxCudaNetwork(OnnxNetwork):
-    """A network in a session of the CUDA or TensorRT provider, for points in a GPU's memory; the host does not wait.
+    """A network in a session of the CUDA or TensorRT provider, for rows in a GPU's memory; the host does not wait.
 
     The session computes in a stream of its own, which graphs need, and which waits for torch's and is waited for.
     """
@@ -151,20 +141,20 @@ class OnnxCudaNetwork(OnnxNetwork):
         self._most_graphs = most_graphs
         self._graphs: dict[int, _Graph] = {}
 
-    def _call_tensors(self, x: "Tensor", timestep: "Tensor", cond: "Tensor") -> "Tensor":
+    def _call_tensors(self, inputs: "Tensors") -> "Tensor":
         import torch
 
         size = self._most_points
-        if size is None or len(x) <= size:
-            return super()._call_tensors(x, timestep, cond)
-        parts = zip(x.split(size), timestep.split(size), cond.split(size), strict=True)
-        return torch.cat([self._call_tensors(*part) for part in parts])
+        if size is None or len(next(iter(inputs.values()))) <= size:
+            return super()._call_tensors(inputs)
+        parts = zip(*(each.split(size) for each in inputs.values()), strict=True)
+        return torch.cat([self._call_tensors(dict(zip(inputs, part, strict=True))) for part in parts])
 
-    def _run(self, inputs: _Inputs, output: "Tensor", options: Any = None) -> None:
+    def _run(self, inputs: "Tensors", output: "Tensor", options: Any = None) -> None:
         import onnxruntime
         import torch
 
-        graph = self._graph(inputs)
+        graph = self._graph(inputs, output)
         options = onnxruntime.RunOptions()
         options.add_run_config_entry(_NO_WAIT, "1")
         if self._most_graphs:
@@ -175,20 +165,20 @@ class OnnxCudaNetwork(OnnxNetwork):
             if graph is None:
                 super()._run(inputs, output, options)
             else:
-                for (_, own, _), (_, given, _) in zip(graph.inputs.bindings(), inputs.bindings(), strict=True):
-                    own.copy_(given)
+                for name, own in graph.inputs.items():
+                    own.copy_(inputs[name])
                 super()._run(graph.inputs, graph.output, options)
                 output.copy_(graph.output)
         current.wait_stream(self._stream)
 
-    def _graph(self, inputs: _Inputs) -> _Graph | None:
-        """Find the graph for this number of points; make a new one while there are not too many."""
+    def _graph(self, inputs: "Tensors", like: "Tensor") -> _Graph | None:
+        """Find the graph for this number of rows; make a new one while there are not too many."""
         import torch
 
-        points = len(inputs.x)
-        if points not in self._graphs and len(self._graphs) < self._most_graphs:
+        rows = len(like)
+        if rows not in self._graphs and len(self._graphs) < self._most_graphs:
             with torch.inference_mode(False):  # calls outside of it may write there, too
-                own = _Inputs(*(torch.empty_like(tensor) for _, tensor, _ in inputs.bindings()))
-                output = torch.empty_like(own.x)
-            self._graphs[points] = _Graph(own, output, len(self._graphs) + 1)
-        return self._graphs.get(points)
+                own = {name: torch.empty_like(tensor) for name, tensor in inputs.items()}
+                output = torch.empty_like(like)
+            self._graphs[rows] = _Graph(own, output, len(self._graphs) + 1)
+        return self._graphs.get(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asd_policy.errors import BackendError, one_line
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Job, SensorJob
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -17,6 +17,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 INPUTS = {"x": "tensor(float)", "timestep": "tensor(int64)", "cond": "tensor(float)"}
 """The network's inputs by name, with their types."""
 OUTPUT = "prediction"
+SENSOR_INPUTS = {"seen": "tensor(float)"}
+"""The input of a sensor's network."""
+SENSOR_OUTPUT = "features"
 TENSORRT_BATCH = {"min": 1, "opt": 32, "max": 512}
 """Fewest, usual and most points of a call that TensorRT builds its engine for."""
 
@@ -63,7 +66,7 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def provider_options(provider: str, index: int, job: Job, stream: int) -> list[tuple[str, dict[str, str]]]:
+def provider_options(provider: str, index: int, job: Job | SensorJob, stream: int) -> list[tuple[str, dict[str, str]]]:
     """List a session's providers with their options: the one asked for, and those that take its leftover nodes.
 
     Args:
@@ -84,7 +87,7 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     folder = str(engine_cache())
     shapes = {
         name: ",".join(f"{key}:{'x'.join(map(str, (batch, *dims)))}" for key, dims in input_shapes(job).items())
-        for name, batch in TENSORRT_BATCH.items()
+        for name, batch in tensorrt_batch(job).items()
     }
     tensorrt = {
         **common,
@@ -98,8 +101,15 @@ def provider_options(provider: str, index: int, job: Job, stream: int) -> list[t
     return [(PROVIDERS["tensorrt"], tensorrt), cuda, cpu]
 
 
-def input_shapes(job: Job) -> dict[str, tuple[int, ...]]:
+def tensorrt_batch(job: Job | SensorJob) -> dict[str, int]:
+    """List fewest, usual and most rows of a call that TensorRT builds its engine for."""
+    return TENSORRT_BATCH if isinstance(job, Job) else {"min": 1, "opt": 1, "max": job.most}
+
+
+def input_shapes(job: Job | SensorJob) -> dict[str, tuple[int, ...]]:
     """List the shape of each input of a network for a job, without the batch."""
+    if isinstance(job, SensorJob):
+        return dict.fromkeys(SENSOR_INPUTS, job.shape)
     return {"x": job.event, "timestep": (), "cond": (job.cond_dim,)}
 
 
@@ -155,15 +165,16 @@ def reason(error: Exception) -> str:
     return one_line(str(error), 300) or type(error).__name__
 
 
-def check_signature(session: "InferenceSession", name: str, job: Job) -> None:
+def check_signature(session: "InferenceSession", name: str, job: Job | SensorJob) -> None:
     """Refuse a model whose inputs and output are not those of a network for the job.
 
     Raises:
         BackendError: They are not.
     """
-    wanted = {key: (INPUTS[key], dims) for key, dims in input_shapes(job).items()}
-    _compare(name, "inputs", session.get_inputs(), wanted)
-    _compare(name, "outputs", session.get_outputs(), {OUTPUT: ("tensor(float)", job.event)})
+    types = INPUTS | SENSOR_INPUTS
+    output, shape = (OUTPUT, job.event) if isinstance(job, Job) else (SENSOR_OUTPUT, (job.size,))
+    _compare(name, "inputs", session.get_inputs(), {key: (types[key], dims) for key, dims in input_shapes(job).items()})
+    _compare(name, "outputs", session.get_outputs(), {output: ("tensor(float)", shape)})
 
 
 def _compare(name: str, kind: str, found: Sequence[Any], wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -23,3 +23,13 @@ class TorchCompile(TorchBackend):
         from asd_policy.networks.backends.torch_compiled import compile_network
 
         return compile_network(network, job, self)
+
+    def prepare_tensor_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Compile a sensor's network.
+
+        Raises:
+            BackendError: The compiler cannot run here, or not on this network.
+        """
+        from asd_policy.networks.backends.torch_compiled import compile_sensor
+
+        return compile_sensor(network, job, self)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from asd_policy._common.arrays import Device
 from asd_policy.errors import BackendError
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -21,12 +22,27 @@ class TorchCudaGraph(TorchBackend):
         Raises:
             BackendError: The policy plans on no CUDA GPU, or the network cannot be computed there in the dtype.
         """
-        if str(job.device).partition(":")[0] != "cuda":
-            raise BackendError(
-                f"{self.spec} needs a CUDA GPU, and the policy plans on {job.device}; torch-eager, torch-compile and "
-                "onnx run there"
-            )
+        self._check_gpu(job.device)
         from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
         from asd_policy.networks.backends.torch_network import torch_denoiser
 
         return GraphedDenoiser(torch_denoiser(network, job, self), job.device)
+
+    def prepare_tensor_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Give a sensor's network a launcher; each number of rows is captured when it is first met.
+
+        Raises:
+            BackendError: The policy plans on no CUDA GPU, or the network cannot be computed there in the dtype.
+        """
+        self._check_gpu(job.device)
+        from asd_policy.networks.backends.cuda_graphs import CudaGraphs
+        from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
+
+        return RecordedSensor(torch_sensor(network, job, self), CudaGraphs(job.device))
+
+    def _check_gpu(self, device: Device) -> None:
+        if str(device).partition(":")[0] != "cuda":
+            raise BackendError(
+                f"{self.spec} needs a CUDA GPU, and the policy plans on {device}; torch-eager, torch-compile and "
+                "onnx run there"
+            )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -27,3 +27,13 @@ class TorchEager(TorchBackend):
         if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
             return network
         return torch_denoiser(network, job, self)
+
+    def prepare_tensor_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Make a sensor's network run in the dtype.
+
+        Raises:
+            BackendError: It is no module of PyTorch's, not on the job's device, or cannot be computed in the dtype.
+        """
+        from asd_policy.networks.backends.torch_sensor import torch_sensor
+
+        return torch_sensor(network, job, self)

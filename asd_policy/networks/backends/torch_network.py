@@ -22,7 +22,7 @@ class TorchDenoiser:
 
     def __init__(self, network: nn.Module, job: Job, dtype: torch.dtype) -> None:
         """Prepare a network, which stays as it is; weights that need another dtype are copied."""
-        self._weights = _Weights(network)
+        self._weights = Weights(network)
         self._device = job.device
         self._dtype = dtype
         exact = type(network) is ConditionalUnet1d  # a subclass may have a forward of its own
@@ -82,25 +82,42 @@ def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend) -> TorchD
     Raises:
         BackendError: It is not a module of PyTorch's, not on the job's device, or cannot run in the dtype there.
     """
+    denoiser = TorchDenoiser(checked_module(network, job.device, backend), job, getattr(torch, backend.dtype))
+    try_in_dtype(lambda: try_out(denoiser, job, 1), job.device, backend)
+    return denoiser
+
+
+def checked_module(network: object, device: torch.device, backend: TorchBackend) -> nn.Module:
+    """Refuse what a backend of PyTorch cannot run on a device.
+
+    Raises:
+        BackendError: It is not a module of PyTorch's, or not on the device.
+    """
     if not isinstance(network, nn.Module):
         raise BackendError(f"{backend.spec} runs modules of PyTorch, and the network is a {type(network).__name__}")
     for parameter in network.parameters():
-        if indexed(parameter.device) != indexed(job.device):
+        if indexed(parameter.device) != indexed(device):
             raise BackendError(
-                f"the network is on {parameter.device}, and the policy plans on {job.device}; load the policy with "
+                f"the network is on {parameter.device}, and the policy plans on {device}; load the policy with "
                 f"device={str(parameter.device)!r}"
             )
-    denoiser = TorchDenoiser(network, job, getattr(torch, backend.dtype))
-    if backend.dtype != FLOAT32:
-        try:
-            try_out(denoiser, job, 1)
-        except (RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            valid = ", ".join(computable(job.device))
-            raise BackendError(
-                f"{backend.spec} cannot run on {job.device}: {reason}; {valid} can be computed there"
-            ) from None
-    return denoiser
+    return network
+
+
+def try_in_dtype(call: Callable[[], object], device: torch.device, backend: TorchBackend) -> None:
+    """Try out a call, where a backend's dtype is other than float32.
+
+    Raises:
+        BackendError: It cannot be computed in the dtype there.
+    """
+    if backend.dtype == FLOAT32:
+        return
+    try:
+        call()
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        valid = ", ".join(computable(device))
+        raise BackendError(f"{backend.spec} cannot run on {device}: {reason}; {valid} can be computed there") from None
 
 
 def indexed(device: torch.device) -> torch.device:
@@ -110,14 +127,19 @@ def indexed(device: torch.device) -> torch.device:
     return device
 
 
-class _Weights:
+class Weights:
     """Checks that a network's weights are still those that something was computed from."""
 
     def __init__(self, network: nn.Module) -> None:
         # Found through their modules, because moving a network may replace the parameters.
-        self._places = [(module._parameters, name) for module in network.modules() for name in module._parameters]
+        self._places = [
+            (owner, name)
+            for module in network.modules()
+            for owner in (module._parameters, module._buffers)
+            for name in owner
+        ]
         self._before = self._state()
-        self._devices = {parameter.device for parameter in network.parameters()}
+        self._devices = {tensor.device for tensor in self._tensors()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Give a copy what it needs, after a check that the weights are still the prepared ones."""
@@ -133,7 +155,7 @@ class _Weights:
         """Raise BackendError if they are not."""
         if self._state() == self._before:
             return
-        devices = {parameter.device for parameter in self._parameters()}
+        devices = {tensor.device for tensor in self._tensors()}
         if devices != self._devices:
             before, after = (", ".join(sorted(map(str, each))) for each in (self._devices, devices))
             raise BackendError(
@@ -145,12 +167,13 @@ class _Weights:
             "it anew"
         )
 
-    def _parameters(self) -> Iterator[nn.Parameter]:
+    def _tensors(self) -> Iterator[Tensor]:
+        """Yield parameters and buffers, such as the statistics of batch normalisation."""
         for owner, name in self._places:
-            parameter = owner[name]
-            if parameter is not None:
-                yield parameter
+            tensor = owner[name]
+            if tensor is not None:
+                yield tensor
 
     def _state(self) -> list[tuple[int, int]]:
-        """List each parameter's address and how often it was written to (inference tensors do not count that)."""
-        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._parameters()]
+        """List each tensor's address and how often it was written to (inference tensors do not count that)."""
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._tensors()]

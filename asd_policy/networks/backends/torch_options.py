@@ -4,9 +4,9 @@ import abc
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from asd_policy._common.arrays import NUMPY
+from asd_policy._common.arrays import NUMPY, Device
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.networks.backends.base import DTYPES, Backend, Job
+from asd_policy.networks.backends.base import DTYPES, Backend, Encode, Job, SensorJob
 from asd_policy.networks.denoiser import Denoiser
 
 FLOAT32 = DTYPES[0]
@@ -41,10 +41,22 @@ class TorchBackend(Backend):
 
     def prepare(self, network: Denoiser, job: Job) -> Denoiser:
         """Make the network run on this backend; see `Backend.prepare`."""
-        if job.device == NUMPY:
-            raise BackendError(f"{self.spec} runs on PyTorch's tensors, the policy plans on NumPy's arrays; use onnx")
+        self._check_device(job.device)
         return self.prepare_tensors(network, job)
+
+    def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Make a sensor's network run on this backend; see `Backend.prepare_sensor`."""
+        self._check_device(job.device)
+        return self.prepare_tensor_sensor(network, job)
 
     @abc.abstractmethod
     def prepare_tensors(self, network: Denoiser, job: Job) -> Denoiser:
         """Make the network run on a device of PyTorch's."""
+
+    @abc.abstractmethod
+    def prepare_tensor_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Make a sensor's network run on a device of PyTorch's."""
+
+    def _check_device(self, device: Device) -> None:
+        if device == NUMPY:
+            raise BackendError(f"{self.spec} runs on PyTorch's tensors, the policy plans on NumPy's arrays; use onnx")

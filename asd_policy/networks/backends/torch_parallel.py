@@ -1,20 +1,24 @@
 """A call's points, split over replicas of the network."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import BackendError
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.precision import full_float32
-from asd_policy.networks.backends.torch_network import TorchDenoiser, indexed, torch_denoiser
+from asd_policy.networks.backends.torch_network import indexed, torch_denoiser
 from asd_policy.networks.backends.torch_options import TorchBackend
+from asd_policy.networks.backends.torch_sensor import torch_sensor
 from asd_policy.networks.denoiser import Denoiser
+
+T = TypeVar("T")
 
 
 class Replicas:
@@ -32,19 +36,11 @@ class Replicas:
         Raises:
             BackendError: A device is not there, the first is not the job's, or the network cannot be computed on one.
         """
-        self._devices = _find_devices(backend, devices)
-        if self._devices[0] != indexed(job.device):
-            raise BackendError(
-                f"{backend.spec} begins with {self._devices[0]}, and the policy is on {job.device}: begin with that "
-                f"or load the policy with device={str(self._devices[0])!r}"
-            )
-        first = torch_denoiser(network, job, backend)
-        self._replicas = [first]
-        for device in self._devices[1:]:
-            there = network
-            if isinstance(network, nn.Module) and device != self._devices[0]:
-                there = copy.deepcopy(network).to(device)
-            self._replicas.append(torch_denoiser(there, replace(job, device=device), backend))
+        self._devices = _find_devices(backend, devices, job.device)
+        self._replicas = [
+            torch_denoiser(each, replace(job, device=device), backend)
+            for each, device in _copies(network, self._devices)
+        ]
 
     def encode(self, cond: Tensor) -> Tensor:
         """Encode conditioning [B, cond_dim] once per plan, by the first replica: [B, E]."""
@@ -52,29 +48,54 @@ class Replicas:
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         """Predict at points x [N, *event] and timesteps [N] with encoded conditioning [N, E], a part per replica."""
-        parts = zip(
-            self._replicas,
-            self._devices,
-            x.tensor_split(len(self._replicas)),
-            timestep.tensor_split(len(self._replicas)),
-            [None] * len(self._replicas) if cond is None else cond.tensor_split(len(self._replicas)),
-            strict=True,
-        )
-        kind = x.device.type
-        autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return _split(self._replicas, self._devices, (x, timestep, cond))
 
-        def predict(
-            replica: TorchDenoiser, device: torch.device, x: Tensor, timestep: Tensor, cond: Tensor | None
-        ) -> Tensor:
-            with torch.autocast(*autocast):  # a new thread has none
-                there = (x.to(device), timestep.to(device), None if cond is None else cond.to(device))
-                return replica(*there).to(x.device)
 
-        # PyTorch's settings are shared by all threads, so no thread may change or restore them.
-        with full_float32(x.device), torch.inference_mode():
-            threads = _threads(len(self._replicas))
-            running = [threads.submit(predict, *part) for part in parts if len(part[2])]
-            return torch.cat([each.result() for each in running])
+class SensorReplicas:
+    """A sensor's network on several devices. Its features are on the device of what is encoded."""
+
+    def __init__(self, network: Encode, job: SensorJob, backend: TorchBackend, devices: Sequence[str] | None) -> None:
+        """Copy the network, as `Replicas` does."""
+        self._devices = _find_devices(backend, devices, job.device)
+        self._replicas = [
+            torch_sensor(each, replace(job, device=device), backend) for each, device in _copies(network, self._devices)
+        ]
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        """Encode what it has seen [N, *shape] as features [N, size], a part per replica."""
+        return _split(self._replicas, self._devices, (seen,))
+
+
+def _copies(network: T, devices: Sequence[torch.device]) -> Iterator[tuple[T, torch.device]]:
+    """Yield a network for each device: itself on the first, where it is already, and where it can be shared."""
+    for device in devices:
+        there: Any = network
+        if isinstance(network, nn.Module) and device != devices[0]:
+            there = copy.deepcopy(network).to(device)
+        yield there, device
+
+
+def _split(
+    replicas: Sequence[Callable[..., Tensor]], devices: Sequence[torch.device], inputs: Sequence[Tensor | None]
+) -> Tensor:
+    """Call each replica with a part of the rows, in a thread of its own, and join what they return."""
+    count = len(replicas)
+    first = inputs[0]
+    assert first is not None
+    parts = [[None] * count if each is None else each.tensor_split(count) for each in inputs]
+    kind = first.device.type
+    autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+    def call(replica: Callable[..., Tensor], device: torch.device, part: Sequence[Tensor | None]) -> Tensor:
+        with torch.autocast(*autocast):  # a new thread has none
+            there = (None if each is None else each.to(device) for each in part)
+            return replica(*there).to(first.device)
+
+    # PyTorch's settings are shared by all threads, so no thread may change or restore them.
+    with full_float32(first.device), torch.inference_mode():
+        rows = zip(replicas, devices, zip(*parts, strict=True), strict=True)
+        running = [_threads(count).submit(call, *each) for each in rows if each[2][0] is not None and len(each[2][0])]
+        return torch.cat([each.result() for each in running])
 
 
 @lru_cache
@@ -83,11 +104,11 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="torch-replicas")
 
 
-def _find_devices(backend: TorchBackend, names: Sequence[str] | None) -> list[torch.device]:
+def _find_devices(backend: TorchBackend, names: Sequence[str] | None, first: torch.device) -> list[torch.device]:
     """Find the devices to use.
 
     Raises:
-        BackendError: One is not there.
+        BackendError: One is not there, or they do not begin with `first`, where the policy is.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if names is None and not gpus:
@@ -102,4 +123,9 @@ def _find_devices(backend: TorchBackend, names: Sequence[str] | None) -> list[to
                 f"no device {name!r} here for {backend.spec}; there are {', '.join(['cpu', *gpus])}"
             ) from None
         found.append(indexed(device))
+    if found[0] != indexed(first):
+        raise BackendError(
+            f"{backend.spec} begins with {found[0]}, and the policy is on {first}: begin with that or load the policy "
+            f"with device={str(found[0])!r}"
+        )
     return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from asd_policy.errors import SpecError
-from asd_policy.networks.backends.base import Job
+from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -36,4 +36,18 @@ class TorchReplicas(TorchBackend):
         """
         from asd_policy.networks.backends.torch_parallel import Replicas
 
-        return Replicas(network, job, self, None if self.devices is None else self.devices.split("+"))
+        return Replicas(network, job, self, self._named)
+
+    def prepare_tensor_sensor(self, network: Encode, job: SensorJob) -> Encode:
+        """Copy a sensor's network to every device, each for a part of the rows.
+
+        Raises:
+            BackendError: A device is not there, the first is not the job's, or the network cannot be computed on one.
+        """
+        from asd_policy.networks.backends.torch_parallel import SensorReplicas
+
+        return SensorReplicas(network, job, self, self._named)
+
+    @property
+    def _named(self) -> list[str] | None:
+        return None if self.devices is None else self.devices.split("+")

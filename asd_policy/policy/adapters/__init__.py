@@ -4,10 +4,12 @@ import inspect
 from typing import Any, TypeVar, overload
 
 from asd_policy.errors import SpecError
+from asd_policy.networks.backends import make_backend
 from asd_policy.policy.adapters import diffusion_policy, lerobot
-from asd_policy.policy.adapters.base import WARM_UP, Adapter, Patch, qualified
+from asd_policy.policy.adapters.base import WARM_UP, Acceleration, Adapter, Patch, qualified
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.deadline import JUMP, check_deadline
 from asd_policy.samplers.records import WarmUp
 
 P = TypeVar("P")
@@ -16,6 +18,7 @@ ADAPTERS: dict[str, Adapter] = {
     "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
     "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
     "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
+    "DP3's policies": diffusion_policy.DP3_ADAPTER,
 }
 """Every adapter by the name of its policies in messages."""
 
@@ -24,15 +27,27 @@ _ABSENT = ...  # the value of an attribute to remove; the same object after a co
 
 
 @overload
-def accelerate(policy: Policy, spec: str = "asd") -> Policy: ...
+def accelerate(
+    policy: Policy, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None
+) -> Policy: ...
 @overload
-def accelerate(policy: P, spec: str = "asd") -> P: ...
-def accelerate(policy: Any, spec: str = "asd") -> Any:
+def accelerate(policy: P, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> P: ...
+def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> Any:
     """Make a policy plan with another sampler.
+
+    A live network of an architecture that this package knows is run by the package's code, on the network's own
+    weights: its conditioning is then encoded once per plan, and every backend can run it. So far these are LeRobot's
+    U-Net, and the U-Net without local conditioning and the transformer of diffusion_policy. Any other network runs
+    through its own forward. Weights that change later are followed on torch-eager; elsewhere the next plan says in
+    one line that the policy has to be accelerated again.
 
     Args:
         policy: A `Policy` from `load_policy`, or a live object of a class in `ADAPTERS`.
         spec: A sampler spec such as `asd:window=16`.
+        backend: Spec of what runs the network, such as `torch-compile` or `onnx:provider=cpu`. None for torch-eager,
+            of a `Policy` for the one that it has.
+        deadline_ms: When plans have to be there, from their begin [ms], encoding included; those that would not be at
+            their end jump, as by `Policy.with_deadline`. None for no matter when, of a `Policy` for its own deadline.
 
     Returns:
         Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
@@ -40,21 +55,28 @@ def accelerate(policy: Any, spec: str = "asd") -> Any:
         what its first plan would wait for.
 
     Raises:
+        BackendError: The backend cannot run here, or not this network.
         DenoiserError: The network is not one that can be sampled from, see `Policy.check`; a live object, which first
             has to see an observation, raises it when it makes its first plan.
         ChainError: The policy's noise scheduler has no exact acceleration.
         SpecError: The spec does not exist or does not fit the policy's chain, the object is no policy known here, or
             the method that samples is not its library's own.
     """
-    sampler = make_sampler(spec)
+    sampler, runs = make_sampler(spec), None if backend is None else make_backend(backend)
+    check_deadline(deadline_ms, JUMP)
     if isinstance(policy, Policy):
         accelerated = policy.with_sampler(sampler)
-        policy.check()
+        if runs is not None:
+            accelerated = accelerated.with_backend(runs)
+        if deadline_ms is not None:
+            accelerated = accelerated.with_deadline(deadline_ms)
+        accelerated.check()
         return accelerated
-    adapter = _find(policy)
-    if _is_accelerated(policy):
+    adapter = find_adapter(policy)
+    if is_accelerated(policy):
         restore(policy)
-    setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in adapter.patches(policy, sampler)])
+    patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms))
+    setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in patches])
     return policy
 
 
@@ -64,7 +86,7 @@ def restore(policy: P) -> P:
     Raises:
         SpecError: It is not accelerated, or somebody has put another method in the place of the sampler's since.
     """
-    if not _is_accelerated(policy):
+    if not is_accelerated(policy):
         raise SpecError(
             f"this {type(policy).__name__} is not accelerated"
             + ("; accelerate returned another Policy and left it as it is" if isinstance(policy, Policy) else "")
@@ -99,7 +121,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
         SpecError: The object is not accelerated, or is in training mode; or an observation is given to one that needs
             none, or none to one that does.
     """
-    if not isinstance(policy, Policy) and not _is_accelerated(policy):
+    if not isinstance(policy, Policy) and not is_accelerated(policy):
         raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
     method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
     given = {"robots": robots, "observation": observation}
@@ -113,7 +135,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
     return method(**named)
 
 
-def _is_accelerated(policy: Any) -> bool:
+def is_accelerated(policy: Any) -> bool:
     """Tell whether a live object plans with a sampler of this package."""
     return hasattr(policy, _UNDO)
 
@@ -128,12 +150,21 @@ def _apply(patch: Patch) -> Patch:
     return Patch(patch.owner, patch.name, before)
 
 
-def _find(policy: Any) -> Adapter:
+def find_adapter(policy: Any, wish: str = "accelerate") -> Adapter:
+    """Find the adapter of a live object by its class.
+
+    Args:
+        policy: The object.
+        wish: What cannot be done without, for the message.
+
+    Raises:
+        SpecError: There is none.
+    """
     names = [qualified(cls) for cls in type(policy).__mro__]
     for adapter in ADAPTERS.values():
         if any(name in adapter.classes for name in names):
             return adapter
     raise SpecError(
-        f"cannot accelerate a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
+        f"cannot {wish} a {type(policy).__name__}; what can be accelerated: a Policy (from load_policy), "
         f"{', '.join(ADAPTERS)}"
     )

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,11 +14,15 @@ from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import ChainError, CheckpointError, ObservationError, SpecError
+from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
-from asd_policy.policy.plan import PlanRecord, record_of
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.plan import Horizons, PlanRecord, record_of
+from asd_policy.policy.sensors import ObservationEncoder
 from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.deadline import JUMP, Budget
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import SpeculationStats, WarmUp
 from asd_policy.samplers.warm_start import WarmStart, move_on
@@ -27,10 +31,11 @@ WARM_UP = "asd_warm_up"
 """On an accelerated object: its method that does what a first plan would wait for."""
 LAST_PLAN = "last_plan"
 """On an accelerated object: what its latest plan cost, as of a `Policy`."""
-_SCHEDULERS = (
+SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
 )
+_LIVE = "live"  # in the place of a backend's spec, where a library runs its network itself
 _TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
 
 
@@ -82,8 +87,8 @@ def read_chain(scheduler: Any, num_inference_steps: int, eta: float | None = Non
     """
     if type(scheduler).__name__ == "DDIMScheduler" and not eta:
         raise ChainError(
-            "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration; load its "
-            "checkpoint by asd_policy.load_policy(path, chain='trained') for the DDPM chain its network was trained for"
+            "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration in place; "
+            "asd_policy.load_policy(policy, chain='trained') samples the DDPM chain its network was trained for"
         )
     return GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
 
@@ -102,7 +107,7 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
         ChainError: A step is another one.
         SpecError: Somebody has overridden it.
     """
-    check_own(scheduler, _SCHEDULERS, ("step", "set_timesteps"))
+    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
     own = copy.deepcopy(scheduler)
     own.set_timesteps(len(chain))
     import torch  # whose policy this is
@@ -148,17 +153,50 @@ def alone(policy: Any, device: Device) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Acceleration:
+    """How a live policy is to plan."""
+
+    sampler: Sampler
+    """What takes the place of its loop."""
+    backend: Backend | None = None
+    """What runs its network; None for torch-eager where the architecture is known, else the network's own forward."""
+    deadline_ms: float | None = None
+    """When plans have to be there, from their begin [ms]; None for no matter when."""
+
+
+@dataclass(frozen=True)
+class LiveParts:
+    """What a `Policy` of a live one is made of."""
+
+    network: Denoiser
+    """On the live network's own weights."""
+    encoder: ObservationEncoder
+    """The library's own, or what computes the same."""
+    action: Affine
+    """Normalisation of the action."""
+    horizons: Horizons
+    """Of observation, plan and execution."""
+    scheduler: Any
+    """The live noise scheduler."""
+    steps: int
+    """Its inference steps."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What its step is given by the policy, such as eta."""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A library's policies that can be accelerated in place."""
 
     classes: tuple[str, ...]
     """Their qualified names, `module.Class`; subclasses are known too. Nothing is imported to find out."""
-    patches: Callable[[Any, Sampler], list[Patch]]
-    """Returns what makes a policy plan with a sampler, changing nothing; `asd_stats`, `LAST_PLAN` and `WARM_UP` are of
-    the names.
+    patches: Callable[[Any, Acceleration], list[Patch]]
+    """Returns what makes a policy plan so, changing nothing; `asd_stats`, `LAST_PLAN` and `WARM_UP` are of the names.
 
-    Raises ChainError or SpecError where policy and sampler do not fit.
+    Raises BackendError, ChainError or SpecError where the policy does not fit.
     """
+    parts: Callable[[Any, Any], LiveParts] | None = None
+    """Returns what a policy is made of, given LeRobot's processors or None. Raises SpecError where it is not known."""
 
 
 @dataclass
@@ -208,13 +246,16 @@ class AsdStats:
 class LivePlanner:
     """A sampler, and what it remembers from plan to plan of one policy."""
 
-    def __init__(self, sampler: Sampler, chain: GaussianChain, module: Any = None) -> None:
+    def __init__(
+        self, sampler: Sampler, chain: GaussianChain, module: Any = None, deadline_ms: float | None = None
+    ) -> None:
         """Put a sampler in the place of the loop over a chain.
 
         Args:
             sampler: How to plan.
             chain: The loop's.
             module: A module of PyTorch's by whose weights measured times are kept in the user's cache; None keeps none.
+            deadline_ms: When plans have to be there, as `Budget.deadline_ms`; what is not at its end by then jumps.
 
         Raises:
             SpecError: The sampler's options do not fit the chain.
@@ -224,13 +265,22 @@ class LivePlanner:
         self.chain = chain
         self.experience = Experience()
         self.stats = AsdStats()
+        self.runs = _LIVE
+        """Spec of the backend that runs the network, or that its library does; measured times are of it."""
         self._module = module
+        self._deadline_ms = deadline_ms
+        self._began: float | None = None  # when the plan under way began, where that is before `sample`
         self.last_plan: PlanRecord | None = None
         """What the latest plan of the first row cost; None before the first of an episode."""
         self._step = 0  # control steps of the episode that its plans are for
         self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
         self._times: Times | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
+
+    @arrays.uncompiled
+    def begin_plan(self) -> None:
+        """Count the time of the next plan from now on; else it begins with `sample`."""
+        self._began = time.perf_counter()
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
@@ -295,12 +345,10 @@ class LivePlanner:
         Raises:
             DenoiserError: The network is random, depends on the other rows of a batch, or its output is not finite.
             ObservationError: The noise is not of `shape`.
+            SpecError: The deadline is shorter than one network call, or no deadline can cut the sampler here.
         """
-        calls = points = 0
-        if self._times is None:
-            calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
-            self._times = Times.of(self._module if self.sampler.chooses else None, self.chain, shape[1:], device)
-            self._times.load(self.experience)
+        began, self._began = self._began or time.perf_counter(), None
+        calls, points = self._look(denoiser, shape, cond, device)
         if noise is not None:
             if tuple(noise.shape) != shape:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
@@ -308,10 +356,12 @@ class LivePlanner:
         tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
         if self._last is not None and tuple(self._last.shape) != shape:
             self._last = None  # another number of robots: these are not their plans
-        warm_start = WarmStart(self._last, self.experience)
-        result = self.sampler.sample(
-            denoiser, self.chain, shape, cond, tape, inpainting=inpainting, warm_start=warm_start
-        )
+        options: dict[str, Any] = {
+            "inpainting": inpainting,
+            "warm_start": WarmStart(self._last, self.experience),
+            "budget": Budget(self._deadline_ms, JUMP, began),
+        }
+        result = self.sampler.sample(denoiser, self.chain, shape, cond, tape, **options)
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
             self._last = move_on(result.sample, executed)
@@ -323,8 +373,15 @@ class LivePlanner:
             self.stats.try_out(stats.all_calls, stats.all_points)
         return result.sample
 
-
-_LIVE = "live"  # in the place of a backend's spec, where a library runs its network itself
+    def _look(self, denoiser: Denoiser, shape: tuple[int, ...], cond: Array | None, device: Device) -> tuple[int, int]:
+        """Look once whether the network can be sampled from, and load its times; return calls and points of that."""
+        if self._times is not None:
+            return 0, 0
+        calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
+        kept = self._module if self.sampler.chooses else None
+        self._times = Times.of(kept, self.chain, shape[1:], device, self.runs)
+        self._times.load(self.experience)
+        return calls, points
 
 
 class Times:
@@ -334,18 +391,20 @@ class Times:
     program begins with the same seed again, and drafts that know the noise that judges them change the law.
     """
 
-    def __init__(self, path: Path | None, chain: GaussianChain, event: Sequence[int], device: Device) -> None:
-        """Name the file; None keeps nothing."""
-        self._path, self._chain, self._event, self._device = path, chain, tuple(event), device
+    def __init__(
+        self, path: Path | None, chain: GaussianChain, event: Sequence[int], device: Device, runs: str
+    ) -> None:
+        """Name the file, and what runs the network; None keeps nothing."""
+        self._path, self._chain, self._event, self._device, self._runs = path, chain, tuple(event), device, runs
         self._kept = 0  # how many times are in the file
 
     @classmethod
-    def of(cls, module: Any, chain: GaussianChain, event: Sequence[int], device: Device) -> Self:
+    def of(cls, module: Any, chain: GaussianChain, event: Sequence[int], device: Device, runs: str) -> Self:
         """Name the file by a module's weights of now; None keeps nothing."""
-        return cls(module and weights_file(module.state_dict(), chain, event), chain, event, device)
+        return cls(module and weights_file(module.state_dict(), chain, event), chain, event, device, runs)
 
     def load(self, experience: Experience) -> None:
-        """Take the times that are kept, if they are of this hardware; warn where they are unreadable."""
+        """Take the times that are kept, if they are of this hardware and backend; warn where they are unreadable."""
         if self._path is None or not self._path.exists():
             return
         try:
@@ -353,7 +412,7 @@ class Times:
         except CheckpointError as error:
             warnings.warn(f"times are measured anew: {error}", stacklevel=2)
             return
-        if backend == _LIVE:
+        if backend == self._runs:
             experience.latency, experience.overhead = known.latency, known.overhead
             self._kept = self._count(experience)
 
@@ -367,7 +426,7 @@ class Times:
                 self._path,
                 Experience(latency=experience.latency, overhead=experience.overhead),
                 self._device,
-                _LIVE,
+                self._runs,
             )
         except OSError as error:
             warnings.warn(f"measured times are not kept: {self._path}: {error.strerror}", stacklevel=2)

@@ -6,14 +6,18 @@ and processors are outside it, and stay as they are.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.errors import ChainError
+from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
     WARM_UP,
+    Acceleration,
     Adapter,
+    LiveParts,
     LivePlanner,
     Patch,
     alone,
@@ -21,8 +25,14 @@ from asd_policy.policy.adapters.base import (
     check_step,
     read_chain,
 )
-from asd_policy.samplers import Sampler
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.sensors import Sensor, SensorEncoder
 from asd_policy.samplers.records import WarmUp
+
+if TYPE_CHECKING:
+    from asd_policy.policy.adapters.networks import LiveNetwork
 
 _MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 
@@ -37,6 +47,8 @@ class _Sampling:
     """The noise scheduler that the planner's chain was read from."""
     own_reset: Callable[[], None]
     """The policy's own method."""
+    network: "LiveNetwork"
+    """What runs the U-Net."""
 
     def conditional_sample(
         self,
@@ -48,6 +60,7 @@ class _Sampling:
         """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim].
 
         Raises:
+            BackendError: The backend cannot run the network, or it was changed since it was prepared.
             ChainError: The policy's noise scheduler has been changed.
             DenoiserError: See `LivePlanner.sample`.
             ObservationError: The noise does not fit.
@@ -59,14 +72,26 @@ class _Sampling:
                 f"steps, it now has {model.num_inference_steps}; accelerate it again"
             )
 
+        shape, planner = (batch_size, config.horizon, config.action_feature.shape[0]), self.planner
+        device = next(model.parameters()).device
+        told, dims = (None, 0) if global_cond is None else ("global_cond", global_cond.shape[1])
+        prepared = self.network.prepare(model.unet, Job(planner.chain, shape[1:], dims, device), told)
+
         def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return model.unet(x, timestep, global_cond=cond)
 
-        shape = (batch_size, config.horizon, config.action_feature.shape[0])
-        device = next(model.parameters()).device
-        plans = self.planner.sample(denoise, shape, config.n_action_steps, device, global_cond, generator, noise)
-        setattr(self.policy, LAST_PLAN, self.planner.last_plan)
+        if prepared is not None:
+            planner.runs = self.network.spec
+        denoiser, executed = prepared or denoise, config.n_action_steps
+        plans = planner.sample(denoiser, shape, executed, device, global_cond, generator, noise)
+        setattr(self.policy, LAST_PLAN, planner.last_plan)
         return plans
+
+    def generate_actions(self, *given: Any, **options: Any) -> Array:
+        """Take the place of the model's `generate_actions` where plans have a deadline, which counts from here."""
+        self.planner.begin_plan()
+        model = self.policy.diffusion
+        return type(model).generate_actions(model, *given, **options)
 
     def warm_up(self, robots: int = 1) -> WarmUp:
         """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
@@ -94,20 +119,75 @@ class _Sampling:
         setattr(self.policy, LAST_PLAN, None)
 
 
-def _patches(policy: Any, sampler: Sampler) -> list[Patch]:
+def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
+    from asd_policy.policy.adapters.networks import LiveNetwork
+
     model = policy.diffusion
     check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
     chain = read_chain(model.noise_scheduler, model.num_inference_steps)
     check_step(model.noise_scheduler, chain, {})
-    planner = LivePlanner(sampler, chain, model)
-    sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset)
+    planner = LivePlanner(wanted.sampler, chain, model, wanted.deadline_ms)
+    network = LiveNetwork(wanted.backend)
+    network.prepare_ahead(model.unet, chain, policy.config.horizon)
+    sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset, network)
+    timed = [] if wanted.deadline_ms is None else [Patch(model, "generate_actions", sampling.generate_actions)]
     return [
         Patch(model, "conditional_sample", sampling.conditional_sample),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
+        *timed,
     ]
 
 
-ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches)
+def _parts(policy: Any, processors: Any) -> LiveParts:
+    """Take a policy apart; its conditioning is compared with what LeRobot's own method makes."""
+    from asd_policy.policy.adapters.encoders import check_encoder, check_same, normalized, random_observations
+    from asd_policy.policy.adapters.networks import denoiser_of
+    from asd_policy.policy.adapters.processors import ACTION, live_normalization
+
+    model, config = policy.diffusion, policy.config
+    check_own(policy, ADAPTER.classes, ("select_action", "predict_action_chunk"))
+    check_own(
+        model,
+        (f"{_MODULE}.DiffusionModel",),
+        ("conditional_sample", "generate_actions", "_prepare_global_conditioning"),
+    )
+    cameras = {name: tuple(feature.shape) for name, feature in config.image_features.items()}
+    shapes = {STATE: tuple(config.robot_state_feature.shape), **cameras}
+    if config.env_state_feature:
+        shapes[ENVIRONMENT_STATE] = tuple(config.env_state_feature.shape)
+    action = tuple(config.action_feature.shape)
+    device = next(model.parameters()).device
+    maps = live_normalization(policy, processors, {**shapes, ACTION: action})
+    maps = {name: each.to(device) for name, each in maps.items()}
+    networks = [model.rgb_encoder] * len(cameras) if cameras else []
+    if cameras and config.use_separate_rgb_encoder_per_camera:
+        networks = list(model.rgb_encoder)
+    features: dict[str, Affine | Sensor] = {name: maps[name] for name in shapes}
+    for (name, shape), network in zip(cameras.items(), networks, strict=True):
+        features[name] = Sensor(shape, maps[name], network, network.feature_dim)
+    encoder = SensorEncoder(features)
+
+    def own(seen: dict[str, Array]) -> Array:
+        batch = {name: each[:, None] for name, each in seen.items()}
+        if cameras:
+            batch["observation.images"] = arrays.namespace(seen[STATE]).stack([batch[name] for name in cameras], -4)
+        return model._prepare_global_conditioning(batch)
+
+    seen = random_observations(shapes, 2)
+    theirs = check_encoder(own, normalized(seen, {name: maps[name] for name in shapes}, device))
+    check_same(encoder.look(seen, device), theirs, "the features")
+    horizons = Horizons(config.n_obs_steps, config.horizon, config.n_action_steps)
+    return LiveParts(
+        denoiser_of(model.unet, "global_cond"),
+        encoder,
+        maps[ACTION],
+        horizons,
+        model.noise_scheduler,
+        model.num_inference_steps,
+    )
+
+
+ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches, _parts)

@@ -1,0 +1,98 @@
+"""A sensor's network as PyTorch runs it, shared by the backends of PyTorch."""
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.errors import BackendError
+from asd_policy.networks.backends.base import Encode, SensorJob
+from asd_policy.networks.backends.film import in_dtype
+from asd_policy.networks.backends.precision import full_float32
+from asd_policy.networks.backends.torch_network import Weights, checked_module, try_in_dtype
+from asd_policy.networks.backends.torch_options import TorchBackend
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+
+
+class TorchSensor:
+    """A sensor's network in a dtype. What it saw and its features keep their own dtype."""
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        """Prepare a network, which stays as it is; weights that need another dtype are copied."""
+        self._weights = Weights(network)
+        self._device = device
+        self._dtype = dtype
+        self.core: nn.Module = in_dtype(network, dtype)
+        """The module, called in the dtype."""
+        self.run: Encode = self.core
+        """The function that runs it."""
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        """Encode what it has seen, normalised, [N, *shape] as features [N, size].
+
+        Raises:
+            BackendError: The network's weights were moved or changed after it was prepared.
+        """
+        self.check()
+        return self.compute(seen)
+
+    def check(self) -> None:
+        """Refuse weights that were moved or changed, as a call does."""
+        self._weights.check()
+
+    def compute(self, seen: Tensor) -> Tensor:
+        """Encode without a look at the weights."""
+        with torch.inference_mode(), full_float32(self._device):
+            return self.run(seen.to(self._dtype)).to(seen.dtype)
+
+
+class RecordedSensor:
+    """A sensor's network whose calls are recorded, one for each number of rows, and replayed."""
+
+    def __init__(self, sensor: TorchSensor, launcher: Launcher) -> None:
+        """Take a network, and what records its calls; nothing is recorded before it is called."""
+        self._sensor = sensor
+        self._launcher = launcher
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        """Encode; see `TorchSensor`.
+
+        Raises:
+            BackendError: As `TorchSensor`, or there is no room for the recording.
+        """
+        self._sensor.check()  # a replay reads the addresses that were recorded
+        key = tuple(seen.shape), seen.dtype
+        return self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, seen)).replay(seen)
+
+
+class _Recording:
+    """One call over memory of its own."""
+
+    def __init__(self, sensor: TorchSensor, launcher: Launcher, seen: Tensor) -> None:
+        with torch.inference_mode(False):  # calls outside of it may write there, too
+            self._seen = seen.clone()
+            self._features = sensor.compute(self._seen).clone()
+        self._launcher = launcher
+        try:
+            self._launch = launcher.record(lambda: self._features.copy_(sensor.compute(self._seen)))
+        except OutOfDeviceMemory:
+            raise BackendError(f"the device has no memory for encoding {len(seen)} observations at once") from None
+
+    def replay(self, seen: Tensor) -> Tensor:
+        """Encode other rows."""
+        with self._launcher.queue():
+            self._seen.copy_(seen)
+            self._launch()
+            features = self._features.clone()
+        self._launcher.settle()
+        return features
+
+
+def torch_sensor(network: Encode, job: SensorJob, backend: TorchBackend) -> TorchSensor:
+    """Prepare a sensor's network in a backend's dtype; a dtype other than float32 is tried out.
+
+    Raises:
+        BackendError: It is not a module of PyTorch's, not on the job's device, or cannot run in the dtype there.
+    """
+    sensor = TorchSensor(checked_module(network, job.device, backend), job.device, getattr(torch, backend.dtype))
+    nothing = torch.zeros((1, *job.shape), dtype=torch.float32, device=job.device)
+    try_in_dtype(lambda: sensor(nothing), job.device, backend)
+    return sensor

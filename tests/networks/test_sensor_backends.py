@@ -1,0 +1,295 @@
+"""Networks of sensors on every backend: the same features at every number of rows."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asd_policy._common.arrays import NUMPY
+from asd_policy.errors import BackendError, DenoiserError
+from asd_policy.networks.backends import BACKENDS, Backend, make_backend
+from asd_policy.networks.backends.base import Encode, SensorJob
+from asd_policy.networks.backends.onnx import MAX_GRAPHS
+from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
+from asd_policy.networks.backends.onnx_session import provider_options
+from asd_policy.networks.backends.torch_eager import TorchEager
+from asd_policy.networks.backends.torch_options import TorchBackend
+from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from asd_policy.networks.vision import BatchNorm
+from asd_policy.networks.vision.pooling import SpatialSoftmax
+from asd_policy.networks.vision.resnet import BasicBlock
+
+CPU = torch.device("cpu")
+SPECS = {"torch-replicas": "torch-replicas:devices=cpu+cpu"}
+
+
+class Camera(nn.Module):
+    """A residual network of one block, a resize before it and a crop: what `RgbEncoder` is made of."""
+
+    def __init__(self, group_norm: bool) -> None:
+        """Make it, with random weights and, where there is no group norm, random statistics."""
+        super().__init__()
+        torch.manual_seed(0)
+        norm: Callable[[int], nn.Module] = (lambda channels: nn.GroupNorm(2, channels)) if group_norm else BatchNorm
+        self.block = BasicBlock(3, 8, 2, norm)
+        if not group_norm:
+            for name, values in self.block.named_parameters():
+                if "running_var" in name:
+                    values.data.uniform_(0.1, 0.5)
+        self.pool = SpatialSoftmax(8, 5, 6, 4)
+        self.pool.nets.weight.data.mul_(10)  # or every place would be the middle, nearly
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode frames [N, 3, 15, 21]."""
+        smaller = functional.interpolate(frames, (11, 13), mode="bilinear", antialias=True)
+        return self.pool(self.block(smaller[..., :9, 1:])).flatten(1)
+
+
+class Cloud(nn.Module):
+    """A network of points, and the largest of each feature."""
+
+    def __init__(self) -> None:
+        """Make it."""
+        super().__init__()
+        torch.manual_seed(0)
+        self.points = nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 8))
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, cloud: Tensor) -> Tensor:
+        """Encode clouds [N, points, 3]."""
+        return self.out(self.points(cloud).max(1)[0])
+
+
+class Patches(nn.Module):
+    """A transformer over the patches of a frame, and a token beside them."""
+
+    def __init__(self) -> None:
+        """Make it."""
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 16, 8, 8, bias=False)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 5, 16))
+        self.qkv, self.norm = nn.Linear(16, 48), nn.LayerNorm(16)
+        self.perceptron = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode frames [N, 3, 16, 16]."""
+        tokens = self.embed(frames).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(frames.shape[0], -1, -1), tokens], 1) + self.places
+        query, key, value = self.qkv(self.norm(tokens)).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.perceptron(tokens + seen)[:, 0]
+
+
+def job(*shape: int, size: int) -> SensorJob:
+    return SensorJob(shape, size, 64, CPU)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], SensorJob]] = {
+    "group norm": (lambda: Camera(True), job(3, 15, 21, size=8)),
+    "batch norm": (lambda: Camera(False), job(3, 15, 21, size=8)),
+    "cloud": (Cloud, job(20, 3, size=5)),
+    "patches": (Patches, job(3, 16, 16, size=16)),
+    "perceptron": (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)), job(4, size=6)),
+    "nothing": (nn.Identity, job(4, size=4)),
+}
+
+
+def rows(job: SensorJob, count: int) -> Tensor:
+    return torch.rand((count, *job.shape), generator=torch.Generator().manual_seed(count)) - 0.5
+
+
+def assert_equal(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+    expected = expected.detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=relative * float(expected.abs().max()))
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the compiler's graphs as they were traced: its code takes a minute to make."""
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **options: graph.forward)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch-cuda-graph"])
+def test_features_are_the_networks(backend: str, name: str) -> None:
+    make, job = NETWORKS[name]
+    network = make().eval()
+    weights = copy.deepcopy(network.state_dict())
+    encode = make_backend(SPECS.get(backend, backend)).prepare_sensor(network, job)
+    with torch.inference_mode():
+        for count in (1, 2, 3, 7, 20):
+            seen = rows(job, count)
+            found = encode(seen)
+            assert found.dtype == torch.float32 and found.shape == (count, job.size)
+            assert_equal(found, network(seen))
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", ["torch-eager:dtype=bfloat16", "torch-replicas:dtype=bfloat16,devices=cpu+cpu"])
+def test_a_dtype_is_that_of_the_network_alone(backend: str) -> None:
+    make, job = NETWORKS["perceptron"]
+    network = make().eval()
+    found = make_backend(backend).prepare_sensor(network, job)(rows(job, 5))
+    expected = network(rows(job, 5))
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert_equal(found, expected, 0.03)
+    assert next(network.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["torch-eager", "torch-compile", "torch-replicas:devices=cpu+cpu"])
+def test_weights_that_change_are_noticed(backend: str) -> None:
+    """And statistics, which are no parameters of torch's own batch normalisation."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    job = SensorJob((3, 5, 5), 36, 8, CPU)
+    encode = make_backend(backend).prepare_sensor(network, job)
+    encode(rows(job, 2))
+    statistics = network[1].running_mean
+    assert isinstance(statistics, Tensor)
+    statistics.add_(1)
+    with pytest.raises(BackendError, match="weights were changed after it was prepared"):
+        encode(rows(job, 2))
+    network.to("meta")
+    with pytest.raises(BackendError, match="moved from cpu to meta"):
+        encode(rows(job, 2))
+
+
+def test_what_cannot_be_prepared() -> None:
+    _, job = NETWORKS["perceptron"]
+    for backend in ("torch-eager", "torch-compile", "onnx"):
+        with pytest.raises(BackendError, match="the network is a function|a function is no PyTorch module"):
+            make_backend(backend).prepare_sensor(lambda seen: seen, job)
+    with pytest.raises(BackendError, match="torch-eager runs on PyTorch's tensors, the policy plans on NumPy's"):
+        make_backend("torch-eager").prepare_sensor(nn.Identity(), SensorJob((4,), 4, 8, NUMPY))
+    with pytest.raises(BackendError, match="torch-cuda-graph needs a CUDA GPU, and the policy plans on cpu"):
+        make_backend("torch-cuda-graph").prepare_sensor(nn.Identity(), job)
+    with pytest.raises(BackendError, match=r"has the outputs features tensor\(float\) .*; the policy needs features"):
+        make_backend("onnx").prepare_sensor(nn.Linear(4, 7), job)
+
+    class OfThree(nn.Module):
+        def forward(self, seen: Tensor) -> Tensor:
+            return seen.reshape(len(seen), -1) if len(seen) == 3 else seen[:3]
+
+    with pytest.raises(BackendError, match="cannot be exported to ONNX|the policy needs seen"):
+        make_backend("onnx").prepare_sensor(OfThree(), job)
+
+    class OfDenoisersAlone(TorchEager):
+        prepare_sensor = Backend.prepare_sensor
+
+    with pytest.raises(BackendError, match="torch-eager runs no networks of cameras"):
+        OfDenoisersAlone().prepare_sensor(nn.Identity(), job)
+
+
+# CUDA graphs, without a GPU.
+
+
+class Replays(Launcher):
+    """Does the work again on the same memory, as a replay does, in a queue of its own."""
+
+    room = 4
+
+    def __init__(self) -> None:
+        """Begin without recordings."""
+        super().__init__()
+        self.log: list[str] = []
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Note it, and keep the work."""
+        if self.room < 0:
+            raise OutOfDeviceMemory
+        self.log.append("record")
+
+        def replay() -> None:
+            self.log.append("replay")
+            work()
+
+        return replay
+
+    def queue(self) -> Any:
+        """Nothing to enter: a CPU has one queue."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Note it."""
+        self.log.append("settle")
+
+    def fetch(self, sample: Tensor, counts: Tensor) -> Any:
+        """Nobody does."""
+        raise NotImplementedError
+
+
+@pytest.fixture
+def recorded() -> Iterator[tuple[nn.Module, Encode, Replays]]:
+    make, job = NETWORKS["group norm"]
+    network, launcher = make().eval(), Replays()
+    backend = make_backend("torch-eager")
+    assert isinstance(backend, TorchBackend)
+    yield network, RecordedSensor(torch_sensor(network, job, backend), launcher), launcher
+
+
+def test_each_number_of_rows_is_recorded_once_and_replayed(recorded: tuple[nn.Module, Encode, Replays]) -> None:
+    network, encode, launcher = recorded
+    job = NETWORKS["group norm"][1]
+    kept = []
+    for round_ in range(3):
+        for count in (1, 2, 3):
+            seen = rows(job, count) + round_
+            with torch.inference_mode(round_ != 1):
+                kept.append((encode(seen), network(seen)))
+    assert launcher.log.count("record") == 3
+    assert launcher.log.count("replay") == launcher.log.count("settle") == 9
+    for found, expected in kept:  # what was returned is no memory of the recording's
+        assert_equal(found, expected)
+
+
+def test_a_replay_notices_weights_that_change(recorded: tuple[nn.Module, Encode, Replays]) -> None:
+    network, encode, launcher = recorded
+    encode(rows(NETWORKS["group norm"][1], 2))
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    with pytest.raises(BackendError, match="weights were changed"):
+        encode(rows(NETWORKS["group norm"][1], 2))
+    assert launcher.log.count("replay") == 1
+
+
+def test_no_room_for_a_recording(recorded: tuple[nn.Module, Encode, Replays]) -> None:
+    _, encode, launcher = recorded
+    launcher.room = -1
+    with pytest.raises(BackendError, match="no memory for encoding 2 observations at once"):
+        encode(rows(NETWORKS["group norm"][1], 2))
+
+
+# ONNX Runtime on a GPU, without one.
+
+
+class Stream:
+    """Counts who waited for it."""
+
+    waits = 0
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Count."""
+        self.waits += 1
+
+
+def test_a_gpus_fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream())
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    _, job = NETWORKS["cloud"]
+    plain = make_backend("onnx").prepare_sensor(Cloud().eval(), job)
+    assert isinstance(plain, OnnxNetwork)
+    fixed = OnnxCudaNetwork(plain.session, ("cpu", 0), Stream(), most_points=30, most_graphs=MAX_GRAPHS)
+    for count in (1, 2, 1, 30, 70):
+        assert torch.equal(fixed(rows(job, count)), plain(rows(job, count)))
+    with pytest.raises(DenoiserError, match="seen has shape"):
+        fixed(rows(job, 3)[:, 1:])
+    shapes = provider_options("tensorrt", 0, job, 4096)[0][1]
+    assert shapes["trt_profile_max_shapes"] == f"seen:{'x'.join(map(str, (job.most, *job.shape)))}"
+    assert math.prod(job.shape) == 60
