@@ -39,7 +39,7 @@ def plan_along(policy: Policy, history: Mapping[str, Any]) -> torch.Tensor:
     """Plan with the noise of the golden plans."""
     start, steps = files.tape(images.ROWS, policy.event)
     drawn = NoiseTape.draw((images.ROWS, *policy.event), len(policy.chain), torch.Generator().manual_seed(0))
-    tape = replace(drawn, initial=start, normals=drawn.normals if policy.own else steps)
+    tape = replace(drawn, initial=start, normals=drawn.normals if policy.law.own else steps)
     draw = NoiseTape.draw
     NoiseTape.draw = lambda *_, **__: tape
     try:
