@@ -6,7 +6,6 @@ from typing import Any
 
 from asd_policy._common.arrays import find_device, on_cpu
 from asd_policy.checkpoints.formats import find_format, locate
-from asd_policy.checkpoints.live import policy_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.networks.backends import make_backend
@@ -57,6 +56,8 @@ def load_policy(
             live object is of no known class, in training mode, or does something that would be lost.
     """
     if not isinstance(path, str | Path):
+        from asd_policy.checkpoints.live import policy_of  # which needs PyTorch, as live policies do
+
         return policy_of(path, sampler, device, backend, chain, processors)
     if processors is not None:
         raise SpecError("processors are those of a live policy; a checkpoint has its own")
