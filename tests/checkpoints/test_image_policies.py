@@ -1,6 +1,7 @@
 """Files of Diffusion Policy, UMI and DP3 with cameras or clouds: equal to their own libraries' encoders and plans."""
 
 import copy
+import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from asd_policy.checkpoints.diffusion_policy.hybrid import read_hybrid
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.errors import AsdError
 from asd_policy.policy.policy import Policy
-from asd_policy.policy.sensors import encode_history
+from asd_policy.policy.sensors import SensorEncoder, encode_history
 from support import image_files as images
 from support import training_files as files
 
@@ -340,3 +341,42 @@ def test_what_a_file_has_is_described(tmp_path: Path) -> None:
     assert "numbers in its encoder of observations; camera0_rgb, camera1_rgb: the middle 60 × 60 resized to" in encoder
     assert "resnet18 with normalised groups, 3 resolutions, spatial_embedding" in encoder
     assert random == "its library crops frames and jitters their colours at random when it plans"
+
+
+def test_interpolations_are_resolved(tmp_path: Path) -> None:
+    """DP3 saves its configuration as it is written."""
+    payload = images.workspace("dp3")
+    policy = json.loads(json.dumps(payload["cfg"]["policy"]))
+    values = {"task": {"shape_meta": policy["shape_meta"]}, "shape_meta": "${task.shape_meta}", "horizon": 8}
+    policy |= {"shape_meta": "${shape_meta}", "horizon": "${horizon}"}
+    policy["pointcloud_encoder_cfg"]["out_channels"] = "${policy.encoder_output_dim}"
+    payload["cfg"] = {**payload["cfg"], **values, "policy": policy}
+    torch.save(payload, tmp_path / "latest.ckpt")
+    loaded = asd_policy.load_policy(tmp_path / "latest.ckpt")
+    assert loaded.observation_shapes == {"point_cloud": (20, 3), "agent_pos": (3,)}
+    said = inspection.inspect(str(tmp_path / "latest.ckpt"))
+    assert said["observation"] == {"point_cloud": [20, 3], "agent_pos": [3]}
+    assert said["horizons"]["horizon"] == 8 and "PointNet with layer normalisation" in said["notes"][0]
+
+
+def test_horizons_of_features_may_differ(tmp_path: Path) -> None:
+    """UMI's encoder takes the last observations of each feature, one feature after the other."""
+    path = images.save_halves(tmp_path, "umi-embedding")
+    policy = asd_policy.load_policy(path, fixed_crop=True)
+    history = images.history(images.observations("umi-embedding"), 3)
+    cond = encode_history(policy.encoder, history, 3, CPU)
+    changed = {name: each.copy() for name, each in history.items()}
+    changed["camera1_rgb"][:, :2] = 0  # it looks at the last frame alone
+    changed["robot0_gripper_width"][:, :1] = 9
+    assert torch.equal(encode_history(policy.encoder, changed, 3, CPU), cond)
+    changed["robot0_eef_pos"][:, :1] = 9
+    different = (encode_history(policy.encoder, changed, 3, CPU) != cond).any(dim=0).nonzero().flatten()
+    assert different.tolist() == [768, 769, 770]
+
+
+def test_cameras_that_share_a_network_share_it(tmp_path: Path) -> None:
+    """So that a backend prepares it once."""
+    policy = asd_policy.load_policy(images.save_halves(tmp_path, "umi-embedding"), fixed_crop=True)
+    assert isinstance(policy.encoder, SensorEncoder)
+    one, other = (policy.encoder.sensors[f"camera{number}_rgb"].network for number in (0, 1))
+    assert one is other
