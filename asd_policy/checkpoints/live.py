@@ -13,7 +13,8 @@ from asd_policy.errors import ChainError, SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.adapters import find_adapter, is_accelerated
 from asd_policy.policy.adapters.base import SCHEDULERS, LiveParts, check_own, check_step
-from asd_policy.policy.policy import Policy, check_chain
+from asd_policy.policy.law import check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.ddim import OwnDdim
 
@@ -54,7 +55,7 @@ def policy_of(
     schedule = _schedule(parts)
     policy = Policy(
         parts.network, schedule.chain, planner, parts.horizons, parts.encoder, parts.action, own, wanted
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
     return policy.with_chain(chain, None if sampler is None else planner)
 
 

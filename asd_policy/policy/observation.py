@@ -9,7 +9,7 @@ import numpy.typing as npt
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy._common.border import as_numbers, finite
-from asd_policy.errors import AsdError, ObservationError
+from asd_policy.errors import ObservationError
 
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
@@ -133,22 +133,6 @@ def _check_frames_of(frames: Any, want: tuple[int, ...], n_obs_steps: int, what:
         low, high = float(frames.min()), float(frames.max())
         if not (low >= 0 and high <= 1):  # NaN, too
             raise ObservationError(f"{what} is {dtype} {shape} in {low:g} … {high:g}, not in 0 … 1")
-
-
-def refuse_cameras(shapes: Shapes, what: str, kind: type[AsdError]) -> None:
-    """Refuse a policy with cameras where only vectors can be taken.
-
-    Args:
-        shapes: Of its features.
-        what: What takes no frames, for the message.
-        kind: Of the error.
-
-    Raises:
-        AsdError: It has cameras.
-    """
-    cameras = [name for name, shape in shapes.items() if len(shape) > 1]
-    if cameras:
-        raise kind(f"the policy observes {', '.join(cameras)}: {what} takes no cameras yet, only vectors")
 
 
 def check_frames(shape: tuple[int, ...], dtype: str, want: tuple[int, ...], what: str, lead: str = "") -> None:

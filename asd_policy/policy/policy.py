@@ -4,7 +4,6 @@ import copy
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -22,32 +21,17 @@ from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
 from asd_policy.policy.episode_state import EpisodeState, conditioning, together
+from asd_policy.policy.law import Law
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.ddim import Ddim, OwnDdim
-from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.deadline import Budget, check_deadline
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import WarmUp
 from asd_policy.samplers.warm_start import WarmStart, move_on
-
-CHECKPOINT, TRAINED = CHAINS = "checkpoint", "trained"
-"""Whose law plans have: that of the checkpoint's own scheduler, or of the chain that its network was trained for. They
-differ where the scheduler is a DDIM that adds no noise."""
-
-
-def check_chain(chain: str) -> None:
-    """Refuse a name that is none of `CHAINS`.
-
-    Raises:
-        SpecError: It is so.
-    """
-    if chain not in CHAINS:
-        raise SpecError(f"chain {chain!r} is not one of {', '.join(CHAINS)}")
 
 
 class Policy:
@@ -88,12 +72,9 @@ class Policy:
         sampler.check(chain)
         self.network = denoiser
         """As loaded."""
-        self.chain = chain
+        self.law = Law(chain)
+        """Whose law plans have."""
         self.sampler = sampler
-        self.own: OwnDdim | None = None
-        """The plan of the checkpoint's own scheduler; None where that is the chain's."""
-        self.runs = CHECKPOINT
-        """Whose law plans have, one of `CHAINS`."""
         self.horizons = horizons
         self.device = device
         self.deadline_ms: float | None = None
@@ -170,11 +151,7 @@ class Policy:
             SpecError: The sampler's options do not fit the chain, or the policy runs a scheduler that adds no noise and
                 the sampler is not `ddim`.
         """
-        if self._runs_own is not None:
-            if not isinstance(sampler, Ddim):
-                raise self._refusal(sampler.spec, self._runs_own)
-            sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
-        sampler.check(self.chain)
+        sampler = self.law.fitted(sampler)
         other = copy.copy(self)
         other.sampler = sampler
         other.experience = self.experience.copy()
@@ -182,16 +159,13 @@ class Policy:
         other.reset()
         return other
 
-    def with_own_plan(self, own: OwnDdim | None) -> "Policy":
+    def with_law(self, law: Law) -> "Policy":
         """Make a policy that knows the plan of its checkpoint's own scheduler, where that is DDIM without noise.
 
-        It still runs the chain that its network was trained for; `with_chain` turns to the other law.
-
-        Args:
-            own: None where the scheduler is the chain's.
+        It still plans with the same sampler; `with_chain` turns to one of the law's two.
         """
         other = copy.copy(self)
-        other.own, other.runs = own, CHECKPOINT if own is None else TRAINED
+        other.law = law
         return other
 
     def with_chain(self, chain: str, sampler: Sampler | None = None) -> "Policy":
@@ -204,43 +178,24 @@ class Policy:
         Raises:
             SpecError: There is no such chain, or as `with_sampler`.
         """
-        check_chain(chain)
         other = copy.copy(self)
-        other.runs = chain
+        other.law = self.law.turned(chain)
         return other.with_sampler(sampler or other.reference)
 
     @property
-    def _runs_own(self) -> OwnDdim | None:
-        return self.own if self.runs == CHECKPOINT else None
+    def chain(self) -> GaussianChain:
+        """The chain of the network's noise schedule."""
+        return self.law.chain
 
     @property
     def reference(self) -> Sampler:
         """The sequential sampler of the law that runs, which speedups are against."""
-        return self._runs_own or Ddpm()
+        return self.law.reference
 
     @property
     def steps(self) -> int:
         """Network calls of `reference` in a plan."""
-        return self.reference.sequential_steps(self.chain)
-
-    def check_gaussian(self, what: str) -> None:
-        """Refuse a thing that needs a chain of Gaussian steps, where the policy runs a scheduler that adds no noise.
-
-        Args:
-            what: Needs it, for the message.
-
-        Raises:
-            SpecError: The policy does.
-        """
-        if self._runs_own is not None:
-            raise self._refusal(what, self._runs_own)
-
-    def _refusal(self, what: str, own: OwnDdim) -> SpecError:
-        return SpecError(
-            f"{what} needs a chain of Gaussian steps, and this checkpoint's own scheduler is DDIM without noise, whose "
-            f"plan is {own.spec}: --chain {TRAINED}, or load_policy(…, chain={TRAINED!r}), samples the DDPM chain of "
-            f"{len(self.chain)} steps that its network was trained for"
-        )
+        return self.law.steps
 
     def with_backend(self, backend: Backend) -> "Policy":
         """Make a policy whose networks run on another backend; history, noise and experience are its own.

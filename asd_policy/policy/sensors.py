@@ -115,8 +115,12 @@ class Sensor:
 
     @property
     def most(self) -> int:
-        """Rows of the largest call of the network: not more than there may be memory for."""
-        return max(1, min(MOST_ROWS, MOST_PIXELS // math.prod(self.shape[-2:])))
+        """Rows of the largest call of the network."""
+        return most_rows(self.shape)
+
+    def job(self, device: Device) -> SensorJob:
+        """What the network is called for."""
+        return SensorJob(self.shape, self.size, self.most, device)
 
     def to(self, device: Device) -> "Sensor":
         """Bring it to a device, the network itself and not a copy."""
@@ -189,7 +193,7 @@ class SensorEncoder:
         prepared: dict[Any, Callable[[Array], Array]] = {}
         features: dict[str, Affine | Sensor] = dict(self.features)
         for name, sensor in self.sensors.items():
-            job = SensorJob(sensor.shape, sensor.size, sensor.most, device)
+            job = sensor.job(device)
             if (key := (id(sensor.network), job)) not in prepared:
                 prepared[key] = backend.prepare_sensor(sensor.network, job)
             features[name] = replace(sensor, run=prepared[key])
@@ -247,6 +251,11 @@ class SensorEncoder:
             parts.append(features[..., first : first + size])
             first += size
         return parts
+
+
+def most_rows(shape: tuple[int, ...]) -> int:
+    """Count the observations of a shape that are encoded at once: not more than there may be memory for."""
+    return max(1, min(MOST_ROWS, MOST_PIXELS // max(1, math.prod(shape[-2:]))))
 
 
 def encode_history(encoder: ObservationEncoder, history: Mapping[str, Any], n_obs_steps: int, device: Device) -> Array:

@@ -10,7 +10,7 @@ import torch
 
 import asd_policy
 from asd_policy._common.clock import HostClock, Stopwatch
-from asd_policy.errors import BackendError, ObservationError
+from asd_policy.errors import ObservationError
 from asd_policy.evaluation import benchmark
 from asd_policy.evaluation.states import States, histories, random_conditioning, random_states, recalling
 from asd_policy.policy import sensors
@@ -231,13 +231,6 @@ def test_a_benchmark_encodes_frames_and_plans_at_its_states(policy: Policy) -> N
     assert network is not None
     outside = 1 - (network + timed.encode_seconds) / timed.wall_seconds
     assert summary["overhead_fraction"] == pytest.approx(outside)
-
-
-def test_what_takes_no_cameras_says_so(policy: Policy, tmp_path: Path) -> None:
-    from asd_policy.checkpoints.onnx.writing import export_policy
-
-    with pytest.raises(BackendError, match="the policy observes observation.image: export takes no cameras yet"):
-        export_policy(policy, tmp_path / "policy.onnx", {})
 
 
 def test_a_control_loop_hands_frames_on(policy: Policy) -> None:

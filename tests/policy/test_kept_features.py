@@ -14,10 +14,12 @@ from torch import Tensor
 import asd_policy
 from asd_policy.deploy.realtime.history import History
 from asd_policy.deploy.realtime.planner import PolicyPlanner, shapes_of
+from asd_policy.deploy.serving.dispatcher import Request
+from asd_policy.deploy.serving.sessions import Session
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.episode_state import Observed, together
-from asd_policy.policy.observation import STATE
+from asd_policy.policy.observation import STATE, read_observation
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import SensorEncoder, encode_history
@@ -188,3 +190,18 @@ def test_what_encoding_took_is_in_the_journal(loaded: Policy) -> None:
     assert Episode.from_json(written).plans[0].encoded is None
     with pytest.raises(ValueError, match="a plan's encoded is -1, which is below 0"):
         Episode.from_json({**written, "plans": [{**written["plans"][0], "encoded": -1, "encode_seconds": 0.1}]})
+
+
+def test_a_servers_requests_share_observations(loaded: Policy) -> None:
+    """The plan of a request keeps features with the session, for the next one."""
+    policy, counted = counting(loaded)
+    session = Session(policy.new_episode(0), lease=1.0)
+    for step in range(3):
+        read = [read_observation(observation(each), policy.observation_shapes, CPU) for each in (step, step + 1)]
+        robot = Request(session, read, step, begins=step == 0).robot(CPU)
+        policy.robots = [robot]
+        policy.plan_for([0])
+        session.robot = robot
+        cond = encode_history(loaded.encoder, stacked([step, step + 1]), N_OBS_STEPS, CPU)
+        torch.testing.assert_close(robot.plans[-1].cond, cond, rtol=1e-5, atol=1e-5)
+    assert counted.calls == [2, 1, 1]

@@ -241,7 +241,7 @@ def test_ddim_has_two_laws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(trained.chain) == trained.steps == STEPS
     assert max(trained.plan(seen).stats.rounds) < STEPS
     noisy = asd_policy.load_policy(ddim(10, eta=1.0), "asd:window=4")
-    assert (noisy.own, len(noisy.chain)) == (None, 10)
+    assert (noisy.law.own, len(noisy.chain)) == (None, 10)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,24 @@ def test_a_closed_loop() -> None:
     np.testing.assert_array_equal(again.select_action(observation), other.select_action(observation))
 
 
+@pytest.mark.parametrize("form", ["bytes", "floats"])
+def test_a_camera(form: str) -> None:
+    """Frames of both forms become the conditioning that PyTorch made of them, each encoded once."""
+    files = dict(np.load(FOLDER / "camera.npz"))
+    policy = asd_policy.load_policy(FOLDER / "camera.onnx", "ddpm")
+    assert policy.observation_shapes["observation.image"] == (3, 40, 48)
+    policy.reset(seed=0)
+    for frame, state in zip(files["frames"], files["states"], strict=True):
+        seen = frame if form == "bytes" else np.moveaxis(frame, -1, 0).astype(np.float32) / 255
+        assert np.isfinite(policy.select_action({"agent_pos": state, "pixels": seen})).all()
+    assert [plan.encoding and plan.encoding.observations for plan in policy.plans] == [1, 1, 1]
+    for plan, expected in zip(policy.plans, files["cond"], strict=True):
+        assert isinstance(plan.cond, np.ndarray)
+        np.testing.assert_allclose(plan.cond[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(asd_policy.ObservationError, match="is uint8"):
+        policy.select_action({"agent_pos": [0.1, 0.2], "pixels": np.moveaxis(files["frames"][0], -1, 0)})
+
+
 def test_what_needs_pytorch_says_so(tmp_path: Path) -> None:
     with pytest.raises(asd_policy.CheckpointError, match="is not a checkpoint of a known format: exported ONNX file"):
         asd_policy.load_policy(tmp_path)

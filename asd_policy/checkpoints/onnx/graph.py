@@ -12,6 +12,7 @@ import numpy as np
 from asd_policy.checkpoints.onnx.sizes import MOST_VALUES, Node, UnknownShapeError, Value, sizes
 from asd_policy.checkpoints.untrusted.protobuf import fields, varints
 from asd_policy.errors import CheckpointError
+from asd_policy.policy.sensors import most_rows
 
 MAX_FILE = 2**31 - 1  # [bytes]; no protocol buffer is larger
 _SECOND_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # tags of producer_name … opset_import
@@ -27,7 +28,15 @@ MAX_NUMBERS = 2**29
 MAX_FOLDED = 2**30
 """Most operations on constants alone, which ONNX Runtime does while it loads."""
 _INT64 = 7  # TensorProto.DataType
+_MOST_TEXT = 40  # [bytes] of an attribute; the names of modes are shorter
 _OTHERS_CODE = "which could be anybody's code or load some"
+
+
+SENSOR = "asd_policy.sensor."
+"""Begins the names of weights that no operator reads: each holds the model of a sensor's network, as it would lie in a
+file of its own. So one file holds several graphs, and ONNX Runtime opens it as the denoiser."""
+Span = tuple[int, int]
+"""Where something begins, and how long it is [bytes]."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,9 @@ class OnnxContents:
     metadata: dict[str, str]
     """The model's metadata_props."""
     digest: str
-    """sha256 of the serialised graph, weights included."""
+    """sha256 of the serialised graph, weights and sensors' models included."""
+    sensors: dict[str, Span]
+    """Where in the file the models of sensors are, by the names of the weights that hold them."""
 
 
 def is_onnx(path: Path) -> bool:
@@ -67,7 +78,11 @@ def read_onnx(path: Path) -> OnnxContents:
         size = path.stat().st_size
         if size > MAX_FILE:
             raise CheckpointError(f"{path} has {size} bytes; an ONNX file has {MAX_FILE} at most")
-        return _read_model(memoryview(path.read_bytes()))
+        model = memoryview(path.read_bytes())
+        contents, sensors = _read_model(model)
+        begin = _address(model)
+        spans = {name: (_address(sensor) - begin, len(sensor)) for name, sensor in sensors.items()}
+        return OnnxContents(*contents, spans)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (_Unwanted, UnknownShapeError) as error:
@@ -82,10 +97,19 @@ class _Unwanted(Exception):
     """Something that a file must not have."""
 
 
+_Sensors = dict[str, memoryview]
+
+
+def _address(part: memoryview) -> int:
+    """Find where some bytes are in memory."""
+    return np.frombuffer(part, np.uint8).ctypes.data
+
+
 # Below, numbers are those of the fields in the messages of onnx.proto3, and a message of the wrong kind is a TypeError.
 
 
-def _read_model(model: memoryview) -> OnnxContents:
+def _read_model(model: memoryview, of_sensor: bool = False) -> tuple[tuple[dict[str, str], str], _Sensors]:
+    """Check a model: its metadata and digest, and the models of sensors in it."""
     metadata: dict[str, str] = {}
     graphs: list[memoryview] = []
     for number, value in fields(model):
@@ -98,32 +122,43 @@ def _read_model(model: memoryview) -> OnnxContents:
             raise _Unwanted({20: "training information", 25: "functions"}[number])
     if len(graphs) != 1:
         raise ValueError(f"it has {len(graphs)} graphs, not 1")
-    _check_graph(graphs[0])
-    return OnnxContents(metadata, hashlib.sha256(graphs[0]).hexdigest())
+    sensors = _check_graph(graphs[0], of_sensor)
+    for name, sensor in sensors.items():
+        if of_sensor:
+            raise _Unwanted(f"{name:.40} within the model of a sensor")
+        _read_model(sensor, of_sensor=True)
+    return (metadata, hashlib.sha256(graphs[0]).hexdigest()), sensors
 
 
-def _check_graph(graph: memoryview) -> None:
+def _check_graph(graph: memoryview, of_sensor: bool) -> _Sensors:
     nodes: list[Node] = []
-    inputs: dict[str, Value] = {}
+    inputs: dict[str, list[int | None]] = {}
     weights: dict[str, Value] = {}
+    sensors: _Sensors = {}
     for number, value in fields(graph, 4 * MAX_PARTS):
         if number == 1:
             nodes.append(_read_node(_message(value)))
         elif number == 5:
-            name, weight = _read_weight(_message(value))
+            name, weight, stored = _read_weight(_message(value))
             weights[name] = weight
+            if name.startswith(SENSOR):
+                sensors[name] = stored
         elif number == 11:
-            name, read = _read_input(_message(value))
-            inputs[name] = read
+            name, shape = _read_input(_message(value))
+            inputs[name] = shape
         elif number == 15:
             raise _Unwanted("sparse tensors")
         if max(len(nodes), len(weights), len(inputs)) > MAX_PARTS:
             raise _Unwanted(f"more than {MAX_PARTS} nodes or weights")
-    taken = sizes(nodes, inputs | weights)
+    shapes = list(inputs.values())
+    points = min(POINTS, most_rows(tuple(each or 1 for each in shapes[0][1:]))) if of_sensor and shapes else POINTS
+    known = {name: Value(tuple(points if each is None else each for each in shape)) for name, shape in inputs.items()}
+    taken = sizes(nodes, known | weights)
     if taken.peak > MAX_NUMBERS:
-        raise _Unwanted(f"tensors of {taken.peak} numbers for {POINTS} points; {MAX_NUMBERS} are the most")
+        raise _Unwanted(f"tensors of {taken.peak} numbers for {points} points; {MAX_NUMBERS} are the most")
     if taken.folded > MAX_FOLDED:
         raise _Unwanted(f"{taken.folded} operations on constants, to be done at load; {MAX_FOLDED} are the most")
+    return sensors
 
 
 def _read_node(node: memoryview) -> Node:
@@ -154,13 +189,16 @@ def _read_attribute(attribute: memoryview) -> dict[str, Any]:
             name = _text(value)
         elif number == 3:
             single = _signed(value)
+        elif number == 4:
+            single = bytes(_message(value)[:_MOST_TEXT])
         elif number == 8:
             several += _integers(value)
     return {name: several or single} if several or single is not None else {}
 
 
-def _read_weight(tensor: memoryview) -> tuple[str, Value]:
-    name, shape, kind, stored = "", [], 0, _EMPTY
+def _read_weight(tensor: memoryview) -> tuple[str, Value, memoryview]:
+    """Read a weight's name, what is known of it, and its bytes where they are stored as such."""
+    name, shape, kind, stored, packed = "", [], 0, _EMPTY, b""
     for number, value in fields(tensor):
         if number == 13 or (number == 14 and value != 0):
             raise _Unwanted("weights in another file")
@@ -169,31 +207,31 @@ def _read_weight(tensor: memoryview) -> tuple[str, Value]:
         elif number == 2:
             kind = value
         elif number == 7:
-            stored = np.array(_integers(value), np.int64).tobytes()
+            packed = np.array(_integers(value), np.int64).tobytes()
         elif number == 8:
             name = _text(value)
         elif number == 9:
             stored = _message(value)
     if min(shape, default=0) < 0:
         raise ValueError(f"the weight {name:.40} has the shape {shape}")
-    numbers = None
-    if kind == _INT64 and len(stored) == 8 * math.prod(shape) and math.prod(shape) <= MOST_VALUES:
-        numbers = np.frombuffer(stored, "<i8").reshape(shape)
-    return name, Value(tuple(shape), numbers, constant=True)
+    numbers, raw = None, stored or packed
+    if kind == _INT64 and len(raw) == 8 * math.prod(shape) and math.prod(shape) <= MOST_VALUES:
+        numbers = np.frombuffer(raw, "<i8").reshape(shape)
+    return name, Value(tuple(shape), numbers, constant=True), stored
 
 
-def _read_input(information: memoryview) -> tuple[str, Value]:
-    """Read an input's name and shape; dimensions without a size are the number of points."""
-    name, shape = "", ()
+def _read_input(information: memoryview) -> tuple[str, list[int | None]]:
+    """Read an input's name and shape; dimensions without a size, which are the number of points, are None."""
+    name, shape = "", []
     for number, value in fields(information):
         if number == 1:
             name = _text(value)
         elif number == 2:
             dimensions = [each for kind in _all(value, 1) for shape in _all(kind, 2) for each in _all(shape, 1)]
-            shape = tuple(next((_signed(size) for size in _all(each, 1)), POINTS) for each in dimensions)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the input {name:.40} has the shape {list(shape)}")
-    return name, Value(shape)
+            shape = [next((_signed(size) for size in _all(each, 1)), None) for each in dimensions]
+    if min((each for each in shape if each is not None), default=0) < 0:
+        raise ValueError(f"the input {name:.40} has the shape {shape}")
+    return name, shape
 
 
 def _all(message: int | memoryview, wanted: int) -> Iterator[int | memoryview]:

@@ -3,18 +3,19 @@
 Neither PyTorch nor the package onnx is needed to read one.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from asd_policy._common.arrays import Device
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.onnx.graph import is_onnx, read_onnx
+from asd_policy.checkpoints.onnx.graph import Span, is_onnx, read_onnx
 from asd_policy.checkpoints.onnx.record import KEY, Map, PolicyRecord, read_record
 from asd_policy.errors import CheckpointError
-from asd_policy.networks.backends.onnx import Onnx, OnnxModel
+from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
-from asd_policy.policy.sensors import SensorEncoder
+from asd_policy.policy.sensors import Sensor, SensorEncoder
 from asd_policy.samplers import Sampler
 
 
@@ -24,11 +25,14 @@ def describe_onnx(path: Path) -> Description:
     Raises:
         CheckpointError: The file is not whole, or was not written by `asd-policy export`.
     """
-    record = _read(path)
+    record, _ = _read(path)
     return Description(
         network=record.network,
         parameters=record.parameters,
-        observation={name: [len(each["origin"])] for name, each in record.observation.items()},
+        observation={
+            name: list(record.sensors[name].shape) if name in record.sensors else [len(each["origin"])]
+            for name, each in record.observation.items()
+        },
         action={"action": [len(record.action["origin"])]},
         horizons={name: getattr(record.horizons, name) for name in ("n_obs_steps", "horizon", "n_action_steps")},
         scheduler=record.chain.config,
@@ -55,20 +59,31 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
         BackendError: onnxruntime or the provider is missing, or the graph does not fit the record.
         SpecError: The sampler's options do not fit the chain.
     """
-    record = _read(path)
+    record, spans = _read(path)
     return Policy(
         denoiser=OnnxModel(path),
         chain=record.chain,
         sampler=sampler,
         horizons=record.horizons,
-        observation=SensorEncoder({name: _affine(each) for name, each in record.observation.items()}, record.inpaints),
+        observation=_encoder(path, record, spans),
         action=_affine(record.action),
         device=device,
         backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
     )
 
 
-def _read(path: Path) -> PolicyRecord:
+def _encoder(path: Path, record: PolicyRecord, spans: Mapping[str, Span]) -> SensorEncoder:
+    features: dict[str, Affine | Sensor] = {name: _affine(each) for name, each in record.observation.items()}
+    networks = {model: OnnxSensor(path, *span) for model, span in spans.items()}  # of several sensors it may be one
+    for name, sensor in record.sensors.items():
+        network = networks.get(sensor.model)
+        if network is None:
+            raise CheckpointError(f"{path} has no model {sensor.model!r:.60} of the sensor {name!r:.60}")
+        features[name] = Sensor(sensor.shape, _affine(record.observation[name]), network, sensor.size, sensor.steps)
+    return SensorEncoder(features, record.inpaints, record.by_feature, record.random_crop)
+
+
+def _read(path: Path) -> tuple[PolicyRecord, Mapping[str, Span]]:
     contents = read_onnx(path)
     if KEY not in contents.metadata:
         there = ", ".join(sorted(contents.metadata)) or "none"
@@ -86,7 +101,7 @@ def _read(path: Path) -> PolicyRecord:
             f"{path} was changed after its export: the sha256 of its graph and weights is {contents.digest}, not "
             f"{record.graph:.64}"
         )
-    return record
+    return record, contents.sensors
 
 
 def _affine(parts: Map) -> Affine:

@@ -18,7 +18,9 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import check_options, configuration
 from asd_policy.checkpoints.onnx.chain import contradiction
 from asd_policy.errors import CheckpointError
+from asd_policy.policy.observation import is_frame
 from asd_policy.policy.plan import Horizons
+from asd_policy.policy.sensors import SensorEncoder
 
 if TYPE_CHECKING:
     from asd_policy.policy.policy import Policy
@@ -28,12 +30,27 @@ KEY = "asd_policy"
 VERSION = 1
 MAX_RECORD = 16 * 2**20  # [characters]
 MAX_SIZE = 2**20  # of any horizon or feature
+MAX_SENSED = 2**26  # numbers that a sensor sees: a frame of 4096 × 4096
 _SCHEDULE = ("a", "b", "sigma", "output_scale", "input_scale")
 _AFFINE = ("origin", "gain", "shift")
 
 Floats = npt.NDArray[np.float64]
 Map = dict[str, npt.NDArray[np.float32]]
 """`origin`, `gain` and `shift` [feature_dim] of a feature's map."""
+
+
+@dataclass(frozen=True)
+class SensorRecord:
+    """A feature that a network encodes."""
+
+    shape: tuple[int, ...]
+    """Of what it sees."""
+    size: int
+    """Numbers that one observation of it becomes."""
+    steps: int | None
+    """How many of the last observations count; None for all."""
+    model: str
+    """Name of the weight of the graph that holds its network's model."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,27 @@ class PolicyRecord:
     """Horizons of observation, plan and execution."""
     inpaints: bool
     """As `Policy.inpaints`."""
+    sensors: dict[str, SensorRecord]
+    """Those of the features that networks encode."""
+    by_feature: bool
+    """As `SensorEncoder.by_feature`."""
+    random_crop: str | None
+    """As `ObservationEncoder.random_crop`."""
 
     @property
     def event(self) -> tuple[int, int]:
         """Shape of a sample."""
-        dims = sum(len(each["origin"]) for each in self.observation.values()) if self.inpaints else 0
+        sizes = [
+            self.sensors[name].size if name in self.sensors else len(each["origin"])
+            for name, each in self.observation.items()
+        ]
+        dims = sum(sizes) if self.inpaints else 0
         return self.horizons.horizon, len(self.action["origin"]) + dims
 
 
-def write_record(policy: "Policy", network: str, parameters: int, graph: str, source: Mapping[str, Any]) -> str:
+def write_record(
+    policy: "Policy", network: str, parameters: int, graph: str, source: Mapping[str, Any], models: Mapping[str, str]
+) -> str:
     """Write the record of a policy as JSON.
 
     Args:
@@ -77,12 +106,17 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
         parameters: Numbers in the network's weights.
         graph: sha256 of the serialised graph.
         source: What was exported.
+        models: For each feature that a network encodes, the name of the weight that holds its model.
     """
+    assert isinstance(policy.encoder, SensorEncoder)
     chain = policy.chain
-    maps = {
+    maps: dict[str, dict[str, Any]] = {
         name: {part: [float(number) for number in getattr(affine, part).tolist()] for part in _AFFINE}
         for name, affine in policy.normalization.items()
     }
+    for name, sensor in policy.encoder.sensors.items():
+        its = {"shape": sensor.shape, "size": sensor.size, "steps": sensor.steps, "model": models[name]}
+        maps[name] = {**maps[name], "sensor": its}
     record = {
         "version": VERSION,
         "package": PACKAGE_VERSION,
@@ -99,6 +133,8 @@ def write_record(policy: "Policy", network: str, parameters: int, graph: str, so
         "observation": maps,
         "horizons": {each.name: getattr(policy.horizons, each.name) for each in fields(Horizons)},
         "inpaints": policy.inpaints,
+        "by_feature": policy.encoder.by_feature,
+        "random_crop": policy.encoder.random_crop,
         "event": policy.event,
     }
     return json.dumps(record, allow_nan=False, default=_plain)
@@ -141,6 +177,13 @@ def read_record(text: str) -> PolicyRecord:
         action=_read_map(top.get("action")),
         horizons=_read_horizons(top.get("horizons")),
         inpaints=top.get("inpaints").flag(),
+        sensors={
+            name: _read_sensor(features.get(name), top.get("horizons").get("n_obs_steps").value)
+            for name, each in features.mapping().items()
+            if "sensor" in each
+        },
+        by_feature=top.find("by_feature").flag() if top.find("by_feature").value is not None else False,
+        random_crop=top.find("random_crop").text() if top.find("random_crop").value is not None else None,
     )
     event = top.get("event").value
     if event != list(record.event):
@@ -161,6 +204,10 @@ class _Entry:
         if key not in self.mapping():
             raise CheckpointError(f"{self.name} lacks {key!r}")
         return _Entry(f"{self.name}'s {key}", self.value[key])
+
+    def find(self, key: str) -> "_Entry":
+        """Get an entry that files of older versions lack: its value is None there."""
+        return self.get(key) if key in self.mapping() else _Entry(f"{self.name}'s {key}", None)
 
     def mapping(self) -> dict[str, Any]:
         return self._is(dict, "an object")
@@ -224,6 +271,26 @@ def _read_map(entry: _Entry) -> Map:
             f"{entry.name} has a gain of 0, a number that is none in float32, or more than {MAX_SIZE} numbers"
         )
     return used
+
+
+def _read_sensor(entry: _Entry, n_obs_steps: int) -> SensorRecord:
+    channels, sensor = len(entry.get("origin").numbers()), entry.get("sensor")
+    shape = sensor.get("shape").numbers()
+    steps = sensor.get("steps")
+    read = SensorRecord(
+        shape=tuple(int(size) for size in shape),
+        size=sensor.get("size").integer(1, MAX_SIZE),
+        steps=None if steps.value is None else steps.integer(1, n_obs_steps),
+        model=sensor.get("model").text(),
+    )
+    known = read.shape[0] if is_frame(read.shape) else read.shape[-1]
+    whole = all(size == math.floor(size) and 1 <= size <= MAX_SIZE for size in shape)
+    if not whole or len(shape) > 3 or math.prod(read.shape) > MAX_SENSED or known != channels:
+        raise CheckpointError(
+            f"{sensor.name} has the shape {shape.tolist()!r:.60}, not (n,), (points, channels) or (3, height, width) "
+            f"of at most {MAX_SENSED} numbers, with a map of as many channels"
+        )
+    return read
 
 
 def _read_chain(entry: _Entry) -> GaussianChain:

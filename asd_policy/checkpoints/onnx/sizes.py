@@ -27,7 +27,7 @@ class Node:
     inputs: Sequence[str]
     outputs: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Attributes: integers and lists of integers; others are left out."""
+    """Attributes: integers, lists of integers and texts (bytes); others are left out."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def _work(node: Node, inputs: Sequence[Value], numbers: int) -> int:
     """Estimate how many multiplications a node needs to compute so many numbers."""
     if node.kind in ("MatMul", "Gemm"):
         return numbers * max(inputs[0].shape, default=1)
+    if node.kind == "Conv":
+        return numbers * math.prod(inputs[1].shape[1:])
     return numbers
 
 
@@ -229,6 +231,61 @@ def _pad(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
     return [Value(padded)]
 
 
+def _convolution(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    shape, kernel = inputs[0].shape, inputs[1].shape
+    _expect(shape[1] == kernel[1] * options.get("group", 1) and len(shape) == len(kernel))
+    return [Value((shape[0], kernel[0], *_slid(shape[2:], kernel[2:], options)))]
+
+
+def _pool(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    shape = inputs[0].shape
+    return [Value((*shape[:2], *_slid(shape[2:], options["kernel_shape"], options)))]
+
+
+def _slid(sizes: Sequence[int], kernel: Sequence[int], options: Mapping[str, Any]) -> list[int]:
+    """Count the places of a kernel that slides over an image."""
+    rank = len(sizes)
+    strides, dilations = (options.get(name) or [1] * rank for name in ("strides", "dilations"))
+    pads = options.get("pads") or [0] * (2 * rank)
+    _expect(len(kernel) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank)
+    _expect(options.get("auto_pad", b"NOTSET") == b"NOTSET" and not options.get("ceil_mode", 0))
+    _expect(min((*pads, 0)) == 0 and min((*strides, *dilations, *kernel, 1)) == 1)
+    places = [
+        (sizes[axis] + pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1) // strides[axis] + 1
+        for axis in range(rank)
+    ]
+    _expect(min(places) > 0)
+    return places
+
+
+def _average_all(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    shape = inputs[0].shape
+    return [Value((*shape[:2], *(1 for _ in shape[2:])))]
+
+
+def _resize(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    shape, wanted = inputs[0].shape, _numbers(inputs[3])
+    _expect(len(wanted) == len(shape) and min(wanted) >= 0 and "axes" not in options)
+    _expect(options.get("keep_aspect_ratio_policy", b"stretch") == b"stretch")
+    return [Value(tuple(wanted))]
+
+
+def _reduce(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    shape = inputs[0].shape
+    axes = _numbers(inputs[1]) if len(inputs) > 1 else options["axes"]
+    _expect(bool(axes))
+    gone = {axis % len(shape) for axis in axes}
+    if options.get("keepdims", 1):
+        return [Value(tuple(1 if axis in gone else size for axis, size in enumerate(shape)))]
+    return [Value(tuple(size for axis, size in enumerate(shape) if axis not in gone))]
+
+
+def _expand(inputs: Sequence[Value], options: Mapping[str, Any]) -> list[Value]:
+    wanted = _numbers(inputs[1])
+    _expect(min(wanted, default=0) >= 0)
+    return [Value(np.broadcast_shapes(inputs[0].shape, tuple(wanted)))]
+
+
 def _numbers(value: Value) -> list[int]:
     """Read the integers that a tensor holds."""
     if value.numbers is None:
@@ -245,15 +302,40 @@ _Rule = Callable[[Sequence[Value], Mapping[str, Any]], list[Value]]
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("Identity", "Cast"), _same),
     **dict.fromkeys(
-        ("Cos", "Exp", "Gelu", "InstanceNormalization", "LayerNormalization", "Mish", "Sin", "Softmax"), _shape_alone
+        (
+            "BatchNormalization",
+            "Cos",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Gelu",
+            "InstanceNormalization",
+            "LayerNormalization",
+            "LeakyRelu",
+            "Mish",
+            "Relu",
+            "Sigmoid",
+            "Sin",
+            "Softmax",
+            "Softplus",
+            "Sqrt",
+            "Tanh",
+        ),
+        _shape_alone,
     ),
-    **dict.fromkeys(("Add", "Div", "Mul", "Sub"), _broadcast),
+    **dict.fromkeys(("Add", "Div", "Mul", "Pow", "Sub"), _broadcast),
+    **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
+    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), _reduce),
     "Concat": _concat,
+    "Conv": _convolution,
+    "Expand": _expand,
     "Gather": _gather,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Pad": _pad,
+    "GlobalAveragePool": _average_all,
     "Reshape": _reshape,
+    "Resize": _resize,
     "Shape": _shape,
     "Slice": _slice,
     "Split": _split,

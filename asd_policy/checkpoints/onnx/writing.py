@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from asd_policy._common.arrays import Device
 from asd_policy._common.files import atomic_file
-from asd_policy.checkpoints.onnx.graph import read_onnx
+from asd_policy.checkpoints.onnx.graph import SENSOR, Span, read_onnx
 from asd_policy.checkpoints.onnx.record import KEY, read_record, write_record
 from asd_policy.errors import BackendError
-from asd_policy.networks.backends.base import Job
-from asd_policy.networks.backends.onnx import Onnx, OnnxModel
-from asd_policy.networks.backends.onnx_export import example, export_network
-from asd_policy.policy.observation import refuse_cameras
+from asd_policy.networks.backends.base import Job, SensorJob
+from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
+from asd_policy.networks.backends.onnx_export import check_size, example, export_network, export_sensor, sensor_example
 from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import SensorEncoder
+
+if TYPE_CHECKING:
+    import onnx
 
 CHECKED = (1, 2, 7, 64)
 """Numbers of points at which a file is compared with the network."""
@@ -36,29 +40,75 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
         The largest difference of predictions, in units of the largest one.
 
     Raises:
-        BackendError: A package is missing, or the network cannot be exported, is too large for one file, or the file
-            predicts something else; or the policy has cameras.
+        BackendError: A package is missing, or a network cannot be exported, or all are too large for one file, or the
+            file predicts or encodes something else; or a library's own encoder encodes the observations.
         CheckpointError: The file would not be loaded again.
     """
-    refuse_cameras(policy.observation_shapes, "export", BackendError)
-    network = policy.network
-    job = policy.job
+    network, encoder = policy.network, policy.encoder
     if isinstance(network, OnnxModel):
         raise BackendError(f"the policy is an ONNX file already: {network.path}")
-    model = export_network(network, job, lowered=True)
+    if not isinstance(encoder, SensorEncoder):
+        raise BackendError(f"the policy's encoder is a {type(encoder).__name__} of its library, which is not exported")
+    check_size(network, *(sensor.network for sensor in encoder.sensors.values()))
+    model = export_network(network, policy.job, lowered=True)
     assert isinstance(network, nn.Module)  # or it would not have been exported
     import onnx
 
+    models = _add_sensors(model, encoder, policy.device)
     parameters = sum(each.numel() for each in network.parameters())
     with atomic_file(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+        del model  # it may have a gigabyte
         digest = read_onnx(temporary).digest
-        record = write_record(policy, type(network).__name__, parameters, digest, source)
+        record = write_record(policy, type(network).__name__, parameters, digest, source, models)
         note = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=KEY, value=record)])
         with temporary.open("ab") as file:
             file.write(note.SerializeToString())  # a message that follows another one is merged into it
-        read_record(read_onnx(temporary).metadata[KEY])
-        return _compare(temporary, policy, job)
+        contents = read_onnx(temporary)
+        read_record(contents.metadata[KEY])
+        sensed = _compare_sensors(temporary, encoder, {name: contents.sensors[key] for name, key in models.items()})
+        return max(_compare(temporary, policy, policy.job), sensed)
+
+
+def _add_sensors(model: "onnx.ModelProto", encoder: SensorEncoder, device: Device) -> dict[str, str]:
+    """Add the models of sensors' networks, each once; return for each sensor the name of the weight that holds its."""
+    from onnx import TensorProto
+
+    models: dict[str, str] = {}
+    known: dict[tuple[int, SensorJob], str] = {}
+    for name, sensor in encoder.sensors.items():
+        key = id(sensor.network), sensor.job(device)
+        if key not in known:
+            known[key] = f"{SENSOR}{len(known)}"
+            content = export_sensor(sensor.network, sensor.job(device)).SerializeToString()
+            model.graph.initializer.append(
+                TensorProto(name=known[key], data_type=TensorProto.UINT8, dims=[len(content)], raw_data=content)
+            )
+        models[name] = known[key]
+    return models
+
+
+def _compare_sensors(path: Path, encoder: SensorEncoder, spans: Mapping[str, Span]) -> float:
+    """Compute the largest relative difference between a file's features and the policy's.
+
+    Raises:
+        BackendError: It is too large.
+    """
+    worst, cpu = 0.0, torch.device("cpu")
+    for name, sensor in encoder.sensors.items():
+        job = sensor.job(cpu)
+        exported = Onnx(provider="cpu").prepare_sensor(OnnxSensor(path, *spans[name]), job)
+        for count in (each for each in CHECKED if each <= max(job.most, CHECKED[1])):
+            seen = sensor_example(job, count)
+            with torch.inference_mode():
+                expected = sensor.network(seen.to(_device_of(sensor.network))).float().cpu()
+                worst = max(worst, _difference(exported(seen), expected, f"encodes {name!r}", count))
+    return worst
+
+
+def _device_of(network: object) -> torch.device:
+    assert isinstance(network, nn.Module)  # or it would not have been exported
+    return next((each.device for each in network.parameters()), torch.device("cpu"))
 
 
 def _compare(path: Path, policy: Policy, job: Job) -> float:
@@ -77,12 +127,21 @@ def _compare(path: Path, policy: Policy, job: Job) -> float:
             inputs = example(job, count, generator)
             expected = policy.network(*inputs).float().cpu()
             found = exported(*(each.cpu() for each in inputs))
-            difference = float((found - expected).abs().max() / expected.abs().max())
-            if not difference <= TOLERANCE:  # NaN, too
-                raise BackendError(
-                    f"the exported network differs from the policy's by {difference:.2g} of its largest prediction "
-                    f"with {count} points in a call; {TOLERANCE:g} is the most that rounding explains; nothing was "
-                    "written"
-                )
-            worst = max(worst, difference)
+            worst = max(worst, _difference(found, expected, "predicts", count))
     return worst
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor, does: str, count: int) -> float:
+    """Compute the difference of two networks' outputs, in units of the largest number.
+
+    Raises:
+        BackendError: It is too large.
+    """
+    largest = float(expected.abs().max())
+    difference = float((found - expected).abs().max()) / (largest or 1.0)
+    if not difference <= TOLERANCE:  # NaN, too
+        raise BackendError(
+            f"the exported network that {does} differs from the policy's by {difference:.2g} of its largest number "
+            f"with {count} points in a call; {TOLERANCE:g} is the most that rounding explains; nothing was written"
+        )
+    return difference

@@ -69,7 +69,7 @@ def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], outpu
     """Export a module; the first dimension of all inputs is the same, of any size."""
     if not isinstance(network, nn.Module):
         raise BackendError(f"a {type(network).__name__} is no PyTorch module, and cannot be exported to ONNX")
-    _check_size(network)
+    check_size(network)
     missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if missing:
         raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: pip install asd-policy[onnx]")
@@ -113,19 +113,24 @@ def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, T
     return x.to(job.device), timestep.to(job.device), cond.to(job.device)
 
 
-def _check_size(network: nn.Module) -> None:
-    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}.values()
+def check_size(*networks: object) -> None:
+    """Refuse networks that are too large for one file, or not of float32; a shared one counts once.
+
+    Raises:
+        BackendError: They are.
+    """
+    modules = [each for each in networks if isinstance(each, nn.Module)]
+    tensors = {id(tensor): tensor for each in modules for tensor in (*each.parameters(), *each.buffers())}.values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    names = " and ".join(dict.fromkeys(type(each).__name__ for each in modules))
     if size > MAX_BYTES:
         raise BackendError(
-            f"the {type(network).__name__} has {size} bytes of weights; one ONNX file has {MAX_BYTES} at most, and "
+            f"the {names} has {size} bytes of weights; one ONNX file has {MAX_BYTES} at most, and "
             "weights in files beside it are not written"
         )
-    types = {tensor.dtype for tensor in network.parameters()}
+    types = {tensor.dtype for each in modules for tensor in each.parameters()}
     if types - {torch.float32}:
-        raise BackendError(
-            f"the {type(network).__name__} has weights of {', '.join(map(str, types))}, not torch.float32"
-        )
+        raise BackendError(f"the {names} has weights of {', '.join(map(str, types))}, not torch.float32")
 
 
 @contextlib.contextmanager

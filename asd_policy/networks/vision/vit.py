@@ -54,7 +54,8 @@ class VisionTransformer(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Attend from the class token to the patches."""
         patches = self.patch_embed["proj"](frames).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        rows = patches.shape[0]  # len() would fix the number when the network is exported
+        tokens = torch.cat([self.cls_token.expand(rows, -1, -1), patches], dim=1) + self.pos_embed
         return self.norm(self.blocks(self.norm_pre(tokens))[:, 0])
 
 
