@@ -18,7 +18,7 @@ from asd_policy.deploy.serving.dispatcher import Request
 from asd_policy.deploy.serving.sessions import Session
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.episode_state import Observed, together
+from asd_policy.policy.episode_state import Observation, together
 from asd_policy.policy.observation import STATE, read_observation
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
@@ -157,7 +157,7 @@ def test_a_copy_encodes_for_itself(loaded: Policy) -> None:
     policy, _ = counting(loaded)
     policy.select_action(observation(0))
     for entry in (copy.deepcopy(policy.robots[0].history[0]), pickle.loads(pickle.dumps(policy.robots[0].history[0]))):
-        assert isinstance(entry, Observed) and entry.features is None and entry.encoder is None
+        assert isinstance(entry, Observation) and entry.features is None and entry.encoder is None
         assert np.array_equal(entry[IMAGE].numpy(), observation(0)[IMAGE])
 
 
