@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.base import Description, Format
+from asd_policy.checkpoints.schedule import schedule_of
 from asd_policy.checkpoints.untrusted.reading import count_numbers, find_json, read_json, read_shapes, read_tensors
 from asd_policy.checkpoints.untrusted.weights import load_weights
 from asd_policy.errors import CheckpointError, SpecError
@@ -109,7 +109,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     from diffusers.models.unets.unet_1d import UNet1DModel
 
     at, config = _read_config(folder)
-    chain = GaussianChain.from_scheduler(_read_scheduler(folder, at))
+    schedule = schedule_of(_read_scheduler(folder, at), None)
     defaults = _defaults()
     warn_of_unknown(unknown_names(_options(config), defaults, f"{at}{CONFIG}", CheckpointError), f"{at}{CONFIG}")
     _check(config, defaults, f"{at}{CONFIG}")
@@ -124,7 +124,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     blocks = len(list(network.get_submodule("down_blocks").children()))
     multiple = 2 ** (blocks + 1)  # they may halve the length each, and the middle once more
     denoiser = Unet1dDenoiser(network, config.get("in_channels", CHANNELS), multiple)
-    return AcceleratedFn(denoiser, chain, sampler, device)
+    return AcceleratedFn(denoiser, schedule.law, sampler, device)
 
 
 def _defaults() -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from asd_policy._common.version import PACKAGE_VERSION
-from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
 from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
+from asd_policy.policy.law import CHECKPOINT, TRAINED, check_chain
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy, check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
 
@@ -43,7 +43,7 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
     try:
         loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
-        schedule: Schedule | ChainError = Schedule(loaded.chain, None if policy is None else policy.own)
+        schedule: Schedule | ChainError = Schedule(loaded.law.chain, loaded.law.own)
     except AsdError as error:
         missing.append(str(error))
         schedule = _schedule(description)
@@ -74,8 +74,6 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
 def _schedule(said: Description) -> Schedule | ChainError:
     """Make the schedule that a checkpoint describes, or explain why there is none."""
     try:
-        if not said.horizons:  # it is no policy, and `load_fn` samples chains of Gaussian steps alone
-            return Schedule(GaussianChain.from_scheduler(said.scheduler, said.num_inference_steps, said.eta), None)
         return schedule_of(said.scheduler, said.num_inference_steps, said.eta)
     except ChainError as error:
         return error

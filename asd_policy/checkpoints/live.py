@@ -13,7 +13,8 @@ from asd_policy.errors import ChainError, SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.adapters import find_adapter, is_accelerated
 from asd_policy.policy.adapters.base import SCHEDULERS, LiveParts, check_own, check_step
-from asd_policy.policy.policy import Policy, check_chain
+from asd_policy.policy.law import check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.ddim import OwnDdim
 
@@ -54,7 +55,7 @@ def policy_of(
     schedule = _schedule(parts)
     policy = Policy(
         parts.network, schedule.chain, planner, parts.horizons, parts.encoder, parts.action, own, wanted
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
     return policy.with_chain(chain, None if sampler is None else planner)
 
 
@@ -65,7 +66,8 @@ def _check_state(live: Any, device: str | None) -> Any:
     kind = f"this {type(live).__name__}"
     if is_accelerated(live):
         raise SpecError(f"{kind} is accelerated in place: asd_policy.restore it before a Policy is made of it")
-    training = [name or "the policy" for name, module in live.named_modules() if module.training]
+    modules = [each for each in live.named_modules() if not isinstance(each[1], torch.nn.ParameterDict)]
+    training = [name or "the policy" for name, module in modules if module.training]
     if training:
         raise SpecError(f"{kind} is in training mode ({training[0]}): call .eval() before a Policy is made of it")
     found = {(each.device, each.dtype) for each in live.parameters() if each.numel()}

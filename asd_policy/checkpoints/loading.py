@@ -10,8 +10,10 @@ from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.function import AcceleratedFn
-from asd_policy.policy.policy import CHECKPOINT, Policy, check_chain
+from asd_policy.policy.law import CHECKPOINT, check_chain
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.ddpm import Ddpm
 
 AUTO = "auto"
 """The spec of the backend that was measured to be the fastest here."""
@@ -68,22 +70,27 @@ def load_policy(
     return loaded
 
 
-def load_fn(path: str | Path, sampler: str = "asd", device: str = "cpu") -> AcceleratedFn:
+def load_fn(
+    path: str | Path, sampler: str | None = None, device: str = "cpu", chain: str = CHECKPOINT
+) -> AcceleratedFn:
     """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
 
     Args:
         path: As for `load_policy`.
-        sampler: Spec of the sampler.
+        sampler: Spec of the sampler; None for `asd`, or the file's own `ddim:n` where that runs.
         device: A torch device such as "cpu" or "cuda".
+        chain: As for `load_policy`.
 
     Raises:
         CheckpointError: No such path, no known format, a checkpoint that is broken, or one that is a policy.
         ChainError: Its noise scheduler cannot be sampled here.
         SpecError: The sampler or the device does not exist, or the sampler does not fit the schedule.
     """
-    loaded = load(locate(path), sampler, device)
+    loaded = load(locate(path), sampler, device, chain=chain)
     if isinstance(loaded, Policy):
         raise CheckpointError(f"{path} is a policy: asd_policy.load_policy loads it")
+    if sampler is None and loaded.sampler == Ddpm():
+        return loaded.with_chain(chain, make_sampler("asd"))
     return loaded
 
 
@@ -111,7 +118,7 @@ def load(
     with on_cpu():
         loaded = find_format(path)[1].load(path, planner, find_device(device))
     if not isinstance(loaded, Policy):
-        return loaded
+        return loaded.with_chain(chain, None if sampler is None else planner)
     _check_size(loaded)
     if loaded.encoder.random_crop and not fixed_crop:
         raise CheckpointError(

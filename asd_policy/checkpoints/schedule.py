@@ -12,6 +12,7 @@ from asd_policy.chain.scheduler_options import (
     trained_configuration,
 )
 from asd_policy.chain.scheduler_steps import choose_timesteps
+from asd_policy.policy.law import CHECKPOINT, TRAINED, Law
 from asd_policy.samplers.ddim import OwnDdim
 
 
@@ -23,6 +24,11 @@ class Schedule:
     """The scheduler's own; for DDIM with η = 0 the DDPM chain that the network was trained for."""
     own: OwnDdim | None
     """The file's own plan; None where it is the chain's."""
+
+    @property
+    def law(self) -> Law:
+        """The law of the chain, beside which the file's own is known."""
+        return Law(self.chain, self.own, CHECKPOINT if self.own is None else TRAINED)
 
 
 def schedule_of(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any = None) -> Schedule:

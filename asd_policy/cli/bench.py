@@ -30,7 +30,8 @@ from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.law import CHECKPOINT
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.ddpm import Ddpm

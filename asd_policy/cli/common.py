@@ -26,7 +26,8 @@ from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS
 from asd_policy.networks.backends import BACKENDS
 from asd_policy.networks.backends.base import DTYPES
-from asd_policy.policy.policy import CHAINS, Policy
+from asd_policy.policy.law import CHAINS
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.ddpm import Ddpm
 

@@ -24,8 +24,9 @@ from asd_policy.evaluation.rollout.latencies import Latency, read_latency
 from asd_policy.evaluation.rollout.ray_runner import Workers
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES
+from asd_policy.policy.law import CHECKPOINT
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.deadline import FALLBACKS, check_deadline
 

@@ -9,7 +9,7 @@ from asd_policy.checkpoints import find_format, inspection, load_policy, locate
 from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, print_json
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.reports import report
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 FORMATS = ("onnx",)
 
@@ -42,7 +42,7 @@ class ExportCommand:
         folder = locate(self.policy)
         name, form = find_format(folder)
         policy = load_policy(folder, chain=self.chain, fixed_crop=self.fixed_crop)
-        policy.check_gaussian("export")
+        policy.law.check_gaussian("export")
         source = {"policy": report.shared_name(self.policy), "format": name, "files": inspection.files(folder, form)}
         with console.status("exporting"):
             difference = export_policy(policy, self.out, source)

@@ -7,7 +7,7 @@ from rich.console import Console
 from asd_policy.checkpoints import inspection
 from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, print_json
 from asd_policy.evaluation.reports import report
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 
 @dataclass(frozen=True)

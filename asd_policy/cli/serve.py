@@ -12,7 +12,7 @@ from rich.console import Console
 from asd_policy.checkpoints import load_policy
 from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, FixedCropOption, check_at_least, choose_samplers
 from asd_policy.errors import BackendError, SpecError
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 if TYPE_CHECKING:
     import grpc

@@ -23,7 +23,8 @@ from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import encode
 from asd_policy.networks.recording import launcher_of
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.law import CHECKPOINT
+from asd_policy.policy.policy import Policy
 from asd_policy.policy.tuning import save_tuning
 from asd_policy.samplers.asd.autotune import DEFAULT, Setting, candidates, expected_costs, measure
 from asd_policy.samplers.asd.experience import Experience
@@ -63,7 +64,7 @@ class TuneCommand:
         check_at_least("seed", self.seed, 0)
         backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
-        policy.check_gaussian("tune")
+        policy.law.check_gaussian("tune")
         path = self._place()
         policies, left_out = _prepare(policy, backends, console)
         first = policies[0]

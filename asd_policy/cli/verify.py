@@ -25,7 +25,7 @@ from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.backends.torch_eager import TorchEager
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers import make_sampler
 
 
@@ -74,7 +74,7 @@ class VerifyCommand:
         policy = load_policy(
             self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
         )
-        policy.check_gaussian("verify")
+        policy.law.check_gaussian("verify")
         sampler.check(policy.chain)
         policy.check()
         record = report.run_record("verify", self.policy, self.env, self.seed, policy)

@@ -11,6 +11,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
+from asd_policy.policy.law import Law
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.inpainting import Inpainting
@@ -28,24 +29,42 @@ class AcceleratedFn:
     What calls have taught makes later ones cheaper and changes no sample's law, see `Experience`.
     """
 
-    def __init__(self, denoise: Denoiser, chain: GaussianChain, sampler: Sampler, device: Device | None) -> None:
+    def __init__(self, denoise: Denoiser, chain: GaussianChain | Law, sampler: Sampler, device: Device | None) -> None:
         """Put it together; `accelerate_fn` does it from a scheduler, `load_fn` from a checkpoint.
 
         Args:
             denoise: The network.
-            chain: Its noise schedule.
+            chain: Its noise schedule; or a law, where a checkpoint has two.
             sampler: How to sample.
             device: Where to sample; None for where the conditioning is, else the CPU.
 
         Raises:
             SpecError: The sampler's options do not fit the chain.
         """
-        sampler.check(chain)
         self.denoise = denoise
-        self.chain = chain
-        self.sampler = sampler
+        self.law = chain if isinstance(chain, Law) else Law(chain)
+        """Whose law samples have."""
+        self.sampler = self.law.fitted(sampler)
         self.device = device
         self.reset()
+
+    @property
+    def chain(self) -> GaussianChain:
+        """The chain of the function's noise schedule."""
+        return self.law.chain
+
+    def with_chain(self, chain: str, sampler: Sampler | None = None) -> "AcceleratedFn":
+        """Make one of the same function with one of the two laws, see `law.CHAINS`, which has learned nothing.
+
+        Args:
+            chain: One of `CHAINS`.
+            sampler: How to sample; None for the law's `reference`.
+
+        Raises:
+            SpecError: There is no such chain, or the sampler does not fit it.
+        """
+        law = self.law.turned(chain)
+        return AcceleratedFn(self.denoise, law, sampler or law.reference, self.device)
 
     def reset(self) -> None:
         """Forget the last samples and all that was learned; the next call looks at the function again."""

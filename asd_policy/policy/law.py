@@ -1,9 +1,6 @@
-"""Whose law plans have: where a checkpoint's own scheduler adds no noise, that of its trained chain is another."""
+"""Whose law samples have: that of a checkpoint's own scheduler, or of the chain that its network was trained for."""
 
-import abc
-import copy
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, replace
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
@@ -12,67 +9,29 @@ from asd_policy.samplers.ddim import Ddim, OwnDdim
 from asd_policy.samplers.ddpm import Ddpm
 
 CHECKPOINT, TRAINED = CHAINS = "checkpoint", "trained"
-"""Whose law plans have: that of the checkpoint's own scheduler, or of the chain that its network was trained for. They
-differ where the scheduler is a DDIM that adds no noise."""
+"""The two laws. They differ where the checkpoint's scheduler is a DDIM that adds no noise."""
 
 
-def check_chain(chain: str) -> None:
+def check_chain(name: str) -> None:
     """Refuse a name that is none of `CHAINS`.
 
     Raises:
         SpecError: It is so.
     """
-    if chain not in CHAINS:
-        raise SpecError(f"chain {chain!r} is not one of {', '.join(CHAINS)}")
+    if name not in CHAINS:
+        raise SpecError(f"chain {name!r} is not one of {', '.join(CHAINS)}")
 
 
-class LawChoice(abc.ABC):
-    """The part of a policy that knows its two laws: chain and sampler, and the plan of the checkpoint's scheduler."""
+@dataclass(frozen=True)
+class Law:
+    """A chain, the plan of the checkpoint's own scheduler where that is another one, and which of the two runs."""
 
-    def __init__(self, chain: GaussianChain, sampler: Sampler) -> None:
-        """Begin with the law of the chain.
-
-        Raises:
-            SpecError: The sampler's options do not fit the chain.
-        """
-        sampler.check(chain)
-        self.chain = chain
-        self.sampler = sampler
-        self.own: OwnDdim | None = None
-        """The plan of the checkpoint's own scheduler; None where that is the chain's."""
-        self.runs = CHECKPOINT
-        """Whose law plans have, one of `CHAINS`."""
-
-    @abc.abstractmethod
-    def with_sampler(self, sampler: Sampler) -> Self:
-        """As `Policy.with_sampler`."""
-
-    def with_own_plan(self, own: OwnDdim | None) -> Self:
-        """Make a policy that knows the plan of its checkpoint's own scheduler, where that is DDIM without noise.
-
-        It still runs the chain that its network was trained for; `with_chain` turns to the other law.
-
-        Args:
-            own: None where the scheduler is the chain's.
-        """
-        other = copy.copy(self)
-        other.own, other.runs = own, CHECKPOINT if own is None else TRAINED
-        return other
-
-    def with_chain(self, chain: str, sampler: Sampler | None = None) -> Self:
-        """Make a policy of the same network with one of the two laws, see `CHAINS`; the rest is as by `with_sampler`.
-
-        Args:
-            chain: One of `CHAINS`.
-            sampler: How to plan; None for the law's `reference`.
-
-        Raises:
-            SpecError: There is no such chain, or as `with_sampler`.
-        """
-        check_chain(chain)
-        other = copy.copy(self)
-        other.runs = chain
-        return other.with_sampler(sampler or other.reference)
+    chain: GaussianChain
+    """The scheduler's own; for DDIM without noise the DDPM chain that the network was trained for."""
+    own: OwnDdim | None = None
+    """The plan of the checkpoint's own scheduler; None where that is the chain's."""
+    runs: str = CHECKPOINT
+    """One of `CHAINS`."""
 
     @property
     def _runs_own(self) -> OwnDdim | None:
@@ -85,27 +44,24 @@ class LawChoice(abc.ABC):
 
     @property
     def steps(self) -> int:
-        """Network calls of `reference` in a plan."""
+        """Network calls of `reference` for a sample."""
         return self.reference.sequential_steps(self.chain)
 
-    def check_gaussian(self, what: str) -> None:
-        """Refuse a thing that needs a chain of Gaussian steps, where the policy runs a scheduler that adds no noise.
-
-        Args:
-            what: Needs it, for the message.
+    def turned(self, runs: str) -> "Law":
+        """Turn to one of the two laws.
 
         Raises:
-            SpecError: The policy does.
+            SpecError: There is no such one.
         """
-        if self._runs_own is not None:
-            raise self._refusal(what, self._runs_own)
+        check_chain(runs)
+        return replace(self, runs=runs)
 
     def fitted(self, sampler: Sampler) -> Sampler:
-        """Make a sampler one for the law that runs.
+        """Make a sampler as it runs here: `ddim` with the options of the checkpoint's own, where that runs.
 
         Raises:
-            SpecError: Its options do not fit the chain, or the policy runs a scheduler that adds no noise and the
-                sampler is not `ddim`.
+            SpecError: Its options do not fit the chain, or the checkpoint's own scheduler runs, which adds no noise,
+                and it is not `ddim`.
         """
         if self._runs_own is not None:
             if not isinstance(sampler, Ddim):
@@ -113,6 +69,18 @@ class LawChoice(abc.ABC):
             sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
         sampler.check(self.chain)
         return sampler
+
+    def check_gaussian(self, what: str) -> None:
+        """Refuse a thing that needs a chain of Gaussian steps, where a scheduler runs that adds no noise.
+
+        Args:
+            what: Needs it, for the message.
+
+        Raises:
+            SpecError: One does.
+        """
+        if self._runs_own is not None:
+            raise self._refusal(what, self._runs_own)
 
     def _refusal(self, what: str, own: OwnDdim) -> SpecError:
         return SpecError(

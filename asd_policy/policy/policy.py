@@ -21,7 +21,7 @@ from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_of
 from asd_policy.policy.episode_state import EpisodeState, conditioning, together
-from asd_policy.policy.law import CHAINS, CHECKPOINT, TRAINED, LawChoice, check_chain
+from asd_policy.policy.law import Law
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
@@ -33,10 +33,8 @@ from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import WarmUp
 from asd_policy.samplers.warm_start import WarmStart, move_on
 
-__all__ = ["CHAINS", "CHECKPOINT", "TRAINED", "Policy", "check_chain"]
 
-
-class Policy(LawChoice):
+class Policy:
     """A diffusion policy and the sampler it plans with.
 
     `select_action` controls one robot, and keeps history and queue; `reset_batch`, `observe` and `act` do the same for
@@ -71,9 +69,12 @@ class Policy(LawChoice):
             BackendError: The backend cannot run here, or not this network.
             SpecError: The sampler's options do not fit the chain.
         """
-        super().__init__(chain, sampler)
+        sampler.check(chain)
         self.network = denoiser
         """As loaded."""
+        self.law = Law(chain)
+        """Whose law plans have."""
+        self.sampler = sampler
         self.horizons = horizons
         self.device = device
         self.deadline_ms: float | None = None
@@ -150,12 +151,51 @@ class Policy(LawChoice):
             SpecError: The sampler's options do not fit the chain, or the policy runs a scheduler that adds no noise and
                 the sampler is not `ddim`.
         """
+        sampler = self.law.fitted(sampler)
         other = copy.copy(self)
-        other.sampler = self.fitted(sampler)
+        other.sampler = sampler
         other.experience = self.experience.copy()
         other.generator = arrays.make_generator(self.device)
         other.reset()
         return other
+
+    def with_law(self, law: Law) -> "Policy":
+        """Make a policy that knows the plan of its checkpoint's own scheduler, where that is DDIM without noise.
+
+        It still plans with the same sampler; `with_chain` turns to one of the law's two.
+        """
+        other = copy.copy(self)
+        other.law = law
+        return other
+
+    def with_chain(self, chain: str, sampler: Sampler | None = None) -> "Policy":
+        """Make a policy of the same network with one of the two laws, see `CHAINS`; the rest is as by `with_sampler`.
+
+        Args:
+            chain: One of `CHAINS`.
+            sampler: How to plan; None for the law's `reference`.
+
+        Raises:
+            SpecError: There is no such chain, or as `with_sampler`.
+        """
+        other = copy.copy(self)
+        other.law = self.law.turned(chain)
+        return other.with_sampler(sampler or other.reference)
+
+    @property
+    def chain(self) -> GaussianChain:
+        """The chain of the network's noise schedule."""
+        return self.law.chain
+
+    @property
+    def reference(self) -> Sampler:
+        """The sequential sampler of the law that runs, which speedups are against."""
+        return self.law.reference
+
+    @property
+    def steps(self) -> int:
+        """Network calls of `reference` in a plan."""
+        return self.law.steps
 
     def with_backend(self, backend: Backend) -> "Policy":
         """Make a policy whose networks run on another backend; history, noise and experience are its own.

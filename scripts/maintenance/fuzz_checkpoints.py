@@ -23,10 +23,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 # The line above leads there.
 from support.fuzzing import (  # noqa: E402
     SAMPLES,
+    SETTINGS,
     attempt,
     damage_bytes,
     damage_json,
     damage_pickle,
+    damage_settings,
 )
 
 
@@ -74,6 +76,22 @@ def fuzz(whole: Path, damage: Callable[[Path, random.Random], str], options: Opt
     return planned
 
 
+def fuzz_settings(case: str, options: Options) -> None:
+    """Load files without weights, their configuration damaged.
+
+    Raises:
+        SystemExit: One was not refused in one line.
+    """
+    rng, folder = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="fuzz-"))
+    for index in range(options.count):
+        path, done = damage_settings(folder, case, rng)
+        try:
+            assert not attempt(path), "it was planned with"
+        except AssertionError as error:
+            raise SystemExit(f"copy {index} ({done}), kept as {path}: {error}") from error
+    shutil.rmtree(folder)
+
+
 def main() -> None:
     """Damage and load checkpoints, and print the outcomes."""
     options = tyro.cli(Options, description=__doc__)
@@ -89,6 +107,10 @@ def main() -> None:
             planned = fuzz(whole, damage, options)
             seconds = time.perf_counter() - start
             print(f"{kind}: {options.count - planned} refused, {planned} planned with, {seconds:.0f} s", flush=True)
+    for case in SETTINGS:
+        start = time.perf_counter()
+        fuzz_settings(case, options)
+        print(f"configuration of {case}: {options.count} refused, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ FAMILIES = {
     "umi": ("umi",),
     "dp3": ("dp3",),
     "robomimic": ("robomimic_05",),
+    "networks": (),
 }
 """Which checkouts each family of policies needs; two have modules of one name."""
 OPERATIONS = torch.library.Library("torchvision", "DEF")
@@ -195,10 +196,28 @@ def run_robomimic(case: str) -> tuple[dict[str, list[int]], Tensor, Tensor]:
     return shapes, features[0], plans[-1]
 
 
+def run_network(name: str) -> tuple[dict[str, list[int]], Tensor]:
+    """Run a network of torchvision or timm without its last layer: shapes of its state, and features."""
+    if name.startswith("resnet"):
+        network = getattr(library("torchvision.models"), name)()
+        network.fc = torch.nn.Identity()
+    else:
+        network = library("timm").create_model(name, global_pool="", num_classes=0)
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    network.load_state_dict(images.state_of(shapes))
+    with torch.no_grad():
+        output = network.eval()(images.network_frames(name))
+    return shapes, output if output.ndim == 2 else output[:, 0]
+
+
 def write_family(family: str, out: Path) -> None:
     """Compute all cases of one library."""
     prepare()
     tensors, shapes = {}, {}
+    for name in images.NETWORKS if family == "networks" else ():
+        shapes[name], features = run_network(name)
+        tensors[f"{name}/features"] = features.contiguous()
+        print(name, tuple(features.shape), f"{features.std():.3f}", flush=True)
     for case in (*images.CASES, *images.ROBOMIMIC_CASES):
         if family_of(case) != family:
             continue

@@ -164,7 +164,7 @@ def test_the_trained_chain_is_that_of_ddpm(name: str, tmp_path: Path) -> None:
     policy = asd_policy.load_policy(path, chain="trained")
     shared = {key: OPTIONS[key] for key in ("num_train_timesteps", "beta_schedule", "clip_sample", "prediction_type")}
     expected = GaussianChain.from_scheduler(DDPMScheduler(**shared))
-    assert policy.sampler.spec == "ddpm" and policy.runs == "trained"
+    assert policy.sampler.spec == "ddpm" and policy.law.runs == "trained"
     for field in ("timesteps", "a", "b", "sigma", "output_scale", "input_scale"):
         assert getattr(policy.chain, field).tolist() == getattr(expected, field).tolist()
     assert policy.chain.config == expected.config
@@ -198,7 +198,7 @@ def test_every_sampler_runs_on_the_trained_chain(lerobot: Path) -> None:
 def test_backends_and_deadlines_keep_the_law(lerobot: Path) -> None:
     policy = asd_policy.load_policy(lerobot)
     for other in (policy.with_backend(policy.backend), policy.with_deadline(1e6)):
-        assert other.runs == "checkpoint" and other.sampler == policy.sampler == policy.reference
+        assert other.law.runs == "checkpoint" and other.sampler == policy.sampler == policy.reference
         assert plans(other) == plans(policy)
 
 
@@ -212,7 +212,7 @@ def test_on_a_ddpm_file_both_are_the_same(checkpoint: Path) -> None:
     first, second = (asd_policy.load_policy(checkpoint, chain=chain) for chain in ("checkpoint", "trained"))
     assert first.sampler == second.sampler == first.reference == second.reference
     assert plans(first) == plans(second)
-    assert first.own is None and first.steps == len(first.chain)
+    assert first.law.own is None and first.steps == len(first.chain)
 
 
 def test_an_unknown_chain_lists_the_valid_ones(checkpoint: Path) -> None:
@@ -224,7 +224,7 @@ def test_eta_above_0_stays_the_chain_of_the_file(tmp_path: Path) -> None:
     path = workspace("unet", eta=0.5)(tmp_path, OPTIONS)
     for chain in ("checkpoint", "trained"):
         policy = asd_policy.load_policy(path, "asd", chain=chain)
-        assert policy.own is None and policy.chain.config["_class_name"] == "DDIMScheduler"
+        assert policy.law.own is None and policy.chain.config["_class_name"] == "DDIMScheduler"
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

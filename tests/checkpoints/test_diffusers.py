@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_1d import UNet1DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import asd_policy
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import find_format, inspection
 from asd_policy.errors import AsdError, CheckpointError, SpecError
 from asd_policy.samplers.inpainting import Inpainting
 from support.fuzzing import count_refusals, damage_bytes, damage_json
 
 HORIZON, STATE, ACTION = 8, 3, 2
+CPU = torch.device("cpu")
 CONFIG, WEIGHTS, SCHEDULER = (
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
@@ -149,6 +152,28 @@ def unet(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / CONFIG, **values)
 
 
+def test_a_folder_with_ddim_samples_its_own_plan_or_the_trained_chain(folder: Path) -> None:
+    config = json.loads((folder / SCHEDULER).read_text())
+    (folder / SCHEDULER).write_text(json.dumps(config | {"_class_name": "DDIMScheduler"}))
+    own = asd_policy.load_fn(folder)
+    assert own.sampler.spec == "ddim:20" and own.sampler.exact
+    with pytest.raises(SpecError, match="plan is ddim:20: --chain trained"):
+        asd_policy.load_fn(folder, "asd")
+    theirs: Any = DDIMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    theirs.set_timesteps(20)
+    noise = NoiseTape.draw((1, HORIZON, ACTION + STATE), 20, torch.Generator().manual_seed(0), CPU).initial
+    x = noise
+    with torch.no_grad():
+        for timestep in theirs.timesteps:
+            x = theirs.step(own.denoise(x, timestep[None], None), int(timestep), x).prev_sample
+    found = own((1, HORIZON, ACTION + STATE), generator=torch.Generator().manual_seed(0)).sample
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+    trained = asd_policy.load_fn(folder, chain="trained")
+    assert trained.sampler.spec.startswith("asd") and len(trained.chain) == 20
+    said = inspection.inspect(str(folder))
+    assert said["own_plan"] == "ddim:20" and said["runs_here"] and said["chain"]["runs"] == "checkpoint"
+
+
 def scheduler(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / SCHEDULER, **values)
 
@@ -165,7 +190,6 @@ BREAKAGES: list[tuple[Callable[[Path], Any], str]] = [
     (poison, "holds NaN or infinity"),
     (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json: No such file"),
     (scheduler(_class_name="EulerDiscreteScheduler"), "is no chain of Gaussian steps"),
-    (scheduler(_class_name="DDIMScheduler"), "DDIMScheduler with eta=0"),
     (unet(block_out_channels=[16, 64]), "does not fit unet/config.json"),
     (unet(block_out_channels=[16, 10**6]), "does not fit unet/config.json"),
     (unet(block_out_channels=[16, 10**12]), "describes no possible network"),

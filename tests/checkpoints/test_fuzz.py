@@ -25,11 +25,13 @@ from support.fuzzing import (
     INSTRUCTIONS,
     SAMPLES,
     SCALE,
+    SETTINGS,
     attempt,
     count_refusals,
     damage_bytes,
     damage_json,
     damage_pickle,
+    damage_settings,
 )
 
 ROUNDS = 100 * SCALE
@@ -79,6 +81,16 @@ def test_damaged_archives_are_refused_or_harmless(kind: str, tmp_path: Path) -> 
         except AssertionError as error:
             raise AssertionError(done) from error
     assert 0 < planned < ROUNDS // 4
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("case", SETTINGS)
+def test_damaged_configurations_of_encoders_are_refused(case: str, tmp_path: Path) -> None:
+    """Or, if the damage is harmless, that the weights are not there."""
+    rng = random.Random(7)
+    for _ in range(ROUNDS // 2):
+        path, done = damage_settings(tmp_path, case, rng)
+        assert not attempt(path), done
 
 
 @pytest.mark.fuzz

@@ -135,7 +135,7 @@ def test_an_export_holds_the_trained_chain(ddim: Path, tmp_path: Path, capsys: p
     assert found["chain"] == "trained"
     policy = asd_policy.load_policy(file, "asd")
     expected = asd_policy.load_policy(ddim, chain="trained")
-    assert policy.own is None and policy.chain.config == expected.chain.config
+    assert policy.law.own is None and policy.chain.config == expected.chain.config
     assert policy.chain.a.tolist() == expected.chain.a.tolist()
 
 

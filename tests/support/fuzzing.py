@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import asd_policy
 from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.untrusted.pickles import CALLABLE
 from asd_policy.errors import AsdError
+from support import image_files as images
 from support import training_files as files
 
 SCALE = int(os.environ.get("FUZZ_SCALE", "1"))
@@ -38,6 +42,13 @@ NASTY: list[Any] = [
 def damage_json(path: Path, rng: random.Random) -> str:
     """Change, delete or rename one entry; return what was done."""
     value = json.loads(path.read_text())
+    done = damage_value(value, rng)
+    path.write_text(json.dumps(value))
+    return f"{path.name}: {done}"
+
+
+def damage_value(value: Any, rng: random.Random) -> str:
+    """Change, delete or rename one entry of a JSON value in its place; return what was done."""
     *way, last = rng.choice(list(places(value)))
     parent = value
     for key in way:
@@ -52,8 +63,7 @@ def damage_json(path: Path, rng: random.Random) -> str:
         parent.append(parent[last])
     else:
         parent[f"{last}2"] = parent.pop(last)
-    path.write_text(json.dumps(value))
-    return f"{path.name}: {action} {way} {last} {new!r:.60}"
+    return f"{action} {way} {last} {new!r:.60}"
 
 
 def damage_bytes(path: Path, rng: random.Random) -> str:
@@ -130,8 +140,25 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "workspace of a U-Net": lambda folder: save_workspace(folder, "unet"),
     "workspace of a transformer": lambda folder: save_workspace(folder, "transformer-inpainting"),
     "robomimic": lambda folder: files.save_robomimic(folder / "model.pth", files.robomimic()),
+    "workspace of DP3": lambda folder: images.save_halves(folder, "dp3"),
+    "workspace of UMI": lambda folder: images.save_halves(folder, "umi-embedding"),
 }
 """Formats of one file; those of a folder are damaged file by file."""
+
+
+SETTINGS = ("hybrid", "transformer", "image", "image-shared", "dp3", "umi", "umi-vit", *images.ROBOMIMIC_CASES)
+"""Policies with cameras or clouds whose configuration is damaged; without weights, so that files are small."""
+
+
+def damage_settings(folder: Path, case: str, rng: random.Random) -> tuple[Path, str]:
+    """Write a file of a policy without weights, its configuration damaged; return it, and what was done."""
+    payload = images.without_weights(case)
+    if case in images.ROBOMIMIC_CASES:
+        done = damage_value(payload["config"]["observation"], rng)
+        return files.save_robomimic(folder / "model.pth", payload), done
+    done = damage_value(payload["cfg"]["policy"], rng)
+    torch.save(payload, folder / "latest.ckpt")
+    return folder / "latest.ckpt", done
 
 
 def attempt(path: Path) -> bool:
@@ -142,8 +169,8 @@ def attempt(path: Path) -> bool:
     """
     try:
         json.dumps(inspection.inspect(str(path)), allow_nan=False)
-        policy = asd_policy.load_policy(path)
-        policy.select_action({name: [0.5] * dim for name, dim in policy.observation_dims.items()})
+        policy = asd_policy.load_policy(path, fixed_crop=True)
+        policy.select_action({name: np.full(shape, 0.5) for name, shape in policy.observation_shapes.items()})
     except AsdError as error:
         assert "\n" not in str(error)
         return False

@@ -11,6 +11,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,15 @@ ROBOMIMIC_CASES: dict[str, dict[str, Any]] = {
     },
 }
 """The section `observation.encoder.rgb` of robomimic's configurations."""
+NETWORKS = {
+    "resnet34": 64,
+    "resnet50": 64,
+    "vit_tiny_patch16_224": 224,
+    "vit_small_patch16_224": 224,
+    "vit_base_patch16_224": 224,
+    "vit_base_patch16_clip_224": 224,
+}
+"""Networks of torchvision and timm that no case above has, with the side of their frames: each has a golden output."""
 ROBOMIMIC_SHAPES = OrderedDict(hand=[3, 40, 48], object=[2], a_view=[3, 40, 48], robot0_eef_pos=[3], unused=[4])
 MODALITIES = {"low_dim": ["robot0_eef_pos", "object"], "rgb": ["a_view", "hand"], "depth": [], "scan": []}
 
@@ -355,6 +365,12 @@ def is_shared(case: str) -> bool:
     return case.startswith("umi") and CASES[case]["obs_encoder"]["share_rgb_model"]
 
 
+def network_frames(name: str) -> Tensor:
+    """Return what a network of `NETWORKS` is shown."""
+    side = NETWORKS[name]
+    return uniform(9, (2, 3, side, side))
+
+
 def golden_shapes(case: str) -> dict[str, list[int]]:
     """Return the names and shapes of a policy's state dict, as its own library has them."""
     with safe_open(GOLDEN, "pt") as file:
@@ -413,7 +429,11 @@ def robomimic_state(case: str, shapes: Mapping[str, Sequence[int]]) -> "OrderedD
 
 def robomimic(case: str) -> dict[str, Any]:
     """Return what robomimic saves of a policy with cameras."""
-    state = robomimic_state(case, golden_shapes(case))
+    return robomimic_payload(case, robomimic_state(case, golden_shapes(case)))
+
+
+def robomimic_payload(case: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what robomimic saves of a policy with cameras, with given weights."""
     payload = files.robomimic(
         config=robomimic_config(case),
         model={"nets": state, "ema": state, "optimizers": {}, "lr_schedulers": {}},
@@ -423,6 +443,7 @@ def robomimic(case: str) -> dict[str, Any]:
             "all_obs_keys": list(ROBOMIMIC_SHAPES),
             "use_images": True,
         },
+        variable_state={"epoch": 3},
     )
     for name in ("obs_normalization_stats", "action_normalization_stats"):
         del payload[name]
@@ -442,4 +463,40 @@ def save(folder: Path, case: str) -> Path:
     if case in ROBOMIMIC_CASES:
         return files.save_robomimic(folder / "model.pth", robomimic(case))
     torch.save(workspace(case), folder / "latest.ckpt")
+    return folder / "latest.ckpt"
+
+
+def without_weights(case: str) -> dict[str, Any]:
+    """Return what a checkpoint holds beside its weights, nothing in it shared."""
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    if case in ROBOMIMIC_CASES:
+        payload = json.loads(json.dumps(robomimic_payload(case, {})))
+        return {**payload, "model": {"nets": state, "ema": state, "optimizers": {}, "lr_schedulers": {}}}
+    policy = json.loads(json.dumps(CASES[case]))
+    return {
+        "cfg": {"policy": policy, "training": {"use_ema": True}},
+        "state_dicts": {"ema_model": state},
+        "pickles": {},
+    }
+
+
+@cache
+def half_state(case: str) -> Mapping[str, Tensor]:
+    """Return the state dict of a workspace's policy in half precision; tensors that were tied are not."""
+    return {
+        name: value.half() if value.dtype == torch.float32 and not name.endswith(("pos_x", "pos_y")) else value
+        for name, value in workspace(case)["state_dicts"]["ema_model"].items()
+    }
+
+
+def halves(case: str) -> dict[str, Any]:
+    """Return a workspace's checkpoint in half precision, which is faster to write."""
+    payload = without_weights(case)
+    payload["state_dicts"]["ema_model"] = OrderedDict(half_state(case))
+    return payload
+
+
+def save_halves(folder: Path, case: str) -> Path:
+    """Write a workspace's checkpoint in half precision."""
+    torch.save(halves(case), folder / "latest.ckpt")
     return folder / "latest.ckpt"

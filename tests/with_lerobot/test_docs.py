@@ -24,7 +24,7 @@ def run(words: list[str], folder: Path) -> str:
 
 def test_the_document(folder: Path) -> None:
     """Its blocks build on one another: wrap, look, undo; evaluate; save under the new type; evaluate that."""
-    assert (len(PYTHON), len(COMMANDS)) == (3, 2)
+    assert (len(PYTHON), len(COMMANDS)) == (4, 2)
     place = folder.parent
     folder.rename(place / "PATH")
     printed = run([sys.executable, "-c", "".join(PYTHON)], place)

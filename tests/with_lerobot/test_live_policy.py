@@ -302,3 +302,24 @@ def test_a_deadline_in_place() -> None:
     assert "generate_actions" not in vars(policy.diffusion)
     with pytest.raises(asd_policy.SpecError, match="deadline_ms=-1 is not a positive number"):
         asd_policy.accelerate(policy, deadline_ms=-1)
+
+
+def test_statistics_inside_the_policy_are_read(tmp_path: Path) -> None:
+    """Where LeRobot before 0.4 keeps them: the policy is then the one that the processors make."""
+    pair = Pair(tmp_path / "saved", *CASES["separate, environment"])
+    expected = live(pair).normalization
+    for module, step in (("normalize_inputs", pair.before), ("unnormalize_outputs", pair.after)):
+        statistics: dict[str, dict[str, Tensor]] = {}
+        for key, value in next(each for each in step.steps if hasattr(each, "norm_map")).state_dict().items():
+            feature, _, name = key.rpartition(".")
+            statistics.setdefault(feature, {})[name] = value
+        kept = nn.Module()
+        for feature, by_name in statistics.items():
+            frozen = {name: nn.Parameter(value, requires_grad=False) for name, value in by_name.items()}
+            kept.add_module(f"buffer_{feature.replace('.', '_')}", nn.ParameterDict(frozen))
+        pair.theirs.add_module(module, kept.eval())
+    found = asd_policy.load_policy(pair.theirs).normalization
+    assert found.keys() == expected.keys()
+    for name, affine in found.items():
+        for part in ("origin", "gain", "shift"):
+            assert torch.equal(getattr(affine, part), getattr(expected[name], part)), name

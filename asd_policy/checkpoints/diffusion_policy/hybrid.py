@@ -26,10 +26,7 @@ from asd_policy.policy.sensors import Sensor, SensorEncoder
 FIELDS = ("shape_meta", "crop_shape", "obs_encoder_group_norm", "eval_fixed_crop")
 """Options of a policy that decide what its encoder does."""
 _CROP = (76, 76)
-_RANDOM = (
-    "its library crops frames at random when it plans, by robomimic 0.2 with eval_fixed_crop false; here the middle "
-    "of each frame is looked at"
-)
+_RANDOM = "its library crops frames at random when it plans (robomimic 0.2, with eval_fixed_crop false)"
 
 
 def read_hybrid(policy: Settings, source: str) -> Observed:

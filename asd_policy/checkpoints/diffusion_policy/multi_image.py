@@ -95,8 +95,8 @@ def read_multi_image(policy: Settings, source: str) -> Observed:
 def _camera(name: str, feature: Feature, encoder: Settings, source: str) -> _Camera:
     """Read what is done to the frames of one camera."""
     shared = encoder.flag("share_rgb_model", False)
-    resize = _sides(encoder, "resize_shape", name)
-    crop = _sides(encoder, "crop_shape", name) if encoder.flag("random_crop", True) else None
+    resize = _sides(encoder, "resize_shape", name, source)
+    crop = _sides(encoder, "crop_shape", name, source) if encoder.flag("random_crop", True) else None
     model = encoder.section("rgb_model")
     model = model if shared or "_target_" in model else model.section(name)
     getter, backbone = model.text("_target_").rpartition(".")[2], model.text("name")
@@ -122,10 +122,14 @@ def _camera(name: str, feature: Feature, encoder: Settings, source: str) -> _Cam
     return camera
 
 
-def _sides(encoder: Settings, option: str, name: str) -> tuple[int, int] | None:
+def _sides(encoder: Settings, option: str, name: str, source: str) -> tuple[int, int] | None:
     """Read a size that all cameras have in common, or each by its name."""
     by_name = encoder.find(option)
-    return by_name.sides(name) if list(by_name) else encoder.sides(option)
+    if not list(by_name):
+        return encoder.sides(option)
+    if name not in by_name:
+        raise CheckpointError(f"{source}: policy.obs_encoder.{option} has no size of {name[:80]!r}")
+    return by_name.sides(name)
 
 
 def _load_networks(networks: Mapping[str, _Camera], tensors: Mapping[str, Tensor], source: str) -> dict[str, nn.Module]:

@@ -216,7 +216,7 @@ def _read_transforms(encoder: Settings, side: int, where: str) -> tuple[int | No
             raise CheckpointError(f"{where}.transforms has {kind!r}; RandomCrop and {' and '.join(_JITTER)} are known")
     crop = int(side * first.number("ratio", least=1 / side, most=1.0))
     done = "crops frames and jitters their colours" if kinds else "crops frames"
-    return crop, f"its library {done} at random when it plans; here the middle is looked at, its colours as they are"
+    return crop, f"its library {done} at random when it plans"
 
 
 def _load_eyes(eye: _Eye, cameras: list[str], tensors: Mapping[str, Tensor], source: str) -> dict[str, nn.Module]:

@@ -101,7 +101,7 @@ def load_diffusion_policy(path: Path, sampler: Sampler, device: torch.device) ->
         observation=replace(observation, inpaints=task.layout.inpaints),
         action=tensors.normalizer.affine(ACTION, task.layout.action_dim),
         device=device,
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
 
 
 def describe_diffusion_policy(path: Path) -> Description:

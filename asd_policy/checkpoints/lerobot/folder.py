@@ -121,7 +121,7 @@ def load_lerobot(folder: Path, sampler: Sampler, device: torch.device) -> Policy
         observation=_encoder(normalization.observation, cameras),
         action=normalization.action,
         device=device,
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
 
 
 def _encoder(vectors: Mapping[str, Affine], cameras: Mapping[str, Sensor]) -> SensorEncoder:

@@ -98,7 +98,7 @@ def load_robomimic(path: Path, sampler: Sampler, device: torch.device) -> Policy
         observation=observed.load(_observation_maps(payload, config, observed, source), cameras, source),
         action=_action_map(payload, config, unet.action_dim, source),
         device=device,
-    ).with_own_plan(schedule.own)
+    ).with_law(schedule.law)
 
 
 def describe_robomimic(path: Path) -> Description:

@@ -13,7 +13,7 @@ from asd_policy.evaluation.reports import page_plots, plots, report
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.policy.policy import CHECKPOINT
+from asd_policy.policy.law import CHECKPOINT
 
 PAGE = "report.html"
 VIDEO_LIMIT = 8_000_000

@@ -12,8 +12,9 @@ from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
-from asd_policy.policy.policy import CHECKPOINT, TRAINED, Policy
+from asd_policy.policy.policy import Policy
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -59,7 +60,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "version": 1,
         "command": command,
         "policy": shared_name(checkpoint),
-        "chain": policy.runs,
+        "chain": policy.law.runs,
         "reference": policy.reference.spec,
         "fixed_crop": policy.encoder.random_crop is not None,
         "env": env,

@@ -27,7 +27,8 @@ from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.ray_local import local_folder, own_token, without_dashboard
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner
 from asd_policy.evaluation.rollout.vector import make_envs
-from asd_policy.policy.policy import CHECKPOINT, Policy
+from asd_policy.policy.law import CHECKPOINT
+from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.deadline import FALLBACKS
@@ -96,6 +97,8 @@ class Recipe:
     """As for `make_env`."""
     chain: str = CHECKPOINT
     """As for `load_policy`."""
+    fixed_crop: bool = False
+    """As for `load_policy`."""
 
     @classmethod
     def of(
@@ -134,7 +137,8 @@ class Recipe:
             first.deadline_ms,
             first.fallback,
             max_steps,
-            first.runs,
+            first.law.runs,
+            first.encoder.random_crop is not None,
         )
 
     def cook(self) -> LocalRunner:
@@ -143,7 +147,9 @@ class Recipe:
         Raises:
             AsdError: As `load_policy`, `with_sampler` and `make_envs`.
         """
-        policy = load_policy(self.checkpoint, device=self.device, backend=self.backend, chain=self.chain)
+        policy = load_policy(
+            self.checkpoint, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
+        )
         policy = policy.with_deadline(self.deadline_ms, self.fallback)
         pilots = {}
         for spec, sampler, experience in self.learned:

@@ -18,6 +18,7 @@ ADAPTERS: dict[str, Adapter] = {
     "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
     "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
     "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
+    "DP3's policies": diffusion_policy.DP3_ADAPTER,
 }
 """Every adapter by the name of its policies in messages."""
 

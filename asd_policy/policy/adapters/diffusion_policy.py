@@ -1,8 +1,9 @@
-"""The policies of real-stanford/diffusion_policy, live: `conditional_sample` is the one place where each samples.
+"""The policies of real-stanford/diffusion_policy and YanjieZe/3D-Diffusion-Policy, live.
 
-It is one loop in all of them (`diffusion_policy/policy/diffusion_*_policy.py`): the network's input has the known
-coordinates written into it, then `noise_scheduler.step`. Normalisers and image encoders are outside it, and stay as
-they are; encoders run once per plan.
+`conditional_sample` is the one place where each samples, in one loop in all of them
+(`diffusion_policy/policy/diffusion_*_policy.py`, `diffusion_policy_3d/policy/dp3.py`): the network's input has the
+known coordinates written into it, then `noise_scheduler.step`. Normalisers and encoders of observations are outside it,
+and stay as they are; encoders run once per plan.
 """
 
 from collections.abc import Callable, Mapping
@@ -109,7 +110,7 @@ class _Sampling:
             return policy.model(x.to(data.dtype), timestep, **({} if name is None else {name: cond}))
 
         if prepared is not None:
-            cond = None if cond is None else cond.flatten(1)
+            cond = data.new_zeros((len(data), 0)) if cond is None else cond.flatten(1)
             planner.runs = self.network.spec
         executed, denoiser = policy.n_action_steps, prepared or denoise
         plans = planner.sample(denoiser, shape, executed, data.device, cond, generator, inpainting=held)
@@ -139,6 +140,21 @@ class _Sampling:
     ) -> Array:
         """Take the place of a transformer policy's `conditional_sample`; see `sample`."""
         return self.sample(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+
+    def of_dp3(
+        self,
+        condition_data: Array,
+        condition_mask: Array,
+        condition_data_pc: Any = None,
+        condition_mask_pc: Any = None,
+        local_cond: Array | None = None,
+        global_cond: Array | None = None,
+        generator: Generator | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Take the place of DP3's `conditional_sample`, which looks at neither the generator nor what comes after."""
+        conditions = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.sample(condition_data, condition_mask, conditions, None, {})
 
     def predict_action(self, *given: Any, **options: Any) -> Any:
         """Take the place of the policy's `predict_action` where plans have a deadline, which counts from here."""
@@ -170,14 +186,13 @@ def _numbers(cond: Array | None) -> int:
 def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
     from asd_policy.policy.adapters.networks import LiveNetwork
 
-    check_own(policy, (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes), ("conditional_sample",))
-    scheduler = policy.noise_scheduler
-    chain = read_chain(scheduler, policy.num_inference_steps, policy.kwargs.get("eta"))
-    check_step(scheduler, chain, policy.kwargs)
+    check_own(policy, _KNOWN, ("conditional_sample",))
+    scheduler, options = policy.noise_scheduler, _step_options(policy)
+    chain = read_chain(scheduler, policy.num_inference_steps, options.get("eta"))
+    check_step(scheduler, chain, options)
     planner = LivePlanner(wanted.sampler, chain, policy, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(policy.model, chain, _horizon(policy))
-    options = dict(policy.kwargs)
     sampling = _Sampling(policy, planner, scheduler, options, policy.reset, policy.predict_action, network)
     timed = [] if wanted.deadline_ms is None else [Patch(policy, "predict_action", sampling.predict_action)]
     return [
@@ -188,6 +203,15 @@ def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
         Patch(policy, WARM_UP, sampling.warm_up),
         *timed,
     ]
+
+
+def _step_options(policy: Any) -> dict[str, Any]:
+    """List what a policy gives its scheduler's step; DP3 gives it nothing."""
+    return {} if _is_dp3(policy) else dict(policy.kwargs)
+
+
+def _is_dp3(policy: Any) -> bool:
+    return any(qualified(cls) in DP3_ADAPTER.classes for cls in type(policy).__mro__)
 
 
 def _horizon(policy: Any) -> int:
@@ -201,8 +225,7 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
 
     if processors is not None:
         raise SpecError("processors are LeRobot's; the policies of diffusion_policy have their normaliser inside")
-    known = (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes)
-    check_own(policy, known, ("conditional_sample", "predict_action"))
+    check_own(policy, _KNOWN, ("conditional_sample", "predict_action"))
     n_obs_steps, horizon = policy.n_obs_steps, _horizon(policy)
     told = _conditioning(policy)
     if hasattr(policy, "obs_encoder"):
@@ -217,16 +240,17 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
             f"this {type(policy).__name__} encodes its last observations together, and a Policy encodes each by "
             "itself; asd_policy.accelerate takes it as it is"
         )
+    in_a_row = told != "global_cond" or "cross_attention" in getattr(policy, "condition_type", "")
     if horizon != policy.horizon:  # pred_action_steps_only
         first = 0
     return LiveParts(
-        denoiser_of(policy.model, told, n_obs_steps, horizon),
+        denoiser_of(policy.model, told, n_obs_steps if in_a_row else 0, horizon),
         encoder,
         _maps(policy, {ACTION: (policy.action_dim,)})[ACTION],
         Horizons(n_obs_steps, horizon, policy.n_action_steps, first),
         policy.noise_scheduler,
         policy.num_inference_steps,
-        dict(policy.kwargs),
+        _step_options(policy),
     )
 
 
@@ -240,11 +264,24 @@ def _conditioning(policy: Any) -> str | None:
 
 def _encoder(policy: Any, inpaints: bool) -> ObservationEncoder:
     """Put the policy's own encoder behind the seam."""
-    from asd_policy.policy.adapters.encoders import LiveEncoder, check_same, normalized, random_observations
+    from asd_policy.policy.adapters.encoders import (
+        LiveEncoder,
+        PointsAlone,
+        by_sensors,
+        check_same,
+        normalized,
+        random_observations,
+    )
 
     own = policy.obs_encoder
     if hasattr(own, "obs_shapes"):  # robomimic's
         shapes = {name: tuple(shape) for name, shape in own.obs_shapes.items()}
+    elif hasattr(own, "point_cloud_shape"):  # DP3's
+        shapes = {own.point_cloud_key: own.point_cloud_shape, own.state_key: own.state_shape}
+        if own.use_imagined_robot:
+            shapes[own.imagination_key] = own.imagination_shape
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        own = own if policy.use_pc_color else PointsAlone(own, own.point_cloud_key)
     elif hasattr(own, "shape_meta"):
         shapes = {name: tuple(each["shape"]) for name, each in own.shape_meta["obs"].items()}
         order = [*getattr(own, "rgb_keys", ()), *getattr(own, "low_dim_keys", ())]
@@ -261,7 +298,7 @@ def _encoder(policy: Any, inpaints: bool) -> ObservationEncoder:
     theirs = policy.normalizer.normalize({name: values.to(device) for name, values in frames.items()})
     for name, values in normalized(seen, maps, device).items():
         check_same(values, theirs[name], f"the normalised values of {name!r}")
-    return encoder
+    return by_sensors(encoder)
 
 
 def _maps(policy: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Affine]:
@@ -294,3 +331,9 @@ UNET_ADAPTER = Adapter(_classes(_UNETS), lambda policy, wanted: _patches(policy,
 TRANSFORMER_ADAPTER = Adapter(
     _classes(_TRANSFORMERS), lambda policy, wanted: _patches(policy, wanted, "of_transformer"), _parts
 )
+DP3_ADAPTER = Adapter(
+    tuple(f"diffusion_policy_3d.policy.{name}" for name in ("dp3.DP3", "simple_dp3.SimpleDP3")),
+    lambda policy, wanted: _patches(policy, wanted, "of_dp3"),
+    _parts,
+)
+_KNOWN = (*UNET_ADAPTER.classes, *TRANSFORMER_ADAPTER.classes, *DP3_ADAPTER.classes)

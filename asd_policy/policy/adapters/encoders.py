@@ -1,23 +1,37 @@
 """The observation encoders of live policies: the library's own, whatever they are, behind this package's seam."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy._common import arrays
 from asd_policy.errors import SpecError
 from asd_policy.networks.backends.base import Backend
+from asd_policy.networks.backends.torch_network import Weights
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import as_floats, is_frame
-from asd_policy.policy.sensors import MOST_PIXELS
+from asd_policy.policy.sensors import MOST_PIXELS, Sensor, SensorEncoder
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 """A library's own encoder: normalised features of single observations, [N, …] each, to [N, F]."""
 _ALIKE = 4  # equal rows among which something random shows: a crop of a few pixels' freedom differs in one of them
 _TOLERANCE = 1e-4  # relative; kernels may add up in another order
+
+
+class PointsAlone(nn.Module):
+    """An encoder that is given the coordinates of a cloud's points, without their colours."""
+
+    def __init__(self, encoder: nn.Module, cloud: str) -> None:
+        """Wrap an encoder; `cloud` is the feature's name."""
+        super().__init__()
+        self.encoder, self.cloud = encoder, cloud
+
+    def forward(self, seen: dict[str, Tensor]) -> Tensor:
+        """Encode normalised observations."""
+        return self.encoder({**seen, self.cloud: seen[self.cloud][..., :3]})
 
 
 @dataclass(frozen=True)
@@ -32,21 +46,21 @@ class LiveEncoder:
     """Numbers that each feature of one observation becomes."""
     places: Mapping[str, int]
     """Where in the features those vectors begin that the encoder hands on as they are."""
-    encode: Encode
-    """The library's."""
+    encode: nn.Module
+    """The library's: normalised features of single observations, [N, …] each, to [N, F]."""
+    weights: Weights
+    """Sees whether its weights are those of before: features that are kept are of these."""
     device: torch.device
-    """Where its weights are."""
+    """Where they are."""
     inpaints: bool = False
     """As `ObservationEncoder.inpaints`."""
     random_crop: str | None = None
     """As `ObservationEncoder.random_crop`."""
-    keeps: bool = True
-    """As `ObservationEncoder.keeps`: `check_encoder` has seen that one observation has the same features each time."""
 
     @classmethod
     def around(
         cls,
-        encode: Encode,
+        encode: nn.Module,
         shapes: Mapping[str, tuple[int, ...]],
         normalization: Mapping[str, Affine],
         device: torch.device,
@@ -57,7 +71,6 @@ class LiveEncoder:
         Raises:
             SpecError: It encodes at random, or not each observation by itself.
         """
-        blank = cls(shapes, normalization, {}, {}, encode, device, inpaints)
         seen = normalized(random_observations(shapes, 2), normalization, device)
         features = check_encoder(encode, seen)
         places = {
@@ -71,7 +84,7 @@ class LiveEncoder:
         if others:
             shares[others[-1]] += left - sum(shares.values())
         sizes = {name: shares.get(name, shapes[name][0]) for name in shapes}
-        return cls(blank.shapes, blank.normalization, sizes, places, encode, device, inpaints)
+        return cls(shapes, normalization, sizes, places, encode, Weights(encode), device, inpaints)
 
     def to(self, device: Any) -> "LiveEncoder":
         """Stay where the live policy is.
@@ -83,12 +96,22 @@ class LiveEncoder:
             raise SpecError(f"the live policy's encoder is on {self.device}, not on {device}")
         return self
 
+    @property
+    def keeps(self) -> bool:
+        """Whether features are worth keeping: the library's networks make them, and not at random."""
+        return True
+
     def on(self, backend: Backend, device: Any) -> "LiveEncoder":
-        """Stay as it is: the library runs its own encoder, whatever runs the network."""
-        return self
+        """Stay as it is, on the weights of now: the library runs its encoder itself."""
+        return replace(self, weights=Weights(self.encode)).to(device)
 
     def look(self, observations: Mapping[str, Any], device: Any) -> Tensor:
-        """Encode single observations, as `ObservationEncoder.look`."""
+        """Encode single observations, as `ObservationEncoder.look`.
+
+        Raises:
+            BackendError: The encoder's weights were changed.
+        """
+        self.weights.check()
         pixels = sum(shape[1] * shape[2] for shape in self.shapes.values() if is_frame(shape))
         rows = len(next(iter(observations.values())))
         at_once = max(1, MOST_PIXELS // pixels) if pixels else max(1, rows)
@@ -121,6 +144,84 @@ class LiveEncoder:
     def cond_dim(self, n_obs_steps: int) -> int:
         """Count the numbers of the conditioning of one plan."""
         return n_obs_steps * sum(self.sizes.values())
+
+
+class _Observed(nn.Module):
+    """What robomimic's `ObservationEncoder` does to one feature."""
+
+    def __init__(self, randomizer: nn.Module | None, network: nn.Module, activation: nn.Module | None) -> None:
+        """Take the parts, which stay the encoder's."""
+        super().__init__()
+        self.randomizer, self.network, self.activation = randomizer, network, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a normalised feature [N, …] as [N, F]."""
+        x = x if self.randomizer is None else self.randomizer.forward_in(x)  # pyright: ignore[reportCallIssue]  theirs
+        x = self.network(x)
+        x = x if self.activation is None else self.activation(x)
+        x = x if self.randomizer is None else self.randomizer.forward_out(x)  # pyright: ignore[reportCallIssue]  theirs
+        return x.flatten(1)
+
+
+class _Coordinates(nn.Module):
+    """A network that is given the coordinates of points alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap it."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode clouds [N, points, channels]."""
+        return self.network(x[..., :3])
+
+
+def by_sensors(encoder: LiveEncoder) -> LiveEncoder | SensorEncoder:
+    """Take a library's encoder apart into one network for each feature, so that backends can run them.
+
+    Returns:
+        An encoder of the library's own networks, whose features are the same; the one given where the library's is none
+        of those whose parts are known.
+    """
+    try:
+        networks = _networks_of(encoder.encode)
+        seen = random_observations(encoder.shapes, 2)
+        values = normalized(seen, encoder.normalization, encoder.device)
+        with torch.no_grad():
+            sizes = {name: network(values[name]).shape[1] for name, network in networks.items()}
+        apart = SensorEncoder(
+            {
+                name: Sensor(shape, encoder.normalization[name], networks[name], sizes[name])
+                if name in networks
+                else encoder.normalization[name]
+                for name, shape in encoder.shapes.items()
+            },
+            inpaints=encoder.inpaints,
+        )
+        check_same(apart.look(seen, encoder.device), encoder.look(seen, encoder.device), "the features")
+    except (AttributeError, KeyError, TypeError, IndexError, RuntimeError, SpecError):
+        return encoder  # another version of a library, or something replaced in it: it is called as a whole
+    return apart if networks else encoder
+
+
+def _networks_of(encoder: Any) -> dict[str, nn.Module]:
+    """Find the networks of an encoder's features: diffusion_policy's `MultiImageObsEncoder`, robomimic's, DP3's."""
+    if isinstance(encoder, PointsAlone):
+        networks = _networks_of(encoder.encoder)
+        return {**networks, encoder.cloud: _Coordinates(networks[encoder.cloud])}
+    if hasattr(encoder, "key_model_map"):
+        models = {key: encoder.key_model_map["rgb" if encoder.share_rgb_model else key] for key in encoder.rgb_keys}
+        return {key: nn.Sequential(encoder.key_transform_map[key], model) for key, model in models.items()}
+    if hasattr(encoder, "obs_nets"):
+        activation, networks = encoder.activation, dict(encoder.obs_nets.items())
+        return {
+            name: _Observed(encoder.obs_randomizers[name], network, activation).eval()
+            for name, network in networks.items()
+            if network is not None
+        }
+    if hasattr(encoder, "point_cloud_shape") and not encoder.use_imagined_robot:
+        return {encoder.point_cloud_key: encoder.extractor, encoder.state_key: encoder.state_mlp}
+    return {}
 
 
 def normalized(

@@ -27,6 +27,21 @@ observation; by the name of the argument."""
 
 _LEROBOT = "lerobot.policies.diffusion.modeling_diffusion"
 _PARTS = "diffusion_policy.model.diffusion"
+_DP3_PARTS = "diffusion_policy_3d.model.diffusion"
+
+
+def _parts_of(package: str) -> tuple[str, ...]:
+    """Name the classes of the parts of a `ConditionalUnet1D`."""
+    names = ("conditional_unet1d.ConditionalUnet1D", "conditional_unet1d.ConditionalResidualBlock1D")
+    names += tuple(f"conv1d_components.{name}" for name in ("Conv1dBlock", "Downsample1d", "Upsample1d"))
+    return tuple(f"{package}.{name}" for name in (*names, "positional_embedding.SinusoidalPosEmb")) + (_REARRANGE,)
+
+
+def _named_by_diffusion_policy(name: str) -> str:
+    return diffusion_policy_name(f"{name}.").removesuffix(".")
+
+
+_REARRANGE = "einops.layers.torch.Rearrange"
 _UNETS: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     f"{_LEROBOT}.DiffusionConditionalUnet1d": (
         str,
@@ -35,16 +50,10 @@ _UNETS: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
             for name in ("ConditionalUnet1d", "ConditionalResidualBlock1d", "Conv1dBlock", "SinusoidalPosEmb")
         ),
     ),
-    f"{_PARTS}.conditional_unet1d.ConditionalUnet1D": (
-        lambda name: diffusion_policy_name(f"{name}.").removesuffix("."),
-        (
-            f"{_PARTS}.conditional_unet1d.ConditionalUnet1D",
-            f"{_PARTS}.conditional_unet1d.ConditionalResidualBlock1D",
-            f"{_PARTS}.positional_embedding.SinusoidalPosEmb",
-            *(f"{_PARTS}.conv1d_components.{name}" for name in ("Conv1dBlock", "Downsample1d", "Upsample1d")),
-            "einops.layers.torch.Rearrange",
-        ),
-    ),
+    **{
+        f"{package}.conditional_unet1d.ConditionalUnet1D": (_named_by_diffusion_policy, _parts_of(package))
+        for package in (_PARTS, _DP3_PARTS)
+    },
 }
 """Known U-Nets: the name that each gives to a layer of ours, and the classes of their parts."""
 _TRANSFORMER = f"{_PARTS}.transformer_for_diffusion.TransformerForDiffusion"
@@ -66,8 +75,8 @@ def view_of(network: Any) -> ConditionalUnet1d | DiffusionTransformer:
     has in ours, there are no others, and each part's `forward` is that of its class.
 
     Args:
-        network: A `DiffusionConditionalUnet1d` of LeRobot's, or a `ConditionalUnet1D` without local conditioning or a
-            `TransformerForDiffusion` of diffusion_policy's.
+        network: A `DiffusionConditionalUnet1d` of LeRobot's, a `ConditionalUnet1D` without local conditioning of
+            diffusion_policy's or DP3's, or a `TransformerForDiffusion` of diffusion_policy's.
 
     Raises:
         UnknownNetworkError: It is none of these, something in it is another one, or it is not as it was made: it has
@@ -108,13 +117,14 @@ def state_of(network: nn.Module) -> list[Any]:
 class OwnForward:
     """A live network through its own forward, as a `Denoiser`."""
 
-    def __init__(self, network: Any, told: str | None, tokens: int = 1, horizon: int = 0) -> None:
+    def __init__(self, network: Any, told: str | None, tokens: int = 0, horizon: int = 0) -> None:
         """Wrap a network.
 
         Args:
             network: Called as `network(x, timestep, told=cond)`.
             told: The argument that it is given its conditioning by; None for none.
-            tokens: Observations in a row of the conditioning [N, tokens · dims].
+            tokens: Observations in a row of the conditioning [N, tokens · dims], where it is given one after the other
+                [N, tokens, dims]; 0 where it is given them flat.
             horizon: Steps of a plan, for `LOCAL`: there the observations are those of its first steps.
         """
         self.network, self.told, self.tokens, self.horizon = network, told, tokens, horizon
@@ -123,7 +133,7 @@ class OwnForward:
         """Predict at points x [N, *event] and timesteps [N]."""
         if self.told is None or cond is None:
             return self.network(x, timestep)
-        if self.told != GLOBAL:
+        if self.tokens:
             cond = cond.unflatten(1, (self.tokens, -1))
         if self.told == LOCAL:
             cond = functional.pad(cond, (0, 0, 0, self.horizon - self.tokens))
@@ -217,7 +227,7 @@ class LiveNetwork:
             raise refused(self.backend, reason)
 
 
-def denoiser_of(network: Any, told: str | None, tokens: int = 1, horizon: int = 0) -> Denoiser:
+def denoiser_of(network: Any, told: str | None, tokens: int = 0, horizon: int = 0) -> Denoiser:
     """Make a denoiser of a live network: its view where it has one, else its own forward, which torch-eager runs."""
     try:
         return fitting_view(network, told)
@@ -286,6 +296,9 @@ def _unet_view(live: Any, name_of: Callable[[str], str]) -> ConditionalUnet1d:
     """Read the architecture of a U-Net, and put its layers into one of ours."""
     if getattr(live, "local_cond_encoder", None) is not None:
         raise UnknownNetworkError("it has local conditioning")
+    unused = [each for each in ("down", "mid", "up") if not getattr(live, f"use_{each}_condition", True)]
+    if unused:
+        raise UnknownNetworkError(f"its way {unused[0]} is not conditioned")
     layers = dict(live.named_modules())
     first = layers[name_of("down_modules.0.0.conv1.block.0")]
     film = layers["down_modules.0.0.cond_encoder.1"]
@@ -306,6 +319,8 @@ def _unet_view(live: Any, name_of: Callable[[str], str]) -> ConditionalUnet1d:
         if getattr(block, "pattern", _ADDS_AN_AXIS) != _ADDS_AN_AXIS:
             raise UnknownNetworkError(f"its modulation is rearranged: {block.pattern}")
         scaled = getattr(block, "use_film_scale_modulation", getattr(block, "cond_predict_scale", None))
+        if getattr(block, "condition_type", "film") not in ("film", "add"):
+            raise UnknownNetworkError(f"its condition_type is {block.condition_type}")
         if isinstance(scaled, bool) and scaled != config.use_film_scale_modulation:
             raise UnknownNetworkError(f"its modulation scales: {scaled}, against its weights")
     with torch.device("meta"):
@@ -338,7 +353,8 @@ def _transformer_view(live: Any) -> DiffusionTransformer:
     with torch.device("meta"):
         view = DiffusionTransformer(config).eval()
     small = {"input_dim": 1, "output_dim": 1, "cond_dim": int(conditioned), "n_layer": 1, "n_head": 1, "n_emb": 4}
-    masks = DiffusionTransformer(replace(config, **small, n_cond_layers=0))  # the same masks, the rest is small
+    with torch.random.fork_rng([]):  # a plan may be under way, with a seed
+        masks = DiffusionTransformer(replace(config, **small, n_cond_layers=0))  # the same masks, the rest is small
     for name in ("mask", "memory_mask"):
         own, expected = getattr(live, name), getattr(masks, name)
         if (own is None) != (expected is None) or (own is not None and not torch.equal(own.cpu(), expected)):
