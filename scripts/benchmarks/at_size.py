@@ -70,10 +70,8 @@ def write(options: Options) -> None:
     )
     assert vision.encoder is not None
     encoders = nn.ModuleList(RgbEncoder(vision.encoder) for _ in names)
-    ones, zeros = torch.ones(STATE_DIM), torch.zeros(STATE_DIM)
-    numbers = {"min": -ones, "max": ones, "mean": zeros, "std": ones}
-    colours = {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)}
-    known = {STATE: numbers, ACTION: numbers, **{name: colours for name in names}}
+    known = {name: {"min": torch.full((STATE_DIM,), -1.0), "max": torch.ones(STATE_DIM)} for name in (STATE, ACTION)}
+    known |= {name: {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)} for name in names}
     unet = ConditionalUnet1d(config.unet).state_dict()
     save_lerobot(options.out, config, unet, known, {"weights": "random"}, encoders.state_dict())
 
