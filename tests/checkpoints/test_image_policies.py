@@ -18,6 +18,8 @@ import asd_policy
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.diffusion_policy.hybrid import read_hybrid
+from asd_policy.checkpoints.diffusion_policy.multi_image import read_multi_image
+from asd_policy.checkpoints.robomimic.cameras import read_observations
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.errors import AsdError
 from asd_policy.policy.policy import Policy
@@ -380,3 +382,32 @@ def test_cameras_that_share_a_network_share_it(tmp_path: Path) -> None:
     assert isinstance(policy.encoder, SensorEncoder)
     one, other = (policy.encoder.sensors[f"camera{number}_rgb"].network for number in (0, 1))
     assert one is other
+
+
+def test_cameras_may_have_networks_and_sizes_of_their_own() -> None:
+    """As `rgb_model`, `resize_shape` and `crop_shape` by camera say."""
+    section = images.image({"front": images.FRAME, "wrist": images.FRAME, "pos": images.low_dim(3)})
+    encoder = section["obs_encoder"]
+    other = {**encoder["rgb_model"], "name": "resnet50"}
+    encoder |= {
+        "rgb_model": {"front": encoder["rgb_model"], "wrist": other},
+        "resize_shape": {"front": None, "wrist": [32, 32]},
+        "crop_shape": {"front": [40, 40], "wrist": [30, 30]},
+    }
+    observed = read_multi_image(Settings(section, "policy", "x"), "x")
+    assert observed.sizes == {"front": 512, "wrist": 2048, "pos": 3}
+    assert "front: the middle 40 × 40, resnet18" in observed.encoder
+    assert "wrist: resized to 32 × 32 without antialiasing, the middle 30 × 30, resnet50" in observed.encoder
+
+
+def test_randomizers_of_robomimic_that_do_nothing_in_a_plan() -> None:
+    config = images.robomimic_config("robomimic")
+    rgb = config["observation"]["encoder"]["rgb"] = dict(config["observation"]["encoder"]["rgb"])
+    for kinds, options, crop in (
+        (["ColorRandomizer", "CropRandomizer"], [{}, {"crop_height": 30, "crop_width": 32}], (30, 32)),
+        ("GaussianNoiseRandomizer", {}, None),
+    ):
+        rgb |= {"obs_randomizer_class": kinds, "obs_randomizer_kwargs": options}
+        shapes = Settings({"all": dict(images.ROBOMIMIC_SHAPES)}, "", "x").section("all")
+        observed = read_observations(Settings(config, "", "x"), shapes, "x")
+        assert {name: each.size for name, each in observed.crops.items()} == {"hand": crop, "a_view": crop}
