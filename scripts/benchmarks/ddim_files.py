@@ -1,4 +1,4 @@
-"""A DDIM file's own plans beside `asd` on the chain that its network was trained for. Table for docs/results/ddim_files.md.
+"""How do a DDIM file's own plans compare with `asd` on its trained chain? Table for docs/results/ddim_files.md.
 
     python scripts/benchmarks/ddim_files.py --out runs/ddim-files
 
@@ -86,12 +86,11 @@ def main() -> None:
     for name in options.checkpoints:
         for line in rows(options, name, envs[name]):
             print(line, flush=True)
-    last = json.loads(
-        (options.out / f"{options.checkpoints[-1]}-ddim-{options.steps[-1]}-trained/results.json").read_text()
-    )
+    last = options.out / f"{options.checkpoints[-1]}-ddim-{options.steps[-1]}-trained"
+    run = json.loads((last / "results.json").read_text())
     print(
-        f"\n{last['device']}; torch {last['torch']}, backend `{options.backend}`; n = {options.episodes} episodes of each "
-        "row on the same seeds, 95 % intervals (Wilson)"
+        f"\n{run['device']}; torch {run['torch']}, backend `{options.backend}`; n = {options.episodes} episodes of each row "
+        "on the same seeds, 95 % intervals (Wilson)"
     )
 
 
