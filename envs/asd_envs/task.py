@@ -76,6 +76,8 @@ class Task(MujocoEnv):
             **kwargs,
         )
         self.action_space = action
+        self.environment_state: npt.NDArray[Any] | None = None
+        """The environment's numbers at present, also where `pixels` are shown in their place."""
         # Not the renderer of `render_mode`, whose size and camera are the user's.
         self._camera: MujocoRenderer | None = None
         if "pixels" in shown:
@@ -91,6 +93,7 @@ class Task(MujocoEnv):
 
     def show(self, agent_pos: npt.NDArray[Any], environment_state: npt.NDArray[Any]) -> Observation:
         """Make the observation of the present state, given its numbers."""
+        self.environment_state = environment_state
         if self._camera is None:
             return {"agent_pos": agent_pos, "environment_state": environment_state}
         return {"agent_pos": agent_pos, "pixels": _draw(self._camera, "rgb_array")}

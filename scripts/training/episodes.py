@@ -14,6 +14,8 @@ from asd_policy.policy.observation import ENVIRONMENT_KEYS, IMAGE, PIXELS
 
 Demonstration = dict[str, npt.NDArray[Any]]
 """`agent_pos` [T, …], `environment_state` [T, …] or `pixels` [T, height, width, 3], and `action` [T, action_dim]."""
+UNSEEN = "unseen"
+"""Key of a demonstration with frames: the environment's state [T, …], which the policy does not observe."""
 KEYS = {**ENVIRONMENT_KEYS, IMAGE: PIXELS, ACTION: ACTION}
 """Policy feature → key of a demonstration."""
 
@@ -28,6 +30,10 @@ class Episodes:
     """Steps of each episode; their sum is T."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Where they come from, for training.json."""
+    unseen: Tensor | None = None
+    """What the policy does not observe, and its encoder may learn to predict, [T, dim]."""
+    frame: tuple[int, int] | None = None
+    """Height and width of the cameras' own frames, where those in `features` are resized [pixels]."""
 
     @property
     def vectors(self) -> dict[str, int]:
@@ -36,9 +42,9 @@ class Episodes:
 
     @property
     def cameras(self) -> dict[str, tuple[int, int, int]]:
-        """Shape of each camera's frames: 3, height, width."""
-        frames = {name: tuple(each.shape[1:]) for name, each in self.features.items() if each.ndim == 4}
-        return {name: (3, height, width) for name, (height, width, _) in frames.items()}
+        """Shape of each camera's own frames: 3, height, width."""
+        frames = {name: each for name, each in self.features.items() if each.ndim == 4}
+        return {name: (3, *(self.frame or (each.shape[1], each.shape[2]))) for name, each in frames.items()}
 
 
 def join(demonstrations: Sequence[Demonstration]) -> Episodes:
@@ -50,6 +56,9 @@ def join(demonstrations: Sequence[Demonstration]) -> Episodes:
             if key in demonstrations[0]
         },
         [len(each[ACTION]) for each in demonstrations],
+        unseen=torch.from_numpy(np.concatenate([each[UNSEEN] for each in demonstrations]))
+        if UNSEEN in demonstrations[0]
+        else None,
     )
 
 

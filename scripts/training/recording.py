@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from asd_envs.experts import make_expert
 from asd_policy.policy.observation import ENVIRONMENT_KEYS, ENVIRONMENT_STATE, PIXELS
-from training.episodes import Demonstration
+from training.episodes import UNSEEN, Demonstration
 
 MAX_ATTEMPTS_PER_DEMONSTRATION = 10
 
@@ -28,7 +28,8 @@ def record_episode(env: gymnasium.Env[Any, Any], noise: float, seed: int) -> Dem
     steps, done = [], False
     while not done:
         action = expert.act(observation)
-        steps.append({**observation, "action": action})
+        unseen = {} if PIXELS not in observation else {UNSEEN: env.get_wrapper_attr("environment_state")}
+        steps.append({**observation, **unseen, "action": action})
         executed = action + noise * (space.high - space.low) / 2 * rng.standard_normal(action.shape)
         observation, _, terminated, truncated, info = env.step(
             np.clip(executed, space.low, space.high).astype(space.dtype)

@@ -1,6 +1,6 @@
 """The network that is trained, and the trainer: steps that save and go on."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,21 +26,24 @@ class Training:
     steps: int
     batch: int
     draws: int
+    encoder_steps: int | None
     learning_rate: float
     seed: int
     bfloat16: bool
+    auxiliary: float
     device: str
 
 
 class Network(nn.Module):
     """A U-Net, and the encoder of the frames that it is conditioned on."""
 
-    def __init__(self, config: DiffusionConfig) -> None:
-        """Build it with random weights."""
+    def __init__(self, config: DiffusionConfig, unseen: int = 0) -> None:
+        """Build it with random weights, and a linear layer that predicts `unseen` numbers from the frames' features."""
         super().__init__()
         self.unet = ConditionalUnet1d(config.unet)
         vision = config.vision.encoder
         self.encoder = None if vision is None else RgbEncoder(vision)
+        self.predict = nn.Linear(config.vision.size, unseen) if unseen else None
 
     def look(self, frames: Tensor, bfloat16: bool) -> Tensor:
         """Encode normalised frames [N, 3, height, width], of the crop's size where there is one."""
@@ -67,6 +70,12 @@ class Windows:
             for name in episodes.features if name not in config.vision.cameras
         }  # fmt: skip
         self.frames = {name: episodes.features[name] for name in config.vision.cameras}
+        self.seen: dict[str, Tensor] = {}
+        """Features of each camera's frames [T, size], once the encoder learns no more."""
+        self.unseen = None
+        if episodes.unseen is not None:
+            low, high = episodes.unseen.amin(0), episodes.unseen.amax(0)
+            self.unseen = 2 * (episodes.unseen - low) / (high - low).clamp(min=1e-6) - 1
         self.past, self.chunk = window_rows(episodes.lengths, config.n_obs_steps, config.horizon)
 
     def __len__(self) -> int:
@@ -76,26 +85,47 @@ class Windows:
         """Look up normalised action chunks [B, horizon, action_dim]."""
         return self.vectors[ACTION][self.chunk[rows]].to(self.device)
 
-    def conditioning(self, rows: Tensor, network: Network, generator: torch.Generator, bfloat16: bool) -> Tensor:
-        """Encode histories [B, C] in LeRobot's order: the robot's state, its cameras, the environment's state."""
+    def conditioning(
+        self, rows: Tensor, network: Network, generator: torch.Generator, bfloat16: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode histories in LeRobot's order: the robot's state, its cameras, the environment's state.
+
+        Returns:
+            Conditioning [B, C], and in it the features of frames [B, n_obs_steps, F]; None without cameras.
+        """
         past = self.past[rows]
         parts = {name: self.vectors[name][past].to(self.device) for name in self.config.input_dims}
         seen = [self._look(name, past, network, generator, bfloat16) for name in self.frames]
         first = [parts.pop(STATE)] if STATE in parts else []
-        return torch.cat([*first, *seen, *parts.values()], dim=-1).flatten(1)
+        cond = torch.cat([*first, *seen, *parts.values()], dim=-1).flatten(1)
+        return cond, torch.cat(seen, dim=-1) if seen else None
+
+    def encode(self, network: Network) -> None:
+        """Encode every frame once, for all steps that follow; of what is cropped, the middle."""
+        assert network.encoder is not None  # a policy with cameras has one
+        with torch.no_grad():
+            for name, frames in self.frames.items():
+                parts = [network.encoder(self._normalized(name, part)) for part in frames.split(64)]
+                self.seen[name] = torch.cat(parts)
 
     def _look(self, name: str, past: Tensor, network: Network, generator: torch.Generator, bfloat16: bool) -> Tensor:
         """Encode the frames of histories [B, n_obs_steps] as [B, n_obs_steps, size]."""
-        frames = self.frames[name][past.flatten()].to(self.device).permute(0, 3, 1, 2).float() / 255
-        origin, gain, shift = (
-            part[:, None, None].to(self.device)
-            for part in (self.maps[name].origin, self.maps[name].gain, self.maps[name].shift)
-        )
-        frames = (frames - origin) * gain + shift
+        if name in self.seen:
+            return self.seen[name][past]
+        frames = self._normalized(name, self.frames[name][past.flatten()])
         encoder = self.config.vision.encoder
         if encoder is not None and encoder.crop_shape is not None:
             frames = random_crop(frames, encoder.crop_shape, generator)
         return network.look(frames, bfloat16).unflatten(0, past.shape)
+
+    def _normalized(self, name: str, frames: Tensor) -> Tensor:
+        """Bring frames [N, height, width, 3] in the form that the encoder takes, normalised [N, 3, height, width]."""
+        floats = frames.to(self.device).permute(0, 3, 1, 2).float() / 255
+        affine = self.maps[name]
+        origin, gain, shift = (
+            part[:, None, None].to(self.device) for part in (affine.origin, affine.gain, affine.shift)
+        )
+        return (floats - origin) * gain + shift
 
 
 def random_crop(frames: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -110,11 +140,11 @@ def random_crop(frames: Tensor, shape: tuple[int, int], generator: torch.Generat
 class Trainer:
     """Network, optimiser, schedule, running average and random stream, saved and restored together."""
 
-    def __init__(self, training: Training, config: DiffusionConfig) -> None:
-        """Build everything from the seed."""
+    def __init__(self, training: Training, config: DiffusionConfig, unseen: int = 0) -> None:
+        """Build everything from the seed; `unseen` as for `Network`."""
         torch.manual_seed(training.seed)
         self.training = training
-        self.network = Network(config).to(training.device)
+        self.network = Network(config, unseen).to(training.device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=training.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, fused=True
         )
@@ -126,30 +156,52 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(training.seed)
         self.scheduler = DDPMScheduler(**{k: v for k, v in config.scheduler.items() if k != "_class_name"})
         self.step = 0
+        self.schedules: list[dict[str, int]] = []
+        """The shorter schedules that it followed before, and until which step."""
 
     def update(self, windows: Windows) -> float:
         """Take one optimiser step on a random batch; return its loss.
 
-        Each observation is encoded once, and several noises are drawn for its actions.
+        Each observation is encoded once, and several noises are drawn for its actions. When the encoder has learned,
+        there is an observation for each noise.
         """
         options = self.training
-        rows = torch.randint(len(windows), (options.batch,), generator=self.generator)
-        cond = windows.conditioning(rows, self.network, self.generator, options.bfloat16)
-        cond = cond.repeat_interleave(options.draws, 0)
-        clean = windows.actions(rows).repeat_interleave(options.draws, 0)
+        done = options.encoder_steps is not None and self.step >= options.encoder_steps
+        if done and windows.frames and not windows.seen:
+            self._keep_encoder(windows)
+        batch, draws = (options.batch * options.draws, 1) if windows.seen else (options.batch, options.draws)
+        rows = torch.randint(len(windows), (batch,), generator=self.generator)
+        cond, seen = windows.conditioning(rows, self.network, self.generator, options.bfloat16)
+        cond = cond.repeat_interleave(draws, 0)
+        clean = windows.actions(rows).repeat_interleave(draws, 0)
         noise = torch.randn(clean.shape, generator=self.generator).to(options.device)
         steps_in_chain = int(self.scheduler.config["num_train_timesteps"])
         timesteps = torch.randint(steps_in_chain, (len(clean),), generator=self.generator).to(options.device)
         # add_noise is annotated for 32-bit timesteps and takes any integers.
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), noise)
+        total = loss
+        if self.network.predict is not None and seen is not None and windows.unseen is not None and not windows.seen:
+            expected = windows.unseen[windows.past[rows]].to(options.device)
+            total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), expected)
         self.optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         self.optimizer.step()
         self.schedule.step()
         self.average.step(self.network.parameters())
         self.step += 1
         return loss.item()
+
+    def _keep_encoder(self, windows: Windows) -> None:
+        """Let the encoder learn no more: it is its running average, in the precision in which it is stored."""
+        named = zip(self.network.named_parameters(), self.average.shadow_params, strict=True)
+        with torch.no_grad():
+            for (name, weight), mean in named:
+                if name.startswith("encoder."):
+                    mean.copy_(mean.half())
+                    weight.copy_(mean)
+                    weight.requires_grad_(False)
+        windows.encode(self.network)
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Read the running average of the U-Net's weights and of the encoder's, in half precision."""
@@ -166,7 +218,8 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write the training state, atomically."""
         state = {
-            "options": repr(self.training),
+            "options": asdict(self.training),
+            "schedules": self.schedules,
             "step": self.step,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -178,14 +231,21 @@ class Trainer:
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state, on the schedule of `steps`, which may be more than it was begun with.
 
         Raises:
             SystemExit: It belongs to a training with other options.
         """
         state = torch.load(path, weights_only=True)
-        if state["options"] != repr(self.training):
-            raise SystemExit(f"{path} is of a training with other options ({state['options']}): remove it first")
+        before, now = state["options"], asdict(self.training)
+        for name, value in now.items():
+            if before.get(name) != value and (name != "steps" or before["steps"] > value):
+                raise SystemExit(
+                    f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
+                )
+        self.schedules = state["schedules"]
+        if before["steps"] != self.training.steps:
+            self.schedules = [*self.schedules, {"steps": before["steps"], "until": state["step"]}]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -65,7 +65,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_happened(
             run(tmp_path / "halves", patch)
     assert stop.value.code == 130
     assert (tmp_path / "halves.training").exists()
-    with pytest.raises(SystemExit, match="of a training with other options"):
+    with pytest.raises(SystemExit, match="is of a training with batch 8, not 9: remove it first"):
         run(tmp_path / "halves", monkeypatch, "--batch", "9")
     run(tmp_path / "halves", monkeypatch)
     assert not (tmp_path / "halves.training").exists()
@@ -101,7 +101,19 @@ def test_statistics_of_frames_are_those_of_their_colours() -> None:
 
 @pytest.mark.skipif(find_library("EGL") is None, reason="frames need the system library libEGL")
 def test_images_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--images", "--env", "asd/AvoidPixels-v0", "--steps", "3", "--batch", "2", "--draws", "3"]
+    words = [
+        "--images",
+        "--auxiliary",
+        "1",
+        "--env",
+        "asd/AvoidPixels-v0",
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--draws",
+        "3",
+    ]
     run(tmp_path / "policy", monkeypatch, *words, "--crop", "60", "56", "--snapshot-every", "2")
     policy = asd_policy.load_policy(tmp_path / "policy", "asd:window=8")
     assert dict(policy.observation_shapes) == {"observation.state": (4,), "observation.image": (3, 64, 64)}
@@ -132,7 +144,7 @@ def test_training_sees_what_the_policy_sees(tmp_path: Path) -> None:
     config = train.configure(options, steps)
     statistics = episodes.measure_statistics(steps.features)
     windows = trainer.Windows(steps, config, statistics, "cpu")
-    made = trainer.Trainer(trainer.Training(1, 1, 1, 1e-3, 0, False, "cpu"), config)
+    made = trainer.Trainer(trainer.Training(1, 1, 1, None, 1e-3, 0, False, 0.0, "cpu"), config)
     train.write(options.out, made, windows, statistics, {})
     policy = asd_policy.load_policy(options.out)
     made.network.load_state_dict({name: value.half().float() for name, value in made.network.state_dict().items()})
@@ -141,10 +153,125 @@ def test_training_sees_what_the_policy_sees(tmp_path: Path) -> None:
         for name, values in steps.features.items() if name != "action"
     }  # fmt: skip
     with torch.no_grad():
-        cond = windows.conditioning(torch.tensor([1, 5]), made.network, torch.Generator(), bfloat16=False)
+        cond, _ = windows.conditioning(torch.tensor([1, 5]), made.network, torch.Generator(), bfloat16=False)
     torch.testing.assert_close(
         cond, encode_history(policy.encoder, history, 2, torch.device("cpu")), rtol=1e-4, atol=1e-4
     )
+
+
+def test_an_encoder_learns_to_predict_what_the_policy_does_not_observe(tmp_path: Path) -> None:
+    """The second loss goes down, and leaves nothing in the policy."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.rand(40, 1, generator=generator)
+    bars = (torch.linspace(0, 1, 34) - level).abs() < 0.2
+    steps = episodes.Episodes(
+        {
+            "observation.state": torch.zeros(40, 1),
+            "observation.image": 255 * bars.byte().view(40, 1, 34, 1).expand(40, 8, 34, 3),
+            "action": torch.randn(40, 2, generator=generator),
+        },
+        [1] * 40,
+        unseen=level,
+    )
+    options = train.Options(env="asd/Avoid-v0", out=tmp_path / "policy", down_dims=(8,))
+    config = train.configure(options, steps)
+    statistics = episodes.measure_statistics(steps.features)
+    windows = trainer.Windows(steps, config, statistics, "cpu")
+    made = trainer.Trainer(trainer.Training(100, 8, 1, None, 1e-3, 0, False, 1.0, "cpu"), config, unseen=1)
+
+    def error() -> float:
+        predict = made.network.predict
+        assert predict is not None
+        with torch.no_grad():
+            _, seen = windows.conditioning(torch.arange(40), made.network, torch.Generator(), bfloat16=False)
+            assert seen is not None
+            return float((predict(seen)[:, -1] - (2 * level - 1)).square().mean())
+
+    before = error()
+    for _ in range(20):
+        made.update(windows)
+    assert error() < 0.5 * before
+    train.write(options.out, made, windows, statistics, {})
+    assert not [name for name in load_file(options.out / "model.safetensors") if "predict" in name]
+
+
+def toy(tmp_path: Path, **options: object) -> tuple[trainer.Trainer, trainer.Windows]:
+    """A trainer on ten steps of noise that are seen by a camera."""
+    generator = torch.Generator().manual_seed(3)
+    steps = episodes.Episodes(
+        {
+            "observation.state": torch.rand(10, 2, generator=generator),
+            "observation.image": torch.randint(0, 256, (10, 34, 8, 3), generator=generator).byte(),
+            "action": torch.rand(10, 2, generator=generator),
+        },
+        [6, 4],
+    )
+    values = {"steps": 20, "batch": 2, "draws": 2, "encoder_steps": 2, "learning_rate": 1e-2, "seed": 0}
+    training = trainer.Training(**{**values, "bfloat16": False, "auxiliary": 0.0, "device": "cpu", **options})
+    config = train.configure(train.Options(env="asd/Avoid-v0", out=tmp_path, down_dims=(8,)), steps)
+    statistics = episodes.measure_statistics(steps.features)
+    return trainer.Trainer(training, config), trainer.Windows(steps, config, statistics, "cpu")
+
+
+def test_an_encoder_that_has_learned_stays_as_it_is_and_is_written_so(tmp_path: Path) -> None:
+    made, windows = toy(tmp_path)
+    assert made.network.encoder is not None
+    first = made.network.encoder.out.weight.detach().clone()
+    for _ in range(3):
+        made.update(windows)
+    kept = {name: value.clone() for name, value in made.network.encoder.state_dict().items()}
+    unet = next(made.network.unet.parameters()).detach().clone()
+    assert not torch.equal(first, kept["out.weight"])
+    for _ in range(2):
+        made.update(windows)
+    _, encoder = made.weights()
+    assert encoder is not None
+    for name, value in made.network.encoder.state_dict().items():
+        assert torch.equal(value, kept[name]) and torch.equal(encoder[name].float(), kept[name]), name
+    assert not torch.equal(next(made.network.unet.parameters()), unet)
+    # What the U-Net learns on is what the policy will see.
+    windows_again = toy(tmp_path)[1]
+    with torch.no_grad():
+        kept_cond, _ = windows.conditioning(torch.arange(10), made.network, torch.Generator(), bfloat16=False)
+        cond, _ = windows_again.conditioning(torch.arange(10), made.network, torch.Generator(), bfloat16=False)
+    torch.testing.assert_close(kept_cond, cond, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_an_interrupted_training_on_frames_goes_on_as_if_nothing_happened(stop: int, tmp_path: Path) -> None:
+    """Before its encoder has learned, and after."""
+    made, windows = toy(tmp_path)
+    losses = [made.update(windows) for _ in range(5)]
+    first, windows = toy(tmp_path)
+    again = [first.update(windows) for _ in range(stop)]
+    first.save(tmp_path / "state")
+    second, windows = toy(tmp_path)
+    second.restore(tmp_path / "state")
+    again += [second.update(windows) for _ in range(5 - stop)]
+    assert again == losses
+    for ours, theirs in zip(second.weights()[0].values(), made.weights()[0].values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_training_goes_on_with_more_steps_and_says_so(tmp_path: Path) -> None:
+    first, windows = toy(tmp_path)
+    for _ in range(4):
+        first.update(windows)
+    first.save(tmp_path / "state")
+    longer, windows = toy(tmp_path, steps=40)
+    longer.restore(tmp_path / "state")
+    assert longer.step == 4 and longer.schedules == [{"steps": 20, "until": 4}]
+    rate = longer.schedule.get_last_lr()
+    for _ in range(5):
+        longer.update(windows)
+    expected, _ = toy(tmp_path, steps=40)
+    for _ in range(9):
+        expected.optimizer.step()
+        expected.schedule.step()
+    assert longer.schedule.get_last_lr() == expected.schedule.get_last_lr() != rate
+    longer.save(tmp_path / "state")
+    with pytest.raises(SystemExit, match="is of a training with steps 40, not 20"):
+        first.restore(tmp_path / "state")
 
 
 def test_frames_are_cropped_at_random_places() -> None:
@@ -152,6 +279,15 @@ def test_frames_are_cropped_at_random_places() -> None:
     generator = torch.Generator().manual_seed(0)
     corners = {int(trainer.random_crop(frames, (5, 4), generator)[0, 0, 0, 0]) for _ in range(60)}
     assert corners == {0, 1, 2, 6, 7, 8}
+
+
+def test_frames_that_are_one_place_to_the_encoder(tmp_path: Path) -> None:
+    """Their places are all that a spatial softmax keeps of feature maps."""
+    features = {name: torch.zeros(3, 2) for name in ("observation.state", "action")}
+    options = train.Options(env="asd/Avoid-v0", out=tmp_path)
+    steps = episodes.Episodes({**features, "observation.image": torch.zeros(3, 32, 30, 3, dtype=torch.uint8)}, [3])
+    with pytest.raises(SystemExit, match="frames of 32 × 30 are a single place to the encoder: more than 32 pixels"):
+        train.configure(options, steps)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +318,13 @@ def test_wrong_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (["--save-every", "0"], "--save-every 0 is not a positive number"),
         (["--n-action-steps", "16"], "--n-action-steps 16 is not in 1 … 15"),
         (["--noise", "2"], "--noise 2.0 is not in 0 … 1"),
+        (["--horizon", "10", "--n-action-steps", "2"], "--horizon 10 is not a multiple of 4, as 2 --down-dims need"),
+        (["--n-obs-steps", "0"], "--n-obs-steps 0 is not a positive number"),
+        (["--encoder-steps", "0"], "--encoder-steps 0 is not a positive number"),
+        (["--auxiliary", "-1"], "--auxiliary -1.0 is negative"),
+        (["--auxiliary", "1"], "--auxiliary needs an environment that knows its state, and --images"),
         (["--learning-rate", "0"], "--learning-rate 0.0 is not positive"),
-        (["--down-dims", "12", "16"], "--down-dims 12 16 are not 1 … 4 multiples of 8"),
+        (["--down-dims", "12", "16"], "--down-dims 12 16 are not multiples of 8"),
     ],
 )
 def test_wrong_numbers(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

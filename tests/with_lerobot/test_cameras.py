@@ -87,16 +87,16 @@ class Pair:
         for pipeline in (self.before, self.after):
             pipeline.save_pretrained(folder)
         self.ours = asd_policy.load_policy(folder, "asd:window=1")
-        self.cameras = cameras
+        self.cameras, self.range, self.steps = cameras, RANGE, STEPS
 
     def observe(self, count: int, seed: int = 0) -> list[Observation]:
         """What robots see at random, by LeRobot's names."""
         rng = np.random.default_rng(seed)
         return [
             {
-                name: rng.uniform(0, RANGE, shape).astype(np.float32)
+                name: rng.uniform(0, self.range, shape).astype(np.float32)
                 if len(shape) == 1
-                else rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+                else rng.integers(0, 256, (*shape[1:], 3), np.uint8)
                 for name, shape in self.ours.observation_shapes.items()
             }
             for _ in range(count)
@@ -115,6 +115,17 @@ class Pair:
         batch["observation.images"] = torch.stack([batch[name] for name in self.cameras], dim=-4)
         with torch.no_grad():
             return self.theirs.diffusion._prepare_global_conditioning(batch)
+
+
+class Bundled(Pair):
+    """The camera policy of this repository, read by LeRobot's own classes and without them."""
+
+    def __init__(self) -> None:
+        folder = Path(__file__).parents[2] / "checkpoints" / "avoid-pixels"
+        self.theirs = DiffusionPolicy.from_pretrained(folder).eval()
+        self.before, self.after = make_pre_post_processors(self.theirs.config, pretrained_path=str(folder))
+        self.ours = asd_policy.load_policy(folder, "asd:window=1")
+        self.cameras, self.range, self.steps = (IMAGE,), 0.3, 100
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -137,8 +148,13 @@ def test_frames_become_lerobots_features(pair: Pair) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddpm", "asd:window=1"])
 def test_plans_are_lerobots_on_one_tape(pair: Pair, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_plans(pair, sampler, monkeypatch)
+
+
+def compare_plans(pair: Pair, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan by both from the same noise, after the same observations."""
     steps = pair.observe(2)
-    tape = NoiseTape.draw((1, 16, 2), STEPS, torch.Generator().manual_seed(5), torch.device("cpu"))
+    tape = NoiseTape.draw((1, 16, 2), pair.steps, torch.Generator().manual_seed(5), torch.device("cpu"))
     noises: Iterator[Tensor] = iter(tape.normals.unbind(1))
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noises))
@@ -148,7 +164,16 @@ def test_plans_are_lerobots_on_one_tape(pair: Pair, sampler: str, monkeypatch: p
     expected = pair.after(sample)
     policy: Policy = pair.ours.with_sampler(asd_policy.make_sampler(sampler))
     plan = policy.plan(history(steps), torch.Generator().manual_seed(5))
-    torch.testing.assert_close(plan.chunk, expected, rtol=0, atol=1e-4 * RANGE)
+    torch.testing.assert_close(plan.chunk, expected, rtol=0, atol=1e-4 * pair.range)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "asd:window=1"])
+def test_the_bundled_camera_policy_plans_as_in_lerobot(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Bundled()
+    expected = pair.conditioning(pair.observe(2))
+    cond = encode_history(pair.ours.encoder, history(pair.observe(2)), 2, torch.device("cpu"))
+    torch.testing.assert_close(cond, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    compare_plans(pair, sampler, monkeypatch)
 
 
 def test_actions_are_lerobots_in_closed_loop(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Vision:
             **{name: getattr(self.encoder, name) for name in names},
             "crop_ratio": self.crop_ratio,
             "use_separate_rgb_encoder_per_camera": self.separate,
+            "pretrained_backbone_weights": None,  # or LeRobot since 0.6 downloads some, to replace them by these
         }
 
     def features(self, colours: Mapping[str, Affine], tensors: Mapping[str, Tensor], source: str) -> dict[str, Sensor]:
