@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/ddim_files.py --out runs/ddim-files
 
-A bundled checkpoint is written again as DDIM files of a few numbers of steps, as people train and run them: one network,
-another scheduler. Each is evaluated as what it says, and its network once more on its trained chain.
+A bundled checkpoint is written again as DDIM files of a few numbers of steps, as people train and run them: one
+network, another scheduler. Each is evaluated as what it says, and its network once more on its trained chain.
 """
 
 import json
@@ -88,10 +88,8 @@ def main() -> None:
             print(line, flush=True)
     last = options.out / f"{options.checkpoints[-1]}-ddim-{options.steps[-1]}-trained"
     run = json.loads((last / "results.json").read_text())
-    print(
-        f"\n{run['device']}; torch {run['torch']}, backend `{options.backend}`; n = {options.episodes} episodes of each row "
-        "on the same seeds, 95 % intervals (Wilson)"
-    )
+    what = f"n = {options.episodes} episodes of each row on the same seeds, 95 % intervals (Wilson)"
+    print(f"\n{run['device']}; torch {run['torch']}, backend `{options.backend}`; {what}")
 
 
 if __name__ == "__main__":
