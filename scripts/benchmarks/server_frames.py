@@ -30,7 +30,7 @@ from asd_policy.deploy.serving.frames import pack
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.networks.vision import RgbEncoder, VisionConfig
 from asd_policy.policy.observation import IMAGES, STATE
-from server_load import serve
+from server_load import load, serve
 
 STATE_DIM = 14
 CAMERAS = (f"{IMAGES}front", f"{IMAGES}wrist")
@@ -49,6 +49,10 @@ class Options:
     """Sampler spec: of few steps, because the network is not what is measured."""
     plans: int = 15
     """Plans of each kind."""
+    clients: tuple[int, ...] = (1, 4)
+    """Numbers of robots that ask at once."""
+    seconds: float = 15.0
+    """For each number of them."""
 
 
 def write(folder: Path, frame: tuple[int, int]) -> None:
@@ -85,13 +89,18 @@ def middle(values: list[float]) -> str:
     return f"{1e3 * statistics.median(values):.1f} ± {500 * (max(values) - min(values)):.1f}"
 
 
-def ask(address: str, options: Options, draw: Callable[..., Frame], compress: bool) -> list[str]:
-    """Ask for plans; format cells of the table."""
+def observe(options: Options, draw: Callable[..., Frame]) -> list[dict[str, Any]]:
+    """Draw the observations of an episode."""
     random = np.random.default_rng(0)
-    seen: list[dict[str, Any]] = [
+    return [
         {STATE: random.uniform(-1, 1, STATE_DIM), **{name: draw(options.frame, random) for name in CAMERAS}}
         for _ in range(options.plans + 2)
     ]
+
+
+def ask(address: str, options: Options, draw: Callable[..., Frame], compress: bool) -> list[str]:
+    """Ask for plans; format cells of the table."""
+    seen = observe(options, draw)
     latency, wire, packing, sizes = [], [], [], []
     with RemotePolicy(address, timeout=300, compress=compress) as robot:
         for observation in seen:
@@ -124,6 +133,10 @@ def main() -> None:
                 for compress in (False, True):
                     cells = ask(address, options, draw, compress)
                     print(f"| {name} | {'yes' if compress else 'no'} | {' | '.join(cells)} |", flush=True)
+            print("\n| robots | plans/s | latency p50 / p99 ms | batch | plans of a robot |\n|---|---|---|---|---|")
+            for clients in options.clients:
+                row = load(address, clients, options.seconds, [observe(options, smooth)]).row()
+                print(f"| {clients} | {' | '.join(row)} |", flush=True)
     print(
         f"\n{hardware(torch.device('cpu'))}; torch {torch.__version__}, grpcio {version('grpcio')}; two cameras of "
         f"{height} × {width}, two observations a plan, `{options.sampler}` on `{options.backend}`, n = {options.plans} "
