@@ -58,7 +58,7 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
         "command": notes["command"],
         "seed": notes["options"]["seed"],
         "demonstrations": notes["options"]["demonstrations"],
-        "train_steps": notes["options"]["steps"],
+        "train_steps": notes.get("step", notes["options"]["steps"]),  # a snapshot says its own
         "parameters": notes["parameters"],
         "success_rate": result["success_rate"],
         "success_ci95": result["success_ci95"],
