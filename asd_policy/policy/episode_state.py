@@ -22,7 +22,7 @@ PLANS_KEPT = 1000
 """Latest plans of a robot that are kept, and what they cost: its episode may be endless."""
 
 
-class Observed(dict[str, Array]):
+class Observation(dict[str, Array]):
     """An observation, each feature by its name as `read_observation` gives it, and what an encoder has made of it."""
 
     encoder: ObservationEncoder | None = None
@@ -32,7 +32,7 @@ class Observed(dict[str, Array]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out the encoder and its features: a copy is for another process, or another policy."""
-        return Observed, (dict(self),)
+        return Observation, (dict(self),)
 
     def shows(self, features: Mapping[str, Array]) -> bool:
         """Tell whether these are the same numbers in the same form; the smallest are looked at first."""
@@ -49,7 +49,7 @@ class EpisodeState:
 
     generator: Any
     """Source of the noise of its plans."""
-    history: deque[Observed]
+    history: deque[Observation]
     """Its last observations, oldest first."""
     queue: deque[npt.NDArray[np.float32]] = field(default_factory=deque)
     """Actions [action_dim] that are planned and not yet taken."""
@@ -71,7 +71,7 @@ class EpisodeState:
         One that is among the last ones, and is encoded already, is not encoded again.
         """
         encoded = (each for each in self.history if each.features is not None)
-        seen = next((each for each in encoded if each.shows(features)), None) or Observed(features)
+        seen = next((each for each in encoded if each.shows(features)), None) or Observation(features)
         for _ in range(max(1, (self.history.maxlen or 1) - len(self.history))):
             self.history.append(seen)
 

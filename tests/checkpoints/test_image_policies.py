@@ -1,6 +1,7 @@
 """Files of Diffusion Policy, UMI and DP3 with cameras or clouds: equal to their own libraries' encoders and plans."""
 
 import copy
+import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,10 +18,12 @@ import asd_policy
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.diffusion_policy.hybrid import read_hybrid
+from asd_policy.checkpoints.diffusion_policy.multi_image import read_multi_image
+from asd_policy.checkpoints.robomimic.cameras import read_observations
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.errors import AsdError
 from asd_policy.policy.policy import Policy
-from asd_policy.policy.sensors import encode_history
+from asd_policy.policy.sensors import SensorEncoder, encode_history
 from support import image_files as images
 from support import training_files as files
 
@@ -340,3 +343,71 @@ def test_what_a_file_has_is_described(tmp_path: Path) -> None:
     assert "numbers in its encoder of observations; camera0_rgb, camera1_rgb: the middle 60 × 60 resized to" in encoder
     assert "resnet18 with normalised groups, 3 resolutions, spatial_embedding" in encoder
     assert random == "its library crops frames and jitters their colours at random when it plans"
+
+
+def test_interpolations_are_resolved(tmp_path: Path) -> None:
+    """DP3 saves its configuration as it is written."""
+    payload = images.workspace("dp3")
+    policy = json.loads(json.dumps(payload["cfg"]["policy"]))
+    values = {"task": {"shape_meta": policy["shape_meta"]}, "shape_meta": "${task.shape_meta}", "horizon": 8}
+    policy |= {"shape_meta": "${shape_meta}", "horizon": "${horizon}"}
+    policy["pointcloud_encoder_cfg"]["out_channels"] = "${policy.encoder_output_dim}"
+    payload["cfg"] = {**payload["cfg"], **values, "policy": policy}
+    torch.save(payload, tmp_path / "latest.ckpt")
+    loaded = asd_policy.load_policy(tmp_path / "latest.ckpt")
+    assert loaded.observation_shapes == {"point_cloud": (20, 3), "agent_pos": (3,)}
+    said = inspection.inspect(str(tmp_path / "latest.ckpt"))
+    assert said["observation"] == {"point_cloud": [20, 3], "agent_pos": [3]}
+    assert said["horizons"]["horizon"] == 8 and "PointNet with layer normalisation" in said["notes"][0]
+
+
+def test_horizons_of_features_may_differ(tmp_path: Path) -> None:
+    """UMI's encoder takes the last observations of each feature, one feature after the other."""
+    path = images.save_halves(tmp_path, "umi-embedding")
+    policy = asd_policy.load_policy(path, fixed_crop=True)
+    history = images.history(images.observations("umi-embedding"), 3)
+    cond = encode_history(policy.encoder, history, 3, CPU)
+    changed = {name: each.copy() for name, each in history.items()}
+    changed["camera1_rgb"][:, :2] = 0  # it looks at the last frame alone
+    changed["robot0_gripper_width"][:, :1] = 9
+    assert torch.equal(encode_history(policy.encoder, changed, 3, CPU), cond)
+    changed["robot0_eef_pos"][:, :1] = 9
+    different = (encode_history(policy.encoder, changed, 3, CPU) != cond).any(dim=0).nonzero().flatten()
+    assert different.tolist() == [768, 769, 770]
+
+
+def test_cameras_that_share_a_network_share_it(tmp_path: Path) -> None:
+    """So that a backend prepares it once."""
+    policy = asd_policy.load_policy(images.save_halves(tmp_path, "umi-embedding"), fixed_crop=True)
+    assert isinstance(policy.encoder, SensorEncoder)
+    one, other = (policy.encoder.sensors[f"camera{number}_rgb"].network for number in (0, 1))
+    assert one is other
+
+
+def test_cameras_may_have_networks_and_sizes_of_their_own() -> None:
+    """As `rgb_model`, `resize_shape` and `crop_shape` by camera say."""
+    section = images.image({"front": images.FRAME, "wrist": images.FRAME, "pos": images.low_dim(3)})
+    encoder = section["obs_encoder"]
+    other = {**encoder["rgb_model"], "name": "resnet50"}
+    encoder |= {
+        "rgb_model": {"front": encoder["rgb_model"], "wrist": other},
+        "resize_shape": {"front": None, "wrist": [32, 32]},
+        "crop_shape": {"front": [40, 40], "wrist": [30, 30]},
+    }
+    observed = read_multi_image(Settings(section, "policy", "x"), "x")
+    assert observed.sizes == {"front": 512, "wrist": 2048, "pos": 3}
+    assert "front: the middle 40 × 40, resnet18" in observed.encoder
+    assert "wrist: resized to 32 × 32 without antialiasing, the middle 30 × 30, resnet50" in observed.encoder
+
+
+def test_randomizers_of_robomimic_that_do_nothing_in_a_plan() -> None:
+    config = images.robomimic_config("robomimic")
+    rgb = config["observation"]["encoder"]["rgb"] = dict(config["observation"]["encoder"]["rgb"])
+    for kinds, options, crop in (
+        (["ColorRandomizer", "CropRandomizer"], [{}, {"crop_height": 30, "crop_width": 32}], (30, 32)),
+        ("GaussianNoiseRandomizer", {}, None),
+    ):
+        rgb |= {"obs_randomizer_class": kinds, "obs_randomizer_kwargs": options}
+        shapes = Settings({"all": dict(images.ROBOMIMIC_SHAPES)}, "", "x").section("all")
+        observed = read_observations(Settings(config, "", "x"), shapes, "x")
+        assert {name: each.size for name, each in observed.crops.items()} == {"hand": crop, "a_view": crop}

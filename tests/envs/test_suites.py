@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from ctypes.util import find_library
 from importlib import import_module
 from typing import Any
 
@@ -190,3 +191,14 @@ def test_a_missing_extra_is_named(env_id: str, module: str, extra: str, monkeypa
 def test_an_unknown_task_lists_those_there_are(env_id: str) -> None:
     with pytest.raises(ValueError, match=r"^no [\w-]+ task 'juggle'; there are [\w-]+, [\w-]+"):
         gymnasium.make(env_id, task="juggle")
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+@pytest.mark.parametrize("env_id", [case("asd/Aloha-TransferCube-v0")])
+def test_aloha_shows_its_camera(env_id: str) -> None:
+    env = gymnasium.make(env_id, obs_type="pixels_agent_pos")
+    first, again = (env.reset(seed=1)[0] for _ in range(2))
+    assert env.observation_space.contains(first) and set(first) == {"pixels", "agent_pos"}
+    np.testing.assert_array_equal(first["pixels"]["top"], again["pixels"]["top"])
+    assert first["pixels"]["top"].shape == (480, 640, 3) and first["pixels"]["top"].std() > 10
+    env.close()

@@ -18,7 +18,7 @@ from asd_policy.deploy.serving.dispatcher import Request
 from asd_policy.deploy.serving.sessions import Session
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.episode_state import Observed, together
+from asd_policy.policy.episode_state import Observation, together
 from asd_policy.policy.observation import STATE, read_observation
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.policy import Policy
@@ -157,7 +157,7 @@ def test_a_copy_encodes_for_itself(loaded: Policy) -> None:
     policy, _ = counting(loaded)
     policy.select_action(observation(0))
     for entry in (copy.deepcopy(policy.robots[0].history[0]), pickle.loads(pickle.dumps(policy.robots[0].history[0]))):
-        assert isinstance(entry, Observed) and entry.features is None and entry.encoder is None
+        assert isinstance(entry, Observation) and entry.features is None and entry.encoder is None
         assert np.array_equal(entry[IMAGE].numpy(), observation(0)[IMAGE])
 
 
@@ -205,3 +205,17 @@ def test_a_servers_requests_share_observations(loaded: Policy) -> None:
         cond = encode_history(loaded.encoder, stacked([step, step + 1]), N_OBS_STEPS, CPU)
         torch.testing.assert_close(robot.plans[-1].cond, cond, rtol=1e-5, atol=1e-5)
     assert counted.calls == [2, 1, 1]
+
+
+def test_a_warm_up_encodes_as_many_as_plans_will(loaded: Policy) -> None:
+    """So that no plan waits for a recording, or for the compiler."""
+    policy, counted = counting(loaded)
+    policy.warm_up(robots=3)
+    assert {3, 6} <= set(counted.calls)
+    before = list(counted.calls)
+    policy.reset_batch([1, 2, 3])
+    for step in range(2):
+        for row in range(3):
+            policy.observe(row, observation(10 * row + step))
+        policy.act([0, 1, 2])
+    assert set(counted.calls[len(before) :]) <= set(before)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from asd_policy.checkpoints.diffusion_policy.observed import LOW_DIM
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.errors import CheckpointError
 from asd_policy.policy.plan import Horizons
@@ -58,7 +59,11 @@ def read_umi_unet(policy: Settings, config: Settings, source: str) -> Layout:
         raise CheckpointError(f"{source}: obs_as_global_cond is false, which its library refuses, too")
     meta = policy.section("shape_meta")
     obs = meta.section("obs")
-    steps = [obs.section(name).count("horizon", 1) for name in obs]
+    features = [obs.section(name) for name in obs]
+    steps = [
+        feature.count("horizon", 1) for feature in features
+        if feature.text("type", LOW_DIM) != LOW_DIM or not feature.flag("ignore_by_policy", False)
+    ]  # fmt: skip
     horizon = meta.section("action").count("horizon")
     executed = config.count("n_action_steps", horizon)
     return _checked(

@@ -77,11 +77,11 @@ def read_multi_image(policy: Settings, source: str) -> Observed:
 
     def load(tensors: Mapping[str, Tensor], normalizer: Normalizer) -> SensorEncoder:
         loaded = _load_networks(networks, tensors, source)
+        whole = {camera: nn.Sequential(*camera.before(), loaded[camera.model]) for camera in cameras.values()}
         encoded: dict[str, Affine | Sensor] = {}
         for name, camera in cameras.items():
             colours = normalizer.affine(name, 3, frame=True)
-            network = nn.Sequential(*camera.before(), loaded[camera.model])
-            encoded[name] = Sensor(features[name].shape, colours, network, count_channels(camera.backbone))
+            encoded[name] = Sensor(features[name].shape, colours, whole[camera], count_channels(camera.backbone))
         return SensorEncoder(encoded | {name: normalizer.affine(name, size) for name, size in vectors.items()})
 
     return Observed(

@@ -117,7 +117,7 @@ def read_umi(policy: Settings, source: str) -> Observed:
     ignored = _ignored(policy, features)
     used = {name: features[name] for name in sorted(features) if name not in ignored}
     used = {name: used[name] for name in sorted(used, key=lambda name: (used[name].kind != RGB, name))}
-    steps = read_horizons(policy, used)
+    steps = _read_horizons(policy, used)
     cameras = [name for name, feature in used.items() if feature.kind == RGB]
     if not cameras:
         raise CheckpointError(f"{source}: policy.shape_meta has no camera")
@@ -132,13 +132,15 @@ def read_umi(policy: Settings, source: str) -> Observed:
         networks = _load_eyes(eye, cameras[:1] if shared else cameras, tensors, source)
         encoded: dict[str, Affine | Sensor] = {}
         for name, feature in used.items():
-            if feature.kind == LOW_DIM:
-                size = feature.shape[0]
-                affine, network = normalizer.affine(name, size), nn.Identity()
+            if feature.kind == RGB:
+                colours = normalizer.affine(name, 3, frame=True)
+                network = networks[cameras[0] if shared else name]
+                encoded[name] = Sensor(feature.shape, colours, network, eye.size, steps[name])
             else:
-                size, affine = eye.size, normalizer.affine(name, 3, frame=True)
-                network = nn.Sequential(*eye.before(), networks[cameras[0] if shared else name])
-            encoded[name] = Sensor(feature.shape, affine, network, size, steps[name])
+                size = feature.shape[0]
+                affine = normalizer.affine(name, size)
+                as_it_is = Sensor(feature.shape, affine, nn.Identity(), size, steps[name])
+                encoded[name] = affine if steps[name] == max(steps.values()) else as_it_is
         return SensorEncoder(encoded, by_feature=True, random_crop=random)
 
     def first_name(name: str) -> str:
@@ -157,14 +159,14 @@ def read_umi(policy: Settings, source: str) -> Observed:
     )
 
 
-def read_horizons(policy: Settings, features: Mapping[str, Feature]) -> dict[str, int]:
+def _read_horizons(policy: Settings, features: Mapping[str, Feature]) -> dict[str, int]:
     """Read how many observations of each feature condition the network."""
     meta = policy.section("shape_meta").section("obs")
     return {name: meta.section(name).count("horizon", most=MOST_STEPS) for name in features}
 
 
 def _ignored(policy: Settings, features: Mapping[str, Feature]) -> set[str]:
-    """List the vectors that the policy does not look at."""
+    """List the vectors that the policy does not look at; it looks at every camera, whatever its flag says."""
     meta = policy.section("shape_meta").section("obs")
     return {
         name
@@ -230,7 +232,7 @@ def _load_eyes(eye: _Eye, cameras: list[str], tensors: Mapping[str, Tensor], sou
     )
     pool, *backbones = whole
     pool = pool["attention_pool_2d"] if isinstance(pool, nn.ModuleDict) else pool
-    return {name: nn.Sequential(each, pool) for name, each in zip(cameras, backbones, strict=True)}
+    return {name: nn.Sequential(*eye.before(), each, pool) for name, each in zip(cameras, backbones, strict=True)}
 
 
 def _file_name(key: str, cameras: list[str]) -> str:

@@ -141,7 +141,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor, does: str, count: i
     difference = float((found - expected).abs().max()) / (largest or 1.0)
     if not difference <= TOLERANCE:  # NaN, too
         raise BackendError(
-            f"the exported network that {does} differs from the policy's by {difference:.2g} of its largest number "
-            f"with {count} points in a call; {TOLERANCE:g} is the most that rounding explains; nothing was written"
+            f"the exported network differs from the policy's by {difference:.2g} of its largest number where it {does}"
+            f", with {count} points in a call; {TOLERANCE:g} is the most that rounding explains; nothing was written"
         )
     return difference

@@ -1,7 +1,7 @@
 """robomimic's encoders of cameras, as its files and those of Diffusion Policy's hybrid policies have them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -79,17 +79,15 @@ def _file_name(key: str, cameras: list[str], prefix: str) -> str:
     return f"{prefix}{NETS}{cameras[int(number)]}.{robomimic_name(inner)}"
 
 
-def with_crop(core: VisualCore, crop: CropOptions, rounded: "type[int] | None" = None) -> nn.Module:
+def with_crop(core: VisualCore, crop: CropOptions, rounded: Callable[[float], int] = round) -> nn.Module:
     """Put the crop before an encoder.
 
     Args:
         core: The encoder.
         crop: What it looks at.
-        rounded: As for `frames.middle`; None for `round`.
+        rounded: As for `frames.middle`.
     """
-    if crop.size is None:
-        return core
-    return nn.Sequential(Crop(*crop.size, rounded or round), core)
+    return core if crop.size is None else nn.Sequential(Crop(*crop.size, rounded), core)
 
 
 def describe_core(config: VisualCoreConfig, crop: CropOptions) -> str:

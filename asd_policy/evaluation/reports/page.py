@@ -80,7 +80,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         timing_columns=report.TIMING_COLUMNS,
         timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
         other_rate=report.other_rate(results) if clocked else None,
-        choices=[*report.choices(results), *report.cuts(results)],
+        choices=[*report.choices(results), *report.cuts(results), *report.encodings(results)],
         verdicts=report.equivalence_lines(results),
         sizes=report.sample_sizes(results),
         video=video,

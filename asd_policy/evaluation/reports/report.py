@@ -234,9 +234,19 @@ def cuts(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def encodings(results: dict[str, Any]) -> list[str]:
+    """Write one line on what networks that encode observations take of a plan; none for policies of vectors alone."""
+    shares = [
+        f"{result['spec']} {result['encode_ms']:.0f} ms ({100 * result['encode_fraction']:.0f} %)"
+        for result in results["samplers"]
+        if result.get("encode_ms") is not None
+    ]
+    return [f"encoding takes of a plan: {', '.join(shares)}"] if shares else []
+
+
 def remarks(results: dict[str, Any]) -> list[str]:
     """Write the lines under the table of an evaluation."""
-    return [*choices(results), *cuts(results), *equivalence_lines(results)]
+    return [*choices(results), *cuts(results), *encodings(results), *equivalence_lines(results)]
 
 
 def equivalence_lines(results: dict[str, Any]) -> list[str]:

@@ -35,7 +35,8 @@ SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
 )
-_LIVE = "live"  # in the place of a backend's spec, where a library runs its network itself
+LIVE = "live"
+"""In the place of a backend's spec, where a library runs its network itself."""
 _TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
 
 
@@ -265,7 +266,7 @@ class LivePlanner:
         self.chain = chain
         self.experience = Experience()
         self.stats = AsdStats()
-        self.runs = _LIVE
+        self.runs = LIVE
         """Spec of the backend that runs the network, or that its library does; measured times are of it."""
         self._module = module
         self._deadline_ms = deadline_ms

@@ -15,6 +15,7 @@ from asd_policy.errors import ChainError, ObservationError, SpecError
 from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
+    LIVE,
     WARM_UP,
     Acceleration,
     Adapter,
@@ -111,7 +112,7 @@ class _Sampling:
 
         if prepared is not None:
             cond = data.new_zeros((len(data), 0)) if cond is None else cond.flatten(1)
-            planner.runs = self.network.spec
+        planner.runs = LIVE if prepared is None else self.network.spec
         executed, denoiser = policy.n_action_steps, prepared or denoise
         plans = planner.sample(denoiser, shape, executed, data.device, cond, generator, inpainting=held)
         setattr(policy, LAST_PLAN, planner.last_plan)

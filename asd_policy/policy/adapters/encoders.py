@@ -292,6 +292,7 @@ def check_same(ours: Tensor, own: Tensor, what: str) -> None:
     """
     if ours.shape != own.shape:
         raise SpecError(f"{what} {tuple(own.shape)} of the live policy's are not what its parts say, {ours.shape}")
+    ours, own = ours.detach(), own.detach()
     change, scale = float((ours - own).abs().max()), float(own.abs().max())
     if not change <= _TOLERANCE * max(scale, 1e-6):
         raise SpecError(

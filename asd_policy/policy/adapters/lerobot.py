@@ -14,6 +14,7 @@ from asd_policy.errors import ChainError
 from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
+    LIVE,
     WARM_UP,
     Acceleration,
     Adapter,
@@ -80,8 +81,7 @@ class _Sampling:
         def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return model.unet(x, timestep, global_cond=cond)
 
-        if prepared is not None:
-            planner.runs = self.network.spec
+        planner.runs = LIVE if prepared is None else self.network.spec
         denoiser, executed = prepared or denoise, config.n_action_steps
         plans = planner.sample(denoiser, shape, executed, device, global_cond, generator, noise)
         setattr(self.policy, LAST_PLAN, planner.last_plan)

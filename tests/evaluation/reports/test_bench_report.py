@@ -90,3 +90,10 @@ def test_what_a_record_says_of_the_machine() -> None:
     assert {"load", "usable_cpus", "scaling_governor", "scaling_cur_freq"} <= set(state)
     assert state["usable_cpus"] is None or state["usable_cpus"] >= 1
     assert set(hardware.float32_precision()) == {"matmul", "convolution_tf32"}
+
+
+def test_encoding_has_a_column_where_networks_encode() -> None:
+    text = shown(bench_report.latency_table(results(sampler(encode_fraction=0.4251), sampler(encode_fraction=None))))
+    assert "encoding" in text and "outside the networks" in text and "42.5 %" in text
+    text = shown(bench_report.latency_table(results(sampler())))
+    assert "encoding" not in text and "outside the network " in text

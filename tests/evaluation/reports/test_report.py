@@ -108,3 +108,20 @@ def test_too_few_episodes_are_said_once() -> None:
 def test_an_absolute_path_is_known_by_its_end(given: str, named: str, small_checkpoint: Path) -> None:
     """Where a user keeps things is nobody's business who is given the file."""
     assert report.run_record("eval", given, None, 0, load_policy(small_checkpoint))["policy"] == named
+
+
+def test_encoding_is_a_line_where_networks_encode() -> None:
+    assert report.encodings(results()) == []
+    encoding = results(encode_ms=91.7, encode_fraction=0.684)
+    assert report.encodings(encoding) == [
+        "encoding takes of a plan: asd:window=8,draft=frozen,verify=reflection 92 ms (68 %)"
+    ]
+
+
+def test_the_law_is_told_under_the_table() -> None:
+    assert report.caption(results()) == "A CPU"
+    trained = {**results(), "chain": "trained", "fixed_crop": True}
+    said = report.caption(trained)
+    assert "chain trained: the DDPM chain" in said and "fixed crop: frames are cropped in the middle" in said
+    own = {**results(), "chain": "checkpoint", "reference": "ddim:16"}
+    assert "chain checkpoint: DDIM without noise, whose own plan is ddim:16" in report.caption(own)
