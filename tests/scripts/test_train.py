@@ -1,5 +1,6 @@
 """The training script: what it writes, resuming, and wrong input, on a run of seconds."""
 
+import json
 import re
 import sys
 from ctypes.util import find_library
@@ -121,6 +122,8 @@ def test_images_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     seen, _ = env.reset(seed=0)
     env.close()
     assert policy.select_action(seen).shape == (2,)
+    # LeRobot since 0.6 would download weights where nothing is said.
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["pretrained_backbone_weights"] is None
     # The encoder is trained: a random one has biases of zero after its normalisations.
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     assert stored["diffusion.rgb_encoder.backbone.1.bias"].abs().max() > 0
