@@ -367,14 +367,15 @@ class _Planner:
             why = f"no such session: it has ended, as {self._sessions.lease:g} s without a plan do, or was never open"
             raise Refusal(grpc.StatusCode.NOT_FOUND, why)
         left = context.time_remaining()
+        deadline = float("inf") if left is None else time.monotonic() + left  # now: reading frames takes some of it
         asked = Request(
             session,
             await self._read_history(request),
-            self._step(request, session),
+            self._step(request, session),  # after the wait, or two requests of a session could both find it free
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
             self.requests.prefix(request),
-            float("inf") if left is None else time.monotonic() + left,
+            deadline,
         )
         if not self._dispatcher.submit(asked):
             delay = self._dispatcher.delay
