@@ -133,7 +133,7 @@ class PolicyServer:
         # gRPC checks these limits before it allocates memory.
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", self._planner.requests.most_bytes),
+                ("grpc.max_receive_message_length", min(self._planner.requests.most_bytes, _LARGEST)),
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message may unpack to a huge one
                 ("grpc.max_concurrent_streams", self._limits.max_clients + _OTHER_CALLS),  # all may share a connection
                 ("grpc.so_reuseport", 0),  # a second server at the port is an error

@@ -189,6 +189,13 @@ def test_reading_frames_takes_of_the_time_that_a_robot_waits(served: Served, mon
     raw.channel.close()
 
 
+def test_a_policy_of_huge_frames_is_served(camera_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though gRPC takes no limit beyond 31 bits."""
+    monkeypatch.setattr(RequestReader, "most_bytes", 2**33)
+    with serving(camera_checkpoint, limits=Limits(max_batch=1)) as served, served.connect() as remote:
+        assert remote.select_action(seen(frame())).shape == (2,)
+
+
 def test_a_request_longer_than_frames_can_be_is_not_read(served: Served) -> None:
     raw = Raw(served.address)
     message = broken(data=bytes(10 * SIZE))
