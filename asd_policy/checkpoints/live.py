@@ -27,8 +27,8 @@ def policy_of(
     """Make a `Policy` of a live one.
 
     Nothing is copied: the policy plans with the live one's weights, and says so in one line where they were changed
-    after it was made. What the live one has in the place of its class's own methods would be lost, and is refused.
-    Its normaliser and its scheduler are read once, here.
+    after it was made; on `onnx` alone it has an export of them, and goes on with that. What the live one has in the
+    place of its class's own methods would be lost, and is refused. Its normaliser and scheduler are read once, here.
 
     Args:
         live: A policy of a class in `ADAPTERS`, in eval mode.

@@ -114,6 +114,9 @@ class Histories(Mapping[str, Array]):
 
         Returns:
             The conditioning [B, cond_dim], and how many observations were encoded for it.
+
+        Raises:
+            BackendError: The encoder's weights were changed, even where none of its networks is called.
         """
         every = [step for steps in self._robots for step in steps]
         new = list({id(step): step for step in every if step.encoder is not encoder}.values())
@@ -121,6 +124,8 @@ class Histories(Mapping[str, Array]):
             features = encoder.look({name: stack_frames([step[name] for step in new]) for name in self}, device)
             for step, made in zip(new, features, strict=True):
                 step.encoder, step.features = encoder, made
+        else:
+            encoder.check()
         rows = arrays.namespace(every[0].features).stack([step.features for step in every])
         return encoder.join(rows.reshape(len(self._robots), -1, rows.shape[-1])), len(new)
 

@@ -90,7 +90,7 @@ class Plan:
     seconds: float
     """Latency of the plan [s]: observation in, actions out."""
     cond: Array
-    """The conditioning: observations, normalised and flattened, [B, n_obs_steps · feature dims]."""
+    """The conditioning that the encoder made of observations [B, cond_dim]."""
     sample: Array
     """The chunk as the network sees it, normalised, [B, horizon, action_dim], or wider for a policy that inpaints."""
     encoding: Encoding | None = None

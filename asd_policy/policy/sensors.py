@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
-from asd_policy.networks.backends.base import Backend, SensorJob
+from asd_policy.networks.backends.base import Backend, SensorJob, Watching
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import Shapes, as_floats, is_frame, read_history
 
@@ -69,6 +69,14 @@ class ObservationEncoder(Protocol):
 
         Raises:
             BackendError: The backend cannot run here, or not one of these networks.
+        """
+        ...
+
+    def check(self) -> None:
+        """Refuse weights that were changed after the features that are kept were made, as `look` does.
+
+        Raises:
+            BackendError: They were.
         """
         ...
 
@@ -198,6 +206,12 @@ class SensorEncoder:
                 prepared[key] = backend.prepare_sensor(sensor.network, job)
             features[name] = replace(sensor, run=prepared[key])
         return replace(self, features=features)
+
+    def check(self) -> None:
+        """Refuse weights that were changed, as `ObservationEncoder.check`."""
+        for sensor in self.sensors.values():
+            if isinstance(sensor.run, Watching):
+                sensor.run.check()
 
     def look(self, observations: Mapping[str, Any], device: Device) -> Array:
         """Encode single observations, as `ObservationEncoder.look`."""

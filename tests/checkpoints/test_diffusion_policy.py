@@ -355,17 +355,20 @@ def test_policies_of_other_encoders_are_described_and_need_their_library(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "said"),
     [
-        "diffusion_policy.policy.diffusion_transformer_timm_policy.DiffusionTransformerTimmPolicy",
-        "diffusion_policy_3d.policy.simple_dp3.SimpleDP3",
+        (
+            "diffusion_policy.policy.diffusion_transformer_timm_policy.DiffusionTransformerTimmPolicy",
+            "and asd_policy.accelerate does not know its class either",
+        ),
+        ("diffusion_policy_3d.policy.simple_dp3.SimpleDP3", "pass the live policy to asd_policy.accelerate"),
     ],
 )
-def test_policies_that_nothing_here_accelerates_are_not_sent_to_accelerate(target: str, tmp_path: Path) -> None:
+def test_policies_are_sent_to_accelerate_if_it_takes_them(target: str, said: str, tmp_path: Path) -> None:
     """Relatives of UMI's and DP3's."""
     payload = files.workspace("unet")
     payload["cfg"]["policy"] = {**VIDEO, "_target_": target}
-    with pytest.raises(CheckpointError, match="and asd_policy.accelerate does not know its class either"):
+    with pytest.raises(CheckpointError, match=said):
         asd_policy.load_policy(files.save_workspace(tmp_path / "latest.ckpt", payload))
 
 

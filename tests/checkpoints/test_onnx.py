@@ -29,7 +29,7 @@ from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.checkpoints.onnx import graph as onnx_graph
 from asd_policy.checkpoints.onnx.chain import contradiction
 from asd_policy.checkpoints.onnx.record import KEY
-from asd_policy.checkpoints.onnx.sizes import follow, sizes
+from asd_policy.checkpoints.onnx.sizes import MOST_VALUES, Node, Value, follow, sizes
 from asd_policy.checkpoints.onnx.writing import CHECKED
 from asd_policy.checkpoints.untrusted.protobuf import fields as wire_fields
 from asd_policy.cli import app
@@ -585,6 +585,17 @@ def test_shapes_are_those_of_onnx_runtime(
     inputs = example(job, points, torch.Generator().manual_seed(0))
     found: Any = session.run(names, dict(zip(INPUTS, (each.numpy() for each in inputs), strict=True)))
     assert [value.shape for value in values] == [np.shape(each) for each in found]
+
+
+def test_numbers_that_are_gathered_again_and_again_are_forgotten() -> None:
+    """Two small weights, and a number of values that grows by their size with each operator."""
+    axes = 3
+    weights = {"0": np.zeros((1,) * axes, np.int64), "index": np.zeros(MOST_VALUES, np.int64)}
+    nodes = [Node("Gather", [str(axis), "index"], [str(axis + 1)], {"axis": axis}) for axis in range(axes)]
+    known = {name: Value(each.shape, each, constant=True) for name, each in weights.items()}
+    kept = [value.numbers for _, _, outputs in follow(nodes, known) for value in outputs]
+    assert [each is not None for each in kept] == [True, False, False]
+    assert sizes(nodes, known).peak >= MOST_VALUES**axes
 
 
 def test_a_file_cut_anywhere_is_refused(exported: Exported, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asd_policy._common.arrays import NUMPY
 from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.networks.backends import BACKENDS, Backend, make_backend
-from asd_policy.networks.backends.base import Encode, SensorJob
+from asd_policy.networks.backends.base import Encode, SensorJob, Watching
 from asd_policy.networks.backends.onnx import MAX_GRAPHS
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import provider_options
@@ -195,6 +195,9 @@ def test_a_replay_notices_weights_that_change(recorded: tuple[nn.Module, Encode,
         next(network.parameters()).mul_(2)
     with pytest.raises(BackendError, match="weights were changed"):
         encode(rows(NETWORKS["group norm"][1], 2))
+    assert isinstance(encode, Watching)
+    with pytest.raises(BackendError, match="weights were changed"):
+        encode.check()
     assert launcher.log.count("replay") == 1
 
 

@@ -170,6 +170,22 @@ def test_histories_are_arrays_to_others(loaded: Policy) -> None:
     assert np.array_equal(history[IMAGE].numpy(), stacked([0, 1])[IMAGE])
 
 
+@pytest.mark.parametrize("backend", ["torch-eager", "torch-replicas:devices=cpu+cpu"])
+def test_features_of_other_weights_are_not_reused(backend: str, camera_checkpoint: Path) -> None:
+    """Not even where a robot stands still, and nothing is to be encoded."""
+    policy = asd_policy.load_policy(camera_checkpoint, "ddpm", backend=backend)
+    for _ in range(1 + policy.horizons.n_action_steps):
+        policy.select_action(observation(0))
+    assert [record.encoded for record in policy.robots[0].records] == [1, 0]
+    assert isinstance(policy.encoder, SensorEncoder)
+    network = policy.encoder.sensors[IMAGE].network
+    assert isinstance(network, torch.nn.Module)
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    with pytest.raises(asd_policy.BackendError, match="weights were changed after it was prepared"):
+        policy.plan_for([0])
+
+
 def test_vectors_are_not_kept(small_checkpoint: Path) -> None:
     policy = asd_policy.load_policy(small_checkpoint, "ddpm")
     policy.select_action(np.zeros(sum(policy.observation_dims.values())))

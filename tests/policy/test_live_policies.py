@@ -191,6 +191,8 @@ def test_a_changed_encoder_is_noticed() -> None:
             asd_policy.BackendError, match=r"weights were changed.* policy.with_backend\(policy.backend\)"
         ):
             ours.plan(seen)
+        with pytest.raises(asd_policy.BackendError, match="weights were changed"):
+            ours.encoder.check()
         after = ours.with_backend(ours.backend).plan(seen, torch.Generator().manual_seed(0)).chunk
         assert not torch.equal(before, after)
 

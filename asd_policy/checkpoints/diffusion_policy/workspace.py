@@ -29,7 +29,7 @@ from asd_policy.checkpoints.untrusted.pickles import StoredTensor
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.checkpoints.untrusted.weights import Value, stripped_notes, unwrap_names, without_doubles
 from asd_policy.errors import CheckpointError
-from asd_policy.policy.adapters.diffusion_policy import TRANSFORMER_ADAPTER, UNET_ADAPTER
+from asd_policy.policy.adapters.diffusion_policy import DP3_ADAPTER, TRANSFORMER_ADAPTER, UNET_ADAPTER
 from asd_policy.policy.observation import OBS
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler
@@ -228,8 +228,8 @@ def _plain_names(tensors: Mapping[str, Value], lightning: bool) -> tuple[dict[st
 
 def _live(target: str) -> str:
     """Explain how a policy that cannot be loaded can still be accelerated, if it can."""
-    if any(target in adapter.classes for adapter in (UNET_ADAPTER, TRANSFORMER_ADAPTER)):
-        return ": load it with diffusion_policy itself and pass the live policy to asd_policy.accelerate"
+    if any(target in adapter.classes for adapter in (UNET_ADAPTER, TRANSFORMER_ADAPTER, DP3_ADAPTER)):
+        return ": load it with its own library and pass the live policy to asd_policy.accelerate"
     return ", and asd_policy.accelerate does not know its class either"
 
 

@@ -98,9 +98,14 @@ def follow(
             shapes = ", ".join(str(list(each.shape)) for each in inputs)
             raise UnknownShapeError(f"an operator {node.kind} that does not fit its inputs {shapes:.80}") from None
         constant = all(each.constant for each in inputs)
-        outputs = [replace(each, constant=constant) for each in outputs]
+        outputs = [replace(each, numbers=_few(each.numbers), constant=constant) for each in outputs]
         values |= zip(node.outputs, outputs, strict=False)
         yield node, inputs, outputs
+
+
+def _few(numbers: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64] | None:
+    """Forget numbers that are too many: gathered again and again, they would fill the memory."""
+    return None if numbers is None or numbers.size > MOST_VALUES else numbers
 
 
 def _work(node: Node, inputs: Sequence[Value], numbers: int) -> int:

@@ -46,7 +46,7 @@ class Request:
     session: Session
     """The robot's session."""
     history: list[dict[str, Array]]
-    """Its last n_obs_steps observations, oldest first; each a feature [feature_dim] by its name."""
+    """Its last n_obs_steps observations, oldest first, as `read_observation` gives them."""
     step: int
     """Actions it has taken in this episode."""
     begins: bool

@@ -56,13 +56,16 @@ def unpack(message: pb.Frames, shape: tuple[int, ...], n_obs_steps: int, what: s
         what: Name of the frames, for messages.
 
     Raises:
-        ObservationError: The message has another number of frames or of bytes, no zlib stream, or floats beyond 0 … 1.
+        ObservationError: The message has another number of frames or of bytes, no zlib stream, compressed floats, or
+            floats beyond 0 … 1.
     """
     index = list(message.index)
     count = max(index, default=-1) + 1
     if len(index) != n_obs_steps or count != len(set(index)):
         said = ", ".join(map(str, index[:_SHOWN])) + (", …" if len(index) > _SHOWN else "")
         raise ObservationError(f"{what} has the indices {said or 'none'}, not one of 0, 1, … for each of {n_obs_steps}")
+    if message.floats and message.compressed:
+        raise ObservationError(f"{what} has compressed floats; only bytes are compressed")
     colours, height, width = shape
     size = count * math.prod(shape) * (_FLOAT.itemsize if message.floats else 1)
     data = _inflate(message.data, size, what) if message.compressed else message.data
@@ -90,10 +93,10 @@ def _as_bytes(frame: Frame) -> Bytes | None:
 
 
 def _inflate(data: bytes, size: int, what: str) -> bytes:
-    """Decompress bytes, not more than there should be.
+    """Decompress bytes, hardly more than there should be.
 
     Raises:
-        ObservationError: They are no zlib stream of that size.
+        ObservationError: They are no whole zlib stream, or more than one.
     """
     stream = zlib.decompressobj()
     try:
@@ -102,4 +105,6 @@ def _inflate(data: bytes, size: int, what: str) -> bytes:
         raise ObservationError(f"{what} is no zlib stream: {error}") from None
     if not stream.eof and len(inflated) <= size:
         raise ObservationError(f"{what} is a zlib stream without its end")
+    if stream.unused_data:
+        raise ObservationError(f"{what} has {len(stream.unused_data)} bytes after its zlib stream")
     return inflated

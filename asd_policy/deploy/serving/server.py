@@ -133,7 +133,7 @@ class PolicyServer:
         # gRPC checks these limits before it allocates memory.
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", self._planner.requests.most_bytes),
+                ("grpc.max_receive_message_length", min(self._planner.requests.most_bytes, _LARGEST)),
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message may unpack to a huge one
                 ("grpc.max_concurrent_streams", self._limits.max_clients + _OTHER_CALLS),  # all may share a connection
                 ("grpc.so_reuseport", 0),  # a second server at the port is an error
@@ -367,14 +367,15 @@ class _Planner:
             why = f"no such session: it has ended, as {self._sessions.lease:g} s without a plan do, or was never open"
             raise Refusal(grpc.StatusCode.NOT_FOUND, why)
         left = context.time_remaining()
+        deadline = float("inf") if left is None else time.monotonic() + left  # now: reading frames takes some of it
         asked = Request(
             session,
             await self._read_history(request),
-            self._step(request, session),
+            self._step(request, session),  # after the wait, or two requests of a session could both find it free
             request.begins,
             request.seed if request.begins and request.HasField("seed") else None,
             self.requests.prefix(request),
-            float("inf") if left is None else time.monotonic() + left,
+            deadline,
         )
         if not self._dispatcher.submit(asked):
             delay = self._dispatcher.delay

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
@@ -29,6 +30,19 @@ class Job:
 
 Encode = Callable[[Array], Array]
 """Turns what a sensor saw, normalised, [N, *shape] into features [N, size], each row by itself."""
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """What runs a network, and sees whether its weights are those of before."""
+
+    def check(self) -> None:
+        """Refuse weights that were moved or changed since it was prepared.
+
+        Raises:
+            BackendError: They were.
+        """
+        ...
 
 
 @dataclass(frozen=True)

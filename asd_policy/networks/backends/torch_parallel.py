@@ -65,6 +65,11 @@ class SensorReplicas:
         """Encode what it has seen [N, *shape] as features [N, size], a part per replica."""
         return _split(self._replicas, self._devices, (seen,))
 
+    def check(self) -> None:
+        """Refuse weights that were moved or changed, as a call does."""
+        for replica in self._replicas:
+            replica.check()
+
 
 def _copies(network: T, devices: Sequence[torch.device]) -> Iterator[tuple[T, torch.device]]:
     """Yield a network for each device: itself on the first, where it is already, and where it can be shared."""

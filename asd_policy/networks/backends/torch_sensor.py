@@ -58,9 +58,13 @@ class RecordedSensor:
         Raises:
             BackendError: As `TorchSensor`, or there is no room for the recording.
         """
-        self._sensor.check()  # a replay reads the addresses that were recorded
+        self.check()  # a replay reads the addresses that were recorded
         key = tuple(seen.shape), seen.dtype
         return self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, seen)).replay(seen)
+
+    def check(self) -> None:
+        """Refuse weights that were moved or changed, as a call does."""
+        self._sensor.check()
 
 
 class _Recording:

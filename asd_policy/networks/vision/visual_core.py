@@ -45,8 +45,3 @@ class VisualCore(nn.Module):
 def robomimic_name(key: str) -> str:
     """Find the name of a tensor in robomimic's `VisualCore`."""
     return re.sub(r"^linear\.", "nets.3.", re.sub(r"^backbone\.", "backbone.nets.", key))
-
-
-def single_name(name: str) -> str:
-    """Find the name under which a `VisualCore` has a tensor first: `nets` lists the backbone and the pool once more."""
-    return re.sub(r"^nets\.0\.", "backbone.", re.sub(r"^nets\.1\.", "pool.", name))

@@ -105,13 +105,17 @@ class LiveEncoder:
         """Stay as it is, on the weights of now: the library runs its encoder itself."""
         return replace(self, weights=Weights(self.encode)).to(device)
 
+    def check(self) -> None:
+        """Refuse weights that were changed, as `ObservationEncoder.check`."""
+        self.weights.check()
+
     def look(self, observations: Mapping[str, Any], device: Any) -> Tensor:
         """Encode single observations, as `ObservationEncoder.look`.
 
         Raises:
             BackendError: The encoder's weights were changed.
         """
-        self.weights.check()
+        self.check()
         pixels = sum(shape[1] * shape[2] for shape in self.shapes.values() if is_frame(shape))
         rows = len(next(iter(observations.values())))
         at_once = max(1, MOST_PIXELS // pixels) if pixels else max(1, rows)

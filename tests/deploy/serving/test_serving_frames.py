@@ -1,5 +1,6 @@
 """Frames on the wire: the numbers that were seen, each frame once, and every message that is refused."""
 
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from asd_policy import ControlLoop, LoopOptions
 from asd_policy.deploy.realtime.timebase import VirtualTime
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.deploy.serving import wire
+from asd_policy.deploy.serving.dispatcher import Dispatcher, Request
 from asd_policy.deploy.serving.frames import pack, unpack
+from asd_policy.deploy.serving.requests import RequestReader
 from asd_policy.deploy.serving.server import Limits
 from asd_policy.errors import ObservationError
 from asd_policy.policy.observation import STATE, as_floats
@@ -131,6 +134,8 @@ BAD: dict[str, tuple[pb.Frames, str]] = {
     "corrupt": (broken(compress=True, data=PACKED[:40] + bytes([PACKED[40] ^ 255]) + PACKED[41:]), "observation"),
     "without an end": (broken(compress=True, data=PACKED[:-9]), "is a zlib stream without its end"),
     "a bomb": (broken(compress=True, data=zlib.compress(bytes(10**7))), f"has {2 * SIZE + 1} bytes, not the"),
+    "more than its stream": (broken(compress=True, data=PACKED + bytes(3)), "has 3 bytes after its zlib stream"),
+    "compressed floats": (broken(compress=True, floats=True), "has compressed floats; only bytes are compressed"),
     "too little": (broken(compress=True, data=zlib.compress(b"")), "has 0 bytes, not the"),
 }
 
@@ -159,6 +164,36 @@ def test_a_camera_that_is_sent_as_numbers_is_refused(served: Served) -> None:
     ):
         raw.plan(pb.PlanRequest(session=raw.open(), begins=True))
     raw.channel.close()
+
+
+def test_reading_frames_takes_of_the_time_that_a_robot_waits(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, submit, slow, timeout = RequestReader.history, Dispatcher.submit, 0.5, 20.0
+    deadlines: list[float] = []
+
+    def slowly(reader: RequestReader, request: pb.PlanRequest) -> Any:
+        time.sleep(slow)
+        return read(reader, request)
+
+    def noted(dispatcher: Dispatcher, request: Request) -> bool:
+        deadlines.append(request.deadline)
+        return submit(dispatcher, request)
+
+    monkeypatch.setattr(RequestReader, "history", slowly)
+    monkeypatch.setattr(Dispatcher, "submit", noted)
+    raw = Raw(served.address)
+    history = {STATE: wire.to_array(np.zeros((2, 2)))}
+    request = pb.PlanRequest(session=raw.open(), history=history, frames={CAMERA: broken()}, begins=True)
+    end = time.monotonic() + timeout
+    raw.plan(request, timeout=timeout)
+    assert abs(deadlines[0] - end) < slow / 2
+    raw.channel.close()
+
+
+def test_a_policy_of_huge_frames_is_served(camera_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though gRPC takes no limit beyond 31 bits."""
+    monkeypatch.setattr(RequestReader, "most_bytes", 2**33)
+    with serving(camera_checkpoint, limits=Limits(max_batch=1)) as served, served.connect() as remote:
+        assert remote.select_action(seen(frame())).shape == (2,)
 
 
 def test_a_request_longer_than_frames_can_be_is_not_read(served: Served) -> None:
