@@ -44,6 +44,7 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
         schedule: Schedule | ChainError = Schedule(loaded.law.chain, loaded.law.own)
+        chain = loaded.law.runs
     except AsdError as error:
         missing.append(str(error))
         schedule = _schedule(description)

@@ -48,13 +48,13 @@ class Law:
         return self.reference.sequential_steps(self.chain)
 
     def turned(self, runs: str) -> "Law":
-        """Turn to one of the two laws.
+        """Turn to one of the two laws; an exported file, which has no more than the trained chain, stays with that.
 
         Raises:
             SpecError: There is no such one.
         """
         check_chain(runs)
-        return replace(self, runs=runs)
+        return self if self.own is None and self.runs == TRAINED else replace(self, runs=runs)
 
     def fitted(self, sampler: Sampler) -> Sampler:
         """Make a sampler as it runs here: `ddim` with the options of the checkpoint's own, where that runs.

@@ -112,6 +112,8 @@ def read_history(history: Mapping[str, Any], shapes: Shapes, n_obs_steps: int) -
                 wanted = ", ".join(map(str, ("B", n_obs_steps, *shape)))
                 raise ObservationError(f"{what} has shape {tuple(values.shape)}, not ({wanted})")
             values = values if tensor else finite(values, what)
+        if not len(values):
+            raise ObservationError(f"{what} has no rows: its shape is {tuple(values.shape)}")
         read[name] = values
     if len({len(each) for each in read.values()}) > 1:
         found = ", ".join(f"{len(each)} of {name!r}" for name, each in read.items())

@@ -137,6 +137,18 @@ def test_an_export_holds_the_trained_chain(ddim: Path, tmp_path: Path, capsys: p
     expected = asd_policy.load_policy(ddim, chain="trained")
     assert policy.law.own is None and policy.chain.config == expected.chain.config
     assert policy.chain.a.tolist() == expected.chain.a.tolist()
+    said_of = results(capsys, "inspect", "--policy", file)
+    assert said_of["chain"]["runs"] == policy.law.runs == "trained"
+    assert any(f"its plan {OWN}" in note and "--chain trained" in note for note in said_of["notes"])
+    timed = results(capsys, "bench", "--policy", file, "--plans", 1, "--samplers", "ddpm", "--out", tmp_path / "bench")
+    assert timed["chain"] == "trained"
+
+
+def test_without_samplers_the_own_plan_runs(ddim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results(capsys, "bench", "--policy", ddim, "--plans", 1, "--out", tmp_path / "bench")
+    assert [each["spec"] for each in found["samplers"]] == [OWN]
+    words = ("eval", "--policy", ddim, "--env", ENV, "--episodes", 1, "--max-steps", 10, "--out", tmp_path / "eval")
+    assert [each["spec"] for each in results(capsys, *words)["samplers"]] == [OWN]
 
 
 @pytest.mark.parametrize("chain", ["checkpoint", "trained"])

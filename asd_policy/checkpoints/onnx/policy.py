@@ -13,6 +13,7 @@ from asd_policy.checkpoints.onnx.graph import Span, is_onnx, read_onnx
 from asd_policy.checkpoints.onnx.record import KEY, Map, PolicyRecord, read_record
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
+from asd_policy.policy.law import CHECKPOINT, TRAINED, Law
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import Sensor, SensorEncoder
@@ -41,6 +42,7 @@ def describe_onnx(path: Path) -> Description:
         notes=(
             f"exported by asd_policy {record.package} from {record.source.get('policy', 'a policy without a name')}; "
             "the backend onnx runs it",
+            *_trained_note(record),
         ),
     )
 
@@ -69,6 +71,16 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
         action=_affine(record.action),
         device=device,
         backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
+    ).with_law(Law(record.chain, None, CHECKPOINT if record.own_plan is None else TRAINED))
+
+
+def _trained_note(record: PolicyRecord) -> tuple[str, ...]:
+    """Write a note where the file's chain is not that of the checkpoint's own scheduler."""
+    if record.own_plan is None:
+        return ()
+    return (
+        f"it has the DDPM chain that its network was trained for (--chain {TRAINED}); the checkpoint's own scheduler "
+        f"was DDIM without noise, its plan {record.own_plan:.40}",
     )
 
 

@@ -83,6 +83,8 @@ class PolicyRecord:
     """As `SensorEncoder.by_feature`."""
     random_crop: str | None
     """As `ObservationEncoder.random_crop`."""
+    own_plan: str | None = None
+    """Spec of the plan of the checkpoint's own scheduler, where the chain is the one its network was trained for."""
 
     @property
     def event(self) -> tuple[int, int]:
@@ -135,6 +137,7 @@ def write_record(
         "inpaints": policy.inpaints,
         "by_feature": policy.encoder.by_feature,
         "random_crop": policy.encoder.random_crop,
+        "own_plan": None if policy.law.own is None else policy.law.own.spec,
         "event": policy.event,
     }
     return json.dumps(record, allow_nan=False, default=_plain)
@@ -184,6 +187,7 @@ def read_record(text: str) -> PolicyRecord:
         },
         by_feature=top.find("by_feature").flag() if top.find("by_feature").value is not None else False,
         random_crop=top.find("random_crop").text() if top.find("random_crop").value is not None else None,
+        own_plan=top.find("own_plan").text() if top.find("own_plan").value is not None else None,
     )
     event = top.get("event").value
     if event != list(record.event):

@@ -70,8 +70,8 @@ def read_id(text: str) -> tuple[str, dict[str, Any]]:
     """Take an environment's id and the options of its constructor apart.
 
     Args:
-        text: Such as "asd/PushT-v0,obs_type=pixels_agent_pos". Values are Python's numbers, True, False or None; all
-            others are texts.
+        text: Such as "asd/PushT-v0,obs_type=pixels_agent_pos". Values are Python's literals, such as 96 or True; all
+            others are texts as they stand.
 
     Raises:
         EnvError: What follows a comma is no name=value, or a name is there twice.

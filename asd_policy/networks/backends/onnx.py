@@ -36,7 +36,12 @@ class OnnxModel:
         Raises:
             BackendError: Always.
         """
-        raise BackendError(f"{self.path} is an ONNX file: run it with the backend onnx, such as onnx:provider=cpu")
+        raise BackendError(self.elsewhere)
+
+    @property
+    def elsewhere(self) -> str:
+        """What to say where something else than the backend onnx is to run it."""
+        return f"{self.path} is an ONNX file: run it with the backend onnx, such as onnx:provider=cpu"
 
 
 @dataclass(frozen=True)

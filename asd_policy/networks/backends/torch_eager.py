@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Encode, Job, SensorJob
+from asd_policy.networks.backends.onnx import OnnxModel
 from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.networks.denoiser import Denoiser
 
@@ -24,6 +26,8 @@ class TorchEager(TorchBackend):
 
         from asd_policy.networks.backends.torch_network import torch_denoiser
 
+        if isinstance(network, OnnxModel):
+            raise BackendError(network.elsewhere)
         if self.dtype == FLOAT32 and not isinstance(network, nn.Module):
             return network
         return torch_denoiser(network, job, self)

@@ -45,7 +45,10 @@ class TorchSensor:
 
 
 class RecordedSensor:
-    """A sensor's network whose calls are recorded, one for each number of rows, and replayed."""
+    """A sensor's network whose calls are recorded, one for each power of two of rows, and replayed.
+
+    How many observations are new differs from plan to plan; so few recordings are there before the first one.
+    """
 
     def __init__(self, sensor: TorchSensor, launcher: Launcher) -> None:
         """Take a network, and what records its calls; nothing is recorded before it is called."""
@@ -59,8 +62,11 @@ class RecordedSensor:
             BackendError: As `TorchSensor`, or there is no room for the recording.
         """
         self.check()  # a replay reads the addresses that were recorded
+        rows = len(seen)
+        if spare := (1 << (rows - 1).bit_length()) - rows if rows else 0:
+            seen = torch.cat([seen, seen[:1].expand(spare, *seen.shape[1:])])
         key = tuple(seen.shape), seen.dtype
-        return self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, seen)).replay(seen)
+        return self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, seen)).replay(seen)[:rows]
 
     def check(self) -> None:
         """Refuse weights that were moved or changed, as a call does."""

@@ -13,7 +13,7 @@ from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.backends.torch_network import Weights
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import as_floats, is_frame
-from asd_policy.policy.sensors import MOST_PIXELS, Sensor, SensorEncoder
+from asd_policy.policy.sensors import Sensor, SensorEncoder, most_rows
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 """A library's own encoder: normalised features of single observations, [N, …] each, to [N, F]."""
@@ -116,9 +116,8 @@ class LiveEncoder:
             BackendError: The encoder's weights were changed.
         """
         self.check()
-        pixels = sum(shape[1] * shape[2] for shape in self.shapes.values() if is_frame(shape))
         rows = len(next(iter(observations.values())))
-        at_once = max(1, MOST_PIXELS // pixels) if pixels else max(1, rows)
+        at_once = min(map(most_rows, self.shapes.values()))
         with arrays.sampling(self.device):
             parts = [
                 self.encode(
