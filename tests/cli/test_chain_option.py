@@ -65,14 +65,14 @@ def test_what_needs_a_chain_is_refused_with_the_way_out(
         "verify": ("verify", "--sampler", OWN),
         "tune": ("tune",),
         "export": ("export", *out),
-        "asd": ("serve",),
-        "ddpm": ("bench", *out),
+        "asd": ("serve", "--sampler", "asd"),
+        "ddpm": ("bench", *out, "--samplers", "ddpm"),
         "asd:window=4": ("bench", *out, "--samplers", OWN, "asd:window=4"),
     }.items():
         status, _, err = said(capsys, words[0], "--policy", ddim, *words[1:])
         assert status == 2 and "\n" not in err
         assert f"asd-policy: {what}" in err and "--chain trained" in err
-    status, _, err = said(capsys, "eval", "--policy", ddim, "--env", ENV, *out)
+    status, _, err = said(capsys, "eval", "--policy", ddim, "--env", ENV, "--samplers", "asd", *out)
     assert status == 2 and "needs a chain of Gaussian steps" in err and "--chain trained" in err
     assert not (tmp_path / "out").exists()
 
