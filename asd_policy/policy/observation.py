@@ -77,10 +77,7 @@ def frames_seen(observation: Any, shapes: Shapes) -> dict[str, npt.NDArray[np.ui
     """
     cameras = {name: shape for name, shape in shapes.items() if is_frame(shape)}
     read = read_observation(observation, cameras, NUMPY) if cameras else {}
-    return {
-        name: np.rint(255 * np.moveaxis(arrays.to_numpy(as_floats(each)), 0, -1)).astype(np.uint8)
-        for name, each in read.items()
-    }
+    return {name: as_bytes(arrays.to_numpy(each)) for name, each in read.items()}
 
 
 def read_history(history: Mapping[str, Any], shapes: Shapes, n_obs_steps: int) -> dict[str, Any]:
@@ -132,9 +129,22 @@ def _check_frames_of(frames: Any, want: tuple[int, ...], n_obs_steps: int, what:
     if shape[1] != n_obs_steps:
         raise ObservationError(f"{what} has {shape[1]} frames in each row, not {n_obs_steps}: its shape is {shape}")
     if dtype != "uint8" and shape[0]:
-        low, high = float(frames.min()), float(frames.max())
-        if not (low >= 0 and high <= 1):  # NaN, too
-            raise ObservationError(f"{what} is {dtype} {shape} in {low:g} … {high:g}, not in 0 … 1")
+        check_range(frames, f"{what} is {dtype} {shape}")
+
+
+def check_range(frames: Any, what: str) -> None:
+    """Refuse floats beyond 0 … 1, and NaN.
+
+    Args:
+        frames: Floats of either library, at least one.
+        what: Names and describes them, for the message.
+
+    Raises:
+        ObservationError: There are some.
+    """
+    low, high = float(frames.min()), float(frames.max())
+    if not (low >= 0 and high <= 1):  # NaN, too
+        raise ObservationError(f"{what} in {low:g} … {high:g}, not in 0 … 1")
 
 
 def check_frames(shape: tuple[int, ...], dtype: str, want: tuple[int, ...], what: str, lead: str = "") -> None:
@@ -164,9 +174,7 @@ def _read_frame(values: npt.NDArray[Any], want: tuple[int, ...], what: str) -> n
     check_frames(values.shape, str(values.dtype), want, what)
     if values.dtype == np.uint8:
         return values.copy()
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):  # NaN, too
-        raise ObservationError(f"{what} is {values.dtype} {values.shape} in {low:g} … {high:g}, not in 0 … 1")
+    check_range(values, f"{what} is {values.dtype} {values.shape}")
     return np.array(values, np.float32)
 
 
@@ -183,6 +191,13 @@ def as_floats(frames: Any) -> Any:
         return arrays.asarray(frames, arrays.device_of(frames), "float32")
     floats = arrays.asarray(frames, arrays.device_of(frames), "float32") / 255
     return arrays.namespace(floats).moveaxis(floats, -1, -3)
+
+
+def as_bytes(frame: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Convert a checked frame of either form to uint8 [height, width, 3], floats to the nearest."""
+    if frame.dtype == np.uint8:
+        return frame
+    return np.rint(255 * np.moveaxis(frame, 0, -1)).astype(np.uint8)
 
 
 def _find(observation: Mapping[Any, Any], name: str, shapes: Shapes) -> tuple[str, Any]:

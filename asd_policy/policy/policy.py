@@ -249,7 +249,8 @@ class Policy:
         calls, points = self.check()
         xp, steps = arrays.namespace(self._action.origin), (robots, self.horizons.n_obs_steps)
         rest = at_rest(self.encoder)
-        for new in range(1, steps[1] + 1 if self.encoder.keeps else 1):  # observations that a plan may find unseen
+        # As many observations as a later plan may find unseen; the plan below encodes all of them.
+        for new in range(1, steps[1] if self.encoder.keeps else 1):
             seen = {name: xp.broadcast_to(values, (robots * new, *values.shape)) for name, values in rest.items()}
             self.encoder.look(seen, self.device)
         history = {name: xp.broadcast_to(values, (*steps, *values.shape)) for name, values in rest.items()}

@@ -140,17 +140,10 @@ class Sensor:
         run, at_once = self.run or self.network, self.most
         with arrays.sampling(device):
             parts = [
-                run(self._normalize(arrays.asarray(seen[first : first + at_once], device)))
+                run(normalize(arrays.asarray(seen[first : first + at_once], device), self.affine))
                 for first in range(0, max(1, len(seen)), at_once)
             ]
             return arrays.namespace(parts[0]).concatenate(parts)
-
-    def _normalize(self, seen: Array) -> Array:
-        if not is_frame(self.shape):
-            return self.affine.normalize(arrays.asarray(seen, arrays.device_of(seen), "float32"))
-        frames = as_floats(seen)
-        parts = (self.affine.origin, self.affine.gain, self.affine.shift)
-        return Affine(*(part[:, None, None] for part in parts)).normalize(frames)
 
 
 @dataclass(frozen=True)
@@ -265,6 +258,23 @@ class SensorEncoder:
             parts.append(features[..., first : first + size])
             first += size
         return parts
+
+
+def normalize(seen: Array, affine: Affine) -> Array:
+    """Normalise one feature of single observations, on its device: frames of either form as floats.
+
+    Args:
+        seen: Vectors [N, n], clouds [N, points, channels], or frames [N, height, width, 3] in uint8 or [N, 3, height,
+            width] in 0 … 1.
+        affine: The feature's map.
+
+    Returns:
+        Vectors and clouds as they came, frames [N, 3, height, width], in float32.
+    """
+    if not is_frame(tuple(seen.shape[1:])):
+        return affine.normalize(arrays.asarray(seen, arrays.device_of(seen), "float32"))
+    parts = (affine.origin, affine.gain, affine.shift)
+    return Affine(*(part[:, None, None] for part in parts)).normalize(as_floats(seen))
 
 
 def most_rows(shape: tuple[int, ...]) -> int:

@@ -19,14 +19,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import asd_policy
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.policy.policy import Policy
+from asd_policy.policy.sensors import encode_history
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 # The line above leads there.
-import asd_policy  # noqa: E402
-from asd_policy.chain.noise_tape import NoiseTape  # noqa: E402
-from asd_policy.policy.policy import Policy  # noqa: E402
-from asd_policy.policy.sensors import encode_history  # noqa: E402
 from support import image_files as images  # noqa: E402
 from support import training_files as files  # noqa: E402
 from support.native_networks import native_features  # noqa: E402

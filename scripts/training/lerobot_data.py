@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.checkpoints.lerobot.folder import ACTION
-from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
+from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE, as_bytes
 from training.data import CHUNK, Array, Source, fail, require
 
 VERSION = "v3."
@@ -56,7 +56,7 @@ class LerobotData(Source):
                 fail(
                     f"{self._path}: frames near step {start} cannot be decoded: {type(error).__name__}: {_line(error)}"
                 )
-            yield {name: np.stack([_bytes(step[name].numpy()) for step in steps]) for name in cameras}
+            yield {name: np.stack([as_bytes(step[name].numpy()) for step in steps]) for name in cameras}
 
     def policy_name(self, camera: str) -> str:
         """Keep the name."""
@@ -99,11 +99,6 @@ def _height_first(feature: Mapping[str, Any]) -> tuple[int, ...]:
     if isinstance(names, list) and list(names[:1]) in (["channels"], ["channel"]) and len(shape) == 3:
         return *shape[1:], shape[0]
     return shape
-
-
-def _bytes(frame: Array) -> Array:
-    """Bring LeRobot's frame, floats [3, height, width] in 0 … 1, back to uint8 [height, width, 3]."""
-    return np.rint(np.moveaxis(frame, 0, -1) * 255).astype(np.uint8)
 
 
 def _line(error: Exception) -> str:

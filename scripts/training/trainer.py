@@ -16,6 +16,7 @@ from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.networks.vision import RgbEncoder
 from asd_policy.policy.normalisation import Affine, make_affine
 from asd_policy.policy.observation import STATE
+from asd_policy.policy.sensors import normalize
 from training.episodes import Episodes, window_rows
 
 
@@ -120,12 +121,7 @@ class Windows:
 
     def _normalized(self, name: str, frames: Tensor) -> Tensor:
         """Bring frames [N, height, width, 3] in the form that the encoder takes, normalised [N, 3, height, width]."""
-        floats = frames.to(self.device).permute(0, 3, 1, 2).float() / 255
-        affine = self.maps[name]
-        origin, gain, shift = (
-            part[:, None, None].to(self.device) for part in (affine.origin, affine.gain, affine.shift)
-        )
-        return (floats - origin) * gain + shift
+        return normalize(frames.to(self.device), self.maps[name].to(torch.device(self.device)))
 
 
 def random_crop(frames: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from asd_policy.policy.plan import PlanRecord
 from asd_policy.policy.tuning import load_tuning
 from asd_policy.samplers.asd import autotune as choice
 from support import known_laws
+from support.live_policies import Looping, TransformerSampling, UnetSampling
 
 HORIZON, ACTION_DIM, OBS_DIM, N_OBS_STEPS = 8, 2, 3, 2
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def scheduler(**options: Any) -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2", **options)
 
 
-class StandIn(nn.Module):
+class StandIn(Looping):
     """A policy whose observation is its features: the encoder counts its calls."""
 
     asd_stats: AsdStats
@@ -70,49 +71,13 @@ class StandIn(nn.Module):
 
     conditional_sample: Callable[..., Tensor]
 
-    def loop(self, data: Tensor, mask: Tensor, told: dict[str, Any], generator: Any, options: dict[str, Any]) -> Tensor:
-        """Sample one step after the other."""
-        trajectory = torch.randn(data.shape, generator=generator)
-        self.noise_scheduler.set_timesteps(self.num_inference_steps)
-        for timestep in self.noise_scheduler.timesteps:
-            trajectory[mask] = data[mask]
-            output = self.model(trajectory, timestep, **told)
-            stepped = self.noise_scheduler.step(output, timestep, trajectory, generator=generator, **options)
-            trajectory = stepped.prev_sample
-        trajectory[mask] = data[mask]
-        return trajectory
 
-
-class UnetStandIn(StandIn):
+class UnetStandIn(UnetSampling, StandIn):
     """A U-Net policy."""
 
-    def conditional_sample(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        local_cond: Tensor | None = None,
-        global_cond: Tensor | None = None,
-        generator: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Sample, by the signature of those policies."""
-        told = {"local_cond": local_cond, "global_cond": global_cond}
-        return self.loop(condition_data, condition_mask, told, generator, kwargs)
 
-
-class TransformerStandIn(StandIn):
+class TransformerStandIn(TransformerSampling, StandIn):
     """A transformer policy."""
-
-    def conditional_sample(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Sample, by the signature of those policies."""
-        return self.loop(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
 
 
 class UnetModel(nn.Module):

@@ -358,16 +358,12 @@ class CoreEncoder(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class Base(nn.Module):
-    """What the policies share: one loop, and the steps around it."""
+class Looping(nn.Module):
+    """The one loop of diffusion_policy's policies."""
 
-    def __init__(self, model: nn.Module, dims: Mapping[str, int], scheduler: Any, steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.normalizer = Normalizer({**dims, "action": ACTION_DIM})
-        self.noise_scheduler, self.num_inference_steps, self.kwargs = scheduler, steps, dict[str, Any]()
-        self.horizon, self.n_obs_steps, self.n_action_steps = HORIZON, N_OBS_STEPS, N_ACTION_STEPS
-        self.action_dim = ACTION_DIM
+    model: nn.Module
+    noise_scheduler: Any
+    num_inference_steps: int
 
     def loop(self, data: Tensor, mask: Tensor, told: dict[str, Any], generator: Any, options: dict[str, Any]) -> Tensor:
         """Sample one step after the other."""
@@ -380,6 +376,50 @@ class Base(nn.Module):
             trajectory = step.prev_sample
         trajectory[mask] = data[mask]
         return trajectory
+
+
+class UnetSampling(Looping):
+    """The signature of U-Net policies."""
+
+    def conditional_sample(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        local_cond: Tensor | None = None,
+        global_cond: Tensor | None = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sample, by the signature of those policies."""
+        told = {"local_cond": local_cond, "global_cond": global_cond}
+        return self.loop(condition_data, condition_mask, told, generator, kwargs)
+
+
+class TransformerSampling(Looping):
+    """The signature of transformer policies."""
+
+    def conditional_sample(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        cond: Tensor | None = None,
+        generator: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Sample, by the signature of those policies."""
+        return self.loop(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+
+
+class Base(Looping):
+    """What the policies share: the steps around the loop."""
+
+    def __init__(self, model: nn.Module, dims: Mapping[str, int], scheduler: Any, steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.normalizer = Normalizer({**dims, "action": ACTION_DIM})
+        self.noise_scheduler, self.num_inference_steps, self.kwargs = scheduler, steps, dict[str, Any]()
+        self.horizon, self.n_obs_steps, self.n_action_steps = HORIZON, N_OBS_STEPS, N_ACTION_STEPS
+        self.action_dim = ACTION_DIM
 
     def reset(self) -> None:
         """Begin an episode."""
@@ -409,36 +449,12 @@ class Base(nn.Module):
         return {"action_pred": chunk, "action": chunk[:, first : first + self.n_action_steps]}
 
 
-class UnetBase(Base):
-    """By the signature of its kind."""
-
-    def conditional_sample(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        local_cond: Tensor | None = None,
-        global_cond: Tensor | None = None,
-        generator: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Sample, by the signature of those policies."""
-        told = {"local_cond": local_cond, "global_cond": global_cond}
-        return self.loop(condition_data, condition_mask, told, generator, kwargs)
+class UnetBase(UnetSampling, Base):
+    """A U-Net policy."""
 
 
-class TransformerBase(Base):
-    """By the signature of its kind."""
-
-    def conditional_sample(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Sample, by the signature of those policies."""
-        return self.loop(condition_data, condition_mask, {"cond": cond}, generator, kwargs)
+class TransformerBase(TransformerSampling, Base):
+    """A transformer policy."""
 
 
 def lowdim(policy: Any, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from asd_policy.checkpoints.diffusion_policy.normalizer import Normalizer
-from asd_policy.checkpoints.diffusion_policy.observed import LOW_DIM, PREFIX, RGB, Feature, Observed, read_same_features
+from asd_policy.checkpoints.diffusion_policy.observed import LOW_DIM, PREFIX, RGB, Feature, Observed, read_encoder
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.checkpoints.untrusted.weights import load_weights, without_counts
 from asd_policy.errors import CheckpointError
@@ -63,12 +63,7 @@ def read_multi_image(policy: Settings, source: str) -> Observed:
     Raises:
         CheckpointError: A value is missing, of the wrong kind, or contradicts another.
     """
-    encoder = policy.section("obs_encoder")
-    kind = encoder.text("_target_").rpartition(".")[2]
-    if kind != "MultiImageObsEncoder":
-        raise CheckpointError(f"{source}: policy.obs_encoder is a {kind}; only MultiImageObsEncoder is known here")
-    encoder.only(_OPTIONS)
-    features = read_same_features(policy, encoder, source)
+    encoder, features = read_encoder(policy, "MultiImageObsEncoder", _OPTIONS, source)
     cameras = {
         name: _camera(name, features[name], encoder, source) for name in sorted(features) if features[name].kind == RGB
     }

@@ -91,15 +91,30 @@ def read_features(meta: Settings, source: str, kinds: Collection[str] = (RGB, LO
     return features
 
 
-def read_same_features(
-    policy: Settings, encoder: Settings, source: str, kinds: Collection[str] = (RGB, LOW_DIM)
-) -> dict[str, Feature]:
-    """Read `shape_meta.obs` where the configuration has it twice, for the policy and for its encoder.
+def read_encoder(
+    policy: Settings, known: str, options: Collection[str], source: str
+) -> tuple[Settings, dict[str, Feature]]:
+    """Open the section of an encoder that has `shape_meta.obs` once more.
+
+    Args:
+        policy: The policy's section.
+        known: The class that the encoder has to be.
+        options: Arguments of it.
+        source: The file, for messages.
+
+    Returns:
+        The section, and the features.
 
     Raises:
-        CheckpointError: As `read_features`, or the two are not the same.
+        CheckpointError: As `read_features`; or it is of another class or has other options, or the features are not
+            the policy's.
     """
-    features = read_features(encoder.section("shape_meta"), source, kinds)
-    if features != read_features(policy.section("shape_meta"), source, kinds):
+    encoder = policy.section("obs_encoder")
+    kind = encoder.text("_target_").rpartition(".")[2]
+    if kind != known:
+        raise CheckpointError(f"{source}: policy.obs_encoder is a {kind}; only {known} is known here")
+    encoder.only({*options})
+    features = read_features(encoder.section("shape_meta"), source)
+    if features != read_features(policy.section("shape_meta"), source):
         raise CheckpointError(f"{source}: policy.obs_encoder.shape_meta is not the same as policy.shape_meta")
-    return features
+    return encoder, features

@@ -17,7 +17,7 @@ from asd_policy.checkpoints.diffusion_policy.observed import (
     RGB,
     Feature,
     Observed,
-    read_same_features,
+    read_encoder,
 )
 from asd_policy.checkpoints.untrusted.settings import Settings
 from asd_policy.checkpoints.untrusted.weights import load_weights, without_counts
@@ -108,12 +108,7 @@ def read_umi(policy: Settings, source: str) -> Observed:
     Raises:
         CheckpointError: A value is missing, of the wrong kind, or contradicts another.
     """
-    encoder = policy.section("obs_encoder")
-    kind = encoder.text("_target_").rpartition(".")[2]
-    if kind != "TimmObsEncoder":
-        raise CheckpointError(f"{source}: policy.obs_encoder is a {kind}; only TimmObsEncoder is known here")
-    encoder.only(_OPTIONS)
-    features = read_same_features(policy, encoder, source)
+    encoder, features = read_encoder(policy, "TimmObsEncoder", _OPTIONS, source)
     ignored = _ignored(policy, features)
     used = {name: features[name] for name in sorted(features) if name not in ignored}
     used = {name: used[name] for name in sorted(used, key=lambda name: (used[name].kind != RGB, name))}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from asd_policy.deploy.serving import planner_pb2 as pb
 from asd_policy.errors import ObservationError
-from asd_policy.policy.observation import as_floats
+from asd_policy.policy.observation import as_bytes, as_floats, check_range
 
 _LEVEL = 1  # of zlib: higher ones take several times as long for some percent less
 _FLOAT = np.dtype("<f4")
@@ -74,9 +74,7 @@ def unpack(message: pb.Frames, shape: tuple[int, ...], n_obs_steps: int, what: s
     frames: Frame
     if message.floats:
         frames = np.frombuffer(data, _FLOAT).reshape(count, *shape).astype(np.float32)
-        low, high = frames.min(), frames.max()
-        if not (low >= 0 and high <= 1):  # NaN, too
-            raise ObservationError(f"{what} is in {low:g} … {high:g}, not in 0 … 1")
+        check_range(frames, f"{what} is")
     else:
         frames = np.frombuffer(data, np.uint8).reshape(count, height, width, colours)
         frames = np.cumsum(frames, axis=2, dtype=np.uint8) if message.compressed else frames.copy()
@@ -86,10 +84,8 @@ def unpack(message: pb.Frames, shape: tuple[int, ...], n_obs_steps: int, what: s
 
 def _as_bytes(frame: Frame) -> Bytes | None:
     """Convert a frame to bytes [height, width, 3]; None where that would change its numbers."""
-    if frame.dtype == np.uint8:
-        return frame
-    rounded = np.moveaxis(np.rint(frame * 255).astype(np.uint8), 0, -1)
-    return rounded if np.array_equal(as_floats(rounded), frame) else None
+    rounded = as_bytes(frame)
+    return rounded if rounded is frame or np.array_equal(as_floats(rounded), frame) else None
 
 
 def _inflate(data: bytes, size: int, what: str) -> bytes:

@@ -29,7 +29,7 @@ from asd_policy.policy.adapters.base import (
     read_chain,
 )
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import OBS
+from asd_policy.policy.observation import OBS, as_floats, is_frame
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder
 from asd_policy.samplers.inpainting import Inpainting
@@ -295,7 +295,7 @@ def _encoder(policy: Any, inpaints: bool) -> ObservationEncoder:
     maps = {name: each.to(device) for name, each in _maps(policy, shapes).items()}
     encoder = LiveEncoder.around(own, shapes, maps, device, inpaints)
     seen = random_observations(shapes, 2)
-    frames = {name: values.moveaxis(-1, 1) / 255 if values.ndim == 4 else values for name, values in seen.items()}
+    frames = {name: as_floats(values) if is_frame(shapes[name]) else values for name, values in seen.items()}
     theirs = policy.normalizer.normalize({name: values.to(device) for name, values in frames.items()})
     for name, values in normalized(seen, maps, device).items():
         check_same(values, theirs[name], f"the normalised values of {name!r}")

@@ -12,8 +12,8 @@ from asd_policy.errors import SpecError
 from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.backends.torch_network import Weights
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import as_floats, is_frame
-from asd_policy.policy.sensors import Sensor, SensorEncoder, most_rows
+from asd_policy.policy.observation import is_frame
+from asd_policy.policy.sensors import Sensor, SensorEncoder, most_rows, normalize
 
 Encode = Callable[[dict[str, Tensor]], Tensor]
 """A library's own encoder: normalised features of single observations, [N, …] each, to [N, F]."""
@@ -230,16 +230,10 @@ def _networks_of(encoder: Any) -> dict[str, nn.Module]:
 def normalized(
     observations: Mapping[str, Any], normalization: Mapping[str, Affine], device: torch.device
 ) -> dict[str, Tensor]:
-    """Normalise single observations: vectors and clouds as they come, frames of either form as floats CHW."""
-    found = {}
-    for name, affine in normalization.items():
-        values = arrays.asarray(observations[name], device)
-        if values.ndim == 4:
-            origin, gain, shift = (part[:, None, None] for part in (affine.origin, affine.gain, affine.shift))
-            found[name] = Affine(origin, gain, shift).normalize(as_floats(values))
-        else:
-            found[name] = affine.normalize(values.float())
-    return found
+    """Normalise single observations, as `sensors.normalize`."""
+    return {
+        name: normalize(arrays.asarray(observations[name], device), affine) for name, affine in normalization.items()
+    }
 
 
 def random_observations(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, Tensor]:
