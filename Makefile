@@ -3,11 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-LEROBOT := .venv-lerobot
+LEROBOT ?= 0.6.1
+LEROBOT_VENV := .venv-lerobot-$(LEROBOT)
+ifeq ($(LEROBOT),0.6.1)
+LEROBOT_TYPES := $(PY) -m pyright -p tests/with_lerobot
+else ifeq ($(LEROBOT),0.4.4)
+LEROBOT_PATH := PYTHONPATH='$(CURDIR)/tests/with_lerobot/site'
+else
+$(error LEROBOT is $(LEROBOT), and what is tested is 0.6.1 and 0.4.4)
+endif
+LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi_task_dit,pusht,training
 EDGE := .venv-edge
 SUITES := .venv-suites
 EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime,serve,data
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
+LEROBOT_PIP := pip install -q --disable-pip-version-check -c tests/with_lerobot/constraints-0.6.1.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -50,9 +60,9 @@ demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES
 test: $(STAMP) ## run the whole test suite that needs no GPU
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
-lerobot: $(LEROBOT)/.installed ## test with the lerobot package, in a .venv-lerobot of its own
-	@$(PY) -m pyright -p tests/with_lerobot
-	@OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/tests/with_lerobot/site' $(LEROBOT)/bin/python -m pytest tests/with_lerobot
+lerobot: $(LEROBOT_VENV)/.installed ## test with the lerobot package, in a .venv-lerobot-… of its own (LEROBOT=0.6.1)
+	@$(LEROBOT_TYPES)
+	@OMP_NUM_THREADS=1 $(LEROBOT_PATH) $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot
 
 edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on a policy that is exported first
 	@OMP_NUM_THREADS=1 $(PY) tests/without_torch/prepare.py runs/edge
@@ -79,13 +89,27 @@ $(EDGE)/.installed: $(STAMP)
 	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
 	@touch $@
 
-$(LEROBOT)/.installed: $(STAMP) tests/with_lerobot/requirements.txt plugins/lerobot_policy_asd/pyproject.toml
-	@test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv $(LEROBOT)
-	@echo "installing lerobot and what it imports into $(LEROBOT)"
-	@$(LEROBOT)/bin/python -m $(PIP) hatchling editables || $(NO_PIP)
-	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation -e . -r tests/with_lerobot/requirements.txt || $(NO_PIP)
-	@$(LEROBOT)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision -e plugins/lerobot_policy_asd || \
-		$(NO_PIP)
+# LeRobot asks for Python 3.12: the first of these that runs, as a pyenv shim may name one that does not.
+.venv-lerobot-0.6.1/.installed: $(STAMP) tests/with_lerobot/constraints-0.6.1.txt plugins/lerobot_policy_asd/pyproject.toml
+	@for python in $(PYTHON) python3.12 python3.13 python3 "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3; do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && break || python=; done; \
+		test -n "$$python" || { echo "make: lerobot 0.6.1 needs Python 3.12 or newer, and none is found: give one by PYTHON=" >&2; exit 1; }; \
+		test -x $(LEROBOT_VENV)/bin/python || "$$python" -m venv $(LEROBOT_VENV)
+	@echo "installing lerobot 0.6.1 and what it needs into $(LEROBOT_VENV): minutes, and 7 GB"
+	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) hatchling editables || $(NO_PIP)
+	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) --no-build-isolation 'lerobot[$(LEROBOT_EXTRAS)]' pytest \
+		-e '.[onnx]' -e plugins/lerobot_policy_asd || $(NO_PIP)
+	@touch $@
+
+# The newest for Python 3.11. It and torchvision are installed without their dependencies: both ask for other versions of
+# torch than the pinned one.
+.venv-lerobot-0.4.4/.installed: $(STAMP) tests/with_lerobot/requirements-0.4.4.txt plugins/lerobot_policy_asd/pyproject.toml
+	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
+	@echo "installing lerobot 0.4.4 and what it imports into $(LEROBOT_VENV)"
+	@$(LEROBOT_VENV)/bin/python -m $(PIP) hatchling editables || $(NO_PIP)
+	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation -e . -r tests/with_lerobot/requirements-0.4.4.txt || $(NO_PIP)
+	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision \
+		-e plugins/lerobot_policy_asd || $(NO_PIP)
 	@touch $@
 
 proto: $(STAMP) ## generate the protocol of `asd-policy serve` from planner.proto
@@ -102,5 +126,5 @@ format: $(STAMP) ## put files into the project's format
 types: $(STAMP) ## check types
 	@$(PY) -m pyright
 
-clean: ## remove .venv, .venv-lerobot, .venv-edge, .venv-suites, caches and results
-	rm -rf $(VENV) $(LEROBOT) $(EDGE) $(SUITES) .pytest_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, .venv-lerobot-…, .venv-edge, .venv-suites, caches and results
+	rm -rf $(VENV) .venv-lerobot-* $(EDGE) $(SUITES) .pytest_cache .ruff_cache .hypothesis runs
