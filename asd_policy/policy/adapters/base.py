@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ SCHEDULERS = (
 )
 LIVE = "live"
 """In the place of a backend's spec, where a library runs its network itself."""
+_LATEST = 4096
 _LEARNING_SECONDS = 10.0
 _WARM_UP_SEED = 0x6E6F6973655F6F77  # of plans for nobody; a seed that no user is likely to give
 _TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
@@ -238,6 +240,8 @@ class AsdStats:
     """Network evaluations (points) computed for them."""
     seconds: float = 0.0
     """Time spent sampling [s]; the rows of a batch share theirs."""
+    latest: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    """Rows and seconds of the latest calls, at most 4,096."""
     trial_calls: int = 0
     """Network calls for no plan that was executed: those of warm-ups, and those that look at the network, time it or
     record it during a plan where no warm-up has."""
@@ -257,6 +261,7 @@ class AsdStats:
         self.rounds += sum(stats.rounds)
         self.nfe += sum(stats.nfe)
         self.seconds += stats.seconds
+        self.latest.append((len(stats.rounds), stats.seconds))
         self.try_out(stats.trial_calls, stats.trial_points)
 
     def try_out(self, calls: int, points: int) -> None:
