@@ -125,17 +125,26 @@ def restore(policy: P) -> P:
     return policy
 
 
-def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> WarmUp:
+def warm_up(
+    policy: Any,
+    robots: int | None = None,
+    observation: Any = None,
+    learn: int | None = None,
+    compare: bool | None = None,
+) -> WarmUp:
     """Do before the first observation what the first plan would wait for: look at the network, time it, compile.
 
-    Nothing is learned, and no plan that follows is another one for it, but for the setting that measured times choose.
-    Those of a live object are kept in the user's cache, and found there by its weights.
+    Nothing is learned, if it is not asked for, and no plan that follows is another one for it, but for the setting that
+    measured times choose. Those of a live object are kept in the user's cache, and found there by its weights.
 
     Args:
         policy: A `Policy`, or a live object that is accelerated.
         robots: How many it will plan for together; None for one.
         observation: For policies of diffusion_policy, in the place of a number of robots: what their `predict_action`
             takes, zeros for example. The others know what they observe.
+        learn: For policies of LeRobot: learn from so many plans at random observations, with a noise that no other plan
+            meets, for ten seconds at most, and keep in the user's cache what they teach. None for 0.
+        compare: For policies of LeRobot: also time its own loop, see `WarmUp.loop_seconds`.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from.
@@ -145,7 +154,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
     if not isinstance(policy, Policy) and not is_accelerated(policy):
         raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
     method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
-    given = {"robots": robots, "observation": observation}
+    given = {"robots": robots, "observation": observation, "learn": learn, "compare": compare}
     named = {name: value for name, value in given.items() if value is not None}
     wanted = inspect.signature(method)
     try:

@@ -11,8 +11,9 @@ def robots_of_command() -> int:
     """Count the robots that the running command plans for together: `lerobot-eval`'s environments, else one."""
     if "eval" not in Path(sys.argv[0]).stem:
         return 1
-    given = {name: parser.parse_arg(f"eval.{name}") for name in ("n_episodes", "batch_size")}
+    usual = EvalConfig()
     try:
-        return EvalConfig(**{name: int(value) for name, value in given.items() if value is not None}).batch_size
+        episodes = int(parser.parse_arg("eval.n_episodes") or usual.n_episodes)
+        return EvalConfig(episodes, int(parser.parse_arg("eval.batch_size") or 0) or usual.batch_size).batch_size
     except ValueError:  # LeRobot says so better
         return 1

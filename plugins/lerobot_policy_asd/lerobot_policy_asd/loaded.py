@@ -11,7 +11,6 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 import asd_policy
 from asd_policy import AsdError, CheckpointError
 from asd_policy.policy.adapters import find_adapter, is_accelerated
-from asd_policy.policy.law import TRAINED
 from asd_policy.samplers.records import WarmUp
 from lerobot_policy_asd import hook, report
 from lerobot_policy_asd.commands import robots_of_command
@@ -115,21 +114,29 @@ def _accelerate(policy: Any, settings: Settings) -> str | None:
         return str(error)
     except Exception as error:  # LeRobot's internals may be others than those known here
         return f"{_line(error)} (tested with LeRobot {TESTED}, this is {lerobot.__version__})"
-    report.say_accelerated(policy, settings.sampler, settings.chain == TRAINED, warm_ups, note)
+    plan = report.Plan(settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", note)
+    report.say_accelerated(policy, plan, warm_ups)
     return None
 
 
 def _warm(policy: Any, settings: Settings, backend: str | None) -> dict[int, WarmUp]:
-    """Accelerate a policy and warm it up for one robot, and for as many as the command has; undo it on an error."""
+    """Accelerate a policy and warm it up; undo it on an error."""
     asd_policy.accelerate(policy, settings.sampler, backend=backend, chain=settings.chain)
     try:
-        return {
-            robots: asd_policy.warm_up(policy, robots, learn=_LEARNED_PLANS, compare=True)
-            for robots in sorted({1, robots_of_command()})
-        }
+        return warm(policy)
     except BaseException:
         asd_policy.restore(policy)
         raise
+
+
+def warm(policy: Any) -> dict[int, WarmUp]:
+    """Warm an accelerated policy up for one robot, and for as many as the command has; return what each found.
+
+    Raises:
+        DenoiserError: As `asd_policy.warm_up`.
+    """
+    counts = sorted({1, robots_of_command()})
+    return {robots: asd_policy.warm_up(policy, robots, learn=_LEARNED_PLANS, compare=True) for robots in counts}
 
 
 def _fits_without(policy: Any, settings: Settings) -> bool:

@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 
 from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.policy.law import TRAINED
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.records import WarmUp
-from lerobot_policy_asd.settings import OFF, SAMPLER
 
 log = logging.getLogger("lerobot_policy_asd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a policy plans."""
+
+    sampler: str
+    """The spec that was asked for, or the default."""
+    chain: str
+    """Whose law plans have: "checkpoint" or "trained"."""
+    way_out: str
+    """How the user turns it off."""
+    note: str = ""
+    """More to say of it."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +42,25 @@ class _Loaded:
 _loaded: list[_Loaded] = []
 
 
-def say_accelerated(policy: Any, sampler: str, trained: bool, warm_ups: dict[int, WarmUp], note: str = "") -> None:
+def say_accelerated(policy: Any, plan: Plan, warm_ups: dict[int, WarmUp]) -> None:
     """Say how a policy plans from now on, and have its plans summed up at the end of the process.
 
     Args:
         policy: Accelerated and warm.
-        sampler: The spec that was asked for.
-        trained: Whether plans have the law of the chain of training.
-        warm_ups: What its warm-ups found, by the number of robots; one at least.
-        note: More to say of it.
+        plan: How it is to plan.
+        warm_ups: What its warm-ups found, by the number of robots; for one at least.
     """
-    warm = next(iter(warm_ups.values()))
-    config, exact = policy.config, make_sampler(sampler).exact
-    chain = f"the DDPM chain of {warm.steps} steps it was trained for" if trained else f"its chain of {warm.steps} steps"
-    was = f"LeRobot's {config.noise_scheduler_type} loop"
+    warm, config = warm_ups[1], policy.config
+    own = f"LeRobot's own loop ({config.noise_scheduler_type})"
+    exact = "the same law" if make_sampler(plan.sampler).exact else "NOT the same law"
+    if plan.chain == TRAINED:
+        law = f"{exact} as the DDPM chain that it was trained for, not that of {own}"
+    else:
+        law = f"{exact} as {own}"
     log.info(
-        "%s policy plans with %s (%s) on %s, %s, in %s where %s takes %s%s; %s=%s turns it off",
-        policy.name, sampler, warm.spec, chain, "the same law" if exact else "NOT the same law", _ms(warm.plan_seconds),
-        was, _ms(warm.loop_seconds), note, SAMPLER, OFF,
+        "%s policy plans with %s (%s), %s: %s a plan where that takes %s, on observations of zeros%s; %s",
+        policy.name, plan.sampler, warm.spec, law, _ms(warm.plan_seconds), _ms(warm.loop_seconds), plan.note,
+        plan.way_out,
     )  # fmt: skip
     if not _loaded:
         atexit.register(_say_what_was_done)
