@@ -11,10 +11,11 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 import asd_policy
 from asd_policy import AsdError, CheckpointError
 from asd_policy.policy.adapters import find_adapter, is_accelerated
+from asd_policy.policy.law import TRAINED
 from asd_policy.samplers.records import WarmUp
 from lerobot_policy_asd import hook, report
 from lerobot_policy_asd.commands import robots_of_command
-from lerobot_policy_asd.settings import OFF, SAMPLER, Settings, read_settings
+from lerobot_policy_asd.settings import CHAIN, OFF, SAMPLER, Settings, read_settings
 from lerobot_policy_asd.weights import missing_tensors
 
 TESTED = "0.4.4 and 0.6.1"
@@ -44,7 +45,8 @@ def accelerate_loaded(policy: PreTrainedPolicy, source: Any, revision: str | Non
         if settings.sampler == OFF:
             report.log.info("%s policy in LeRobot's own loop, as %s=%s says", policy.name, SAMPLER, OFF)
             return
-        reason = _stranger(policy, source, revision, settings) or _accelerate(policy, settings)
+        reason = _ddim(policy, settings) or _stranger(policy, source, revision, settings)
+        reason = reason or _accelerate(policy, settings)
     except AsdError as error:
         if Path(sys.argv[0]).stem.startswith("lerobot"):
             raise SystemExit(f"lerobot_policy_asd: {error}") from None
@@ -61,6 +63,18 @@ def _is_known(policy: PreTrainedPolicy) -> bool:
     return True
 
 
+def _ddim(policy: Any, settings: Settings) -> str | None:
+    """Say how a policy that is configured to add no noise could be accelerated; None for other policies."""
+    config = policy.config
+    is_ddim = getattr(config, "objective", "diffusion") == "diffusion" and config.noise_scheduler_type == "DDIM"
+    if settings.chain == TRAINED or not is_ddim:
+        return None
+    return (
+        f"DDIM adds no noise, so there is nothing to draft and verify; {CHAIN}={TRAINED} samples the DDPM chain that "
+        "it was trained for"
+    )
+
+
 def _stranger(policy: Any, source: Any, revision: str | None, settings: Settings) -> str | None:
     """Name what else has a hand in this policy; None for nothing, or where the user has asked all the same.
 
@@ -71,7 +85,7 @@ def _stranger(policy: Any, source: Any, revision: str | None, settings: Settings
         return "PEFT puts an adapter on it after it is loaded"
     missing = missing_tensors(policy, source, revision)
     if missing:
-        reason = f"{source} lacks {len(missing)} of its tensors, which are random now, such as {missing[0]}"
+        reason = f"{source} lacks {len(missing)} of its tensors, random now, such as {missing[0]}"
         if settings.asked:
             raise CheckpointError(f"{reason}; {', '.join(settings.asked)} is for policies that are whole")
         return reason
@@ -114,7 +128,9 @@ def _accelerate(policy: Any, settings: Settings) -> str | None:
         return str(error)
     except Exception as error:  # LeRobot's internals may be others than those known here
         return f"{_line(error)} (tested with LeRobot {TESTED}, this is {lerobot.__version__})"
-    plan = report.Plan(settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", note)
+    plan = report.Plan(
+        settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", _left_out(policy.config, settings) + note
+    )
     report.say_accelerated(policy, plan, warm_ups)
     return None
 
@@ -137,6 +153,14 @@ def warm(policy: Any) -> dict[int, WarmUp]:
     """
     counts = sorted({1, robots_of_command()})
     return {robots: asd_policy.warm_up(policy, robots, learn=_LEARNED_PLANS, compare=True) for robots in counts}
+
+
+def _left_out(config: Any, settings: Settings) -> str:
+    """Note that a policy's chain leaves out steps of the one that it was trained for."""
+    steps, trained = config.num_inference_steps, config.num_train_timesteps
+    if settings.chain == TRAINED or steps in (None, trained):
+        return ""
+    return f", in {steps} of the {trained} steps that it was trained for ({CHAIN}={TRAINED} takes them all)"
 
 
 def _fits_without(policy: Any, settings: Settings) -> bool:
