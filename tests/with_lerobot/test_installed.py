@@ -192,9 +192,7 @@ def test_missing_tensors(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     del weights["diffusion.unet.final_conv.1.bias"]
     save_file(weights, file)
     assert not is_accelerated(load(folder))
-    assert lines(caplog)[-1].endswith(
-        "lacks 1 of its tensors, which are random now, such as diffusion.unet.final_conv.1.bias"
-    )
+    assert lines(caplog)[-1].endswith("lacks 1 of its tensors, random now, such as diffusion.unet.final_conv.1.bias")
     monkeypatch.setenv(SAMPLER, "asd")
     with pytest.raises(asd_policy.CheckpointError, match="lacks 1 of its tensors.*ASD_POLICY_SAMPLER=asd is for pol"):
         load(folder)
