@@ -26,6 +26,7 @@ from asd_policy.policy.adapters.base import (
     check_step,
     read_chain,
 )
+from asd_policy.policy.adapters.chunking import Chunking
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from asd_policy.policy.plan import Horizons
@@ -93,6 +94,10 @@ class _Sampling:
         model = self.policy.diffusion
         return type(model).generate_actions(model, *given, **options)
 
+    def plan(self, batch: dict[str, Array]) -> Array:
+        """Plan for observations [B, n_obs_steps, …], as the policy's `predict_action_chunk` stacks them."""
+        return self.policy.diffusion.generate_actions(batch)
+
     def warm_up(self, robots: int = 1) -> WarmUp:
         """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
 
@@ -137,6 +142,7 @@ def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
+        *Chunking.patches(policy, ADAPTER.classes, planner, sampling.plan),
         *timed,
     ]
 
