@@ -12,7 +12,7 @@ LEROBOT_PATH := PYTHONPATH='$(CURDIR)/tests/with_lerobot/site'
 else
 $(error LEROBOT is $(LEROBOT), and what is tested is 0.6.1 and 0.4.4)
 endif
-LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi_task_dit,pusht,training
+LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi-task-dit,pusht,training
 EDGE := .venv-edge
 SUITES := .venv-suites
 EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime,serve,data

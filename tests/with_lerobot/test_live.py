@@ -369,6 +369,16 @@ def test_a_network_that_cannot_be_sampled_from(state_policy: DiffusionPolicy) ->
         state_policy.diffusion.conditional_sample(1, condition(state_policy))
 
 
+def test_sixteen_bits_are_refused(state_policy: DiffusionPolicy) -> None:
+    """LeRobot then rounds the chain itself: before the policy is accelerated, and after."""
+    message = "weights of the policy's DiffusionConditionalUnet1d are bfloat16, and LeRobot rounds each step"
+    with pytest.raises(asd_policy.DenoiserError, match=message):
+        asd_policy.accelerate(copy.deepcopy(state_policy).to(torch.bfloat16))
+    asd_policy.accelerate(state_policy, "asd:window=2").to(torch.bfloat16)
+    with pytest.raises(asd_policy.DenoiserError, match=message):
+        state_policy.diffusion.conditional_sample(1, condition(state_policy))
+
+
 class SafeModel(DiffusionModel):
     """Clamps what it samples."""
 

@@ -4,53 +4,39 @@ The same in lerobot 0.4.4 and 0.6.1 (`lerobot/policies/diffusion/modeling_diffus
 and processors are outside it, and stay as they are.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
-from asd_policy.errors import ChainError
-from asd_policy.networks.backends.base import Job
-from asd_policy.policy.adapters.base import (
-    LAST_PLAN,
-    LIVE,
-    WARM_UP,
-    Acceleration,
-    Adapter,
-    LiveParts,
-    LivePlanner,
-    Patch,
-    alone,
-    check_own,
-    check_step,
-    read_chain,
-)
-from asd_policy.policy.adapters.chunking import Chunking
+from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own
+from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, sampling_patches
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.sensors import Sensor, SensorEncoder
-from asd_policy.samplers.records import WarmUp
-
-if TYPE_CHECKING:
-    from asd_policy.policy.adapters.networks import LiveNetwork
 
 _MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 
 
-@dataclass(frozen=True, eq=False)
-class _Sampling:
-    """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
+class _Sampling(LeRobotSampling):
+    """`DiffusionModel` has the loop, its `generate_actions` encodes and samples."""
 
-    policy: Any
-    planner: LivePlanner
-    scheduler: Any
-    """The noise scheduler that the planner's chain was read from."""
-    own_reset: Callable[[], None]
-    """The policy's own method."""
-    network: "LiveNetwork"
-    """What runs the U-Net."""
+    known = (f"{_MODULE}.DiffusionPolicy",)
+
+    @staticmethod
+    def loop_of(policy: Any) -> Any:
+        """Find the `DiffusionModel`."""
+        return policy.diffusion
+
+    @staticmethod
+    def denoiser_of(policy: Any) -> Any:
+        """Find the U-Net."""
+        return policy.diffusion.unet
+
+    @staticmethod
+    def planning_of(policy: Any) -> tuple[Any, str]:
+        """Find what encodes and samples."""
+        return policy.diffusion, "generate_actions"
 
     def conditional_sample(
         self,
@@ -59,92 +45,15 @@ class _Sampling:
         generator: Generator | None = None,
         noise: Array | None = None,
     ) -> Array:
-        """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim].
-
-        Raises:
-            BackendError: The backend cannot run the network, or it was changed since it was prepared.
-            ChainError: The policy's noise scheduler has been changed.
-            DenoiserError: See `LivePlanner.sample`.
-            ObservationError: The noise does not fit.
-        """
-        model, config = self.policy.diffusion, self.policy.config
-        if model.noise_scheduler is not self.scheduler or model.num_inference_steps != len(self.planner.chain):
-            raise ChainError(
-                f"the policy was accelerated with another noise scheduler or {len(self.planner.chain)} inference "
-                f"steps, it now has {model.num_inference_steps}; accelerate it again"
-            )
-
-        shape, planner = (batch_size, config.horizon, config.action_feature.shape[0]), self.planner
-        device = next(model.parameters()).device
-        told, dims = (None, 0) if global_cond is None else ("global_cond", global_cond.shape[1])
-        prepared = self.network.prepare(model.unet, Job(planner.chain, shape[1:], dims, device), told)
-
-        def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
-            return model.unet(x, timestep, global_cond=cond)
-
-        planner.runs = LIVE if prepared is None else self.network.spec
-        denoiser, executed = prepared or denoise, config.n_action_steps
-        plans = planner.sample(denoiser, shape, executed, device, global_cond, generator, noise)
-        setattr(self.policy, LAST_PLAN, planner.last_plan)
-        return plans
-
-    def generate_actions(self, *given: Any, **options: Any) -> Array:
-        """Take the place of the model's `generate_actions` where plans have a deadline, which counts from here."""
-        self.planner.begin_plan()
-        model = self.policy.diffusion
-        return type(model).generate_actions(model, *given, **options)
-
-    def plan(self, batch: dict[str, Array]) -> Array:
-        """Plan for observations [B, n_obs_steps, …], as the policy's `predict_action_chunk` stacks them."""
-        return self.policy.diffusion.generate_actions(batch)
-
-    def warm_up(self, robots: int = 1) -> WarmUp:
-        """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
-
-        Raises:
-            DenoiserError: See `LivePlanner.sample`.
-            SpecError: The policy is in training mode.
-        """
-        model, config = self.policy.diffusion, self.policy.config
-        shapes = {"observation.state": config.robot_state_feature.shape}
-        if config.env_state_feature:
-            shapes["observation.environment_state"] = config.env_state_feature.shape
-        if config.image_features:
-            images = list(config.image_features.values())
-            shapes["observation.images"] = (len(images), *images[0].shape)
-        like = next(model.parameters())
-        batch = {name: like.new_zeros((robots, config.n_obs_steps, *shape)) for name, shape in shapes.items()}
-        with alone(self.policy, like.device):
-            return self.planner.warm_up(lambda: model.generate_actions(batch))
-
-    def reset(self) -> None:
-        """Begin an episode."""
-        self.own_reset()
-        self.planner.begin_episode()
-        setattr(self.policy, LAST_PLAN, None)
+        """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim]; see `sample`."""
+        config = self.policy.config
+        shape = (batch_size, config.horizon, config.action_feature.shape[0])
+        return self.sample(self.policy.diffusion.unet, shape, "global_cond", global_cond, generator, noise)
 
 
 def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
-    from asd_policy.policy.adapters.networks import LiveNetwork
-
-    model = policy.diffusion
-    check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
-    chain = read_chain(model.noise_scheduler, model.num_inference_steps)
-    check_step(model.noise_scheduler, chain, {})
-    planner = LivePlanner(wanted.sampler, chain, model, wanted.deadline_ms)
-    network = LiveNetwork(wanted.backend)
-    network.prepare_ahead(model.unet, chain, policy.config.horizon)
-    sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset, network)
-    timed = [] if wanted.deadline_ms is None else [Patch(model, "generate_actions", sampling.generate_actions)]
-    return [
-        Patch(model, "conditional_sample", sampling.conditional_sample),
-        Patch(policy, "reset", sampling.reset),
-        Patch(policy, "asd_stats", planner.stats),
-        Patch(policy, LAST_PLAN, None),
-        Patch(policy, WARM_UP, sampling.warm_up),
-        *Chunking.patches(policy, ADAPTER.classes, planner, sampling.plan),
-        *timed,
-    ]
+    check_own(policy.diffusion, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
+    return sampling_patches(policy, wanted, _Sampling, policy.diffusion)
 
 
 def _parts(policy: Any, processors: Any) -> LiveParts:
@@ -196,4 +105,4 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
     )
 
 
-ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches, _parts)
+ADAPTER = Adapter(_Sampling.known, _patches, _parts)
