@@ -300,7 +300,10 @@ class LivePlanner:
         self.last_plan: PlanRecord | None = None
         """What the latest plan of the first row cost; None before the first of an episode."""
         self._step = 0  # control steps of the episode that its plans are for
-        self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
+        self.last_sample: Array | None = None
+        """The last batch of plans [B, horizon, action_dim], as they were made; None before the first of an episode."""
+        self._moved = 0  # control steps from the last plans to the next
+        self._committed: tuple[Array, Array] | None = None  # mask and values of what the plan under way is given
         self._memory: Memory | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
 
@@ -311,10 +314,26 @@ class LivePlanner:
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
-        self._last = self.last_plan = None
+        self.last_sample = self.last_plan = None
         self._step = 0
         if self._memory is not None:
             self._memory.save(self.experience)
+
+    @contextmanager
+    def committed(self, mask: Array, values: Array, moved: int | None = None) -> Iterator[None]:
+        """Give the plans made meanwhile coordinates that are committed; their law is that of the others, given them.
+
+        Args:
+            mask: Where they are, [B, horizon, action_dim].
+            values: What they are, of the same shape.
+            moved: Control steps since the last plan, where they are not as many as it was made for.
+        """
+        self._committed = (mask, values) if bool(mask.any()) else None
+        self._moved = self._moved if moved is None else moved
+        try:
+            yield
+        finally:
+            self._committed = None
 
     def warm_up(self, plan: Callable[[], object]) -> WarmUp:
         """Do what a first plan would wait for; the plans made for it are none of the policy's, and teach nothing.
@@ -327,17 +346,16 @@ class LivePlanner:
         """
         start, before = time.perf_counter(), (self.stats.trial_calls, self.stats.trial_points)
         learning, self.experience.learning = self.experience.learning, False
-        last, self._last, self._warming = self._last, None, []
+        last, self.last_sample, self._warming = self.last_sample, None, []
         try:
             for _ in range(2):
                 plan()
-                self._last = None
                 if not self._warming[-1].trial_calls:
                     break
             stats = self._warming[-1]
         finally:
             self.experience.learning = learning
-            self._last, self._warming = last, None
+            self.last_sample, self._warming = last, None
         self.begin_episode()
         calls, points = self.stats.trial_calls - before[0], self.stats.trial_points - before[1]
         return WarmUp(calls, points, time.perf_counter() - start, stats.seconds, stats.spec)
@@ -354,15 +372,16 @@ class LivePlanner:
         """
         if not self.sampler.learns or self._memory is None or self.experience.plans >= plans:
             return
-        began, last, self._warming = time.perf_counter(), self._last, []
+        began, self._warming = time.perf_counter(), []
+        last, self.last_sample = self.last_sample, None
         try:
             while self.experience.plans < plans and time.perf_counter() - began < _LEARNING_SECONDS:
-                before, self._last = self.experience.plans, None
+                before = self.experience.plans
                 plan()
                 if self.experience.plans == before:
                     break  # a window of one has nothing to teach
         finally:
-            self._last, self._warming = last, None
+            self.last_sample, self._warming = last, None
         self._memory.keep(self.experience)
 
     @arrays.uncompiled
@@ -404,17 +423,21 @@ class LivePlanner:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
             noise = arrays.asarray(noise, device, "float32")
         tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
-        if self._last is not None and tuple(self._last.shape) != shape:
-            self._last = None  # another number of robots: these are not their plans
+        if self._committed is not None:
+            given = Inpainting.noised(*self._committed, self.chain, tape)
+            inpainting = given if inpainting is None else given.beside(inpainting)
+        last = self.last_sample
+        if last is not None and tuple(last.shape) != shape:
+            last = None  # another number of robots: these are not their plans
         options: dict[str, Any] = {
             "inpainting": inpainting,
-            "warm_start": WarmStart(self._last, self.experience),
+            "warm_start": WarmStart(None if last is None else move_on(last, self._moved), self.experience),
             "budget": Budget(self._deadline_ms, JUMP, began),
         }
         result = self.sampler.sample(denoiser, self.chain, shape, cond, tape, **options)
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
-            self._last = move_on(result.sample, executed)
+            self.last_sample, self._moved = result.sample, executed
             self.last_plan = record_of(stats, 0, self._step, stats.seconds)
             self._step += executed
             self.stats.add(stats)

@@ -24,6 +24,7 @@ from asd_policy.policy.adapters.base import (
     alone,
     read_chain,
 )
+from asd_policy.policy.adapters.chunking import Chunking
 from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class LeRobotSampling(abc.ABC):
     network: "LiveNetwork"
     """What runs the policy's network."""
 
+    known: ClassVar[tuple[str, ...]]
+    """Qualified names of the policy's classes."""
     conditional_sample: ClassVar[Callable[..., Array]]
     """Takes the place of the method of `loop_of`, and has its arguments."""
 
@@ -114,6 +117,11 @@ class LeRobotSampling(abc.ABC):
         self.planner.begin_plan()
         owner, name = self.planning_of(self.policy)
         return getattr(type(owner), name)(owner, *given, **options)
+
+    def plan_chunk(self, batch: dict[str, Array]) -> Array:
+        """Plan for observations [B, n_obs_steps, …], as the policy's `predict_action_chunk` stacks them."""
+        owner, name = self.planning_of(self.policy)
+        return getattr(owner, name)(batch)
 
     def observe_nothing(self, robots: int) -> dict[str, Array]:
         """Make the batch that `planning_of` takes, of robots whose observations are zero."""
@@ -211,6 +219,7 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
+        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk),
         *timed,
     ]
 
