@@ -5,7 +5,7 @@ from typing import Any, TypeVar, overload
 
 from asd_policy.errors import SpecError
 from asd_policy.networks.backends import make_backend
-from asd_policy.policy.adapters import diffusion_policy, lerobot
+from asd_policy.policy.adapters import diffusion_policy, lerobot, multi_task_dit
 from asd_policy.policy.adapters.base import WARM_UP, Acceleration, Adapter, Patch, qualified
 from asd_policy.policy.law import CHECKPOINT, check_chain
 from asd_policy.policy.policy import Policy
@@ -17,6 +17,7 @@ P = TypeVar("P")
 
 ADAPTERS: dict[str, Adapter] = {
     "LeRobot's DiffusionPolicy": lerobot.ADAPTER,
+    "LeRobot's MultiTaskDiTPolicy": multi_task_dit.ADAPTER,
     "diffusion_policy's U-Net policies": diffusion_policy.UNET_ADAPTER,
     "diffusion_policy's transformer policies": diffusion_policy.TRANSFORMER_ADAPTER,
     "DP3's policies": diffusion_policy.DP3_ADAPTER,
