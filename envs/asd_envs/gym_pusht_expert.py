@@ -28,7 +28,7 @@ BOARD = Board(
 
 
 class GymPushTExpert:
-    """Drives the block as `PushTExpert` does; it reads where the block is from the simulation, as frames do not tell."""
+    """Drives the block as `PushTExpert` does. It reads the block's pose from the simulation: frames do not tell."""
 
     def __init__(self, env: GymPushTEnv) -> None:
         """Make one for an environment, whatever this observes."""
