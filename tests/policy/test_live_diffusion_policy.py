@@ -502,7 +502,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="measured times are not kept: .*"):
+    with pytest.warns(UserWarning, match="what was measured is not kept: .*"):
         assert timed(make()) == 8
 
 

@@ -7,6 +7,7 @@ from asd_policy.errors import SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.adapters import diffusion_policy, lerobot
 from asd_policy.policy.adapters.base import WARM_UP, Acceleration, Adapter, Patch, qualified
+from asd_policy.policy.law import CHECKPOINT, check_chain
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.deadline import JUMP, check_deadline
@@ -28,11 +29,27 @@ _ABSENT = ...  # the value of an attribute to remove; the same object after a co
 
 @overload
 def accelerate(
-    policy: Policy, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None
+    policy: Policy,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
 ) -> Policy: ...
 @overload
-def accelerate(policy: P, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> P: ...
-def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> Any:
+def accelerate(
+    policy: P,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
+) -> P: ...
+def accelerate(
+    policy: Any,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
+) -> Any:
     """Make a policy plan with another sampler.
 
     A live network of an architecture that this package knows is run by the package's code, on the network's own
@@ -48,6 +65,9 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
             of a `Policy` for the one that it has.
         deadline_ms: When plans have to be there, from their begin [ms], encoding included; those that would not be at
             their end jump, as by `Policy.with_deadline`. None for no matter when, of a `Policy` for its own deadline.
+        chain: "checkpoint" for the law of the policy's own scheduler, "trained" for that of the DDPM chain of all steps
+            that its network was trained for, where its scheduler is another one, such as DDIM. None for the first, of
+            a `Policy` for its own.
 
     Returns:
         Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
@@ -64,8 +84,9 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
     """
     sampler, runs = make_sampler(spec), None if backend is None else make_backend(backend)
     check_deadline(deadline_ms, JUMP)
+    check_chain(chain or CHECKPOINT)
     if isinstance(policy, Policy):
-        accelerated = policy.with_sampler(sampler)
+        accelerated = policy.with_sampler(sampler) if chain is None else policy.with_chain(chain, sampler)
         if runs is not None:
             accelerated = accelerated.with_backend(runs)
         if deadline_ms is not None:
@@ -75,7 +96,7 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
     adapter = find_adapter(policy)
     if is_accelerated(policy):
         restore(policy)
-    patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms))
+    patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms, chain or CHECKPOINT))
     setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in patches])
     return policy
 

@@ -23,7 +23,6 @@ from asd_policy.policy.adapters.base import (
     Patch,
     alone,
     check_own,
-    check_step,
     read_chain,
 )
 from asd_policy.policy.normalisation import Affine
@@ -46,6 +45,8 @@ class _Sampling:
     planner: LivePlanner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
+    steps: int
+    """The policy's inference steps at that time."""
     own_reset: Callable[[], None]
     """The policy's own method."""
     network: "LiveNetwork"
@@ -67,9 +68,9 @@ class _Sampling:
             ObservationError: The noise does not fit.
         """
         model, config = self.policy.diffusion, self.policy.config
-        if model.noise_scheduler is not self.scheduler or model.num_inference_steps != len(self.planner.chain):
+        if model.noise_scheduler is not self.scheduler or model.num_inference_steps != self.steps:
             raise ChainError(
-                f"the policy was accelerated with another noise scheduler or {len(self.planner.chain)} inference "
+                f"the policy was accelerated with another noise scheduler or {self.steps} inference "
                 f"steps, it now has {model.num_inference_steps}; accelerate it again"
             )
 
@@ -124,12 +125,11 @@ def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
 
     model = policy.diffusion
     check_own(model, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
-    chain = read_chain(model.noise_scheduler, model.num_inference_steps)
-    check_step(model.noise_scheduler, chain, {})
+    chain = read_chain(model.noise_scheduler, model.num_inference_steps, {}, wanted.chain)
     planner = LivePlanner(wanted.sampler, chain, model, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(model.unet, chain, policy.config.horizon)
-    sampling = _Sampling(policy, planner, model.noise_scheduler, policy.reset, network)
+    sampling = _Sampling(policy, planner, model.noise_scheduler, model.num_inference_steps, policy.reset, network)
     timed = [] if wanted.deadline_ms is None else [Patch(model, "generate_actions", sampling.generate_actions)]
     return [
         Patch(model, "conditional_sample", sampling.conditional_sample),
