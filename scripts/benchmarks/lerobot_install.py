@@ -2,8 +2,8 @@
 
     .venv-lerobot-0.6.1/bin/python scripts/benchmarks/lerobot_install.py
 
-A new environment of this Python gets LeRobot, as `make lerobot` has it, and then what is in this checkout. It is removed
-afterwards. Nothing comes from pip's cache: the times are those of this machine's package index too.
+A new environment of this Python gets LeRobot, as `make lerobot` has it, and then what is in this checkout. It is
+removed afterwards. Nothing comes from pip's cache: the times are those of this machine's package index too.
 """
 
 import os

@@ -40,7 +40,9 @@ def say_accelerated(policy: Any, sampler: str, trained: bool, warm_ups: dict[int
     """
     warm = next(iter(warm_ups.values()))
     config, exact = policy.config, make_sampler(sampler).exact
-    chain = f"the DDPM chain of {warm.steps} steps it was trained for" if trained else f"its chain of {warm.steps} steps"
+    chain = (
+        f"the DDPM chain of {warm.steps} steps it was trained for" if trained else f"its chain of {warm.steps} steps"
+    )
     was = f"LeRobot's {config.noise_scheduler_type} loop"
     log.info(
         "%s policy plans with %s (%s) on %s, %s, in %s where %s takes %s%s; %s=%s turns it off",
