@@ -108,7 +108,10 @@ def evaluate(options: Options, policy: Path, sampler: str, episodes: int, batch:
         done = subprocess.run(words, env={**os.environ, **own, **offline}, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"lerobot-eval of {policy} with {sampler} has failed: see {folder / 'log.txt'}")
-    return Run(folder)
+    run = Run(folder)
+    if sampler != OFF and "plans" not in run.times:
+        raise SystemExit(f"{policy} was not accelerated: {' '.join(run.said) or 'the plugin says nothing'}")
+    return run
 
 
 def policy_rows(options: Options) -> Iterator[str]:
