@@ -1,10 +1,10 @@
-"""What does the plugin do to lerobot-eval on gym-pusht? Tables for docs/results/lerobot.md.
+"""What does the plugin do to lerobot-eval and lerobot-rollout on gym-pusht? Tables for docs/results/lerobot.md.
 
     OMP_NUM_THREADS=1 .venv-lerobot-0.6.1/bin/python scripts/benchmarks/lerobot_runs.py \
         --policies runs/gym-pusht-64 runs/gym-pusht-pixels --out runs/lerobot
 
-Run it by the Python of LeRobot's environment. LeRobot's own command runs with and without the plugin, in turn, on the
-same seeds. A run that is in --out already is not repeated.
+Run it by the Python of LeRobot's environment. LeRobot's own commands run with and without the plugin, in turn, on
+the same seeds. A run that is in --out already is not repeated.
 """
 
 import json
@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from asd_policy._common.statistics import cluster_ratio, mean_interval, paired_b
 
 STOPWATCH = Path(__file__).with_name("lerobot_timed.py")
 OFF = "off"
+FPS = 10
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Options:
     """Folder for the runs."""
     sampler: str = "asd"
     """ASD_POLICY_SAMPLER of the runs with the plugin."""
-    parts: tuple[Literal["rewards", "latency"], ...] = ("rewards", "latency")
-    """What to measure: latency is to be taken on a machine that does nothing else."""
+    parts: tuple[Literal["rewards", "latency", "rollout"], ...] = ("rewards", "latency", "rollout")
+    """What to measure: latency and rollout are to be taken on a machine that does nothing else."""
     episodes: int = 50
     """Episodes for the rewards."""
     batch: int = 10
@@ -51,7 +52,9 @@ class Options:
     timed: int = 2
     """Episodes of each run for the latency."""
     turns: int = 3
-    """Runs with and without the plugin for the latency; the first begins without what earlier runs have measured."""
+    """Runs with and without the plugin for latency and rollout; the first begins with nothing in the cache."""
+    seconds: int = 30
+    """Of each run of lerobot-rollout."""
     seed: int = 1000
     """Of the first episode."""
 
@@ -79,6 +82,16 @@ class Run:
         return [line for line in lines if "LeRobot's" in line and not line.startswith("{")]
 
     @property
+    def rewards(self) -> list[float]:
+        """List the rewards that the robot of lerobot-rollout had."""
+        return [json.loads(line)["reward"] for line in (self.folder / "robot.jsonl").read_text().splitlines()]
+
+    @property
+    def late(self) -> int:
+        """Count the ticks of lerobot-rollout that it says took too long."""
+        return (self.folder / "log.txt").read_text().count("loop is running slower")
+
+    @property
     def rounds(self) -> str:
         """Write the sequential network calls of a plan, on average."""
         plans = self.times.get("plans")
@@ -90,28 +103,52 @@ def read_json(policy: Path, name: str) -> dict[str, Any]:
     return json.loads((policy / name).read_text())
 
 
-def evaluate(options: Options, policy: Path, sampler: str, episodes: int, batch: int, folder: Path) -> Run:
-    """Run lerobot-eval once, unless it has been; what the plugin keeps between runs is kept for each policy alone."""
+def run_command(options: Options, policy: Path, sampler: str, command: str, words: list[str], folder: Path) -> Run:
+    """Run a command of LeRobot's, unless it has been; what the plugin keeps is kept for each policy alone.
+
+    Raises:
+        SystemExit: The command has failed, or its policy was to be accelerated and was not.
+    """
     if (folder / "times.json").exists():
         return Run(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pixels = "observation.image" in read_json(policy, "config.json")["input_features"]
-    observed = "pixels_agent_pos" if pixels else "environment_state_agent_pos"
-    words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), "lerobot_eval", f"--policy.path={policy}"]
-    words += ["--policy.device=cpu", "--env.type=pusht", f"--env.obs_type={observed}", f"--seed={options.seed}"]
-    words += [f"--eval.n_episodes={episodes}", f"--eval.batch_size={batch}", "--eval.use_async_envs=false"]
-    words += [f"--output_dir={folder / 'eval'}"]
+    words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), command, f"--policy.path={policy}", *words]
     own = {"ASD_POLICY_SAMPLER": sampler, "ASD_POLICY_CACHE": str(options.out / policy.name / "cache")}
     offline = {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(words, env={**os.environ, **own, **offline}, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"lerobot-eval of {policy} with {sampler} has failed: see {folder / 'log.txt'}")
+        raise SystemExit(f"{command.replace('_', '-')} of {policy} with {sampler} has failed: see {folder / 'log.txt'}")
     run = Run(folder)
     if sampler != OFF and "plans" not in run.times:
+        (folder / "times.json").unlink()
         raise SystemExit(f"{policy} was not accelerated: {' '.join(run.said) or 'the plugin says nothing'}")
     return run
+
+
+def evaluate(options: Options, policy: Path, sampler: str, episodes: int, batch: int, name: str) -> Run:
+    """Run lerobot-eval once."""
+    observed = "pixels_agent_pos" if has_camera(policy) else "environment_state_agent_pos"
+    folder = options.out / policy.name / name
+    words = ["--policy.device=cpu", "--env.type=pusht", f"--env.obs_type={observed}", f"--seed={options.seed}"]
+    words += [f"--eval.n_episodes={episodes}", f"--eval.batch_size={batch}", "--eval.use_async_envs=false"]
+    return run_command(options, policy, sampler, "lerobot_eval", [*words, f"--output_dir={folder / 'eval'}"], folder)
+
+
+def roll_out(options: Options, policy: Path, sampler: str, turn: int) -> Run:
+    """Run lerobot-rollout once, on gym-pusht as a robot."""
+    folder = options.out / policy.name / name_run("rollout", options, sampler, turn)
+    words = ["--policy.device=cpu", "--robot.type=pusht", f"--robot.record={folder / 'robot.jsonl'}"]
+    words += [f"--robot.seed={options.seed + turn}", f"--fps={FPS}", f"--duration={options.seconds}"]
+    words += ["--strategy.type=base", "--return_to_initial_position=false", "--play_sounds=false"]
+    words += ['--rename_map={"observation.images.front": "observation.image"}']
+    return run_command(options, policy, sampler, "lerobot_rollout", words, folder)
+
+
+def has_camera(policy: Path) -> bool:
+    """Tell whether a policy observes frames."""
+    return "observation.image" in read_json(policy, "config.json")["input_features"]
 
 
 def policy_rows(options: Options) -> Iterator[str]:
@@ -140,9 +177,7 @@ def reward_rows(options: Options) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for policy in options.policies:
         runs = {
-            sampler: evaluate(
-                options, policy, sampler, options.episodes, options.batch, options.out / policy.name / f"rewards-{name}"
-            )
+            sampler: evaluate(options, policy, sampler, options.episodes, options.batch, f"rewards-{name}")
             for name, sampler in ((OFF, OFF), ("on", options.sampler))
         }
         for sampler, run in runs.items():
@@ -172,33 +207,70 @@ def _differences(on: Run, off: Run) -> Iterator[str]:
         yield f"{mean:+.{digits}f} {interval(*found, digits) if found else ''}"
 
 
+def eval_timed(options: Options, policy: Path, sampler: str, turn: int) -> Run:
+    """Run lerobot-eval once, with one environment."""
+    return evaluate(options, policy, sampler, options.timed, 1, name_run("latency", options, sampler, turn))
+
+
+def name_run(what: str, options: Options, sampler: str, turn: int) -> str:
+    """Name the folder of a run."""
+    return f"{what}-{'on' if sampler == options.sampler else OFF}-{turn}"
+
+
+def in_turn(options: Options, policy: Path, run: Callable[[Options, Path, str, int], Run]) -> dict[str, list[Run]]:
+    """Run without the plugin and with it, in turn; the first with it begins with an empty cache."""
+    runs: dict[str, list[Run]] = {OFF: [], options.sampler: []}
+    for turn in range(options.turns):
+        for sampler, done in runs.items():
+            if turn == 0:
+                shutil.rmtree(options.out / policy.name / "cache", ignore_errors=True)
+            done.append(run(options, policy, sampler, turn))
+    return runs
+
+
 def latency_rows(options: Options) -> Iterator[str]:
-    """Run with one robot, in turn, and yield a table of latencies."""
-    yield (
-        "| policy | `ASD_POLICY_SAMPLER` | load, first time; again s | first plan ms | later plans p50 / p95 ms | n | "
-        "ratio of means | rounds of a plan |"
-    )
+    """Run lerobot-eval with one robot, in turn, and yield a table of latencies."""
+    yield f"| policy | `ASD_POLICY_SAMPLER` | load, first time; again s | {_LATENCY} |"
     yield "|---|---|---|---|---|---|---|---|"
     for policy in options.policies:
-        runs: dict[str, list[Run]] = {OFF: [], options.sampler: []}
-        for turn in range(options.turns):
-            for sampler, done in runs.items():
-                name = f"latency-{OFF if sampler == OFF else 'on'}-{turn}"
-                folder = options.out / policy.name / name
-                if sampler != OFF and turn == 0 and not (folder / "times.json").exists():
-                    shutil.rmtree(options.out / policy.name / "cache", ignore_errors=True)
-                done.append(evaluate(options, policy, sampler, options.timed, 1, folder))
-        later = {sampler: _later(done) for sampler, done in runs.items()}
+        runs = in_turn(options, policy, eval_timed)
         for sampler, done in runs.items():
-            loads = [f"{run.times['load_s'][0]:.1f}" for run in done]
-            firsts = [f"{1e3 * run.times['plans_s'][0]:.0f}" for run in done]
-            p50, p95 = np.percentile(later[sampler], [50, 95])
-            ratio = "" if sampler == OFF else _ratio(later[OFF], later[sampler])
-            rounds = sum(run.times.get("rounds", 0) for run in done) / sum(run.times.get("plans", 1) for run in done)
-            yield (
-                f"| `{policy.name}` | `{sampler}` | {loads[0]}; {', '.join(loads[1:])} | {', '.join(firsts)} "
-                f"| {p50:.0f} / {p95:.0f} | {len(later[sampler])} | {ratio} | {f'{rounds:.1f}' if rounds else '–'} |"
-            )
+            first, *others = (f"{run.times['load_s'][0]:.1f}" for run in done)
+            cells = _latency(done, runs[OFF])
+            yield f"| `{policy.name}` | `{sampler}` | {first}; {', '.join(others)} | {' | '.join(cells)} |"
+
+
+def rollout_rows(options: Options) -> Iterator[str]:
+    """Run lerobot-rollout of the policies with a camera, in turn, and yield a table of latencies and late ticks."""
+    yield f"| policy | `ASD_POLICY_SAMPLER` | {_LATENCY} | actions sent | late ticks | largest reward |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for policy in filter(has_camera, options.policies):
+        runs = in_turn(options, policy, roll_out)
+        for sampler, done in runs.items():
+            cells = [
+                *_latency(done, runs[OFF]),
+                ", ".join(str(len(run.rewards)) for run in done),
+                ", ".join(str(run.late) for run in done),
+                ", ".join(f"{max(run.rewards):.2f}" for run in done),
+            ]
+            yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} |"
+
+
+_LATENCY = "first plan ms | later plans p50 / p95 ms | n | ratio of means | rounds of a plan"
+
+
+def _latency(done: Sequence[Run], off: Sequence[Run]) -> list[str]:
+    """Write the cells of `_LATENCY` of some runs, against those without the plugin."""
+    later = _later(done)
+    p50, p95 = np.percentile(later, [50, 95])
+    rounds, plans = (sum(run.times.get(name, 0) for run in done) for name in ("rounds", "plans"))
+    return [
+        ", ".join(f"{1e3 * run.times['plans_s'][0]:.0f}" for run in done),
+        f"{p50:.0f} / {p95:.0f}",
+        str(len(later)),
+        "" if done is off else _ratio(_later(off), later),
+        f"{rounds / plans:.1f}" if plans else "–",
+    ]
 
 
 def _later(runs: Sequence[Run]) -> list[float]:
@@ -230,6 +302,8 @@ def main() -> None:
         tables.append(reward_rows(options))
     if "latency" in options.parts:
         tables += [latency_rows(options), lines_said(options)]
+    if "rollout" in options.parts:
+        tables.append(rollout_rows(options))
     for table in tables:
         for line in table:
             print(line, flush=True)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
-from lerobot_runs import Options, Run, latency_rows, lines_said, policy_rows, reward_rows  # noqa: E402
+from lerobot_runs import Options, Run, latency_rows, lines_said, policy_rows, reward_rows, rollout_rows  # noqa: E402
 from lerobot_timed import Stopwatch  # noqa: E402
 
 SAID = "INFO 2026-11-29 18:33:25 sd/report.py:46 diffusion policy plans with asd … where LeRobot's DDPM loop takes 1 ms"
@@ -18,10 +18,13 @@ def write_run(folder: Path, successes: list[bool], times: dict[str, object]) -> 
     """Write what a run of lerobot-eval leaves; its rewards are 1 for success, else a half."""
     rewards = [1.0 if each else 0.5 for each in successes]
     metrics = {"successes": successes, "max_rewards": rewards, "sum_rewards": [10 * each for each in rewards]}
-    (folder / "eval").mkdir(parents=True)
+    (folder / "eval").mkdir(parents=True, exist_ok=True)
     (folder / "eval/eval_info.json").write_text(json.dumps({"per_task": [{"metrics": metrics}]}))
     (folder / "times.json").write_text(json.dumps(times))
-    (folder / "log.txt").write_text(f"{{'a': \"LeRobot's\"}}\nsomething else\n{SAID}\n")
+    (folder / "robot.jsonl").write_text('{"time": 1, "reward": 0.25}\n{"time": 2, "reward": 0.5}\n')
+    (folder / "log.txt").write_text(
+        f"{{'a': \"LeRobot's\"}}\nRecord loop is running slower (1 Hz) than the target FPS\n{SAID}\n"
+    )
 
 
 @pytest.fixture
@@ -35,10 +38,9 @@ def options(tmp_path: Path) -> Options:
     (policy / "training.json").write_text(json.dumps({"parameters": 2_700_000, "options": {"steps": 8000}}))
     off: dict[str, object] = {"load_s": [0.5], "plans_s": [0.3, 0.1, 0.1]}
     on = off | {"load_s": [2.0], "plans_s": [0.06, 0.04, 0.06], "plans": 3, "rounds": 60}
-    for name in ("rewards", "latency"):
-        for end in ("",) if name == "rewards" else ("-0", "-1"):
-            write_run(out / f"mine/{name}-off{end}", [True, False, True, True], off)
-            write_run(out / f"mine/{name}-on{end}", [True, True, True, True], on)
+    for name in ("rewards{}", "latency{}-0", "latency{}-1", "rollout{}-0", "rollout{}-1"):
+        write_run(out / "mine" / name.format("-off"), [True, False, True, True], off)
+        write_run(out / "mine" / name.format("-on"), [True, True, True, True], on)
     return Options(policies=(policy,), out=out, turns=2)
 
 
@@ -57,6 +59,8 @@ def test_the_tables(options: Options) -> None:
     assert off == ["`mine`", "`off`", "0.5; 0.5", "300, 300", "100 / 100", "4", "", "–"]
     assert on[:6] == ["`mine`", "`asd`", "2.0; 2.0", "60, 60", "50 / 60", "4"]
     assert (on[6].split()[0], on[7]) == ("2.00", "20.0")
+    on = cells(list(rollout_rows(options))[3])
+    assert on[2:5] + on[6:] == ["60, 60", "50 / 60", "4", "20.0", "2, 2", "1, 1", "0.50, 0.50"]
     assert list(lines_said(options))[:2] == ["mine, latency-off-0:", SAID]
 
 
@@ -66,6 +70,20 @@ def test_a_failed_run_is_named(options: Options, monkeypatch: pytest.MonkeyPatch
     (run.folder / "times.json").unlink()
     with pytest.raises(SystemExit, match="lerobot-eval of .*mine with off has failed: see .*rewards-off/log.txt"):
         list(reward_rows(options))
+
+
+def test_a_policy_that_was_not_accelerated_is_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = options.out / "mine/rewards-on"
+    (folder / "times.json").unlink()
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        write_run(folder, [True], {"load_s": [0.5], "plans_s": [0.3]})
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("subprocess.run", run)
+    with pytest.raises(SystemExit, match="mine was not accelerated: INFO .* diffusion policy"):
+        list(reward_rows(options))
+    assert not (folder / "times.json").exists()
 
 
 def test_the_stopwatch_changes_nothing() -> None:
