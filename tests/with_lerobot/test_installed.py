@@ -22,7 +22,7 @@ from torch import Tensor
 import asd_policy
 from asd_policy.policy.adapters import is_accelerated
 from conftest import ENVIRONMENT_STATE, STATE, STEPS, make_config, observe, stats_of
-from lerobot_policy_asd import hook, report
+from lerobot_policy_asd import hook, loaded, report
 from lerobot_policy_asd.settings import BACKEND, CHAIN, OFF, SAMPLER
 
 
@@ -196,6 +196,15 @@ def test_missing_tensors(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setenv(SAMPLER, "asd")
     with pytest.raises(asd_policy.CheckpointError, match="lacks 1 of its tensors.*ASD_POLICY_SAMPLER=asd is for pol"):
         load(folder)
+
+
+def test_without_graphs_on_cuda_it_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are the default there, and what they cannot record is planned without."""
+    monkeypatch.setattr(loaded, "_is_on_cuda", lambda _: True)
+    assert is_accelerated(load(folder))
+    assert ", without CUDA graphs (BackendError: torch-cuda-graph needs a CUDA GPU" in lines(caplog)[-1]
 
 
 REFUSED = {
