@@ -21,7 +21,7 @@ from torch import Tensor
 
 import asd_policy
 from asd_policy.policy.adapters import is_accelerated
-from conftest import ENVIRONMENT_STATE, STATE, STEPS, make_config, observe, stats_of
+from conftest import ENVIRONMENT_STATE, STATE, STEPS, experience_of, make_config, observe, stats_of
 from lerobot_policy_asd import hook, loaded, report
 from lerobot_policy_asd.settings import BACKEND, CHAIN, OFF, SAMPLER
 
@@ -297,8 +297,7 @@ def test_the_next_process_recalls_it(folder: Path, timed: list[int]) -> None:
     again = load(folder)
     assert not timed
     assert stats_of(again).trial_calls < taught
-    planner = vars(again.diffusion)["conditional_sample"].__self__.planner
-    assert planner.experience.plans == 16  # the sixteen of the warm-up
+    assert experience_of(again).plans == 16  # the sixteen of the warm-up
 
 
 def test_the_robots_of_an_evaluation_are_expected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
