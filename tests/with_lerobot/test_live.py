@@ -346,7 +346,7 @@ def test_a_scheduler_changed_afterwards_is_noticed(state_policy: DiffusionPolicy
     asd_policy.accelerate(state_policy, "asd:window=2")
     model = state_policy.diffusion
     model.num_inference_steps = 4
-    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate it again"):
+    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate the policy again"):
         state_policy.select_action(observe(state_policy))
     asd_policy.accelerate(state_policy, "asd:window=2")
     state_policy.select_action(observe(state_policy))

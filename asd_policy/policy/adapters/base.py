@@ -1,12 +1,14 @@
 """What every adapter shares: patches that can be undone, and the planner that stands in for a policy's own loop."""
 
 import copy
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Self
 
 from asd_policy._common import arrays
@@ -35,6 +37,9 @@ SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
 )
+STEP_METHODS = ("step", "set_timesteps", "_get_variance", "_threshold_sample")
+"""Methods of a noise scheduler that a loop calls, and those that they call. Another one is `previous_timestep`, which
+differs between versions, in whole timesteps: `check_step` sees that."""
 LIVE = "live"
 """In the place of a backend's spec, where a library runs its network itself."""
 _TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
@@ -49,13 +54,14 @@ class Patch:
     value: Any
 
 
-def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
+def check_own(owner: Any, known: Sequence[str], methods: Sequence[str], patched: Sequence[str] = ()) -> None:
     """Refuse an object whose methods are not those of a known class: what they do would be lost without a word.
 
     Args:
         owner: The object whose methods a sampler takes the place of, or is reached by.
         known: Qualified names of classes.
-        methods: Names of their methods.
+        methods: Names of their methods; what a class does not have is not looked at.
+        patched: Those that the object itself has, because a sampler is in their place.
 
     Raises:
         SpecError: The object is of none of the classes, or one of the methods is another one: an attribute of the
@@ -65,19 +71,37 @@ def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
     if cls is None:
         raise SpecError(f"cannot accelerate a {qualified(type(owner))}, which is no {' or '.join(known)}")
     for name in methods:
+        if not hasattr(cls, name):
+            continue
         defining = next(each for each in type(owner).__mro__ if name in vars(each))
-        if name in vars(owner):
+        if name in vars(owner) and name not in patched:
             how = "the object has an attribute of that name"
         elif getattr(type(owner), name) is not getattr(cls, name):
             how = f"{qualified(defining)} overrides it"
-        elif vars(defining)[name].__module__ != defining.__module__:
-            how = f"it was replaced in the class, by {qualified(vars(defining)[name])}"
+        elif by := _replaced_by(vars(defining)[name], defining.__module__):
+            how = f"it was replaced in the class, by {by}"
         else:
             continue
         raise SpecError(
             f"{name} of this {type(owner).__name__} is not {qualified(cls)}'s own: {how}, and a sampler in its place "
             "would not do what it does"
         )
+
+
+def _replaced_by(function: Any, module: str) -> str | None:
+    """Name what is in the place of a function that a module wrote; None where that is the function itself.
+
+    A decorator may have given it the function's own name, but not the function's globals. PyTorch's decorators, such as
+    `no_grad`, stay with what they decorate.
+    """
+    if function.__module__ != module:
+        return qualified(function)
+    while module in sys.modules and isinstance(function, FunctionType):  # played by a stand-in where it is not
+        written = function.__globals__.get("__name__", "")
+        if written != module and not (written.startswith("torch.") and hasattr(function, "__wrapped__")):
+            return f"{written}.{function.__code__.co_qualname}"
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def read_chain(scheduler: Any, num_inference_steps: int, eta: float | None = None) -> GaussianChain:
@@ -108,7 +132,7 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
         ChainError: A step is another one.
         SpecError: Somebody has overridden it.
     """
-    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
+    check_own(scheduler, SCHEDULERS, STEP_METHODS)
     own = copy.deepcopy(scheduler)
     own.set_timesteps(len(chain))
     import torch  # whose policy this is
@@ -275,6 +299,7 @@ class LivePlanner:
         """What the latest plan of the first row cost; None before the first of an episode."""
         self._step = 0  # control steps of the episode that its plans are for
         self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
+        self._looked = False  # whether the network is known to be one that can be sampled from
         self._times: Times | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
 
@@ -282,6 +307,10 @@ class LivePlanner:
     def begin_plan(self) -> None:
         """Count the time of the next plan from now on; else it begins with `sample`."""
         self._began = time.perf_counter()
+
+    def look_again(self) -> None:
+        """See at the next plan whether the network, which is another one, can be sampled from."""
+        self._looked = False
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
@@ -376,9 +405,12 @@ class LivePlanner:
 
     def _look(self, denoiser: Denoiser, shape: tuple[int, ...], cond: Array | None, device: Device) -> tuple[int, int]:
         """Look once whether the network can be sampled from, and load its times; return calls and points of that."""
-        if self._times is not None:
+        if self._looked:
             return 0, 0
         calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
+        self._looked = True
+        if self._times is not None:
+            return calls, points
         kept = self._module if self.sampler.chooses else None
         self._times = Times.of(kept, self.chain, shape[1:], device, self.runs)
         self._times.load(self.experience)
