@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from asd_policy.networks.modulated import ModulatedNetwork
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class ResidualBlock(nn.Module):
         return self.conv2(hidden) + self.residual_conv(x)
 
 
-class ConditionalUnet1d(nn.Module):
+class ConditionalUnet1d(ModulatedNetwork):
     """Noise prediction network of Diffusion Policy (Chi et al., arXiv 2303.04137), FiLM on the observation.
 
     State-dict keys and numerics are those of `diffusion.unet` in a LeRobot diffusion checkpoint. `ConditionalUnet1D` of
@@ -188,7 +191,7 @@ class ConditionalUnet1d(nn.Module):
         Returns:
             Predictions [N, horizon, action_dim].
         """
-        film = self.diffusion_step_encoder(timestep)
+        film = self.embed(timestep)
         if self.config.cond_dim:
             film = torch.cat([film, cond], dim=-1)
         return self.modulated(x, [block.cond_encoder(film) for block in self.blocks])
@@ -197,6 +200,19 @@ class ConditionalUnet1d(nn.Module):
     def blocks(self) -> list[ResidualBlock]:
         """The residual blocks in the order in which they are run."""
         return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
+    @property
+    def modulators(self) -> list[nn.Linear]:
+        """The layers that modulate each of `blocks`."""
+        return [block.film_layer for block in self.blocks]
+
+    def embed(self, timestep: Tensor) -> Tensor:
+        """Embed timesteps [N] as [N, diffusion_step_embed_dim]."""
+        return self.diffusion_step_encoder(timestep)
+
+    def activate(self, embedding: Tensor) -> Tensor:
+        """Apply Mish to each number."""
+        return functional.mish(embedding)
 
     def modulated(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
         """Predict with given modulations of the residual blocks, by timestep and observations.

@@ -16,10 +16,11 @@ from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.backends import Job, few_points, film, make_backend
-from asd_policy.networks.backends.film import FilmUnet
+from asd_policy.networks.backends.film import FilmNetwork
 from asd_policy.networks.backends.precision import computable, full_float32
 from asd_policy.networks.backends.torch_compiled import Compiled
 from asd_policy.networks.denoiser import encode
+from asd_policy.networks.dit import Dit, DitConfig
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.networks.unet import ConditionalUnet1d, SinusoidalEmbedding, UnetConfig
 from asd_policy.samplers import make_sampler
@@ -37,6 +38,15 @@ def transformer() -> DiffusionTransformer:
     torch.manual_seed(0)
     network = DiffusionTransformer(TransformerConfig(3, 3, 16, 2, cond_dim=4, n_layer=2, n_head=2, n_emb=16))
     return network.eval()
+
+
+def dit(use_rope: bool = True) -> Dit:
+    """AdaLN-Zero begins at zero, where observations count for nothing: here they count."""
+    torch.manual_seed(0)
+    network = Dit(DitConfig(3, 7, 16, 16, 2, 2, 16, use_positional_encoding=not use_rope, use_rope=use_rope)).eval()
+    for modulator in network.modulators:
+        nn.init.normal_(modulator.weight, std=0.2)
+    return network
 
 
 class Tiny(nn.Module):
@@ -77,9 +87,22 @@ def test_cached_conditioning_is_exact(
     if not table:
         monkeypatch.setattr(film, "TABLE_BYTES", 0)
     network = unet(cond_dim, film_scale, down_dims)
+    check_cached(network, cond_dim, table)
+
+
+@pytest.mark.parametrize("use_rope", [True, False])
+@pytest.mark.parametrize("table", [True, False])
+def test_cached_conditioning_of_a_dit_is_exact(use_rope: bool, table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the U-Net's."""
+    if not table:
+        monkeypatch.setattr(film, "TABLE_BYTES", 0)
+    check_cached(dit(use_rope), 7, table)
+
+
+def check_cached(network: ConditionalUnet1d | Dit, cond_dim: int, table: bool) -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         network.to(dtype)
-        cached = FilmUnet(network, TIMESTEPS, dtype)
+        cached = FilmNetwork(network, TIMESTEPS, dtype)
         assert (cached.table is not None) == table
         x, timestep, cond = points(12, cond_dim, dtype)
         encoded = cached.encode(cond)
@@ -90,7 +113,7 @@ def test_cached_conditioning_is_exact(
 
 def test_without_observations_there_is_nothing_to_encode() -> None:
     network = unet(cond_dim=0)
-    cached = FilmUnet(network, TIMESTEPS, torch.float32)
+    cached = FilmNetwork(network, TIMESTEPS, torch.float32)
     x, timestep, cond = points(3)
     assert cached.encode(cond).shape == (3, 0)
     assert_equal(cached(x, timestep, None), network(x, timestep, cond))
@@ -99,7 +122,7 @@ def test_without_observations_there_is_nothing_to_encode() -> None:
 def test_weights_are_shared() -> None:
     network = unet()
     own = {parameter.data_ptr() for parameter in network.parameters()}
-    assert own == {parameter.data_ptr() for parameter in FilmUnet(network, TIMESTEPS, torch.float32).parameters()}
+    assert own == {parameter.data_ptr() for parameter in FilmNetwork(network, TIMESTEPS, torch.float32).parameters()}
 
 
 @pytest.mark.parametrize("timestep", [-1, TIMESTEPS])
@@ -203,10 +226,10 @@ def test_a_copy_has_weights_of_its_own(checkpoint: Path) -> None:
 # Dtypes.
 
 
-@pytest.mark.parametrize("network", [unet(), transformer()], ids=["unet", "transformer"])
+@pytest.mark.parametrize("network", [unet(), transformer(), dit()], ids=["unet", "transformer", "dit"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
 def test_half_precision(network: nn.Module, dtype: str, tolerance: float) -> None:
-    cond_dim = 7 if isinstance(network, ConditionalUnet1d) else 8
+    cond_dim = 7 if isinstance(network, ConditionalUnet1d | Dit) else 8
     denoiser = make_backend(f"torch-eager:dtype={dtype}").prepare(network, job(cond_dim=cond_dim))
     x, timestep, cond = points(9, cond_dim)
     found = denoiser(x, timestep, encode(denoiser, cond))
@@ -424,10 +447,10 @@ def test_without_a_c_compiler() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 64])
-@pytest.mark.parametrize("network", [unet(), transformer()], ids=["unet", "transformer"])
+@pytest.mark.parametrize("network", [unet(), transformer(), dit()], ids=["unet", "transformer", "dit"])
 def test_replicas_are_one_network(count: int, network: nn.Module) -> None:
     """Batches smaller than the number of replicas too."""
-    cond_dim = 7 if isinstance(network, ConditionalUnet1d) else 8
+    cond_dim = 7 if isinstance(network, ConditionalUnet1d | Dit) else 8
     denoiser = make_backend("torch-replicas:devices=cpu+cpu+cpu").prepare(network, job(cond_dim=cond_dim))
     x, timestep, cond = points(count, cond_dim)
     found = denoiser(x, timestep, encode(denoiser, cond))

@@ -1,4 +1,4 @@
-"""The conditional U-Net that computes its conditioning once: of timesteps at loading, of observations per plan."""
+"""Modulated networks that compute their conditioning once: of timesteps at loading, of observations per plan."""
 
 import copy
 from typing import TypeVar
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from asd_policy.errors import DenoiserError
 from asd_policy.networks.backends.few_points import for_few_points
-from asd_policy.networks.unet import ConditionalUnet1d
+from asd_policy.networks.modulated import ModulatedNetwork
 
 TABLE_BYTES = 2**28
 """Most memory that the table of timesteps may take, with the memory to compute it. For 1000 timesteps of LeRobot's
@@ -18,18 +18,18 @@ default network, which has a gigabyte of weights, that is 120 MB."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class FilmUnet(nn.Module):
-    """A `ConditionalUnet1d` with the same output, called with encoded observations.
+class FilmNetwork(nn.Module):
+    """A `ModulatedNetwork` with the same output, called with encoded observations.
 
-    Each residual block is conditioned on W·mish(concat(time embedding, observations)) + b. Mish works on each number by
-    itself, so this is W_t·mish(time embedding) + b, a row of a table, plus W_c·mish(observations), the same for all
-    points of a plan.
+    Each block is conditioned on W·f(concat(time embedding, observations)) + b. f, which is Mish or SiLU, works on each
+    number by itself, so this is W_t·f(time embedding) + b, a row of a table, plus W_c·f(observations), the same for
+    all points of a plan.
     """
 
     table: Tensor | None
     projection: Tensor
 
-    def __init__(self, network: ConditionalUnet1d, timesteps: int, dtype: torch.dtype) -> None:
+    def __init__(self, network: ModulatedNetwork, timesteps: int, dtype: torch.dtype) -> None:
         """Compute the table.
 
         Args:
@@ -39,13 +39,11 @@ class FilmUnet(nn.Module):
             dtype: To compute in.
         """
         super().__init__()
-        encoders = [block.film_layer for block in network.blocks]
-        self._sizes = [len(encoder.weight) for encoder in encoders]
-        step_dim = network.config.diffusion_step_embed_dim
+        layers = network.modulators
+        self._sizes = [len(layer.weight) for layer in layers]
         with torch.no_grad():
-            projection = torch.cat(
-                [encoder.weight[:, step_dim:] for encoder in encoders]
-            )  # W_c of all blocks [E, cond_dim]
+            step_dim = network.embed(torch.zeros(1, dtype=torch.int64, device=layers[0].weight.device)).shape[1]
+            projection = torch.cat([layer.weight[:, step_dim:] for layer in layers])  # W_c of all blocks [E, cond_dim]
             self.register_buffer("projection", projection.to(dtype))
             self.network = for_few_points(in_dtype(network, dtype))
             # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
@@ -58,7 +56,7 @@ class FilmUnet(nn.Module):
         """Compute the part of observations [B, cond_dim] for all blocks [B, E]; [B, 0] where the network reads none."""
         if not self.projection.shape[1]:
             return cond[:, :0]
-        return functional.linear(functional.mish(cond.to(self.projection.dtype)), self.projection)
+        return functional.linear(self.network.activate(cond.to(self.projection.dtype)), self.projection)
 
     def forward(self, x: Tensor, timestep: Tensor, encoded: Tensor | None) -> Tensor:
         """Predict as the network does.
@@ -91,9 +89,8 @@ def in_dtype(network: Module, dtype: torch.dtype) -> Module:
     return copy.deepcopy(network).to(dtype)
 
 
-def _of_timesteps(network: ConditionalUnet1d, timestep: Tensor) -> Tensor:
-    """Compute the part of timesteps [N] for all blocks, W_t·mish(time embedding) + b, [N, E]."""
-    embedding = functional.mish(network.diffusion_step_encoder(timestep))
-    encoders = [block.film_layer for block in network.blocks]
-    step_dim = embedding.shape[1]
-    return torch.cat([functional.linear(embedding, each.weight[:, :step_dim], each.bias) for each in encoders], dim=1)
+def _of_timesteps(network: ModulatedNetwork, timestep: Tensor) -> Tensor:
+    """Compute the part of timesteps [N] for all blocks, W_t·f(time embedding) + b, [N, E]."""
+    embedding = network.activate(network.embed(timestep))
+    step_dim, layers = embedding.shape[1], network.modulators
+    return torch.cat([functional.linear(embedding, each.weight[:, :step_dim], each.bias) for each in layers], dim=1)

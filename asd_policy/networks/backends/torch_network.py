@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.networks.backends.base import Job
-from asd_policy.networks.backends.film import FilmUnet, in_dtype
+from asd_policy.networks.backends.film import FilmNetwork, in_dtype
 from asd_policy.networks.backends.precision import computable, full_float32
 from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.dit import Dit
+from asd_policy.networks.modulated import ModulatedNetwork
 from asd_policy.networks.unet import ConditionalUnet1d
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -25,9 +27,11 @@ class TorchDenoiser:
         self._weights = Weights(network)
         self._device = job.device
         self._dtype = dtype
-        exact = type(network) is ConditionalUnet1d  # a subclass may have a forward of its own
         self.core: nn.Module = (
-            FilmUnet(network, job.chain.config["num_train_timesteps"], dtype) if exact else in_dtype(network, dtype)
+            FilmNetwork(network, job.chain.config["num_train_timesteps"], dtype)
+            # A subclass may have a forward of its own.
+            if isinstance(network, ModulatedNetwork) and type(network) in (ConditionalUnet1d, Dit)
+            else in_dtype(network, dtype)
         )
         """The module, called with points, timesteps and encoded conditioning in the dtype."""
         self.run: Call = self.core
@@ -40,7 +44,7 @@ class TorchDenoiser:
             BackendError: The network's weights were moved or changed after it was prepared.
         """
         self._weights.check()
-        if not isinstance(self.core, FilmUnet):
+        if not isinstance(self.core, FilmNetwork):
             return cond
         with torch.inference_mode(), full_float32(self._device):
             return self.core.encode(cond)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.errors import ObservationError, SpecError
 from asd_policy.networks.backends.base import Job
@@ -63,6 +64,7 @@ class _Sampling:
     network: "LiveNetwork"
     """What runs the policy's network."""
 
+    @arrays.uncompiled
     def sample(
         self,
         data: Array,
@@ -91,7 +93,7 @@ class _Sampling:
             ObservationError: There are two kinds of conditioning.
         """
         policy = self.policy
-        self.loop.check(policy, policy.num_inference_steps, options)
+        self.loop.check(policy, options)
         given = {name: value for name, value in conditions.items() if value is not None}
         if len(given) > 1:
             raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
@@ -186,8 +188,8 @@ def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
 
     check_own(policy, _KNOWN, _LOOP)
     options = _step_options(policy)
-    chain = read_chain(policy.noise_scheduler, policy.num_inference_steps, options.get("eta"))
-    loop = OwnLoop(policy, _KNOWN, _LOOP, chain, options)
+    chain = read_chain(policy.noise_scheduler, policy.num_inference_steps, options, wanted.chain)
+    loop = OwnLoop(policy, _KNOWN, _LOOP, options)
     planner = LivePlanner(wanted.sampler, chain, policy, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(policy.model, chain, _horizon(policy))

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array, Device, Generator
+from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.networks.denoiser import Denoiser
-from asd_policy.policy.adapters.base import SCHEDULERS, STEP_METHODS, check_own, check_step, qualified
+from asd_policy.policy.adapters.base import SCHEDULERS, STEP_METHODS, check_own, qualified
 from asd_policy.samplers import make_sampler
 
 AGAIN = "accelerate the policy again"
 _PER_PLAN = ("timesteps", "num_inference_steps", "custom_timesteps")  # what `set_timesteps` writes before each plan
+_HELPERS = ("previous_timestep",)  # methods that differ between versions, see `STEP_METHODS`
 _TOLERANCE = 0.01  # as for a single step, see `check_step`
 
 
@@ -26,57 +27,51 @@ class OwnLoop:
     """A live policy's own loop, as it was when a sampler took its place."""
 
     def __init__(
-        self,
-        owner: Any,
-        known: Sequence[str],
-        methods: Sequence[str],
-        chain: GaussianChain,
-        options: Mapping[str, Any] | None = None,
+        self, owner: Any, known: Sequence[str], methods: Sequence[str], options: Mapping[str, Any] | None = None
     ) -> None:
-        """Look at a loop and its scheduler.
+        """Look at a loop and its scheduler, whose steps `read_chain` has seen.
 
         Args:
-            owner: The object that samples, with its `noise_scheduler`.
+            owner: The object that samples, with its `noise_scheduler` and `num_inference_steps`.
             known: Qualified names of classes whose loop is known.
             methods: Those of the owner that sample.
-            chain: Read from the scheduler.
             options: What the scheduler's step is given.
 
         Raises:
-            ChainError: The scheduler's coefficients or steps are not those of its configuration.
+            ChainError: The scheduler's coefficients are not those of its configuration.
             SpecError: A method of the owner or the scheduler is not its class's own.
         """
         check_own(owner, known, methods)
-        self._known, self._methods, self._chain = known, methods, chain
+        self._known, self._methods = known, methods
+        self._scheduler, self.steps = owner.noise_scheduler, int(owner.num_inference_steps)
         self._options = dict(options or {})
-        self._scheduler = owner.noise_scheduler
-        check_step(self._scheduler, chain, self._options)
         _check_noise(self._scheduler)
         self._state = _copied(_state(self._scheduler))
         for name, value in _state(_made_anew(self._scheduler)).items():
-            if not name.startswith("config") and not _same(value, self._state.get(name)):
+            if not (name.startswith("config") or name in _HELPERS or _same(value, self._state.get(name))):
                 raise ChainError(
                     f"{name} of this {type(self._scheduler).__name__} is not what its configuration makes it: it was "
                     "changed after it was made"
                 )
 
-    def check(self, owner: Any, steps: int, options: Mapping[str, Any] | None = None) -> None:
+    def check(self, owner: Any, options: Mapping[str, Any] | None = None) -> None:
         """Refuse a loop that has become another one; called before each plan.
 
         Args:
             owner: As before.
-            steps: Its inference steps.
             options: What its scheduler's step is given.
 
         Raises:
             ChainError: It has another scheduler, or this was changed, or samples another number of steps.
             SpecError: A method was replaced.
         """
-        scheduler, count = owner.noise_scheduler, len(self._chain)
+        scheduler, steps = owner.noise_scheduler, owner.num_inference_steps
         if scheduler is not self._scheduler:
             raise ChainError(f"the policy was accelerated with another noise scheduler; {AGAIN}")
-        if steps != count:
-            raise ChainError(f"the policy was accelerated with {count} inference steps, it now has {steps}; {AGAIN}")
+        if steps != self.steps:
+            raise ChainError(
+                f"the policy was accelerated with {self.steps} inference steps, it now has {steps}; {AGAIN}"
+            )
         if dict(options or {}) != self._options:
             raise ChainError(f"the options of the scheduler's step were {self._options} at accelerate; {AGAIN}")
         check_own(owner, self._known, self._methods, self._methods)
@@ -89,45 +84,41 @@ class OwnLoop:
 
 
 def check_plan(
-    own: Callable[[Denoiser, Array, Generator], Array],
-    chain: GaussianChain,
-    shape: tuple[int, ...],
-    device: Device,
-    wish: str,
+    own: Callable[[Denoiser, Array], Array], chain: GaussianChain, shape: tuple[int, ...], device: Device, who: str
 ) -> None:
     """Refuse a loop that does not sample its chain: of a network that is known it makes another plan than ours.
 
     Args:
-        own: Samples plans of `shape` by the loop itself, given the network, conditioning [B, 1] and the noise's source.
+        own: Samples plans of `shape` by the loop itself, given the network and conditioning [B, 1].
         chain: Of the loop.
         shape: Of the plans (B, horizon, action_dim).
         device: Where the loop runs.
-        wish: Whose loop it is, and what is tested, for the message.
+        who: Whose loop it is, and what is tested, for the message.
 
     Raises:
         SpecError: It is another one, or fails.
     """
+    import torch  # whose policy this is
 
     def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
         told = 0 if cond is None else 0.2 * cond[:, :1, None]
-        xp = arrays.namespace(x)
-        return 0.6 * x + 0.3 * xp.cos(xp.astype(timestep, x.dtype) / 7)[:, None, None] + told
+        return 0.6 * x + 0.3 * torch.cos(timestep.to(x.dtype) / 7)[:, None, None] + told
 
     cond = arrays.asarray(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None], device)
-    tape = NoiseTape.draw(shape, len(chain), arrays.make_generator(device, 0), device)
-    expected = make_sampler("ddpm").sample(denoise, chain, shape, cond, tape).sample
-    try:
-        found = own(denoise, cond, arrays.make_generator(device, 0))
-        same = found.shape == expected.shape
-        error = float(abs(found - expected).max()) if same else float("inf")
-    except (AssertionError, AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as failure:
-        raise SpecError(f"{wish}: its loop fails where it is known ({_first_line(failure)})") from failure
-    if not error <= _TOLERANCE * float(abs(expected).max()):
-        raise SpecError(f"{wish}: its loop is another one than is known, or draws its noise in another way")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(0)
+        tape = NoiseTape.draw(shape, len(chain), None, device)
+        expected = make_sampler("ddpm").sample(denoise, chain, shape, cond, tape).sample
+        torch.manual_seed(0)
+        try:
+            found = own(denoise, cond)
+        except (AssertionError, AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise SpecError(f"{who}: its loop fails where it is known ({line})") from error
+    same = found.shape == expected.shape
+    change = float(abs(found - expected).max()) if same else float("inf")
+    if not change <= _TOLERANCE * float(abs(expected).max()):
+        raise SpecError(f"{who}: its loop is another one than is known, or draws its noise in another way")
 
 
 def _check_noise(scheduler: Any) -> None:
@@ -161,9 +152,8 @@ def _state(scheduler: Any) -> dict[str, Any]:
     own = {name: each for name, each in vars(scheduler).items() if not name.startswith("_") and name not in _PER_PLAN}
     read = {f"config.{name}": getattr(scheduler.config, name, None) for name in config}
     items = {f"config[{name!r}]": value for name, value in config.items()}
-    return {**own, **read, **items, "previous_timestep": getattr(type(scheduler), "previous_timestep", None)} | {
-        name: each for name, each in vars(scheduler).items() if name == "previous_timestep"
-    }
+    helpers = {name: getattr(type(scheduler), name, None) for name in _HELPERS}
+    return {**helpers, **own, **read, **items}
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

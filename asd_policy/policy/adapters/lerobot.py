@@ -4,72 +4,45 @@ The same in lerobot 0.4.4 and 0.6.1 (`lerobot/policies/diffusion/modeling_diffus
 and processors are outside it, and stay as they are.
 """
 
-import copy
-import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
-from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.errors import SpecError
-from asd_policy.networks.backends.base import Job
-from asd_policy.networks.denoiser import Denoiser
-from asd_policy.policy.adapters.base import (
-    LAST_PLAN,
-    LIVE,
-    WARM_UP,
-    Acceleration,
-    Adapter,
-    LiveParts,
-    LivePlanner,
-    Patch,
-    alone,
-    check_own,
-    read_chain,
-)
-from asd_policy.policy.adapters.guard import AGAIN, OwnLoop, check_plan
+from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own
+from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, parts_of, sampling_patches, twin_of
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from asd_policy.policy.plan import Horizons
 from asd_policy.policy.sensors import Sensor, SensorEncoder
-from asd_policy.samplers.records import WarmUp
 
-if TYPE_CHECKING:
-    from asd_policy.policy.adapters.networks import LiveNetwork
-
-TESTED_LEROBOT = ("0.4.4", "0.6.1")
-"""The oldest and the newest lerobot that this package is tested with."""
 _MODULE = "lerobot.policies.diffusion.modeling_diffusion"
-_MODEL = (f"{_MODULE}.DiffusionModel",)
-_LOOP = ("conditional_sample", "generate_actions")  # the model's methods that sample
-_PARTS = ("config", "generate_actions", "noise_scheduler", "num_inference_steps", "unet")  # what is read of a model
 
 
-def tested_lerobot() -> str:
-    """Say which lerobot is installed, and which are tested; for messages where its parts are not as they are known."""
-    try:
-        installed = f"{importlib.metadata.version('lerobot')} is installed"
-    except importlib.metadata.PackageNotFoundError:
-        installed = "of an unknown version is loaded"
-    return f"lerobot {installed}, and {TESTED_LEROBOT[0]} to {TESTED_LEROBOT[1]} are tested"
+class _Sampling(LeRobotSampling):
+    """`DiffusionModel` has the loop, its `generate_actions` encodes and samples."""
 
+    known = (f"{_MODULE}.DiffusionPolicy",)
+    loops = (f"{_MODULE}.DiffusionModel",)
 
-@dataclass(frozen=True, eq=False)
-class _Sampling:
-    """The methods that take the place of the policy's own; bound, so that a copied policy has copies of its own."""
+    @staticmethod
+    def loop_of(policy: Any) -> Any:
+        """Find the `DiffusionModel`."""
+        return policy.diffusion
 
-    policy: Any
-    model: Any
-    """The policy's `diffusion`, whose method is replaced."""
-    planner: LivePlanner
-    loop: OwnLoop
-    """The model's own."""
-    own_reset: Callable[[], None]
-    """The policy's own method."""
-    network: "LiveNetwork"
-    """What runs the U-Net."""
+    @staticmethod
+    def denoiser_of(policy: Any) -> Any:
+        """Find the U-Net."""
+        return policy.diffusion.unet
+
+    @staticmethod
+    def planning_of(policy: Any) -> tuple[Any, str]:
+        """Find what encodes and samples."""
+        return policy.diffusion, "generate_actions"
+
+    @staticmethod
+    def run_loop(policy: Any, network: Any, cond: Array) -> Array:
+        """Run the loop of the model."""
+        return twin_of(policy.diffusion, unet=network).conditional_sample(len(cond), global_cond=cond)
 
     def conditional_sample(
         self,
@@ -78,141 +51,16 @@ class _Sampling:
         generator: Generator | None = None,
         noise: Array | None = None,
     ) -> Array:
-        """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim].
-
-        Raises:
-            BackendError: The backend cannot run the network, or it was changed since it was prepared.
-            ChainError: The policy's noise scheduler has been changed.
-            DenoiserError: See `LivePlanner.sample`.
-            ObservationError: The noise does not fit.
-            SpecError: A method that samples was replaced, or the whole model.
-        """
-        self._check_model()
-        model, config = self.model, self.model.config
-        self.loop.check(model, model.num_inference_steps)
-        shape, planner = (batch_size, config.horizon, config.action_feature.shape[0]), self.planner
-        device = next(model.parameters()).device
-        told, dims = (None, 0) if global_cond is None else ("global_cond", global_cond.shape[1])
-        prepared = self.network.prepare(model.unet, Job(planner.chain, shape[1:], dims, device), told)
-
-        def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
-            return model.unet(x, timestep, global_cond=cond)
-
-        if self.network.is_another:
-            planner.look_again()
-        planner.runs = LIVE if prepared is None else self.network.spec
-        denoiser, executed = prepared or denoise, config.n_action_steps
-        plans = planner.sample(denoiser, shape, executed, device, global_cond, generator, noise)
-        setattr(self.policy, LAST_PLAN, planner.last_plan)
-        return plans
-
-    def generate_actions(self, *given: Any, **options: Any) -> Array:
-        """Take the place of the model's `generate_actions` where plans have a deadline, which counts from here."""
-        self.planner.begin_plan()
-        return type(self.model).generate_actions(self.model, *given, **options)
-
-    def _check_model(self) -> None:
-        if self.policy.diffusion is not self.model:
-            raise SpecError(f"diffusion of this {type(self.policy).__name__} was replaced after accelerate; {AGAIN}")
-
-    def warm_up(self, robots: int = 1) -> WarmUp:
-        """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
-
-        Raises:
-            DenoiserError: See `LivePlanner.sample`.
-            SpecError: The policy is in training mode, or its `diffusion` was replaced.
-        """
-        self._check_model()
-        model, config = self.model, self.model.config
-        shapes = {"observation.state": config.robot_state_feature.shape}
-        if config.env_state_feature:
-            shapes["observation.environment_state"] = config.env_state_feature.shape
-        if config.image_features:
-            images = list(config.image_features.values())
-            shapes["observation.images"] = (len(images), *images[0].shape)
-        like = next(model.parameters())
-        batch = {name: like.new_zeros((robots, config.n_obs_steps, *shape)) for name, shape in shapes.items()}
-        with alone(self.policy, like.device):
-            return self.planner.warm_up(lambda: model.generate_actions(batch))
-
-    def reset(self) -> None:
-        """Begin an episode.
-
-        Raises:
-            SpecError: The policy's `diffusion` was replaced, and what is there now would not be accelerated.
-        """
-        self._check_model()
-        self.own_reset()
-        self.planner.begin_episode()
-        setattr(self.policy, LAST_PLAN, None)
+        """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim]; see `sample`."""
+        config = self.policy.config
+        shape = (batch_size, config.horizon, config.action_feature.shape[0])
+        return self.sample(self.policy.diffusion.unet, shape, "global_cond", global_cond, generator, noise)
 
 
 def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
-    from asd_policy.policy.adapters.networks import LiveNetwork
-
-    model = _model_of(policy)
-    check_own(model, _MODEL, _LOOP)
-    chain = read_chain(model.noise_scheduler, model.num_inference_steps)
-    loop = OwnLoop(model, _MODEL, _LOOP, chain)
-    _check_loop(model, chain)
-    planner = LivePlanner(wanted.sampler, chain, model, wanted.deadline_ms)
-    network = LiveNetwork(wanted.backend)
-    network.prepare_ahead(model.unet, chain, policy.config.horizon)
-    sampling = _Sampling(policy, model, planner, loop, policy.reset, network)
-    timed = [] if wanted.deadline_ms is None else [Patch(model, "generate_actions", sampling.generate_actions)]
-    return [
-        Patch(model, "conditional_sample", sampling.conditional_sample),
-        Patch(policy, "reset", sampling.reset),
-        Patch(policy, "asd_stats", planner.stats),
-        Patch(policy, LAST_PLAN, None),
-        Patch(policy, WARM_UP, sampling.warm_up),
-        *timed,
-    ]
-
-
-def _model_of(policy: Any) -> Any:
-    """Find the model of a policy.
-
-    Raises:
-        SpecError: Its parts are not those of the versions that are known.
-    """
-    model = getattr(policy, "diffusion", None)
-    missing = [name for name in _PARTS if not hasattr(model, name)]
-    if model is None or missing:
-        what = f"its diffusion lacks {', '.join(missing)}" if model is not None else "it has no diffusion"
-        raise SpecError(f"cannot accelerate this {type(policy).__name__}: {what}; {tested_lerobot()}")
-    return model
-
-
-def _check_loop(model: Any, chain: GaussianChain) -> None:
-    """Refuse a model whose loop is not the one that is known, as another version's may be.
-
-    Raises:
-        SpecError: Of a known network it makes another plan.
-    """
-    import torch  # whose policy this is
-
-    class Known(torch.nn.Module):
-        """A known network in the place of the U-Net."""
-
-        def __init__(self, denoise: Denoiser) -> None:
-            super().__init__()
-            self.denoise, self.place = denoise, torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
-
-        def forward(self, x: Array, timestep: Array, global_cond: Array | None = None) -> Array:
-            """Predict."""
-            return self.denoise(x, timestep, global_cond)
-
-    def own(denoise: Denoiser, cond: Array, generator: Generator) -> Array:
-        twin = object.__new__(type(model))
-        vars(twin).update(vars(model), _modules={"unet": Known(denoise)})
-        vars(twin)["noise_scheduler"] = copy.deepcopy(model.noise_scheduler)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return twin.conditional_sample(len(cond), global_cond=cond, generator=generator)
-
-    device = next(model.parameters()).device
-    shape = (2, model.config.horizon, model.config.action_feature.shape[0])
-    check_plan(own, chain, shape, device, f"cannot accelerate a {type(model).__name__} ({tested_lerobot()})")
+    parts_of(policy, _Sampling)
+    check_own(policy.diffusion, _Sampling.loops, ("conditional_sample", "generate_actions"))
+    return sampling_patches(policy, wanted, _Sampling, policy.diffusion)
 
 
 def _parts(policy: Any, processors: Any) -> LiveParts:
@@ -221,9 +69,13 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
     from asd_policy.policy.adapters.networks import denoiser_of
     from asd_policy.policy.adapters.processors import ACTION, live_normalization
 
-    model, config = _model_of(policy), policy.config
+    model, config = policy.diffusion, policy.config
     check_own(policy, ADAPTER.classes, ("select_action", "predict_action_chunk"))
-    check_own(model, _MODEL, (*_LOOP, "_prepare_global_conditioning"))
+    check_own(
+        model,
+        (f"{_MODULE}.DiffusionModel",),
+        ("conditional_sample", "generate_actions", "_prepare_global_conditioning"),
+    )
     cameras = {name: tuple(feature.shape) for name, feature in config.image_features.items()}
     shapes = {STATE: tuple(config.robot_state_feature.shape), **cameras}
     if config.env_state_feature:
@@ -260,4 +112,4 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
     )
 
 
-ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches, _parts)
+ADAPTER = Adapter(_Sampling.known, _patches, _parts)

@@ -4,6 +4,7 @@ A view is a network of `asd_policy.networks` that has the live network's own par
 them happens to both. Any other network runs through its own forward.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
@@ -18,13 +19,14 @@ from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.dit import Dit, DitConfig, RotaryAttention, modulate
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 from asd_policy.networks.unet import ConditionalUnet1d, SinusoidalEmbedding, UnetConfig, diffusion_policy_name
 from asd_policy.policy.adapters.base import check_own, qualified
 
-LOCAL, GLOBAL, TOKENS = "local_cond", "global_cond", "cond"
-"""How a network is given its conditioning: as a sequence beside the points, as a vector, or as a token for each
-observation; by the name of the argument."""
+LOCAL, GLOBAL, VECTOR, TOKENS = "local_cond", "global_cond", "conditioning_vec", "cond"
+"""How a network is given its conditioning: as a sequence beside the points, as a vector, which a DiT has another name
+for, or as a token for each observation; by the name of the argument."""
 
 _LEROBOT = "lerobot.policies.diffusion.modeling_diffusion"
 _PARTS = "diffusion_policy.model.diffusion"
@@ -59,6 +61,13 @@ _UNETS: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
 """Known U-Nets: the name that each gives to a layer of ours, and the classes of their parts."""
 _TRANSFORMER = f"{_PARTS}.transformer_for_diffusion.TransformerForDiffusion"
 _TRANSFORMER_PARTS = (_TRANSFORMER, f"{_PARTS}.positional_embedding.SinusoidalPosEmb")
+_DIT_MODULE = "lerobot.policies.multi_task_dit.modeling_multi_task_dit"
+_DIT = f"{_DIT_MODULE}.DiffusionTransformer"
+_DIT_PARTS = (
+    _DIT,
+    *(f"{_DIT_MODULE}.{name}" for name in ("TransformerBlock", "RoPEAttention", "SinusoidalPosEmb")),
+    f"{_DIT_MODULE}.RotaryPositionalEmbedding",
+)
 _ADDS_AN_AXIS = "batch t -> batch t 1"
 """The pattern by which einops gives a modulation the axis of time."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -68,19 +77,24 @@ _SAMPLES = 8  # numbers of a tensor that are compared; twice as many at most
 _STEPS = (0, 1, 10, 99, 999)  # timesteps at which embeddings are compared
 
 
+View = ConditionalUnet1d | DiffusionTransformer | Dit
+"""A network of this package's on the parameters of a live one."""
+
+
 class UnknownNetworkError(Exception):
     """A network is none that this package's code computes; the message says what about it is another one."""
 
 
-def view_of(network: Any) -> ConditionalUnet1d | DiffusionTransformer:
+def view_of(network: Any) -> View:
     """Make a network of this package on the parameters of a live one.
 
     Its architecture is read from its modules, and proven: each layer has the type, the options and the place that it
     has in ours, there are no others, and each part's `forward` is that of its class.
 
     Args:
-        network: A `DiffusionConditionalUnet1d` of LeRobot's, a `ConditionalUnet1D` without local conditioning of
-            diffusion_policy's or DP3's, or a `TransformerForDiffusion` of diffusion_policy's.
+        network: A `DiffusionConditionalUnet1d` or the `DiffusionTransformer` of a `MultiTaskDiTPolicy` of LeRobot's, a
+            `ConditionalUnet1D` without local conditioning of diffusion_policy's or DP3's, or a
+            `TransformerForDiffusion` of diffusion_policy's.
 
     Raises:
         UnknownNetworkError: It is none of these, something in it is another one, or it is not as it was made: it has
@@ -94,6 +108,9 @@ def view_of(network: Any) -> ConditionalUnet1d | DiffusionTransformer:
         if known == _TRANSFORMER:
             _check_forwards(network, _TRANSFORMER_PARTS)
             return _transformer_view(network)
+        if known == _DIT:
+            _check_forwards(network, _DIT_PARTS)
+            return _dit_view(network)
         name_of, parts = _UNETS[known]
         _check_forwards(network, parts)
         return _unet_view(network, name_of)
@@ -104,7 +121,7 @@ def view_of(network: Any) -> ConditionalUnet1d | DiffusionTransformer:
 def _name_of(network: Any) -> str | None:
     """Find the class of networks that a network is of, by its qualified name; None where it is not known."""
     names = [qualified(cls) for cls in type(network).__mro__]
-    return next((name for name in names if name in _UNETS or name == _TRANSFORMER), None)
+    return next((name for name in names if name in _UNETS or name in (_TRANSFORMER, _DIT)), None)
 
 
 @dataclass(frozen=True)
@@ -218,10 +235,10 @@ class LiveNetwork:
             self._check(reason)
             return
         config, device = view.config, next(network.parameters()).device
-        if isinstance(config, UnetConfig):
-            job = Job(chain, (horizon, config.action_dim), config.cond_dim, device)
-        else:
+        if isinstance(config, TransformerConfig):
             job = Job(chain, (horizon, config.input_dim), config.n_obs_steps * config.cond_dim, device)
+        else:
+            job = Job(chain, (horizon, config.action_dim), config.cond_dim, device)
         self.prepare(network, job, _natural(view))
 
     def prepare(self, network: Any, job: Job, told: str | None) -> Denoiser | None:
@@ -277,7 +294,7 @@ def denoiser_of(network: Any, told: str | None, tokens: int = 0, horizon: int = 
         return OwnForward(network, told, tokens, horizon)
 
 
-def fitting_view(network: Any, told: str | None) -> ConditionalUnet1d | DiffusionTransformer:
+def fitting_view(network: Any, told: str | None) -> View:
     """Make the view of a network that is given its conditioning in one way.
 
     Raises:
@@ -289,10 +306,12 @@ def fitting_view(network: Any, told: str | None) -> ConditionalUnet1d | Diffusio
     return view
 
 
-def _natural(view: ConditionalUnet1d | DiffusionTransformer) -> str | None:
+def _natural(view: View) -> str | None:
     """How the network of a view is given its conditioning, by the name of the argument."""
     if not view.config.cond_dim:
         return None
+    if isinstance(view, Dit):
+        return VECTOR
     return TOKENS if isinstance(view, DiffusionTransformer) else GLOBAL
 
 
@@ -312,9 +331,10 @@ def _check_state(network: nn.Module) -> None:
             raise UnknownNetworkError(f"{name or 'the network'} has hooks")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UnknownNetworkError(f"{name or 'the network'} is compiled")
-        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+        dropout = module if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+        rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
         if module.training and isinstance(rate, float) and rate > 0:
-            raise UnknownNetworkError(f"{name} drops out: it is in training mode")
+            raise UnknownNetworkError(f"{name or 'the network'} drops out: it is in training mode")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in network.parameters()}
     if dtypes != {"float32"}:
         raise UnknownNetworkError(f"its weights are {' and '.join(sorted(dtypes)) or 'none'}, not float32")
@@ -410,6 +430,63 @@ def _transformer_view(live: Any) -> DiffusionTransformer:
             raise UnknownNetworkError(f"{name} is not normalised first, or has another activation than gelu")
     _share(view, live, str)
     return view
+
+
+def _dit_view(live: Any) -> Dit:
+    """Read the architecture of a DiT of LeRobot's, and put its layers into one of ours."""
+    blocks = list(live.transformer_blocks)
+    first, positions = blocks[0], live.pos_embedding
+    config = DitConfig(
+        action_dim=live.input_proj.in_features,
+        cond_dim=first.adaLN_modulation[1].in_features - live.time_mlp[1].in_features,
+        horizon=live.horizon,
+        hidden_dim=live.input_proj.out_features,
+        num_layers=len(blocks),
+        num_heads=first.attn.num_heads if first.use_rope else first.multihead_attn.num_heads,
+        timestep_embed_dim=live.time_mlp[1].in_features,
+        use_positional_encoding=positions is not None,
+        use_rope=first.use_rope,
+        rope_base=first.attn.rope.base if first.use_rope else DitConfig.rope_base,
+    )
+    problem = config.problem(live.horizon)
+    if problem is not None:
+        raise UnknownNetworkError(problem)
+    if any(block.use_rope != config.use_rope for block in blocks):
+        raise UnknownNetworkError("its blocks attend in different ways")
+    values = torch.linspace(-2, 2, 24).reshape(3, 2, 4)
+    if not torch.equal(sys.modules[_DIT_MODULE].modulate(*values), modulate(*values)):
+        raise UnknownNetworkError(f"{_DIT_MODULE}.modulate is another one")
+    device = live.input_proj.weight.device
+    with torch.device("meta"):
+        view = Dit(config).eval()
+    view.time_mlp[0] = _embedding(live.time_mlp[0], config.timestep_embed_dim, device)
+    if config.use_rope:
+        rotary = _rotary(config).to(device)
+        for own, block in zip(blocks, view.blocks, strict=True):
+            _check_rotations(own.attn, rotary, config)
+            block.attn._buffers.update(rotary._buffers)
+    _share(view, live, str)
+    return view
+
+
+def _rotary(config: DitConfig) -> RotaryAttention:
+    """Make the tables of angles, in an attention of one head that is otherwise of no use."""
+    dims = config.hidden_dim // config.num_heads
+    with torch.random.fork_rng([]):  # a plan may be under way, with a seed
+        return RotaryAttention(replace(config, hidden_dim=dims, num_heads=1))
+
+
+def _check_rotations(live: Any, rotary: RotaryAttention, config: DitConfig) -> None:
+    """Refuse attention whose queries and keys are turned in another way, or split into other heads."""
+    dims = config.hidden_dim // config.num_heads
+    sizes = (live.num_heads, live.head_dim, live.hidden_size)
+    query = torch.linspace(-1, 1, config.horizon * dims, device=rotary.cos.device).reshape(1, 1, config.horizon, dims)
+    with torch.inference_mode():
+        turned = live.rope(query, 0.5 * query)
+        pair = (rotary.rotate(query), rotary.rotate(0.5 * query))
+    same = all(torch.allclose(one, other, rtol=0, atol=1e-5) for one, other in zip(turned, pair, strict=True))
+    if sizes != (config.num_heads, dims, config.hidden_dim) or not same:
+        raise UnknownNetworkError("it turns queries and keys in another way")
 
 
 def _embedding(live: nn.Module, dim: int, device: torch.device) -> SinusoidalEmbedding:
