@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -108,8 +109,9 @@ def weights(policy: DiffusionPolicy, _: pytest.MonkeyPatch) -> None:
         each.data.mul_(1.5)
 
 
-def one_row(noise: Any) -> Callable[..., Tensor]:
-    return lambda *arguments, **options: 0.5 * noise(*arguments, **options)
+def halve_noise(_: DiffusionPolicy, patch: pytest.MonkeyPatch) -> None:
+    own = scheduling_ddpm.randn_tensor  # pyright: ignore[reportPrivateImportUsage]  # what its steps draw by
+    patch.setattr(scheduling_ddpm, "randn_tensor", lambda *arguments, **options: 0.5 * own(*arguments, **options))
 
 
 CHANGES: dict[str, Change] = {
@@ -117,7 +119,7 @@ CHANGES: dict[str, Change] = {
     "generate_actions in the class": in_class(DiffusionModel, "generate_actions"),
     "step in the class": in_class(DDPMScheduler, "step"),
     "the variance in the class": lambda _, patch: patch.setattr(DDPMScheduler, "_get_variance", lambda *_, **__: 0.01),
-    "the noise": lambda _, patch: patch.setattr(scheduling_ddpm, "randn_tensor", one_row(scheduling_ddpm.randn_tensor)),
+    "the noise": halve_noise,
     "the network in its class": in_class(modeling_diffusion.DiffusionConditionalUnet1d, "forward"),
     "a block in its class": in_class(modeling_diffusion.DiffusionConv1dBlock, "forward"),
     "a layer in its class": in_class(nn.Mish, "forward"),
@@ -159,6 +161,21 @@ CHANGES: dict[str, Change] = {
 }
 
 
+NAMED = {
+    "the loop in the class": "conditional_sample of this DiffusionModel .* replaced in the class, by test_guard.halved",
+    "step in the class": "step of this DDPMScheduler .* replaced in the class, by test_guard.halved",
+    "the variance in the class": "_get_variance of this DDPMScheduler .* replaced in the class",
+    "the noise": "randn_tensor, which draws the scheduler's noise, was replaced|does not step as its config",
+    "the class of the model": "conditional_sample of this HalvedModel .* test_guard.HalvedModel overrides it",
+    "step of the scheduler": "step of this DDPMScheduler .* the object has an attribute of that name",
+    "set_timesteps": "set_timesteps of this DDPMScheduler .* the object has an attribute of that name",
+    "previous_timestep": "previous_timestep of this DDPMScheduler was changed|does not step as its configuration says",
+    "its coefficients": "alphas_cumprod of this DDPMScheduler was changed|does not step as its configuration says",
+    "guidance by one timestep": "does it take one timestep for all rows|network was changed after torch-replicas",
+}
+"""What has to be refused, at least where it comes after `accelerate`, and how."""
+
+
 def plan(policy: DiffusionPolicy) -> Tensor:
     """Sample with one seed."""
     with torch.no_grad():
@@ -185,8 +202,46 @@ def test_a_change_is_followed_or_refused(
         found = plan(policy)
     except asd_policy.AsdError as error:
         assert len(str(error).splitlines()) == 1
+        assert re.search(NAMED.get(name, ""), str(error))
         return
+    assert name not in NAMED
     monkeypatch.undo()
     CHANGES[name](other, monkeypatch)
     expected = plan(other)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_model_replaced_afterwards_is_named(state_policy: DiffusionPolicy) -> None:
+    """What is there then plans by its own loop: an episode, and a warm-up, say so before the robot moves."""
+    own = asd_policy.accelerate(state_policy, "asd:window=2").diffusion
+    state_policy.diffusion = copy.deepcopy(make_policy("state").diffusion)
+    message = "the DiffusionModel of this DiffusionPolicy was replaced after accelerate, .* has no sampler; accelerate"
+    for use in (state_policy.reset, lambda: asd_policy.warm_up(state_policy), lambda: own.conditional_sample(2, SEEN)):
+        with pytest.raises(asd_policy.SpecError, match=message):
+            use()
+    asd_policy.accelerate(state_policy, "asd:window=2").reset()
+    plan(state_policy)
+
+
+@pytest.mark.parametrize("change", ["scales", "other arguments", "fewer parts"])
+def test_a_lerobot_with_another_loop_is_refused(
+    state_policy: DiffusionPolicy, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a later version may have: its methods are its own, and none that are known here."""
+    own = DiffusionModel.conditional_sample
+    bodies: dict[str, Callable[..., Any]] = {
+        "scales": lambda *arguments, **options: 0.5 * own(*arguments, **options),
+        "other arguments": lambda self, batch, cond: own(self, batch, cond),
+    }
+    if change in bodies:
+        monkeypatch.setattr(DiffusionModel, "conditional_sample", bodies[change])
+        monkeypatch.setattr("asd_policy.policy.adapters.base._replaced_by", lambda *_: None)
+        message = "its loop (is another one than is known|fails where it is known)"
+    else:
+        del state_policy.diffusion.num_inference_steps
+        message = "its DiffusionModel has no num_inference_steps"
+    tested = r"lerobot \S+ is installed, and 0\.4\.4 to 0\.6\.1 are tested"
+    with pytest.raises(asd_policy.SpecError, match=message) as error:
+        asd_policy.accelerate(state_policy)
+    assert re.search(tested, str(error.value))
+    assert len(str(error.value).splitlines()) == 1

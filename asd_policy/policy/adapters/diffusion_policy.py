@@ -206,8 +206,8 @@ def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
 
 
 def _step_options(policy: Any) -> dict[str, Any]:
-    """List what a policy gives its scheduler's step; DP3 gives it nothing."""
-    return {} if _is_dp3(policy) else dict(policy.kwargs)
+    """List what a policy gives its scheduler's step; DP3 gives it nothing, and a generator is the loop's."""
+    return {} if _is_dp3(policy) else {name: each for name, each in policy.kwargs.items() if name != "generator"}
 
 
 def _is_dp3(policy: Any) -> bool:

@@ -83,7 +83,7 @@ class OwnLoop:
                 raise ChainError(f"{name} of this {type(scheduler).__name__} was changed after accelerate; {AGAIN}")
 
 
-def check_plan(
+def check_sampling(
     own: Callable[[Denoiser, Array], Array], chain: GaussianChain, shape: tuple[int, ...], device: Device, who: str
 ) -> None:
     """Refuse a loop that does not sample its chain: of a network that is known it makes another plan than ours.

@@ -29,7 +29,7 @@ from asd_policy.policy.adapters.base import (
     read_chain,
 )
 from asd_policy.policy.adapters.chunking import Chunking
-from asd_policy.policy.adapters.guard import AGAIN, OwnLoop, check_plan
+from asd_policy.policy.adapters.guard import AGAIN, OwnLoop, check_sampling
 from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers.records import WarmUp
 
@@ -312,7 +312,7 @@ def _check_loop(policy: Any, kind: type[LeRobotSampling], chain: GaussianChain, 
 
     config = policy.config
     shape = (2, config.horizon, config.action_feature.shape[0])
-    check_plan(own, chain, shape, device, f"cannot accelerate a {type(policy).__name__} ({tested_lerobot()})")
+    check_sampling(own, chain, shape, device, f"cannot accelerate a {type(policy).__name__} ({tested_lerobot()})")
 
 
 def twin_of(owner: Any, **parts: Any) -> Any:
