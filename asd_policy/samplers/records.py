@@ -161,3 +161,5 @@ class WarmUp:
     """Of it the last plan's, for which all was ready [s]."""
     spec: str
     """Of the sampler as it now runs: what was left to it is settled, until plans teach more."""
+    loop_seconds: float | None = None
+    """Time of the library's own sampling loop, for as many robots [s]; None where it was not measured."""

@@ -2,7 +2,7 @@
 
 Importing this module registers the ids and imports no simulator. Every environment returns the
 observation dictionary of the LeRobot convention (`agent_pos`, `environment_state`), sets `info["success"]` after each
-step, and has a demonstrator in `make_expert`.
+step. `make_expert` has a demonstrator of some.
 """
 
 from asd_envs.experts import Expert, make_expert

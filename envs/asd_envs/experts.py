@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from asd_envs.registration import OWN_TASKS
 
-DEMONSTRATED = ", ".join([*(f"asd/{name}-v0" for name in OWN_TASKS), "asd/MetaWorld-<task>-v0"])
+DEMONSTRATED = ", ".join(
+    [*(f"asd/{name}-v0" for name in OWN_TASKS), "asd/GymPushT-<keypoints, pixels>-v0", "asd/MetaWorld-<task>-v0"]
+)
 """The ids of environments that have an expert."""
 
 
@@ -34,6 +36,8 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
         ValueError: The environment is not one of this package's.
     """
     from asd_envs.avoid import AvoidEnv, AvoidExpert
+    from asd_envs.gym_pusht import GymPushTEnv
+    from asd_envs.gym_pusht_expert import GymPushTExpert
     from asd_envs.intercept import InterceptEnv, InterceptExpert
     from asd_envs.metaworld import MetaWorldEnv, MetaWorldExpert
     from asd_envs.pusht import PushTEnv
@@ -48,4 +52,6 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
         return MetaWorldExpert(bare.task)
     if isinstance(bare, PushTEnv):
         return PushTExpert()
+    if isinstance(bare, GymPushTEnv):
+        return GymPushTExpert(bare)
     raise ValueError(f"no expert for {bare!r}: there is one for {DEMONSTRATED}")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 
 from asd_envs.adapter import SuiteEnv, check_task, make_inner, state_space, unbounded
@@ -75,6 +76,11 @@ class GymPushTEnv(SuiteEnv):
         inner = make_inner("gym_pusht", "pusht", "gym_pusht/PushT-v0", obs_type=name, render_mode="rgb_array")
         super().__init__(inner, space)
         self.render_mode = render_mode
+
+    @property
+    def environment_state(self) -> npt.NDArray[np.float64]:
+        """Where the block's corners are [16], whatever is observed."""
+        return self.inner.get_keypoints(self.inner._block_shapes).flatten()
 
     def _observe(self, raw: Any) -> Any:
         # The image is a view of the screen that is drawn next.

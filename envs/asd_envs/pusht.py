@@ -42,9 +42,9 @@ def rotation(yaw: float) -> Array:
     return np.array([[cos, -sin], [sin, cos]])
 
 
-def outline(pose: Pose) -> Polygon:
-    """Compute the outline of the T at a pose."""
-    return Polygon(CORNERS @ rotation(pose[2]).T + pose[:2])
+def outline(pose: Pose, corners: Array = CORNERS) -> Polygon:
+    """Compute the outline of the T, or of another that has these corners [N, 2] [m], at a pose."""
+    return Polygon(corners @ rotation(pose[2]).T + pose[:2])
 
 
 GOAL = outline(GOAL_POSE)

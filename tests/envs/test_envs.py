@@ -20,7 +20,11 @@ IDS = sorted(env_id for env_id in gymnasium.registry if env_id.startswith("asd/"
 OWN = [f"asd/{name}-v0" for name in OWN_TASKS]
 # One task of each suite but Kitchen, whose meshes take a software renderer many seconds.
 RENDERED = [*OWN, *(f"asd/{each.name}-{next(iter(each.tasks))}-v0" for each in SUITES if each.name != "Kitchen")]
-SOLVED = [*OWN, *(f"asd/MetaWorld-{task}-v0" for task in ("pick-place", "peg-insert-side", "reach", "push"))]
+SOLVED = [
+    *OWN,
+    "asd/GymPushT-keypoints-v0",
+    *(f"asd/MetaWorld-{task}-v0" for task in ("pick-place", "peg-insert-side", "reach", "push")),
+]
 
 Env = gymnasium.Env[Any, Any]
 

@@ -9,7 +9,9 @@ import pytest
 
 from asd_envs.dubins import Pose
 from asd_envs.pusht import CORNERS, GOAL_POSE, PUSHER_RADIUS, REACH, PushTEnv, coverage, rotation
-from asd_envs.pusht_expert import CONTACT_Y, GYRATION, PushTExpert, drive
+from asd_envs.pusht_expert import MUJOCO, PushTExpert, drive
+
+CONTACT_Y = MUJOCO.contact_y
 
 
 def moved(x: float = 0.0, y: float = 0.0, yaw: float = 0.0) -> Pose:
@@ -40,6 +42,11 @@ def test_coverage_of_a_shifted_block(shift: float) -> None:
     expected = 1 - 0.12 * shift / 0.0063
     for pose in (moved(x=shift), moved(x=-shift), moved(y=shift), moved(y=-shift), moved(x=shift, yaw=2 * pi)):
         assert coverage(pose) == pytest.approx(expected)
+
+
+def test_the_expert_knows_the_coverage() -> None:
+    for pose in (moved(), moved(x=0.01, yaw=0.1), moved(y=-0.02, yaw=-0.3), moved(x=0.2)):
+        assert MUJOCO.coverage(pose) == pytest.approx(coverage(pose))
 
 
 def test_coverage_of_a_block_upside_down() -> None:
@@ -78,7 +85,7 @@ def test_the_simulation_has_the_same_shapes() -> None:
     assert model.geom("pusher").size[0] == PUSHER_RADIUS
     damping = [model.joint(name).damping[0] for name in ("block_x", "block_y", "block_yaw")]
     assert damping[0] == damping[1]
-    assert damping[2] / damping[0] == pytest.approx(GYRATION**2, rel=0.01)
+    assert damping[2] / damping[0] == pytest.approx(MUJOCO.gyration**2, rel=0.01)
 
 
 def test_start_reward_and_end() -> None:
@@ -122,7 +129,7 @@ def test_the_quasi_static_model_foresees_the_simulation(beside: float) -> None:
     block = (0.05, -0.03, 1.0)
     place(env, block, tuple(block[:2] + rotation(block[2]) @ (beside, CONTACT_Y)))
     for _ in range(10):
-        block, beside = drive(block, beside, 0.007, beside)
+        block, beside = drive(block, beside, 0.007, beside, MUJOCO.gyration)
         env.step(block[:2] + rotation(block[2]) @ (beside, CONTACT_Y))
     assert env.data.qpos[:2] == pytest.approx(block[:2], abs=0.003)  # of 0.07 m; the servo lags behind by 2 mm
     assert env.data.qpos[2] == pytest.approx(block[2], abs=0.05)

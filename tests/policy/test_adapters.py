@@ -1,6 +1,7 @@
 """The seam for other libraries' policies: found by class name, patched, restored; the planner behind the patches."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from asd_policy.policy import adapters
 from asd_policy.policy.adapters.base import Acceleration, Adapter, LivePlanner, Patch
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
 
 CPU = torch.device("cpu")
 SHAPE = (3, 2, 2)
@@ -89,19 +91,38 @@ def planner(chain: GaussianChain) -> LivePlanner:
     return LivePlanner(make_sampler("asd:window=5"), chain)
 
 
-def test_plans_learn_until_the_episode_ends(planner: LivePlanner, mixture: MixtureDenoiser) -> None:
+def test_plans_learn_until_the_episode_ends(
+    planner: LivePlanner, mixture: MixtureDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft is told the last plan, moved on to the present; when that is, who asks for plans may know better."""
+    told: list[Tensor | None] = []
+    own = type(planner.sampler).sample
+
+    def sample(*given: Any, warm_start: WarmStart, **options: Any) -> Any:
+        told.append(warm_start.last_plan)
+        return own(*given, warm_start=warm_start, **options)
+
+    monkeypatch.setattr(type(planner.sampler), "sample", sample)
+
     def plan(rows: int = 3) -> Tensor:
         return planner.sample(mixture, (rows, 2, 2), 1, CPU, generator=torch.Generator().manual_seed(0))
 
     first = plan()
     assert planner.experience.plans == 3
-    assert planner._last is not None
-    assert torch.equal(planner._last, first[:, [1, 1]])
-    plan(2)  # other robots: the last plans are not theirs
-    assert len(planner._last) == 2
+    second = plan()
+    nothing = torch.zeros((3, 2, 2))
+    with planner.committed(nothing.bool(), nothing, moved=0):
+        plan()
+    with planner.committed(nothing.bool(), nothing):
+        plan(2)  # other robots: the last plans are not theirs
+    assert planner.last_sample is not None
     planner.begin_episode()
-    assert planner._last is None
-    assert (planner.stats.plans, planner.experience.plans) == (5, 5)
+    assert planner.last_sample is None
+    plan(2)
+    expected = [None, first[:, [1, 1]], second, None, None]
+    for seen, last in zip(told, expected, strict=True):
+        assert (seen is None and last is None) or (seen is not None and last is not None and torch.equal(seen, last))
+    assert (planner.stats.plans, planner.experience.plans) == (13, 13)
 
 
 def test_given_coordinates_are_kept(planner: LivePlanner, mixture: MixtureDenoiser) -> None:

@@ -13,6 +13,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
 from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.samplers.asd.experience import Experience
 
 STATE, ENVIRONMENT_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 STEPS = 12
@@ -57,8 +58,9 @@ def make_policy(kind: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured in one test is not known in the next."""
+    """What is measured in one test is not known in the next; policies of their own type are not accelerated unasked."""
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASD_POLICY_SAMPLER", "off")
 
 
 @pytest.fixture(params=["state", "image"])
@@ -94,6 +96,11 @@ def stats_of(policy: Any) -> AsdStats:
     stats = policy.asd_stats
     assert isinstance(stats, AsdStats)
     return stats
+
+
+def experience_of(policy: DiffusionPolicy) -> Experience:
+    """What an accelerated policy's planner has learned."""
+    return vars(policy.diffusion)["conditional_sample"].__self__.planner.experience
 
 
 def unet_of(policy: DiffusionPolicy) -> Any:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/guide/lerobot.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
 COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")]
 SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_length": "20"}
 
 
@@ -36,3 +37,10 @@ def test_the_document(folder: Path) -> None:
         run([program, *(f"{name}={value}" for name, value in words.items())], place)
         info = json.loads((place / f"out{number}/eval_info.json").read_text())
         assert info["overall"]["n_episodes"] == 2
+
+
+def test_commands_work_with_parallel_environments() -> None:
+    """LeRobot's processes for environments do not import gym_pusht."""
+    commands = [line for page in PAGES for line in re.findall(r"^ *(lerobot-eval .*)$", page.read_text(), re.MULTILINE)]
+    assert len(commands) > len(COMMANDS)
+    assert [line for line in commands if "--eval.use_async_envs=false" not in line] == []

@@ -243,8 +243,42 @@ def test_another_objective_is_refused_by_name() -> None:
         with pytest.raises(asd_policy.ChainError, match=message):
             attempt(flow)
     assert not hasattr(flow, "asd_stats")
-    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*load_policy.*'trained'"):
-        asd_policy.accelerate(make_dit(noise_scheduler_type="DDIM"))
+
+
+def test_ddim_is_refused_in_place_but_for_the_trained_chain() -> None:
+    ddim = make_dit(noise_scheduler_type="DDIM", num_inference_steps=5)
+    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*'trained'"):
+        asd_policy.accelerate(ddim)
+    asd_policy.accelerate(ddim, "asd:window=1", chain="trained")
+    trained = make_dit()
+    for new, old in zip(drive(ddim, 2), drive(trained, 2), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-5)
+
+
+def test_a_chunk_given_committed_actions() -> None:
+    """LeRobot's real-time chunking, with the task in the batch: the committed actions, and others after them."""
+    policy = make_dit(1)
+    assert not policy.supports_rtc()
+    asd_policy.accelerate(policy, "asd:window=6")
+    assert policy.supports_rtc()
+    torch.manual_seed(0)
+    seen = observe(policy, 2)
+    first = policy.predict_action_chunk(seen, inference_delay=0)
+    left = first[:, 3:]
+    chunk = policy.predict_action_chunk(seen, inference_delay=2, prev_chunk_left_over=left)
+    assert chunk.shape == first.shape == (2, 8, 2)
+    assert torch.equal(chunk[:, :2], left[:, :2]) and not torch.equal(chunk[:, 2:5], left[:, 2:])
+    asd_policy.restore(policy)
+    assert not policy.supports_rtc()
+
+
+def test_a_warm_up_that_learns_and_compares() -> None:
+    policy = make_dit(1)
+    asd_policy.accelerate(policy, "asd:window=6")
+    warm = asd_policy.warm_up(policy, robots=2, learn=2, compare=True)
+    assert warm.loop_seconds is not None and warm.loop_seconds > 0
+    assert (warm.calls, warm.points) == (stats_of(policy).trial_calls, stats_of(policy).trial_points)
+    assert "conditional_sample" in vars(policy.objective)
 
 
 def test_methods_of_somebody_elses_are_refused() -> None:

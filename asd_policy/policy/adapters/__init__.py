@@ -7,6 +7,7 @@ from asd_policy.errors import SpecError
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.adapters import diffusion_policy, lerobot, multi_task_dit
 from asd_policy.policy.adapters.base import WARM_UP, Acceleration, Adapter, Patch, qualified
+from asd_policy.policy.law import CHECKPOINT, check_chain
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.deadline import JUMP, check_deadline
@@ -29,11 +30,27 @@ _ABSENT = ...  # the value of an attribute to remove; the same object after a co
 
 @overload
 def accelerate(
-    policy: Policy, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None
+    policy: Policy,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
 ) -> Policy: ...
 @overload
-def accelerate(policy: P, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> P: ...
-def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadline_ms: float | None = None) -> Any:
+def accelerate(
+    policy: P,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
+) -> P: ...
+def accelerate(
+    policy: Any,
+    spec: str = "asd",
+    backend: str | None = None,
+    deadline_ms: float | None = None,
+    chain: str | None = None,
+) -> Any:
     """Make a policy plan with another sampler.
 
     A live network of an architecture that this package knows is run by the package's code, on the network's own
@@ -49,6 +66,9 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
             of a `Policy` for the one that it has.
         deadline_ms: When plans have to be there, from their begin [ms], encoding included; those that would not be at
             their end jump, as by `Policy.with_deadline`. None for no matter when, of a `Policy` for its own deadline.
+        chain: "checkpoint" for the law of the policy's own scheduler, "trained" for that of the DDPM chain of all steps
+            that its network was trained for, where its scheduler is another one, such as DDIM. None for the first, of
+            a `Policy` for its own.
 
     Returns:
         Of a `Policy` another one; the one given stays as it is. Of a live object the same, changed in place, with
@@ -65,8 +85,9 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
     """
     sampler, runs = make_sampler(spec), None if backend is None else make_backend(backend)
     check_deadline(deadline_ms, JUMP)
+    check_chain(chain or CHECKPOINT)
     if isinstance(policy, Policy):
-        accelerated = policy.with_sampler(sampler)
+        accelerated = policy.with_sampler(sampler) if chain is None else policy.with_chain(chain, sampler)
         if runs is not None:
             accelerated = accelerated.with_backend(runs)
         if deadline_ms is not None:
@@ -76,7 +97,7 @@ def accelerate(policy: Any, spec: str = "asd", backend: str | None = None, deadl
     adapter = find_adapter(policy)
     if is_accelerated(policy):
         restore(policy)
-    patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms))
+    patches = adapter.patches(policy, Acceleration(sampler, runs, deadline_ms, chain or CHECKPOINT))
     setattr(policy, _UNDO, [(patch, _apply(patch)) for patch in patches])
     return policy
 
@@ -105,17 +126,26 @@ def restore(policy: P) -> P:
     return policy
 
 
-def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> WarmUp:
+def warm_up(
+    policy: Any,
+    robots: int | None = None,
+    observation: Any = None,
+    learn: int | None = None,
+    compare: bool | None = None,
+) -> WarmUp:
     """Do before the first observation what the first plan would wait for: look at the network, time it, compile.
 
-    Nothing is learned, and no plan that follows is another one for it, but for the setting that measured times choose.
-    Those of a live object are kept in the user's cache, and found there by its weights.
+    Nothing is learned, if it is not asked for, and no plan that follows is another one for it, but for the setting that
+    measured times choose. Those of a live object are kept in the user's cache, and found there by its weights.
 
     Args:
         policy: A `Policy`, or a live object that is accelerated.
         robots: How many it will plan for together; None for one.
         observation: For policies of diffusion_policy, in the place of a number of robots: what their `predict_action`
             takes, zeros for example. The others know what they observe.
+        learn: For policies of LeRobot: learn from so many plans at random observations, with a noise that no other plan
+            meets, for ten seconds at most, and keep in the user's cache what they teach. None for 0.
+        compare: For policies of LeRobot: also time its own loop, see `WarmUp.loop_seconds`.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from.
@@ -125,7 +155,7 @@ def warm_up(policy: Any, robots: int | None = None, observation: Any = None) -> 
     if not isinstance(policy, Policy) and not is_accelerated(policy):
         raise SpecError(f"this {type(policy).__name__} is not accelerated: it has nothing to warm up")
     method = policy.warm_up if isinstance(policy, Policy) else getattr(policy, WARM_UP)
-    given = {"robots": robots, "observation": observation}
+    given = {"robots": robots, "observation": observation, "learn": learn, "compare": compare}
     named = {name: value for name, value in given.items() if value is not None}
     wanted = inspect.signature(method)
     try:

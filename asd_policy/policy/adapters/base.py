@@ -2,24 +2,25 @@
 
 import copy
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import Generators, NoiseTape
-from asd_policy.errors import ChainError, CheckpointError, ObservationError, SpecError
+from asd_policy.chain.scheduler_options import configuration, trained_configuration
+from asd_policy.errors import ChainError, ObservationError, SpecError
 from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
+from asd_policy.policy.adapters.memory import Memory
+from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.plan import Horizons, PlanRecord, record_of
 from asd_policy.policy.sensors import ObservationEncoder
-from asd_policy.policy.tuning import load_tuning, save_tuning, weights_file
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.deadline import JUMP, Budget
@@ -37,6 +38,9 @@ SCHEDULERS = (
 )
 LIVE = "live"
 """In the place of a backend's spec, where a library runs its network itself."""
+_LATEST = 4096
+_LEARNING_SECONDS = 10.0
+_WARM_UP_SEED = 0x6E6F6973655F6F77  # of plans for nobody; a seed that no user is likely to give
 _TOLERANCE = 0.01  # older versions of diffusers round the last steps' coefficients otherwise, by one in a thousand
 
 
@@ -80,18 +84,35 @@ def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
         )
 
 
-def read_chain(scheduler: Any, num_inference_steps: int, eta: float | None = None) -> GaussianChain:
-    """Read the chain of a live policy's scheduler.
+def read_chain(
+    scheduler: Any, num_inference_steps: int, options: Mapping[str, Any], law: str = CHECKPOINT
+) -> GaussianChain:
+    """Read the chain of a live policy's scheduler, and see that it steps as its configuration says.
+
+    Args:
+        scheduler: The policy's own.
+        num_inference_steps: The policy's.
+        options: What its step is given by the policy, such as eta.
+        law: One of `CHAINS`; `TRAINED` for the DDPM chain of all the steps that the network was trained for.
 
     Raises:
-        ChainError: It has none.
+        ChainError: It has none, or does not step so.
+        SpecError: Somebody has overridden its step.
     """
+    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
+    if law == TRAINED:
+        config = configuration({"_class_name": type(scheduler).__name__, **scheduler.config})
+        is_ddim = config["_class_name"] == "DDIMScheduler"
+        return GaussianChain.from_scheduler(trained_configuration(config) if is_ddim else config)
+    eta = options.get("eta")
     if type(scheduler).__name__ == "DDIMScheduler" and not eta:
         raise ChainError(
             "DDIMScheduler with eta=0 adds no noise, so a live policy with it has no exact acceleration in place; "
-            "asd_policy.load_policy(policy, chain='trained') samples the DDPM chain its network was trained for"
+            "asd_policy.accelerate(policy, chain='trained') samples the DDPM chain that its network was trained for"
         )
-    return GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
+    chain = GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
+    check_step(scheduler, chain, options)
+    return chain
 
 
 def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any]) -> None:
@@ -149,7 +170,7 @@ def alone(policy: Any, device: Device) -> Iterator[None]:
     import torch  # whose policy this is
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(_WARM_UP_SEED)
         yield
 
 
@@ -163,6 +184,8 @@ class Acceleration:
     """What runs its network; None for torch-eager where the architecture is known, else the network's own forward."""
     deadline_ms: float | None = None
     """When plans have to be there, from their begin [ms]; None for no matter when."""
+    chain: str = CHECKPOINT
+    """Whose law plans have: one of `CHAINS`."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +240,8 @@ class AsdStats:
     """Network evaluations (points) computed for them."""
     seconds: float = 0.0
     """Time spent sampling [s]; the rows of a batch share theirs."""
+    latest: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    """Rows and seconds of the latest calls, at most 4,096."""
     trial_calls: int = 0
     """Network calls for no plan that was executed: those of warm-ups, and those that look at the network, time it or
     record it during a plan where no warm-up has."""
@@ -236,6 +261,7 @@ class AsdStats:
         self.rounds += sum(stats.rounds)
         self.nfe += sum(stats.nfe)
         self.seconds += stats.seconds
+        self.latest.append((len(stats.rounds), stats.seconds))
         self.try_out(stats.trial_calls, stats.trial_points)
 
     def try_out(self, calls: int, points: int) -> None:
@@ -274,8 +300,11 @@ class LivePlanner:
         self.last_plan: PlanRecord | None = None
         """What the latest plan of the first row cost; None before the first of an episode."""
         self._step = 0  # control steps of the episode that its plans are for
-        self._last: Array | None = None  # the last batch of plans, moved on to the time of the next
-        self._times: Times | None = None  # once the network was looked at
+        self.last_sample: Array | None = None
+        """The last batch of plans [B, horizon, action_dim], as they were made; None before the first of an episode."""
+        self._moved = 0  # control steps from the last plans to the next
+        self._committed: tuple[Array, Array] | None = None  # mask and values of what the plan under way is given
+        self._memory: Memory | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
 
     @arrays.uncompiled
@@ -285,10 +314,26 @@ class LivePlanner:
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
-        self._last = self.last_plan = None
+        self.last_sample = self.last_plan = None
         self._step = 0
-        if self._times is not None:
-            self._times.save(self.experience)
+        if self._memory is not None:
+            self._memory.save(self.experience)
+
+    @contextmanager
+    def committed(self, mask: Array, values: Array, moved: int | None = None) -> Iterator[None]:
+        """Give the plans made meanwhile coordinates that are committed; their law is that of the others, given them.
+
+        Args:
+            mask: Where they are, [B, horizon, action_dim].
+            values: What they are, of the same shape.
+            moved: Control steps since the last plan, where they are not as many as it was made for.
+        """
+        self._committed = (mask, values) if bool(mask.any()) else None
+        self._moved = self._moved if moved is None else moved
+        try:
+            yield
+        finally:
+            self._committed = None
 
     def warm_up(self, plan: Callable[[], object]) -> WarmUp:
         """Do what a first plan would wait for; the plans made for it are none of the policy's, and teach nothing.
@@ -301,20 +346,43 @@ class LivePlanner:
         """
         start, before = time.perf_counter(), (self.stats.trial_calls, self.stats.trial_points)
         learning, self.experience.learning = self.experience.learning, False
-        last, self._last, self._warming = self._last, None, []
+        last, self.last_sample, self._warming = self.last_sample, None, []
         try:
             for _ in range(2):
                 plan()
-                self._last = None
                 if not self._warming[-1].trial_calls:
                     break
             stats = self._warming[-1]
         finally:
             self.experience.learning = learning
-            self._last, self._warming = last, None
+            self.last_sample, self._warming = last, None
         self.begin_episode()
         calls, points = self.stats.trial_calls - before[0], self.stats.trial_points - before[1]
         return WarmUp(calls, points, time.perf_counter() - start, stats.seconds, stats.spec)
+
+    def learn(self, plan: Callable[[], object], plans: int) -> None:
+        """Learn from plans that are none of the policy's, so far as none are kept, and keep what they teach.
+
+        Args:
+            plan: Makes the library plan once, through `sample`, with a noise that no other plan meets.
+            plans: How many teach enough. There are fewer where they take longer than `_LEARNING_SECONDS`.
+
+        Raises:
+            DenoiserError: As `sample`.
+        """
+        if not self.sampler.learns or self._memory is None or self.experience.plans >= plans:
+            return
+        began, self._warming = time.perf_counter(), []
+        last, self.last_sample = self.last_sample, None
+        try:
+            while self.experience.plans < plans and time.perf_counter() - began < _LEARNING_SECONDS:
+                before = self.experience.plans
+                plan()
+                if self.experience.plans == before:
+                    break  # a window of one has nothing to teach
+        finally:
+            self.last_sample, self._warming = last, None
+        self._memory.keep(self.experience)
 
     @arrays.uncompiled
     def sample(
@@ -355,17 +423,21 @@ class LivePlanner:
                 raise ObservationError(f"the noise has shape {tuple(noise.shape)}, the plans {shape}")
             noise = arrays.asarray(noise, device, "float32")
         tape = NoiseTape.draw(shape, len(self.chain), generator, device, initial=noise)
-        if self._last is not None and tuple(self._last.shape) != shape:
-            self._last = None  # another number of robots: these are not their plans
+        if self._committed is not None:
+            given = Inpainting.noised(*self._committed, self.chain, tape)
+            inpainting = given if inpainting is None else given.beside(inpainting)
+        last = self.last_sample
+        if last is not None and tuple(last.shape) != shape:
+            last = None  # another number of robots: these are not their plans
         options: dict[str, Any] = {
             "inpainting": inpainting,
-            "warm_start": WarmStart(self._last, self.experience),
+            "warm_start": WarmStart(None if last is None else move_on(last, self._moved), self.experience),
             "budget": Budget(self._deadline_ms, JUMP, began),
         }
         result = self.sampler.sample(denoiser, self.chain, shape, cond, tape, **options)
         stats = result.stats.with_trials(calls, points)
         if self._warming is None:
-            self._last = move_on(result.sample, executed)
+            self.last_sample, self._moved = result.sample, executed
             self.last_plan = record_of(stats, 0, self._step, stats.seconds)
             self._step += executed
             self.stats.add(stats)
@@ -375,64 +447,16 @@ class LivePlanner:
         return result.sample
 
     def _look(self, denoiser: Denoiser, shape: tuple[int, ...], cond: Array | None, device: Device) -> tuple[int, int]:
-        """Look once whether the network can be sampled from, and load its times; return calls and points of that."""
-        if self._times is not None:
-            return 0, 0
+        """Look once whether the network can be sampled from, and recall it; return calls and points of that.
+
+        A policy that was moved to another device is looked at anew: the times of the one say nothing of the other.
+        """
+        if self._memory is not None:
+            if self._memory.device == device:
+                return 0, 0
+            self.experience = self.experience.without_times()
         calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
-        kept = self._module if self.sampler.chooses else None
-        self._times = Times.of(kept, self.chain, shape[1:], device, self.runs)
-        self._times.load(self.experience)
+        kept = self._module if self.sampler.learns else None
+        self._memory = Memory.of(kept, self.chain, shape[1:], device, self.runs)
+        self._memory.load(self.experience)
         return calls, points
-
-
-class Times:
-    """Measured times of a network, kept in the user's cache.
-
-    The times alone: what plans have taught is not kept. It would be met by the noise that it was learned from when a
-    program begins with the same seed again, and drafts that know the noise that judges them change the law.
-    """
-
-    def __init__(
-        self, path: Path | None, chain: GaussianChain, event: Sequence[int], device: Device, runs: str
-    ) -> None:
-        """Name the file, and what runs the network; None keeps nothing."""
-        self._path, self._chain, self._event, self._device, self._runs = path, chain, tuple(event), device, runs
-        self._kept = 0  # how many times are in the file
-
-    @classmethod
-    def of(cls, module: Any, chain: GaussianChain, event: Sequence[int], device: Device, runs: str) -> Self:
-        """Name the file by a module's weights of now; None keeps nothing."""
-        return cls(module and weights_file(module.state_dict(), chain, event), chain, event, device, runs)
-
-    def load(self, experience: Experience) -> None:
-        """Take the times that are kept, if they are of this hardware and backend; warn where they are unreadable."""
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            known, backend = load_tuning(self._path, self._chain, self._event, self._device)
-        except CheckpointError as error:
-            warnings.warn(f"times are measured anew: {error}", stacklevel=2)
-            return
-        if backend == self._runs:
-            experience.latency, experience.overhead = known.latency, known.overhead
-            self._kept = self._count(experience)
-
-    def save(self, experience: Experience) -> None:
-        """Keep the times of an experience, where there are more than in the file; warn where that is not possible."""
-        count = self._count(experience)
-        if self._path is None or count <= self._kept:
-            return
-        try:
-            save_tuning(
-                self._path,
-                Experience(latency=experience.latency, overhead=experience.overhead),
-                self._device,
-                self._runs,
-            )
-        except OSError as error:
-            warnings.warn(f"measured times are not kept: {self._path}: {error.strerror}", stacklevel=2)
-        self._kept = count
-
-    @staticmethod
-    def _count(experience: Experience) -> int:
-        return len(experience.latency) + len(experience.overhead)

@@ -24,7 +24,6 @@ from asd_policy.policy.adapters.base import (
     Patch,
     alone,
     check_own,
-    check_step,
     qualified,
     read_chain,
 )
@@ -56,6 +55,8 @@ class _Sampling:
     planner: LivePlanner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
+    steps: int
+    """The policy's inference steps at that time."""
     options: Mapping[str, Any]
     """Those of its step."""
     own_reset: Callable[[], None]
@@ -91,10 +92,10 @@ class _Sampling:
             ObservationError: There are two kinds of conditioning.
         """
         policy = self.policy
-        same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == len(self.planner.chain)
+        same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == self.steps
         if not same or options != self.options:
             raise ChainError(
-                f"the policy was accelerated with another noise scheduler, {len(self.planner.chain)} inference steps "
+                f"the policy was accelerated with another noise scheduler, {self.steps} inference steps "
                 f"or options of its step, which were {self.options}; accelerate it again"
             )
         given = {name: value for name, value in conditions.items() if value is not None}
@@ -189,12 +190,12 @@ def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
 
     check_own(policy, _KNOWN, ("conditional_sample",))
     scheduler, options = policy.noise_scheduler, _step_options(policy)
-    chain = read_chain(scheduler, policy.num_inference_steps, options.get("eta"))
-    check_step(scheduler, chain, options)
+    chain = read_chain(scheduler, policy.num_inference_steps, options, wanted.chain)
     planner = LivePlanner(wanted.sampler, chain, policy, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(policy.model, chain, _horizon(policy))
-    sampling = _Sampling(policy, planner, scheduler, options, policy.reset, policy.predict_action, network)
+    steps = policy.num_inference_steps
+    sampling = _Sampling(policy, planner, scheduler, steps, options, policy.reset, policy.predict_action, network)
     timed = [] if wanted.deadline_ms is None else [Patch(policy, "predict_action", sampling.predict_action)]
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),

@@ -21,6 +21,8 @@ _MODULE = "lerobot.policies.diffusion.modeling_diffusion"
 class _Sampling(LeRobotSampling):
     """`DiffusionModel` has the loop, its `generate_actions` encodes and samples."""
 
+    known = (f"{_MODULE}.DiffusionPolicy",)
+
     @staticmethod
     def loop_of(policy: Any) -> Any:
         """Find the `DiffusionModel`."""
@@ -103,4 +105,4 @@ def _parts(policy: Any, processors: Any) -> LiveParts:
     )
 
 
-ADAPTER = Adapter((f"{_MODULE}.DiffusionPolicy",), _patches, _parts)
+ADAPTER = Adapter(_Sampling.known, _patches, _parts)

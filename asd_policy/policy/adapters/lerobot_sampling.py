@@ -5,11 +5,13 @@ they differ in names, and in what they are conditioned on.
 """
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from asd_policy._common.arrays import Array, Generator
+from asd_policy._common import arrays
+from asd_policy._common.arrays import Array, Device, Generator
 from asd_policy.errors import ChainError, DenoiserError
 from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
@@ -20,9 +22,9 @@ from asd_policy.policy.adapters.base import (
     LivePlanner,
     Patch,
     alone,
-    check_step,
     read_chain,
 )
+from asd_policy.policy.adapters.chunking import Chunking
 from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
@@ -37,11 +39,15 @@ class LeRobotSampling(abc.ABC):
     planner: LivePlanner
     scheduler: Any
     """The noise scheduler that the planner's chain was read from."""
+    steps: int
+    """The policy's inference steps at that time."""
     own_reset: Callable[[], None]
     """The policy's own method."""
     network: "LiveNetwork"
     """What runs the policy's network."""
 
+    known: ClassVar[tuple[str, ...]]
+    """Qualified names of the policy's classes."""
     conditional_sample: ClassVar[Callable[..., Array]]
     """Takes the place of the method of `loop_of`, and has its arguments."""
 
@@ -86,9 +92,9 @@ class LeRobotSampling(abc.ABC):
             ObservationError: The noise does not fit.
         """
         planner, loop = self.planner, self.loop_of(self.policy)
-        if loop.noise_scheduler is not self.scheduler or loop.num_inference_steps != len(planner.chain):
+        if loop.noise_scheduler is not self.scheduler or loop.num_inference_steps != self.steps:
             raise ChainError(
-                f"the policy was accelerated with another noise scheduler or {len(planner.chain)} inference "
+                f"the policy was accelerated with another noise scheduler or {self.steps} inference "
                 f"steps, it now has {loop.num_inference_steps}; accelerate it again"
             )
         _check_float32(network)
@@ -112,6 +118,11 @@ class LeRobotSampling(abc.ABC):
         owner, name = self.planning_of(self.policy)
         return getattr(type(owner), name)(owner, *given, **options)
 
+    def plan_chunk(self, batch: dict[str, Array]) -> Array:
+        """Plan for observations [B, n_obs_steps, …], as the policy's `predict_action_chunk` stacks them."""
+        owner, name = self.planning_of(self.policy)
+        return getattr(owner, name)(batch)
+
     def observe_nothing(self, robots: int) -> dict[str, Array]:
         """Make the batch that `planning_of` takes, of robots whose observations are zero."""
         config = self.policy.config
@@ -124,17 +135,51 @@ class LeRobotSampling(abc.ABC):
         like = next(self.denoiser_of(self.policy).parameters())
         return {name: like.new_zeros((robots, config.n_obs_steps, *shape)) for name, shape in shapes.items()}
 
-    def warm_up(self, robots: int = 1) -> WarmUp:
+    def warm_up(self, robots: int = 1, learn: int = 0, compare: bool = False) -> WarmUp:
         """Plan for robots whose observations are zero, encoders included; see `adapters.warm_up`.
 
         Raises:
             DenoiserError: See `LivePlanner.sample`.
             SpecError: The policy is in training mode.
         """
+        start, stats = time.perf_counter(), self.planner.stats
+        calls, points = stats.trial_calls, stats.trial_points
         batch = self.observe_nothing(robots)
+        device = batch["observation.state"].device
         owner, name = self.planning_of(self.policy)
-        with alone(self.policy, batch["observation.state"].device):
-            return self.planner.warm_up(lambda: getattr(owner, name)(batch))
+        with alone(self.policy, device):
+            warm = self.planner.warm_up(lambda: getattr(owner, name)(batch))
+            self.planner.learn(lambda: getattr(owner, name)(_at_random(batch)), learn)
+            loop_seconds = self.time_own_loop(batch, device) if compare else None
+        return replace(
+            warm,
+            calls=stats.trial_calls - calls,
+            points=stats.trial_points - points,
+            seconds=time.perf_counter() - start,
+            loop_seconds=loop_seconds,
+        )
+
+    def time_own_loop(self, batch: dict[str, Array], device: Device) -> float:
+        """Sample once in the policy's own loop, for a batch that `planning_of` takes; return its time [s]."""
+        loop, (owner, name) = self.loop_of(self.policy), self.planning_of(self.policy)
+        seconds: list[float] = []
+
+        def own_loop(*given: Any, **options: Any) -> Array:
+            arrays.synchronize(device)
+            start = time.perf_counter()
+            plans = type(loop).conditional_sample(loop, *given, **options)
+            arrays.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+            return plans
+
+        replaced = vars(loop)["conditional_sample"]
+        loop.conditional_sample = own_loop
+        try:
+            getattr(owner, name)(batch)
+        finally:
+            loop.conditional_sample = replaced
+        self.planner.stats.try_out(self.steps, self.steps * len(batch["observation.state"]))
+        return seconds[0]
 
     def reset(self) -> None:
         """Begin an episode."""
@@ -161,13 +206,12 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
     from asd_policy.policy.adapters.networks import LiveNetwork
 
     loop, denoiser = kind.loop_of(policy), kind.denoiser_of(policy)
-    chain = read_chain(loop.noise_scheduler, loop.num_inference_steps)
-    check_step(loop.noise_scheduler, chain, {})
+    chain = read_chain(loop.noise_scheduler, loop.num_inference_steps, {}, wanted.chain)
     _check_float32(denoiser)
     planner = LivePlanner(wanted.sampler, chain, module, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(denoiser, chain, policy.config.horizon)
-    sampling = kind(policy, planner, loop.noise_scheduler, policy.reset, network)
+    sampling = kind(policy, planner, loop.noise_scheduler, loop.num_inference_steps, policy.reset, network)
     timed = [] if wanted.deadline_ms is None else [Patch(*kind.planning_of(policy), sampling.plan)]
     return [
         Patch(loop, "conditional_sample", sampling.conditional_sample),
@@ -175,8 +219,19 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
+        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk),
         *timed,
     ]
+
+
+def _at_random(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Make a batch of one robot like another, whose observations are uniform in [-1, 1]; what are no floats stays."""
+    import torch  # whose policy this is
+
+    return {
+        name: 2 * torch.rand_like(values[:1]) - 1 if torch.is_floating_point(values) else values[:1]
+        for name, values in batch.items()
+    }
 
 
 def _check_float32(network: Any) -> None:

@@ -28,6 +28,8 @@ _OBJECTIVE, _FLOW = f"{_MODULE}.DiffusionObjective", f"{_MODULE}.FlowMatchingObj
 class _Sampling(LeRobotSampling):
     """The objective has the loop, and is given the network; the policy's `_generate_actions` encodes and samples."""
 
+    known = (f"{_MODULE}.MultiTaskDiTPolicy",)
+
     @staticmethod
     def loop_of(policy: Any) -> Any:
         """Find the objective."""
@@ -163,4 +165,4 @@ def _check_conditioning(policy: Any, encoder: "TaskEncoder") -> None:
     check_same(encoder.join(features.unflatten(0, (rows, steps))), theirs, "the features")
 
 
-ADAPTER = Adapter((f"{_MODULE}.MultiTaskDiTPolicy",), _patches, _parts)
+ADAPTER = Adapter(_Sampling.known, _patches, _parts)

@@ -78,6 +78,12 @@ class Experience:
         """Copy all but the latencies: those of another backend or device say nothing."""
         return replace(self.copy(), latency={}, overhead={}, pace=Pace(), _made={})
 
+    def take_up(self, known: "Experience") -> None:
+        """Begin with what another experience has learned, without its times."""
+        other = known.copy()
+        self.plans, self.responses = other.plans, other.responses
+        self.moments, self.judgements = other.moments, other.judgements
+
     def freeze(self) -> None:
         """Stop learning, with the last word on all that was learned."""
         self.learning = False

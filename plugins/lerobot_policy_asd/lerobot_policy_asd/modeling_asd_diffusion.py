@@ -10,9 +10,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from asd_policy import CheckpointError, SpecError, accelerate, warm_up
+from asd_policy import CheckpointError, SpecError, accelerate
 from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.policy.law import CHECKPOINT
+from lerobot_policy_asd import report
 from lerobot_policy_asd.configuration_asd_diffusion import AsdDiffusionConfig
+from lerobot_policy_asd.loaded import warm
 
 T = TypeVar("T", bound=PreTrainedPolicy)
 _HUB_OPTIONS = ("force_download", "resume_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
@@ -68,7 +71,8 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         if plain:
             config.fill_from(checkpoint)
         policy = super().from_pretrained(pretrained_name_or_path, config=config, **{**kwargs, "strict": True})
-        warm_up(policy)
+        plan = report.Plan(config.sampler, CHECKPOINT, "--policy.type=diffusion turns it off")
+        report.say_accelerated(policy, plan, warm(policy))
         return policy
 
     @classmethod

@@ -1,0 +1,19 @@
+"""What the running command of LeRobot's says of the work ahead."""
+
+import sys
+from pathlib import Path
+
+from lerobot.configs import parser
+from lerobot.configs.default import EvalConfig
+
+
+def robots_of_command() -> int:
+    """Count the robots that the running command plans for together: `lerobot-eval`'s environments, else one."""
+    if "eval" not in Path(sys.argv[0]).stem:
+        return 1
+    usual = EvalConfig()
+    try:
+        episodes = int(parser.parse_arg("eval.n_episodes") or usual.n_episodes)
+        return EvalConfig(episodes, int(parser.parse_arg("eval.batch_size") or 0) or usual.batch_size).batch_size
+    except ValueError:  # LeRobot says so better
+        return 1
