@@ -154,11 +154,10 @@ def test_what_a_policy_is_for() -> None:
 def test_tasks_that_are_none() -> None:
     policy = asd_policy.load_policy(make_dit(), "asd:window=1")
     for name, value in ((TOKENS, VOCABULARY), (TOKENS, 0.5), (TOKENS, -1), (ATTENTION_MASK, 2)):
-        seen = see(make_dit(), 0)
+        policy.reset()
+        seen, most = see(make_dit(), 0), 1 if name == ATTENTION_MASK else VOCABULARY - 1
         seen[name] = np.full(6, value, np.float32)
-        message = (
-            f"{name} has {value:g}, no whole number in 0 … {1 if name == ATTENTION_MASK else VOCABULARY - 1}: give"
-        )
+        message = f"{name} has {value:g}, no whole number in 0 … {most}: give"
         with pytest.raises(asd_policy.ObservationError, match=message):
             policy.select_action(seen)
     seen = see(make_dit(), 0)
