@@ -1,12 +1,14 @@
 """A `Policy` of a live `MultiTaskDiTPolicy`: its plans are LeRobot's own, on its own weights and encoders."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dit_policies import HORIZON, IMAGES, STEPS, VOCABULARY, make_dit, require_dit, task_of
+from dit_policies import HORIZON, IMAGES, STEPS, VOCABULARY, TinyText, TinyVision, make_dit, require_dit, task_of
+from test_docs import BLOCKS
 from torch import Tensor
 
 import asd_policy
@@ -16,6 +18,7 @@ from asd_policy.networks.dit import Dit
 from asd_policy.policy.observation import ATTENTION_MASK, STATE, TOKENS
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import encode_history
+from conftest import observe
 
 CPU = torch.device("cpu")
 RANGE = 4.0  # of the actions, in the environment's unit
@@ -214,3 +217,33 @@ def test_what_would_be_lost_is_refused() -> None:
     before.steps = [*before.steps, type("Scale", (type(before.steps[0]),), {"__module__": "mine"})()]
     with pytest.raises(asd_policy.SpecError, match=r"have a step mine\.Scale.* known are .*TokenizerProcessorStep"):
         asd_policy.load_policy(policy, processors=(before, after))
+
+
+def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks on multi_task_dit: LeRobot loads and we accelerate, and a task's text becomes an observation."""
+    module = require_dit()
+    monkeypatch.setattr(module, "CLIPVisionModel", TinyVision)
+    monkeypatch.setattr(module, "CLIPTextModel", TinyText)
+    make_dit().save_pretrained(tmp_path / "DIT")
+
+    class Tokenizer:
+        @staticmethod
+        def from_pretrained(name: str) -> Any:
+            assert name == "openai/clip-vit-base-patch16"
+            return Tokenizer()
+
+        def __call__(self, text: str, max_length: int, **options: Any) -> dict[str, Any]:
+            assert options == {"padding": "max_length", "truncation": True, "return_tensors": "np"}
+            ids = np.array([[ord(each) % VOCABULARY for each in text[:max_length]]])
+            return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    monkeypatch.setattr("transformers.AutoTokenizer", Tokenizer)
+    monkeypatch.chdir(tmp_path)
+    load, words = (block for block in BLOCKS if "dit" in block)
+    names: dict[str, Any] = {"asd_policy": asd_policy, "observation": {STATE: np.zeros(3, np.float32)}}
+    exec(load, names)
+    names["dit"].select_action(observe(names["dit"]))
+    planner = asd_policy.load_policy(asd_policy.restore(names["dit"]), "asd:window=4")
+    exec(words, names)
+    action = planner.select_action(names["observation"])
+    assert action.shape == (2,) and np.isfinite(action).all()
