@@ -1,21 +1,24 @@
 """A live `MultiTaskDiTPolicy`, accelerated in place: LeRobot's own numbers from one seed, and no trace after."""
 
 import copy
+import logging
 import pickle
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from dit_policies import STEPS, make_dit, require_dit
+from dit_policies import STEPS, TinyText, TinyVision, make_dit, require_dit
 from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.networks.dit import Dit
 from asd_policy.policy.adapters.networks import UnknownNetworkError, view_of
 from conftest import condition, observe, sample_plans, stats_of
+from lerobot_policy_asd import report
 
 POLICIES: dict[str, dict[str, Any]] = {
     "rope": {},
@@ -352,3 +355,33 @@ def test_training_is_not_touched() -> None:
     after.backward()
     assert torch.equal(before, after)
     assert policy.noise_predictor.output_proj.weight.grad is not None
+
+
+def saved(path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Path:
+    """A policy in a folder, and CLIP's trained weights at hand for who loads it."""
+    make_dit(**changes).save_pretrained(path)
+    monkeypatch.setattr(require_dit(), "CLIPVisionModel", TinyVision)
+    monkeypatch.setattr(require_dit(), "CLIPTextModel", TinyText)
+    return path
+
+
+def test_the_installed_plugin_accelerates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What LeRobot loads, of its own type; flow matching stays LeRobot's, and a line says so."""
+    monkeypatch.delenv("ASD_POLICY_SAMPLER", raising=False)
+    monkeypatch.setattr(report, "_loaded", [])
+    caplog.set_level(logging.INFO, "lerobot_policy_asd")
+    load = require_dit().MultiTaskDiTPolicy.from_pretrained
+    policy = load(saved(tmp_path / "ddpm", monkeypatch, cameras=1))
+    line = caplog.messages[-1]
+    assert line.startswith("multi_task_dit policy plans with asd (asd:window=") and "own loop (DDPM)" in line
+    policy.select_action(observe(policy, 2))
+    assert stats_of(policy).plans == 2
+    policy.save_pretrained(tmp_path / "again")
+    assert '"type": "multi_task_dit"' in (tmp_path / "again/config.json").read_text()
+    policy = load(saved(tmp_path / "flow", monkeypatch, objective="flow_matching"))
+    assert (
+        "runs unchanged, in LeRobot's own loop: this MultiTaskDiTPolicy has the objective flow" in caplog.messages[-1]
+    )
+    assert not hasattr(policy, "asd_stats")
