@@ -322,6 +322,16 @@ def refused(backend: Backend, reason: UnknownNetworkError) -> BackendError:
     )
 
 
+def find_dropout(network: nn.Module) -> str | None:
+    """Name a part of a network that drops out, as it does in training mode; None where none does."""
+    for name, module in network.named_modules():
+        dropout = module if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+        rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
+        if module.training and isinstance(rate, float) and rate > 0:
+            return name or "the network"
+    return None
+
+
 def _check_state(network: nn.Module) -> None:
     """Refuse what a view would not do: hooks, other dtypes, dropout."""
     if torch.nn.modules.module._has_any_global_hook():
@@ -331,10 +341,9 @@ def _check_state(network: nn.Module) -> None:
             raise UnknownNetworkError(f"{name or 'the network'} has hooks")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UnknownNetworkError(f"{name or 'the network'} is compiled")
-        dropout = module if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
-        rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
-        if module.training and isinstance(rate, float) and rate > 0:
-            raise UnknownNetworkError(f"{name or 'the network'} drops out: it is in training mode")
+    dropping = find_dropout(network)
+    if dropping is not None:
+        raise UnknownNetworkError(f"{dropping} drops out: it is in training mode")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in network.parameters()}
     if dtypes != {"float32"}:
         raise UnknownNetworkError(f"its weights are {' and '.join(sorted(dtypes)) or 'none'}, not float32")
