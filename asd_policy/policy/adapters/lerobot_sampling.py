@@ -5,6 +5,7 @@ they differ in names, and in what they are conditioned on.
 """
 
 import abc
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
     from asd_policy.policy.adapters.networks import LiveNetwork
+
+_PLAIN = "default"  # torch.compile's mode that changes nothing
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +146,8 @@ class LeRobotSampling(abc.ABC):
             DenoiserError: See `LivePlanner.sample`.
             SpecError: The policy is in training mode.
         """
+        from asd_policy.policy.adapters.networks import is_compiled
+
         start, stats = time.perf_counter(), self.planner.stats
         calls, points = stats.trial_calls, stats.trial_points
         batch = self.observe_nothing(robots)
@@ -150,6 +156,8 @@ class LeRobotSampling(abc.ABC):
         with alone(self.policy, device):
             warm = self.planner.warm_up(lambda: getattr(owner, name)(batch))
             self.planner.learn(lambda: getattr(owner, name)(_at_random(batch)), learn)
+            # A compiled network would be compiled for it, which takes minutes and is not the loop's time.
+            compare = compare and not is_compiled(self.denoiser_of(self.policy))
             loop_seconds = self.time_own_loop(batch, device) if compare else None
         return replace(
             warm,
@@ -211,6 +219,13 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
     planner = LivePlanner(wanted.sampler, chain, module, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(denoiser, chain, policy.config.horizon)
+    mode = getattr(policy.config, "compile_mode", _PLAIN)
+    if mode != _PLAIN and network.compiles(denoiser):
+        _log.info(
+            "the compiled network of this %s policy is compiled anew, for calls of any size and without mode=%r, which "
+            "is for calls of one size",
+            policy.name, mode,
+        )  # fmt: skip
     sampling = kind(policy, planner, loop.noise_scheduler, loop.num_inference_steps, policy.reset, network)
     timed = [] if wanted.deadline_ms is None else [Patch(*kind.planning_of(policy), sampling.plan)]
     return [

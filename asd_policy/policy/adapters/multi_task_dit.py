@@ -23,6 +23,8 @@ _OBJECTIVE, _FLOW = f"{_MODULE}.DiffusionObjective", f"{_MODULE}.FlowMatchingObj
 class _Sampling(LeRobotSampling):
     """The objective has the loop, and is given the network; the policy's `_generate_actions` encodes and samples."""
 
+    known = (f"{_MODULE}.MultiTaskDiTPolicy",)
+
     @staticmethod
     def loop_of(policy: Any) -> Any:
         """Find the objective."""
@@ -76,4 +78,4 @@ def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
     return sampling_patches(policy, wanted, _Sampling, policy.noise_predictor)
 
 
-ADAPTER = Adapter((f"{_MODULE}.MultiTaskDiTPolicy",), _patches)
+ADAPTER = Adapter(_Sampling.known, _patches)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.torch_compile import TorchCompile
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.dit import Dit, DitConfig, RotaryAttention, modulate
@@ -90,12 +91,14 @@ def view_of(network: Any) -> View:
     Args:
         network: A `DiffusionConditionalUnet1d` or the `DiffusionTransformer` of a `MultiTaskDiTPolicy` of LeRobot's, a
             `ConditionalUnet1D` without local conditioning of diffusion_policy's or DP3's, or a
-            `TransformerForDiffusion` of diffusion_policy's.
+            `TransformerForDiffusion` of diffusion_policy's; or what `torch.compile` made of one, which computes the
+            same.
 
     Raises:
         UnknownNetworkError: It is none of these, something in it is another one, or it is not as it was made: it has
             hooks, weights that are not float32, or drops out.
     """
+    network = compiled_from(network) or network
     names = [qualified(cls) for cls in type(network).__mro__]
     known = next((name for name in names if name in _UNETS or name in (_TRANSFORMER, _DIT)), None)
     if known is None:
@@ -115,6 +118,28 @@ def view_of(network: Any) -> View:
         raise UnknownNetworkError(f"this {type(network).__name__} is not built as one: {error}") from None
 
 
+def is_compiled(network: Any) -> bool:
+    """Tell whether `torch.compile` has made a network of another one."""
+    return qualified(type(network)) == "torch._dynamo.eval_frame.OptimizedModule"
+
+
+def compiled_from(network: Any) -> Any:
+    """Find the network that `torch.compile` was given, of one that it made; None of any other.
+
+    Raises:
+        UnknownNetworkError: It has hooks of its own, or another forward than the compiler's.
+    """
+    if not is_compiled(network):
+        return None
+    inner = network._orig_mod
+    if any(vars(network).get(hooks) for hooks in _HOOKS):
+        raise UnknownNetworkError("what torch.compile made of it has hooks")
+    forward = vars(network).get("forward")
+    if getattr(forward, "_torchdynamo_orig_callable", None) not in (inner.__call__, inner.forward):
+        raise UnknownNetworkError("what torch.compile made of it has another forward")
+    return inner
+
+
 def state_of(network: nn.Module) -> list[Any]:
     """List what a view of a network depends on beside its weights' values; another list means another view.
 
@@ -124,7 +149,7 @@ def state_of(network: nn.Module) -> list[Any]:
     state: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
     for module in network.modules():
         hooks = any(vars(module).get(name) for name in _HOOKS)
-        state.append((id(module), module.training, hooks, "forward" in vars(module)))
+        state.append((id(module), module.training, hooks, id(vars(module).get("forward"))))
         for each in (*module._parameters.values(), *module._buffers.values()):
             if each is not None:
                 state.append((id(each), each.data_ptr(), 0 if each.is_inference() else each._version, each.dtype))
@@ -161,22 +186,35 @@ class LiveNetwork:
     """A live network as a backend runs it, for the plans of a policy that is accelerated in place.
 
     Before each plan it looks at the network: what changed since is followed on torch-eager, and refused where a
-    backend made something of the network that takes long to make.
+    backend that somebody asked for made something of the network that takes long to make.
     """
 
     def __init__(self, backend: Backend | None) -> None:
-        """Run networks on a backend; None for torch-eager where the architecture is known, else their own forward."""
+        """Run networks on a backend.
+
+        Args:
+            backend: None for torch-eager where the architecture is known, or torch-compile where `torch.compile` has
+                made the network; for the networks' own forward elsewhere.
+        """
         self.backend = backend
+        self._runs: Backend = backend or TorchEager()  # what was prepared last
         self._made: tuple[Any, ...] | None = None  # the state, the job and what was prepared for them
 
     def __getstate__(self) -> dict[str, Any]:
         """Give a copy no more than the backend: what was prepared is of this network."""
-        return {"backend": self.backend, "_made": None}
+        return {"backend": self.backend, "_runs": self._runs, "_made": None}
 
     @property
     def spec(self) -> str:
         """Spec of the backend that runs what is prepared."""
-        return (self.backend or TorchEager()).spec
+        return self._runs.spec
+
+    def compiles(self, network: Any) -> bool:
+        """Tell whether torch-compile will run a network, because `torch.compile` has made it."""
+        try:
+            return self.backend is None and compiled_from(network) is not None and bool(view_of(network))
+        except UnknownNetworkError:
+            return False
 
     def prepare_ahead(self, network: Any, chain: GaussianChain, horizon: int) -> None:
         """Prepare a network before its first plan, where its architecture is known.
@@ -194,6 +232,8 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return
+        if self.backend is None and compiled_from(network) is not None:
+            return  # a warm-up compiles, once the weights are loaded
         config, device = view.config, next(network.parameters()).device
         if isinstance(config, TransformerConfig):
             job = Job(chain, (horizon, config.input_dim), config.n_obs_steps * config.cond_dim, device)
@@ -236,7 +276,9 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return None
-        return (self.backend or TorchEager()).prepare(view, job)
+        if self.backend is None:
+            self._runs = TorchEager() if compiled_from(network) is None else TorchCompile()
+        return self._runs.prepare(view, job)
 
     def _check(self, reason: UnknownNetworkError) -> None:
         """Refuse a network of unknown architecture where the backend is not torch-eager."""
