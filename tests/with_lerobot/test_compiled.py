@@ -60,7 +60,6 @@ def test_it_is_compiled_once_and_plans_stay(
         asd_policy.accelerate(compiled, SPEC)
     assert caplog.text.count("is compiled anew, for calls of any size and without mode='reduce-overhead'") == 1
     asd_policy.accelerate(plain, SPEC)
-    torch._dynamo.reset()
     counters.clear()
     asd_policy.warm_up(compiled, compare=True)
     assert counters["stats"]["unique_graphs"] == 2  # one point, and any other number
@@ -69,7 +68,7 @@ def test_it_is_compiled_once_and_plans_stay(
     for new, old in zip(drive(compiled, 33), drive(plain, 33), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-4)
     assert counters["stats"]["unique_graphs"] == 0
-    assert counters["frames"]["total"] <= 1  # LeRobot's wrapper, which sees nothing
+    assert counters["frames"]["total"] == 0  # looking at one takes a tenth of a second
     assert stats_of(compiled).plans == 5
 
 
@@ -86,7 +85,7 @@ def test_a_policy_that_is_wrapped_before_it_is_known(plain: DiffusionPolicy) -> 
         torch.manual_seed(delay)
         plain.reset()
         torch.testing.assert_close(new[:, :delay], left[None, :delay])
-    assert counters["stats"]["unique_graphs"] == 0
+    assert counters["stats"]["unique_graphs"] == counters["frames"]["total"] == 0
 
 
 def test_what_is_asked_for_runs_it(compiled: DiffusionPolicy, plain: DiffusionPolicy) -> None:

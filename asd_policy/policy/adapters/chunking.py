@@ -55,6 +55,7 @@ class Chunking:
             check_own(policy, known, _OWN)
         except SpecError:
             return []
+        arrays.leave_alone(cls.predict_action_chunk, cls._answer)  # lerobot-rollout gives it to torch.compile
         chunking = cls(policy, planner, plan)
         return [
             Patch(policy, "supports_rtc", chunking.supports_rtc),
@@ -65,7 +66,6 @@ class Chunking:
         """Tell LeRobot that `predict_action_chunk` takes committed actions."""
         return True
 
-    @arrays.uncompiled
     def predict_action_chunk(
         self,
         batch: dict[str, Array],
@@ -93,6 +93,17 @@ class Chunking:
             ObservationError: A feature is missing, or its shape is another one.
             SpecError: The delay is negative, or what is left are no actions, or not finite.
         """
+        return self._answer(batch, given, options, inference_delay, prev_chunk_left_over)
+
+    @arrays.uncompiled
+    def _answer(
+        self,
+        batch: dict[str, Array],
+        given: tuple[Any, ...],
+        options: dict[str, Any],
+        inference_delay: int | None,
+        prev_chunk_left_over: Array | None,
+    ) -> Array:
         if inference_delay is None and prev_chunk_left_over is None:
             return self.own(batch, *given, **options)
         if given or options:
