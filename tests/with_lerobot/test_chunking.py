@@ -32,7 +32,8 @@ class Rtc:
 def chunk(policy: DiffusionPolicy, left: Tensor | None, delay: int, batch: int = 1, seed: int = 0) -> Tensor:
     """Ask for a plan as LeRobot's engine does."""
     plan: Any = policy.predict_action_chunk
-    return plan(observe(policy, batch, seed), inference_delay=delay, prev_chunk_left_over=left)
+    given = {"next.reward": 0.0, "info": {}, **observe(policy, batch, seed)}  # what its processors add
+    return plan(given, inference_delay=delay, prev_chunk_left_over=left)
 
 
 def padded(left: Tensor, length: int = 10) -> Tensor:

@@ -9,13 +9,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
 import torch
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from torch import Tensor
 
 from conftest import STATE, make_config
 from lerobot_policy_asd.settings import BACKEND, CHAIN, SAMPLER
@@ -23,8 +26,9 @@ from lerobot_policy_asd.settings import BACKEND, CHAIN, SAMPLER
 pytest.importorskip("lerobot.rollout", reason="lerobot before 0.6 has no lerobot-rollout")
 
 CAMERA, PIXELS, FPS, EXECUTED = "observation.images.front", 32, 20, 8
-PLUGIN = ["--policy.path={folder}"]
-OWN_TYPE = ["--policy.type=asd_diffusion", "--policy.pretrained_path={folder}"]
+DOCUMENT = (Path(__file__).parents[2] / "docs/guide/lerobot.md").read_text()
+PLAIN, COMPILED, CHUNKED = re.findall(r"^lerobot-rollout (.*)$", DOCUMENT, re.MULTILINE)
+"""The document's commands: at a rate, with torch.compile, with real-time chunking."""
 
 
 def save(policy: Any, path: Path) -> Path:
@@ -77,8 +81,8 @@ class Run:
         return int(found[1])
 
 
-def command(folder: Path, policy: list[str], *options: str) -> subprocess.Popen[str]:
-    """Start it."""
+def command(folder: Path, line: str, **changes: str) -> subprocess.Popen[str]:
+    """Start a command of the document's, for the fake robot."""
     place = folder.parent
     offline = {
         **os.environ,
@@ -86,18 +90,18 @@ def command(folder: Path, policy: list[str], *options: str) -> subprocess.Popen[
         "HF_LEROBOT_HOME": str(place / "home"),
         "TORCH_LOGS": "recompiles",
     }
-    words = [
-        str(Path(sys.executable).with_name("lerobot-rollout")),
-        *(word.format(folder=folder) for word in policy),
-        "--policy.device=cpu",
-        "--robot.type=fake",
-        f"--robot.record={place / 'events'}",
-        f"--robot.pixels={PIXELS}",
-        f"--fps={FPS}",
-        "--duration=2",
-        "--return_to_initial_position=false",
-        *options,
-    ]
+    options = dict(word.split("=", 1) for word in line.replace("=PATH", f"={folder}").split())
+    assert options.pop("--robot.port")
+    options |= {
+        "--robot.type": "fake",
+        "--robot.record": str(place / "events"),
+        "--robot.pixels": str(PIXELS),
+        "--fps": str(FPS),
+        "--duration": "2",
+        "--return_to_initial_position": "false",
+        **{f"--{name}": value for name, value in changes.items()},
+    }
+    words = [str(Path(sys.executable).with_name("lerobot-rollout")), *map("=".join, options.items())]
     return subprocess.Popen(words, cwd=place, env=offline, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -115,44 +119,92 @@ def check_end(run: Run) -> None:
     assert run.events[-1]["event"] == "disconnect"
 
 
-@pytest.mark.parametrize("policy", [PLUGIN, OWN_TYPE], ids=["installed", "asd_diffusion"])
-def test_at_a_rate(robot_folder: Path, policy: list[str]) -> None:
-    """A plan for every eight control steps, none of them waited for its network to be tried."""
-    run = finish(command(robot_folder, policy), robot_folder)
+def test_at_a_rate(robot_folder: Path) -> None:
+    """A plan for every eight control steps; the network is tried before the robot is connected."""
+    run = finish(command(robot_folder, PLAIN), robot_folder)
     assert run.code == 0, run.log
     check_end(run)
-    assert " policy plans with asd (asd:window=" in run.log, run.log
-    assert FPS <= len(run.actions) <= 2 * FPS + 1  # fewer on a machine that is slow, more never
+    assert run.log.index(" policy plans with asd (asd:window=") < run.log.index("Connecting robot")
+    assert EXECUTED < len(run.actions) <= 2 * FPS + 1  # as many as the machine makes in time, never more
     assert run.plans == -(-len(run.actions) // EXECUTED)
     assert all(abs(value) < 150 for each in run.actions for value in each["values"])
-    assert run.log.index("policy plans with asd") < run.log.index("Connecting robot")
 
 
 def test_compiled(robot_folder: Path) -> None:
     """All is compiled before the robot is connected; nothing is again."""
-    run = finish(command(robot_folder, OWN_TYPE, "--use_torch_compile=true"), robot_folder, 600)
+    run = finish(command(robot_folder, COMPILED), robot_folder, 600)
     assert run.code == 0, run.log
     check_end(run)
     assert "without mode='reduce-overhead'" in run.log
+    assert "torch.compile configured for predict_action_chunk" in run.log
     assert run.plans == -(-len(run.actions) // EXECUTED)
     assert "Recompiling" not in run.log[run.log.index("Connecting robot") :]
 
 
-@pytest.mark.parametrize("policy", [PLUGIN, OWN_TYPE], ids=["installed", "asd_diffusion"])
-def test_real_time_chunking(robot_folder: Path, policy: list[str]) -> None:
-    run = finish(command(robot_folder, policy, "--inference.type=rtc"), robot_folder)
+def test_real_time_chunking(robot_folder: Path) -> None:
+    run = finish(command(robot_folder, CHUNKED), robot_folder)
     assert run.code == 0, run.log
     check_end(run)
     assert "RTC inference error" not in run.log
     assert "did not join" not in run.log
-    assert FPS / 2 <= len(run.actions) <= 2 * FPS + 1
+    assert EXECUTED < len(run.actions) <= 2 * FPS + 1
     assert run.plans > 2
     assert run.log.count("it stands for all 2 (n_obs_steps)") == 1
 
 
+def test_the_robot_goes_on_as_it_was_bound_to(
+    robot_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot's threads, with plans that take two control steps, and a reset from the other thread in between."""
+    from lerobot.rollout import RolloutConfig, build_rollout_context, create_strategy
+    from lerobot.rollout.inference.factory import RTCInferenceConfig
+    from lerobot_robot_fake import FakeConfig
+
+    monkeypatch.setattr(sys, "argv", ["lerobot-rollout"])
+    policy_config: Any = PreTrainedConfig.from_pretrained(robot_folder)
+    policy_config.pretrained_path = robot_folder
+    policy_config.n_action_steps = 15  # all that a plan has
+    robot = FakeConfig(record=tmp_path / "events", calibration_dir=tmp_path)
+    inference = RTCInferenceConfig(queue_threshold=6)
+    run: dict[str, Any] = {"fps": FPS, "duration": 4, "device": "cpu", "return_to_initial_position": False}
+    config = RolloutConfig(robot=robot, policy=policy_config, inference=inference, **run)
+    context = build_rollout_context(config, Event())
+    policy: Any = context.policy.policy
+    own, asked = policy.predict_action_chunk, list[tuple[int, Tensor | None, Tensor]]()
+    times: list[float] = []
+
+    def plan(batch: dict[str, Tensor], **given: Any) -> Tensor:
+        time.sleep(1.5 / FPS)
+        times.append(time.monotonic())
+        actions = own(batch, **given)
+        asked.append((given["inference_delay"], given["prev_chunk_left_over"], actions))
+        return actions
+
+    policy.predict_action_chunk = plan
+    strategy = create_strategy(config.strategy)
+    strategy.setup(context)
+    reset, reset_at = Timer(2, context.policy.inference.reset), time.monotonic() + 2
+    reset.start()
+    strategy.run(context)
+    reset.join()
+    strategy.teardown(context)
+    assert not context.policy.inference.failed
+    given = 0
+    for delay, left, actions in asked:
+        assert not actions.requires_grad
+        if left is not None:
+            count = min(delay, int((left != 0).any(-1).sum()))
+            assert torch.equal(actions[0, :count], left[:count])
+            given += count
+    assert given > 0
+    assert asked[0][1] is None
+    assert times[-1] > reset_at  # it plans on
+    assert len(asked) == policy.asd_stats.plans
+
+
 def test_interrupted(robot_folder: Path) -> None:
     """By Ctrl-C; what plans cost is said at the end as ever."""
-    process = command(robot_folder, PLUGIN, "--duration=600")
+    process = command(robot_folder, PLAIN, duration="600")
     events, deadline = robot_folder.parent / "events", time.monotonic() + 200
     while not (events.exists() and '"act"' in events.read_text()):
         assert process.poll() is None
@@ -169,8 +221,8 @@ def test_interrupted(robot_folder: Path) -> None:
 @pytest.mark.parametrize("inference", ["sync", "rtc"])
 def test_a_plan_that_fails(robot_folder: Path, inference: str) -> None:
     """Its inputs are NaN from some observation on: the robot is let go, and the message says what is wrong."""
-    options = (f"--inference.type={inference}", "--robot.broken_at=20", "--duration=60")
-    run = finish(command(robot_folder, PLUGIN, *options), robot_folder, 120)
+    changes = {"inference.type": inference, "robot.broken_at": "20", "duration": "60"}
+    run = finish(command(robot_folder, PLAIN, **changes), robot_folder, 120)
     check_end(run)
     print(run.log)
     assert all(value == value for each in run.actions for value in each["values"])

@@ -110,7 +110,7 @@ class Chunking:
             more = ", ".join(options) or f"{len(given)} more argument{'s'[: len(given) > 1]}"
             raise SpecError(f"predict_action_chunk takes {more} only without committed actions")
         seen = self._observe(batch)
-        rows = len(next(iter(seen.values())))
+        rows = len(seen[next(iter(self.policy.config.input_features))])  # LeRobot's batch has more than observations
         rtc = getattr(self.policy.config, "rtc_config", None)
         if prev_chunk_left_over is None or (rtc is not None and not rtc.enabled):
             prev_chunk_left_over = None  # without real-time chunking LeRobot's queue appends plans to one another
