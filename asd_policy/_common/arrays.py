@@ -233,8 +233,9 @@ def leave_alone(*functions: Callable[..., Any]) -> None:
     """
     compiler: Any = sys.modules.get("torch._dynamo.decorators")
     skip = getattr(compiler, "skip", None)
-    for each in (*functions, _Uncompiled.__get__) if skip else ():
-        skip(each)
+    if skip is not None:
+        for each in (*functions, _Uncompiled.__get__):
+            skip(each)
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:

@@ -211,9 +211,14 @@ def test_lerobot_asks_and_is_answered(policy: DiffusionPolicy, caplog: pytest.Lo
     names = set(vars(policy))
     asd_policy.accelerate(policy, "asd:window=6")
     assert supports(policy)
+    stats = stats_of(policy)
+    assert (stats.plans, stats.last) == (0, None)
     with caplog.at_level("INFO", "asd_policy"):
-        for _ in range(2):
-            chunk(policy, None, 0)
+        chunk(policy, torch.rand(10, 2), 3)
+        assert stats.last is not None
+        assert stats.last.trial_calls == 0  # it was warm
+        chunk(policy, None, 0)
+    assert stats.plans == 2
     assert caplog.text.count("it stands for all 2 (n_obs_steps)") == 1
     asd_policy.restore(policy)
     assert not supports(policy)

@@ -234,7 +234,7 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
-        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk),
+        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk, sampling.observe_nothing),
         *timed,
     ]
 
