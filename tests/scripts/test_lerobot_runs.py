@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
-from lerobot_runs import Options, Run, latency_rows, lines_said, policy_rows, reward_rows, rollout_rows  # noqa: E402
+from lerobot_runs import Options, Policy, Run, latency_rows, lines_said, policy_rows, reward_rows, rollout_rows  # noqa: E402
 from lerobot_timed import Stopwatch  # noqa: E402
 
 SAID = "INFO 2026-11-29 18:33:25 sd/report.py:46 diffusion policy plans with asd … where LeRobot's DDPM loop takes 1 ms"
@@ -41,7 +41,14 @@ def options(tmp_path: Path) -> Options:
     for name in ("rewards{}", "latency{}-0", "latency{}-1", "rollout{}-0", "rollout{}-1"):
         write_run(out / "mine" / name.format("-off"), [True, False, True, True], off)
         write_run(out / "mine" / name.format("-on"), [True, True, True, True], on)
-    return Options(policies=(policy,), out=out, turns=2)
+    return Options(policies=(str(policy),), out=out, turns=2)
+
+
+def test_a_changed_field(options: Options) -> None:
+    policy = Policy(f"{options.policies[0]},n_action_steps=8")
+    assert (policy.name, policy.config["n_action_steps"], policy.has_camera) == ("mine,n_action_steps=8", 8, True)
+    assert policy.words == [f"--policy.path={options.policies[0]}", "--policy.n_action_steps=8"]
+    assert Policy("here").name == "here"
 
 
 def cells(row: str) -> list[str]:
