@@ -207,8 +207,8 @@ def interval(low: float, high: float, digits: int) -> str:
 
 def reward_rows(options: Options) -> Iterator[str]:
     """Evaluate, and yield a table of success, rewards and their differences."""
-    yield "| policy | `ASD_POLICY_SAMPLER` | success % | largest reward | sum of rewards | plans | rounds of a plan |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| policy | `ASD_POLICY_SAMPLER` | episodes | success % | largest reward | sum of rewards | plans | rounds of a plan |"
+    yield "|---|---|---|---|---|---|---|---|"
     for policy in options.chosen:
         runs = {
             sampler: evaluate(options, policy, sampler, options.episodes, options.batch, f"rewards-{name}")
@@ -217,12 +217,15 @@ def reward_rows(options: Options) -> Iterator[str]:
         for sampler, run in runs.items():
             successes = [bool(each) for each in run.metrics["successes"]]
             low, high = wilson(sum(successes), len(successes))
-            cells = [f"{100 * statistics.mean(successes):.0f} {interval(100 * low, 100 * high, 0)}"]
+            cells = [
+                str(len(successes)),
+                f"{100 * statistics.mean(successes):.0f} {interval(100 * low, 100 * high, 0)}",
+            ]
             for name, digits in (("max_rewards", 3), ("sum_rewards", 1)):
                 cells.append(f"{statistics.mean(run.metrics[name]):.{digits}f} {_mean(run.metrics[name], digits)}")
             calls = len(run.times["plans_s"])
             yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} | {calls} | {run.rounds} |"
-        yield f"| | difference | {' | '.join(_differences(runs[options.sampler], runs[OFF]))} | | |"
+        yield f"| | difference | | {' | '.join(_differences(runs[options.sampler], runs[OFF]))} | | |"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

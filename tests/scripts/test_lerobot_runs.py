@@ -58,10 +58,10 @@ def cells(row: str) -> list[str]:
 def test_the_tables(options: Options) -> None:
     assert cells(list(policy_rows(options))[2]) == ["`mine`", "state, image", "64 / 32", "100", "2.7", "8000 steps"]
     off, on, difference = map(cells, list(reward_rows(options))[2:])
-    assert off[:3] == ["`mine`", "`off`", "75 [30, 95]"] and on[:3] == ["`mine`", "`asd`", "100 [51, 100]"]
-    assert (off[3].split()[0], off[4].split()[0], off[5:]) == ("0.875", "8.8", ["3", "–"])
-    assert on[3:] == ["1.000 [1.000, 1.000]", "10.0 [10.0, 10.0]", "3", "20.0"]
-    assert [each.split()[0] for each in difference[2:5]] == ["+25", "+0.125", "+1.2"]
+    assert off[:4] == ["`mine`", "`off`", "4", "75 [30, 95]"] and on[:4] == ["`mine`", "`asd`", "4", "100 [51, 100]"]
+    assert (off[4].split()[0], off[5].split()[0], off[6:]) == ("0.875", "8.8", ["3", "–"])
+    assert on[4:] == ["1.000 [1.000, 1.000]", "10.0 [10.0, 10.0]", "3", "20.0"]
+    assert [each.split()[0] for each in difference[3:6]] == ["+25", "+0.125", "+1.2"]
     off, on = map(cells, list(latency_rows(options))[2:])
     assert off == ["`mine`", "`off`", "0.5; 0.5", "300, 300", "100 / 100", "4", "", "–"]
     assert on[:6] == ["`mine`", "`asd`", "2.0; 2.0", "60, 60", "50 / 60", "4"]
