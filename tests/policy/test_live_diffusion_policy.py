@@ -283,6 +283,19 @@ def test_changes_after_acceleration_are_named() -> None:
         policy.predict_action(observation())
 
 
+def test_ddim_in_the_chain_of_training() -> None:
+    """In place: the policy's own loop with a DDPM scheduler of the same betas."""
+
+    def plan(policy: StandIn) -> Tensor:
+        torch.manual_seed(1)
+        return policy.predict_action(observation())
+
+    expected = plan(make())
+    policy = make(noise_scheduler=DDIMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2"), steps=10)
+    asd_policy.accelerate(policy, "asd:window=1", chain="trained")
+    torch.testing.assert_close(plan(policy), expected, rtol=0, atol=1e-5)
+
+
 def test_two_kinds_of_conditioning_are_refused() -> None:
     policy = asd_policy.accelerate(make(), "asd:window=4")
     data = torch.zeros(1, HORIZON, ACTION_DIM)

@@ -12,6 +12,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
 from asd_policy.policy.adapters.base import AsdStats
+from asd_policy.samplers.asd.experience import Experience
 
 STATE, ENVIRONMENT_STATE, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 STEPS = 12
@@ -86,6 +87,11 @@ def stats_of(policy: DiffusionPolicy) -> AsdStats:
     stats = policy.asd_stats
     assert isinstance(stats, AsdStats)
     return stats
+
+
+def experience_of(policy: DiffusionPolicy) -> Experience:
+    """What an accelerated policy's planner has learned."""
+    return vars(policy.diffusion)["conditional_sample"].__self__.planner.experience
 
 
 def unet_of(policy: DiffusionPolicy) -> Any:

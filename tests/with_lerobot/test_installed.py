@@ -21,8 +21,8 @@ from torch import Tensor
 
 import asd_policy
 from asd_policy.policy.adapters import is_accelerated
-from conftest import ENVIRONMENT_STATE, STATE, STEPS, make_config, observe, stats_of
-from lerobot_policy_asd import hook, report
+from conftest import ENVIRONMENT_STATE, STATE, STEPS, experience_of, make_config, observe, stats_of
+from lerobot_policy_asd import hook, loaded, report
 from lerobot_policy_asd.settings import BACKEND, CHAIN, OFF, SAMPLER
 
 
@@ -198,6 +198,15 @@ def test_missing_tensors(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
         load(folder)
 
 
+def test_without_graphs_on_cuda_it_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are the default there, and what they cannot record is planned without."""
+    monkeypatch.setattr(loaded, "_is_on_cuda", lambda _: True)
+    assert is_accelerated(load(folder))
+    assert ", without CUDA graphs (BackendError: torch-cuda-graph needs a CUDA GPU" in lines(caplog)[-1]
+
+
 REFUSED = {
     (SAMPLER, "fast"): "ASD_POLICY_SAMPLER=fast: no sampler 'fast'.*ASD_POLICY_SAMPLER=off is LeRobot's own loop",
     (SAMPLER, "asd:widow=3"): "ASD_POLICY_SAMPLER=asd:widow=3: no option 'widow'",
@@ -288,8 +297,7 @@ def test_the_next_process_recalls_it(folder: Path, timed: list[int]) -> None:
     again = load(folder)
     assert not timed
     assert stats_of(again).trial_calls < taught
-    planner = vars(again.diffusion)["conditional_sample"].__self__.planner
-    assert planner.experience.plans == 16  # the sixteen of the warm-up
+    assert experience_of(again).plans == 16  # the sixteen of the warm-up
 
 
 def test_the_robots_of_an_evaluation_are_expected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

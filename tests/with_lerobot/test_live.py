@@ -22,7 +22,7 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness import checks as exactness
 from asd_policy.evaluation.exactness import law, mutants
 from asd_policy.samplers.asd.sampler import Asd
-from conftest import STEPS, condition, make_config, make_policy, observe, stats_of, unet_of
+from conftest import STEPS, condition, experience_of, make_config, make_policy, observe, stats_of, unet_of
 
 EVENT = (16, 2)
 
@@ -333,7 +333,7 @@ def test_refusals(state_policy: DiffusionPolicy) -> None:
         asd_policy.accelerate(state_policy, "asd:window=13")
     model = state_policy.diffusion
     model.noise_scheduler = DDIMScheduler.from_config(model.noise_scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]  # its stub
-    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*load_policy.*'trained'"):
+    with pytest.raises(asd_policy.ChainError, match="DDIMScheduler with eta=0.*accelerate.*chain='trained'"):
         asd_policy.accelerate(state_policy)
     assert set(vars(state_policy)) == names
     with pytest.raises(
@@ -447,6 +447,48 @@ def test_after_a_warm_up_no_plan_is_held_up(policy: DiffusionPolicy) -> None:
     assert len(calls) == max(stats.last.rounds)
     with pytest.raises(asd_policy.SpecError, match="is in training mode: call .eval"):
         asd_policy.warm_up(policy.train())
+
+
+def test_a_warm_up_learns_from_a_noise_of_its_own(state_policy: DiffusionPolicy) -> None:
+    """Random numbers stay as they are, all calls are counted, and the law of what follows is the chain's."""
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    calls: list[int] = []
+    unet = unet_of(state_policy)
+    unet.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    state = torch.get_rng_state()
+    warm = asd_policy.warm_up(state_policy, learn=16, compare=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (warm.calls, warm.points) == (len(calls), sum(calls))
+    assert (stats_of(state_policy).trial_calls, stats_of(state_policy).plans) == (len(calls), 0)
+    assert warm.loop_seconds is not None and warm.loop_seconds > 0
+    learned = experience_of(state_policy)
+    assert learned.plans == learned.responses == 16
+    chain = GaussianChain.from_scheduler(state_policy.diffusion.noise_scheduler)
+    checks = residual_checks(state_policy, chain, condition(state_policy).expand(512, -1))
+    assert exactness.bonferroni(checks, 0.01).holds
+    taught = learned.moments["cross"].clone()
+    again = make_policy("state")
+    asd_policy.warm_up(asd_policy.accelerate(again, "asd:window=6"), learn=16)
+    kept = experience_of(again)
+    assert kept.plans == 16 and not torch.equal(kept.moments["cross"], taught)  # not what the plans since have taught
+
+
+def test_ddim_in_the_chain_of_training(state_policy: DiffusionPolicy) -> None:
+    """In place: LeRobot's own DDPM loop on the same weights, whatever of its steps DDIM takes."""
+    cond = condition(state_policy)
+    expected = state_policy.diffusion.conditional_sample(1, cond, seeded(5))
+    model = state_policy.diffusion
+    model.noise_scheduler = DDIMScheduler.from_config(model.noise_scheduler.config)  # pyright: ignore[reportAttributeAccessIssue]  # its stub
+    model.num_inference_steps = 4
+    asd_policy.accelerate(state_policy, "asd:window=1", chain="trained")
+    plan = model.conditional_sample(1, cond, seeded(5))
+    torch.testing.assert_close(plan, expected, rtol=0, atol=1e-5)
+    assert stats_of(state_policy).steps == STEPS
+    model.num_inference_steps = 5
+    with pytest.raises(asd_policy.ChainError, match="accelerated with another noise scheduler or 4 inference steps"):
+        model.conditional_sample(1, cond)
+    with pytest.raises(asd_policy.SpecError, match="chain 'traned' is not one of checkpoint, trained"):
+        asd_policy.accelerate(state_policy, "asd", chain="traned")
 
 
 def test_the_compiler_stays_out_of_the_sampler(state_policy: DiffusionPolicy) -> None:

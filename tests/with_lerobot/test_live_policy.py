@@ -115,7 +115,7 @@ def test_ddim_plans_its_own_plan_or_the_trained_chain() -> None:
     trained = asd_policy.load_policy(policy, "asd:window=4", chain="trained")
     assert trained.steps == STEPS
     assert max(trained.plan(seen).stats.rounds) < STEPS
-    with pytest.raises(asd_policy.ChainError, match=r"in place; asd_policy.load_policy\(policy, chain='trained'\)"):
+    with pytest.raises(asd_policy.ChainError, match=r"in place; asd_policy.accelerate\(policy, chain='trained'\)"):
         asd_policy.accelerate(policy)
 
 

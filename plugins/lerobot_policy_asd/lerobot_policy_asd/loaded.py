@@ -111,28 +111,29 @@ def _accelerate(policy: Any, settings: Settings) -> str | None:
     Raises:
         AsdError: What the user has asked for does not fit, and without it the policy would.
     """
-    device = next(policy.parameters()).device
-    backend, note = settings.backend, ""
+    note = _left_out(policy.config, settings)
     try:
-        if backend is None and device.type == "cuda":
+        if settings.backend is None and _is_on_cuda(policy):
             try:
-                warm_ups = _warm(policy, settings, backend := _FAST_ON_CUDA)
+                warm_ups = _warm(policy, settings, _FAST_ON_CUDA)
             except Exception as error:  # whatever it is, the same plans are to be had without graphs
-                backend, note = None, f", without CUDA graphs ({_line(error)})"
                 warm_ups = _warm(policy, settings, None)
+                note += f", without CUDA graphs ({_line(error)})"
         else:
-            warm_ups = _warm(policy, settings, backend)
+            warm_ups = _warm(policy, settings, settings.backend)
     except AsdError as error:
         if settings.asked and _fits_without(policy, settings):
             raise
         return str(error)
     except Exception as error:  # LeRobot's internals may be others than those known here
         return f"{_line(error)} (tested with LeRobot {TESTED}, this is {lerobot.__version__})"
-    plan = report.Plan(
-        settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", _left_out(policy.config, settings) + note
-    )
+    plan = report.Plan(settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", note)
     report.say_accelerated(policy, plan, warm_ups)
     return None
+
+
+def _is_on_cuda(policy: Any) -> bool:
+    return next(policy.parameters()).is_cuda
 
 
 def _warm(policy: Any, settings: Settings, backend: str | None) -> dict[int, WarmUp]:
