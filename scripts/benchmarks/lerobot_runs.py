@@ -42,8 +42,9 @@ class Options:
     as in runs/gym-pusht-64,n_action_steps=8."""
     out: Path
     """Folder for the runs."""
-    sampler: str = "asd"
-    """ASD_POLICY_SAMPLER of the runs with the plugin."""
+    settings: tuple[str, ...] = ("asd",)
+    """Values of ASD_POLICY_SAMPLER for the runs with the plugin; one of ASD_POLICY_BACKEND may follow, as in
+    asd@onnx."""
     parts: tuple[Literal["rewards", "latency", "rollout"], ...] = ("rewards", "latency", "rollout")
     """What to measure: latency and rollout are to be taken on a machine that does nothing else."""
     episodes: int = 50
@@ -141,7 +142,7 @@ class Run:
         return f"{self.times['rounds'] / plans:.1f}" if plans else "–"
 
 
-def run_command(options: Options, policy: Policy, sampler: str, command: str, words: list[str], folder: Path) -> Run:
+def run_command(options: Options, policy: Policy, setting: str, command: str, words: list[str], folder: Path) -> Run:
     """Run a command of LeRobot's, unless it has been; what the plugin keeps is kept for each policy alone.
 
     Raises:
@@ -152,37 +153,39 @@ def run_command(options: Options, policy: Policy, sampler: str, command: str, wo
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), command, *policy.words, *words]
-    own = {"ASD_POLICY_SAMPLER": sampler, "ASD_POLICY_CACHE": str(options.out / policy.name / "cache")}
+    spec, _, backend = setting.partition("@")
+    own = {"ASD_POLICY_SAMPLER": spec, "ASD_POLICY_BACKEND": backend}
+    own["ASD_POLICY_CACHE"] = str(options.out / policy.name / "cache")
     offline = {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(words, env={**os.environ, **own, **offline}, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         program = command.replace("_", "-")
-        raise SystemExit(f"{program} of {policy.spec} with {sampler} has failed: see {folder / 'log.txt'}")
+        raise SystemExit(f"{program} of {policy.spec} with {setting} has failed: see {folder / 'log.txt'}")
     run = Run(folder)
-    if sampler != OFF and "plans" not in run.times:
+    if setting != OFF and "plans" not in run.times:
         (folder / "times.json").unlink()
         raise SystemExit(f"{policy.spec} was not accelerated: {' '.join(run.said) or 'the plugin says nothing'}")
     return run
 
 
-def evaluate(options: Options, policy: Policy, sampler: str, episodes: int, batch: int, name: str) -> Run:
+def evaluate(options: Options, policy: Policy, setting: str, episodes: int, batch: int, name: str) -> Run:
     """Run lerobot-eval once."""
     observed = "pixels_agent_pos" if policy.has_camera else "environment_state_agent_pos"
     folder = options.out / policy.name / name
     words = ["--policy.device=cpu", "--env.type=pusht", f"--env.obs_type={observed}", f"--seed={options.seed}"]
     words += [f"--eval.n_episodes={episodes}", f"--eval.batch_size={batch}", "--eval.use_async_envs=false"]
-    return run_command(options, policy, sampler, "lerobot_eval", [*words, f"--output_dir={folder / 'eval'}"], folder)
+    return run_command(options, policy, setting, "lerobot_eval", [*words, f"--output_dir={folder / 'eval'}"], folder)
 
 
-def roll_out(options: Options, policy: Policy, sampler: str, turn: int) -> Run:
+def roll_out(options: Options, policy: Policy, setting: str, turn: int) -> Run:
     """Run lerobot-rollout once, on gym-pusht as a robot."""
-    folder = options.out / policy.name / name_run("rollout", options, sampler, turn)
+    folder = options.out / policy.name / name_run("rollout", setting, turn)
     words = ["--policy.device=cpu", "--robot.type=pusht", f"--robot.record={folder / 'robot.jsonl'}"]
     words += [f"--robot.seed={options.seed + turn}", f"--fps={FPS}", f"--duration={options.seconds}"]
     words += ["--strategy.type=base", "--return_to_initial_position=false", "--play_sounds=false"]
     words += ['--rename_map={"observation.images.front": "observation.image"}']
-    return run_command(options, policy, sampler, "lerobot_rollout", words, folder)
+    return run_command(options, policy, setting, "lerobot_rollout", words, folder)
 
 
 def policy_rows(options: Options) -> Iterator[str]:
@@ -207,14 +210,14 @@ def interval(low: float, high: float, digits: int) -> str:
 
 def reward_rows(options: Options) -> Iterator[str]:
     """Evaluate, and yield a table of success, rewards and their differences."""
-    yield "| policy | `ASD_POLICY_SAMPLER` | episodes | success % | largest reward | sum of rewards | plans | rounds of a plan |"
+    yield "| policy | plugin | episodes | success % | largest reward | sum of rewards | plans | rounds of a plan |"
     yield "|---|---|---|---|---|---|---|---|"
     for policy in options.chosen:
         runs = {
-            sampler: evaluate(options, policy, sampler, options.episodes, options.batch, f"rewards-{name}")
-            for name, sampler in ((OFF, OFF), ("on", options.sampler))
+            setting: evaluate(options, policy, setting, options.episodes, options.batch, f"rewards-{setting}")
+            for setting in (OFF, *options.settings)
         }
-        for sampler, run in runs.items():
+        for setting, run in runs.items():
             successes = [bool(each) for each in run.metrics["successes"]]
             low, high = wilson(sum(successes), len(successes))
             cells = [
@@ -224,8 +227,10 @@ def reward_rows(options: Options) -> Iterator[str]:
             for name, digits in (("max_rewards", 3), ("sum_rewards", 1)):
                 cells.append(f"{statistics.mean(run.metrics[name]):.{digits}f} {_mean(run.metrics[name], digits)}")
             calls = len(run.times["plans_s"])
-            yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} | {calls} | {run.rounds} |"
-        yield f"| | difference | | {' | '.join(_differences(runs[options.sampler], runs[OFF]))} | | |"
+            yield f"| `{policy.name}` | `{setting}` | {' | '.join(cells)} | {calls} | {run.rounds} |"
+        for setting in options.settings:
+            cells = " | ".join(_differences(runs[setting], runs[OFF]))
+            yield f"| | `{setting}` less `{OFF}` | | {cells} | | |"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -244,53 +249,53 @@ def _differences(on: Run, off: Run) -> Iterator[str]:
         yield f"{mean:+.{digits}f} {interval(*found, digits) if found else ''}"
 
 
-def eval_timed(options: Options, policy: Policy, sampler: str, turn: int) -> Run:
+def eval_timed(options: Options, policy: Policy, setting: str, turn: int) -> Run:
     """Run lerobot-eval once, with one environment."""
-    return evaluate(options, policy, sampler, options.timed, 1, name_run("latency", options, sampler, turn))
+    return evaluate(options, policy, setting, options.timed, 1, name_run("latency", setting, turn))
 
 
-def name_run(what: str, options: Options, sampler: str, turn: int) -> str:
+def name_run(what: str, setting: str, turn: int) -> str:
     """Name the folder of a run."""
-    return f"{what}-{'on' if sampler == options.sampler else OFF}-{turn}"
+    return f"{what}-{setting}-{turn}"
 
 
 def in_turn(options: Options, policy: Policy, run: Callable[[Options, Policy, str, int], Run]) -> dict[str, list[Run]]:
     """Run without the plugin and with it, in turn; the first with it begins with an empty cache."""
-    runs: dict[str, list[Run]] = {OFF: [], options.sampler: []}
+    runs: dict[str, list[Run]] = {setting: [] for setting in (OFF, *options.settings)}
     for turn in range(options.turns):
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             if turn == 0:
                 shutil.rmtree(options.out / policy.name / "cache", ignore_errors=True)
-            done.append(run(options, policy, sampler, turn))
+            done.append(run(options, policy, setting, turn))
     return runs
 
 
 def latency_rows(options: Options) -> Iterator[str]:
     """Run lerobot-eval with one robot, in turn, and yield a table of latencies."""
-    yield f"| policy | `ASD_POLICY_SAMPLER` | load, first time; again s | {_LATENCY} |"
+    yield f"| policy | plugin | load, first time; again s | {_LATENCY} |"
     yield "|---|---|---|---|---|---|---|---|"
     for policy in options.chosen:
         runs = in_turn(options, policy, eval_timed)
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             first, *others = (f"{run.times['load_s'][0]:.1f}" for run in done)
             cells = _latency(done, runs[OFF])
-            yield f"| `{policy.name}` | `{sampler}` | {first}; {', '.join(others)} | {' | '.join(cells)} |"
+            yield f"| `{policy.name}` | `{setting}` | {first}; {', '.join(others)} | {' | '.join(cells)} |"
 
 
 def rollout_rows(options: Options) -> Iterator[str]:
     """Run lerobot-rollout of the policies with a camera, in turn, and yield a table of latencies and late ticks."""
-    yield f"| policy | `ASD_POLICY_SAMPLER` | {_LATENCY} | actions sent | late ticks | largest reward |"
+    yield f"| policy | plugin | {_LATENCY} | actions sent | late ticks | largest reward |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for policy in (each for each in options.chosen if each.has_camera):
         runs = in_turn(options, policy, roll_out)
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             cells = [
                 *_latency(done, runs[OFF]),
                 ", ".join(str(len(run.rewards)) for run in done),
                 ", ".join(str(run.late) for run in done),
                 ", ".join(f"{max(run.rewards):.2f}" for run in done),
             ]
-            yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} |"
+            yield f"| `{policy.name}` | `{setting}` | {' | '.join(cells)} |"
 
 
 _LATENCY = "first plan ms | later plans p50 / p95 ms | n | ratio of means | rounds of a plan"
@@ -323,12 +328,11 @@ def _ratio(off: list[float], on: list[float]) -> str:
 
 
 def lines_said(options: Options) -> Iterator[str]:
-    """Yield the plugin's lines, of one run of each policy with it and without."""
+    """Yield the plugin's lines, of the last run of each policy with each setting."""
     for policy in options.chosen:
-        for name in ("latency-off-0", "latency-on-0", f"latency-on-{options.turns - 1}"):
-            if (folder := options.out / policy.name / name).exists():
-                yield f"{policy.name}, {name}:"
-                yield from Run(folder).said
+        for setting in (OFF, *options.settings):
+            yield f"{policy.name}, {setting}:"
+            yield from Run(options.out / policy.name / name_run("latency", setting, options.turns - 1)).said
 
 
 def main() -> None:

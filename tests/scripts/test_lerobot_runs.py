@@ -40,7 +40,7 @@ def options(tmp_path: Path) -> Options:
     on = off | {"load_s": [2.0], "plans_s": [0.06, 0.04, 0.06], "plans": 3, "rounds": 60}
     for name in ("rewards{}", "latency{}-0", "latency{}-1", "rollout{}-0", "rollout{}-1"):
         write_run(out / "mine" / name.format("-off"), [True, False, True, True], off)
-        write_run(out / "mine" / name.format("-on"), [True, True, True, True], on)
+        write_run(out / "mine" / name.format("-asd"), [True, True, True, True], on)
     return Options(policies=(str(policy),), out=out, turns=2)
 
 
@@ -68,7 +68,7 @@ def test_the_tables(options: Options) -> None:
     assert (on[6].split()[0], on[7]) == ("2.00", "20.0")
     on = cells(list(rollout_rows(options))[3])
     assert on[2:5] + on[6:] == ["60, 60", "50 / 60", "4", "20.0", "2, 2", "1, 1", "0.50, 0.50"]
-    assert list(lines_said(options))[:2] == ["mine, latency-off-0:", SAID]
+    assert list(lines_said(options))[:2] == ["mine, off:", SAID]
 
 
 def test_a_failed_run_is_named(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_failed_run_is_named(options: Options, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_policy_that_was_not_accelerated_is_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = options.out / "mine/rewards-on"
+    folder = options.out / "mine/rewards-asd"
     (folder / "times.json").unlink()
 
     def run(words: list[str], **_: object) -> SimpleNamespace:
