@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/guide/lerobot.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+PYTHON = [block for block in BLOCKS if "dit" not in block]
+"""The others are of multi_task_dit, and run in test_multi_task_dit_policy.py."""
 COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")]
 SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_length": "20"}
@@ -17,15 +19,16 @@ SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_le
 
 def run(words: list[str], folder: Path) -> str:
     """Run with LeRobot's Hub access off, from a folder; return what it printed."""
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
+    user = {name: value for name, value in os.environ.items() if name != "ASD_POLICY_SAMPLER"}
+    offline = {**user, "HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
     done = subprocess.run(words, cwd=folder, env=offline, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_the_document(folder: Path) -> None:
-    """Its blocks build on one another: wrap, look, undo; evaluate; save under the new type; evaluate that."""
-    assert (len(PYTHON), len(COMMANDS)) == (4, 2)
+    """Its blocks build on one another: save under the new type; wrap, look, undo; evaluate in all three ways."""
+    assert (len(PYTHON), len(COMMANDS)) == (4, 3)
     place = folder.parent
     folder.rename(place / "PATH")
     printed = run([sys.executable, "-c", "".join(PYTHON)], place)
@@ -34,7 +37,12 @@ def test_the_document(folder: Path) -> None:
     for number, command in enumerate(COMMANDS):
         words = dict(word.split("=", 1) for word in command.split()[1:]) | SMALLER | {"--output_dir": f"out{number}"}
         program = str(Path(sys.executable).with_name("lerobot-eval"))
-        run([program, *(f"{name}={value}" for name, value in words.items())], place)
+        printed = run([program, *(f"{name}={value}" for name, value in words.items())], place)
+        assert len(re.findall(r"diffusion policy plans with asd", printed)) == 1
+        assert (
+            len(re.findall(r"diffusion policy: \d+ plans, .* in place of 12; .* where LeRobot's loop took", printed))
+            == 1
+        )
         info = json.loads((place / f"out{number}/eval_info.json").read_text())
         assert info["overall"]["n_episodes"] == 2
 
