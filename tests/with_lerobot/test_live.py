@@ -134,9 +134,10 @@ def test_the_interface_is_as_before(policy: DiffusionPolicy) -> None:
 def test_given_noise_is_the_start(state_policy: DiffusionPolicy, window: int) -> None:
     asd_policy.accelerate(state_policy, f"asd:window={window}")
     sample, cond = state_policy.diffusion.conditional_sample, condition(state_policy, 2)
-    sample(2, cond)  # the first plan also tries the network
     calls: list[Any] = []
     unet_of(state_policy).register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    sample(2, cond)  # the first plan also tries the network
+    calls.clear()
     noise = torch.randn((2, *EVENT), generator=seeded(1))
     state_policy.reset()
     plans = sample(2, cond, seeded(2), noise)
@@ -363,7 +364,7 @@ def test_a_scheduler_changed_afterwards_is_noticed(state_policy: DiffusionPolicy
     asd_policy.accelerate(state_policy, "asd:window=2")
     model = state_policy.diffusion
     model.num_inference_steps = 4
-    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate it again"):
+    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate the policy again"):
         state_policy.select_action(observe(state_policy))
     asd_policy.accelerate(state_policy, "asd:window=2")
     state_policy.select_action(observe(state_policy))

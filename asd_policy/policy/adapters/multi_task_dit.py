@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asd_policy._common.arrays import Array
 from asd_policy.errors import ChainError, DenoiserError
 from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own, qualified
-from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, sampling_patches
+from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, parts_of, sampling_patches, twin_of
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ATTENTION_MASK, STATE, TOKENS
 from asd_policy.policy.plan import Horizons
@@ -29,6 +29,7 @@ class _Sampling(LeRobotSampling):
     """The objective has the loop, and is given the network; the policy's `_generate_actions` encodes and samples."""
 
     known = (f"{_MODULE}.MultiTaskDiTPolicy",)
+    loops = (_OBJECTIVE,)
 
     @staticmethod
     def loop_of(policy: Any) -> Any:
@@ -44,6 +45,11 @@ class _Sampling(LeRobotSampling):
     def planning_of(policy: Any) -> tuple[Any, str]:
         """Find what encodes and samples."""
         return policy, "_generate_actions"
+
+    @staticmethod
+    def run_loop(policy: Any, network: Any, cond: Array) -> Array:
+        """Run the loop of the objective."""
+        return twin_of(policy.objective).conditional_sample(network, len(cond), cond)
 
     def conditional_sample(self, model: "nn.Module", batch_size: int, conditioning_vec: Array) -> Array:
         """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim]; see `sample`.
@@ -72,13 +78,14 @@ class _Sampling(LeRobotSampling):
 
 def _check(policy: Any) -> None:
     """Refuse a policy that does not sample a chain, or in a way of its own."""
-    objective = policy.objective
+    objective = getattr(policy, "objective", None)
     if any(qualified(cls) == _FLOW for cls in type(objective).__mro__):
         raise ChainError(
             f"this {type(policy).__name__} has the objective flow_matching, whose plans solve an equation without "
             "noise: there is nothing to draft and verify; the objective diffusion is what can be accelerated"
         )
-    check_own(objective, (_OBJECTIVE,), ("conditional_sample",))
+    parts_of(policy, _Sampling)
+    check_own(objective, _Sampling.loops, ("conditional_sample",))
     check_own(policy, ADAPTER.classes, ("_generate_actions",))
 
 
