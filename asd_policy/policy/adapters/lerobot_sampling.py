@@ -7,6 +7,7 @@ they differ in names, and in what they are conditioned on.
 import abc
 import copy
 import importlib.metadata
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 TESTED_LEROBOT = ("0.4.4", "0.6.1")
 """The oldest and the newest lerobot that this package is tested with."""
+_PLAIN = "default"  # torch.compile's mode that changes nothing
+_log = logging.getLogger(__name__)
 
 
 def tested_lerobot() -> str:
@@ -177,6 +180,8 @@ class LeRobotSampling(abc.ABC):
             DenoiserError: See `LivePlanner.sample`.
             SpecError: The policy is in training mode, or the object with its loop was replaced.
         """
+        from asd_policy.policy.adapters.networks import is_compiled
+
         self._check_owner()
         start, stats = time.perf_counter(), self.planner.stats
         calls, points = stats.trial_calls, stats.trial_points
@@ -186,6 +191,8 @@ class LeRobotSampling(abc.ABC):
         with alone(self.policy, device):
             warm = self.planner.warm_up(lambda: getattr(owner, name)(batch))
             self.planner.learn(lambda: getattr(owner, name)(_at_random(batch)), learn)
+            # A compiled network would be compiled for it, which takes minutes and is not the loop's time.
+            compare = compare and not is_compiled(self.denoiser_of(self.policy))
             loop_seconds = self.time_own_loop(batch, device) if compare else None
         return replace(
             warm,
@@ -255,6 +262,13 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
     planner = LivePlanner(wanted.sampler, chain, module, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(denoiser, chain, policy.config.horizon)
+    mode = getattr(policy.config, "compile_mode", _PLAIN)
+    if mode != _PLAIN and network.compiles(denoiser):
+        _log.info(
+            "the compiled network of this %s policy is compiled anew, for calls of any size and without mode=%r, which "
+            "is for calls of one size",
+            policy.name, mode,
+        )  # fmt: skip
     sampling = kind(policy, planner, owner, loop, policy.reset, network)
     timed = [] if wanted.deadline_ms is None else [Patch(*kind.planning_of(policy), sampling.plan)]
     return [
@@ -263,7 +277,7 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
-        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk),
+        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk, sampling.observe_nothing),
         *timed,
     ]
 

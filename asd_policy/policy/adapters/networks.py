@@ -17,6 +17,7 @@ from torch.nn import functional
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.torch_compile import TorchCompile
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.dit import Dit, DitConfig, RotaryAttention, modulate
@@ -94,12 +95,14 @@ def view_of(network: Any) -> View:
     Args:
         network: A `DiffusionConditionalUnet1d` or the `DiffusionTransformer` of a `MultiTaskDiTPolicy` of LeRobot's, a
             `ConditionalUnet1D` without local conditioning of diffusion_policy's or DP3's, or a
-            `TransformerForDiffusion` of diffusion_policy's.
+            `TransformerForDiffusion` of diffusion_policy's; or what `torch.compile` made of one, which computes the
+            same.
 
     Raises:
         UnknownNetworkError: It is none of these, something in it is another one, or it is not as it was made: it has
             hooks, weights that are not float32, or drops out.
     """
+    network = compiled_from(network) or network
     known = _name_of(network)
     if known is None:
         raise UnknownNetworkError(f"a {type(network).__name__} is no network that this package knows")
@@ -122,6 +125,28 @@ def _name_of(network: Any) -> str | None:
     """Find the class of networks that a network is of, by its qualified name; None where it is not known."""
     names = [qualified(cls) for cls in type(network).__mro__]
     return next((name for name in names if name in _UNETS or name in (_TRANSFORMER, _DIT)), None)
+
+
+def is_compiled(network: Any) -> bool:
+    """Tell whether `torch.compile` has made a network of another one."""
+    return qualified(type(network)) == "torch._dynamo.eval_frame.OptimizedModule"
+
+
+def compiled_from(network: Any) -> Any:
+    """Find the network that `torch.compile` was given, of one that it made; None of any other.
+
+    Raises:
+        UnknownNetworkError: It has hooks of its own, or another forward than the compiler's.
+    """
+    if not is_compiled(network):
+        return None
+    inner = network._orig_mod
+    if any(vars(network).get(hooks) for hooks in _HOOKS):
+        raise UnknownNetworkError("what torch.compile made of it has hooks")
+    forward = vars(network).get("forward")
+    if getattr(forward, "_torchdynamo_orig_callable", None) not in (inner.__call__, inner.forward):
+        raise UnknownNetworkError("what torch.compile made of it has another forward")
+    return inner
 
 
 @dataclass(frozen=True)
@@ -150,13 +175,17 @@ def state_of(network: Any) -> NetworkState:
     structure: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
     tensors: list[Any] = []
     samples: list[Tensor] = []
-    known = _name_of(network) is not None  # an unknown one may count its calls in an attribute
-    if _name_of(network) == _DIT:
+    name = _name_of(getattr(network, "_orig_mod", network))
+    known = name is not None  # an unknown one may count its calls in an attribute
+    if name == _DIT:
         structure.append(sys.modules[_DIT_MODULE].modulate)  # its blocks call it
     for module in network.modules():
         kind, own = type(module), vars(module)
         structure += (module, kind, kind.forward, kind.__call__, module.training)
-        structure += (any(own.get(name) for name in _HOOKS), *(name in own for name in _CALLS))
+        structure += (
+            any(own.get(name) for name in _HOOKS),
+            *(id(own[name]) if name in own else None for name in _CALLS),
+        )
         if known:
             structure += (each for each in own.values() if type(each) in _OPTIONS)
         for each in (*module._parameters.values(), *module._buffers.values()):
@@ -200,12 +229,18 @@ class LiveNetwork:
     """A live network as a backend runs it, for the plans of a policy that is accelerated in place.
 
     Before each plan it looks at the network: what changed since is followed on torch-eager, and refused where a
-    backend made something of the network that takes long to make.
+    backend that somebody asked for made something of the network that takes long to make.
     """
 
     def __init__(self, backend: Backend | None) -> None:
-        """Run networks on a backend; None for torch-eager where the architecture is known, else their own forward."""
+        """Run networks on a backend.
+
+        Args:
+            backend: None for torch-eager where the architecture is known, or torch-compile where `torch.compile` has
+                made the network; for the networks' own forward elsewhere.
+        """
         self.backend = backend
+        self._runs: Backend = backend or TorchEager()  # what was prepared last
         self.is_another = False
         """Whether the last network that was prepared is another one than before, but for its weights."""
         self._seen: list[Any] | None = None  # its structure
@@ -213,12 +248,19 @@ class LiveNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         """Give a copy no more than the backend: what was prepared is of this network."""
-        return {"backend": self.backend, "is_another": False, "_seen": None, "_made": None}
+        return {"backend": self.backend, "_runs": self._runs, "is_another": False, "_seen": None, "_made": None}
 
     @property
     def spec(self) -> str:
         """Spec of the backend that runs what is prepared."""
-        return (self.backend or TorchEager()).spec
+        return self._runs.spec
+
+    def compiles(self, network: Any) -> bool:
+        """Tell whether torch-compile will run a network, because `torch.compile` has made it."""
+        try:
+            return self.backend is None and compiled_from(network) is not None and bool(view_of(network))
+        except UnknownNetworkError:
+            return False
 
     def prepare_ahead(self, network: Any, chain: GaussianChain, horizon: int) -> None:
         """Prepare a network before its first plan, where its architecture is known.
@@ -236,6 +278,8 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return
+        if self.backend is None and compiled_from(network) is not None:
+            return  # a warm-up compiles, once the weights are loaded
         config, device = view.config, next(network.parameters()).device
         if isinstance(config, TransformerConfig):
             job = Job(chain, (horizon, config.input_dim), config.n_obs_steps * config.cond_dim, device)
@@ -280,7 +324,9 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return None
-        return (self.backend or TorchEager()).prepare(view, job)
+        if self.backend is None:
+            self._runs = TorchEager() if compiled_from(network) is None else TorchCompile()
+        return self._runs.prepare(view, job)
 
     def _check(self, reason: UnknownNetworkError) -> None:
         """Refuse a network of unknown architecture where the backend is not torch-eager."""
