@@ -27,8 +27,9 @@ class TinyVision:
         """Make one with random weights."""
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
-        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        return CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8))
+        sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16}
+        sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+        return CLIPVisionModel(CLIPVisionConfig(**sizes))
 
 
 class TinyText:
@@ -39,8 +40,13 @@ class TinyText:
         """Make one with random weights."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        numbers = {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "eos_token_id": VOCABULARY - 1}
+        sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16}
+        sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+        numbers: dict[str, Any] = {
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": TOKENS,
+            "eos_token_id": VOCABULARY - 1,
+        }
         return CLIPTextModel(CLIPTextConfig(**sizes, **numbers))
 
 
