@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from dit_policies import make_dit, observe_with_task
+from dit_policies import make_dit
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ def test_a_dit_is_left_alone() -> None:
     counters.clear()
     policy.predict_action_chunk = torch.compile(policy.predict_action_chunk, backend="eager")
     for step in range(9):
-        assert torch.isfinite(policy.select_action(observe_with_task(policy, 1, step))).all()
+        assert torch.isfinite(policy.select_action(observe(policy, 1, step))).all()
     assert counters["stats"]["unique_graphs"] == counters["frames"]["total"] == 0
     assert policy.asd_stats.plans == 2
 
