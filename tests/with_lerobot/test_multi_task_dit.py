@@ -323,7 +323,7 @@ def test_changes_that_would_change_the_law_are_refused() -> None:
     ):
         sample_plans(policy, condition(policy), 0)
     policy.objective.num_inference_steps = 4
-    with pytest.raises(asd_policy.ChainError, match=f"{STEPS} inference steps, it now has 4; accelerate it again"):
+    with pytest.raises(asd_policy.ChainError, match=f"{STEPS} inference steps, it now has 4; accelerate"):
         policy.select_action(observe(policy))
     asd_policy.accelerate(policy, "asd:window=2")
     policy.objective.noise_scheduler = DDPMScheduler(num_train_timesteps=STEPS)
