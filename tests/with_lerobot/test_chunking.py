@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dit_policies import make_dit, observe_with_task
+from dit_policies import make_dit
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor
 
@@ -101,7 +101,7 @@ def test_a_dit(cameras: int) -> None:
     """The same loop around another network, whose policy has no way of its own to plan for a single observation."""
     policy, batch = make_dit(cameras), 3
     left = 2 * torch.rand((batch, 6, 2), generator=torch.Generator().manual_seed(1)) - 1
-    observed = observe_with_task(policy, batch)
+    observed = observe(policy, batch)
     seen = dict(observed)
     for name in policy.config.input_features:
         seen[name] = torch.stack([observed[name]] * 2, 1)
