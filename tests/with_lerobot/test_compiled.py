@@ -1,9 +1,12 @@
 """LeRobot's `--use_torch_compile`: it compiles the U-Net and `predict_action_chunk`; plans stay, and nothing stalls."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dit_policies import make_dit
+from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -11,8 +14,9 @@ from torch._dynamo.utils import counters
 import asd_policy
 from asd_policy.networks.backends import torch_compiled
 from asd_policy.networks.backends.torch_eager import TorchEager
-from asd_policy.policy.adapters import networks
+from asd_policy.policy.adapters import is_accelerated, networks
 from conftest import make_config, observe, stats_of
+from lerobot_policy_asd.settings import SAMPLER
 
 SPEC = "asd:window=6"
 
@@ -86,6 +90,34 @@ def test_a_policy_that_is_wrapped_before_it_is_known(plain: DiffusionPolicy) -> 
         plain.reset()
         torch.testing.assert_close(new[:, :delay], left[None, :delay])
     assert counters["stats"]["unique_graphs"] == counters["frames"]["total"] == 0
+
+
+def test_a_dit_is_left_alone() -> None:
+    """It has no `compile_model`; LeRobot's wrapper is all that there is."""
+    policy = make_dit()
+    asd_policy.accelerate(policy, SPEC)
+    asd_policy.warm_up(policy)
+    counters.clear()
+    policy.predict_action_chunk = torch.compile(policy.predict_action_chunk, backend="eager")
+    for step in range(9):
+        assert torch.isfinite(policy.select_action(observe(policy, 1, step))).all()
+    assert counters["stats"]["unique_graphs"] == counters["frames"]["total"] == 0
+    assert policy.asd_stats.plans == 2
+
+
+def test_a_policy_that_lerobot_loads_without_its_weights_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint that was saved without `compile_model` has other names for the U-Net's tensors than a policy with.
+
+    LeRobot runs that on random ones.
+    """
+    monkeypatch.delenv(SAMPLER, raising=False)
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--compile_model=true"])
+    with caplog.at_level("WARNING", "lerobot_policy_asd"):
+        policy = DiffusionPolicy.from_pretrained(folder, config=config)
+    assert not is_accelerated(policy)
+    assert "random now, such as diffusion.unet._orig_mod." in caplog.text
 
 
 def test_what_is_asked_for_runs_it(compiled: DiffusionPolicy, plain: DiffusionPolicy) -> None:

@@ -16,7 +16,7 @@ from asd_policy.errors import ObservationError, SpecError
 from asd_policy.policy.adapters.base import LivePlanner, Patch, alone, check_own
 
 Batch = dict[str, Array]
-Plan = Callable[[Batch], Array]
+Planning = Callable[[Batch], Array]
 _log = logging.getLogger(__name__)
 _IMAGES = "observation.images"  # where LeRobot stacks the frames of all cameras
 _OWN = ("predict_action_chunk", "select_action")
@@ -25,7 +25,7 @@ _OWN = ("predict_action_chunk", "select_action")
 class Chunking:
     """The methods by which LeRobot's engine of real-time chunking uses a policy."""
 
-    def __init__(self, policy: Any, planner: LivePlanner, plan: Plan, nothing: Callable[[int], Batch]) -> None:
+    def __init__(self, policy: Any, planner: LivePlanner, plan: Planning, nothing: Callable[[int], Batch]) -> None:
         """Take the place of a policy's `predict_action_chunk`.
 
         Args:
@@ -45,7 +45,7 @@ class Chunking:
         policy: Any,
         known: tuple[str, ...],
         planner: LivePlanner,
-        plan: Plan,
+        plan: Planning,
         nothing: Callable[[int], Batch],
     ) -> list[Patch]:
         """Make the patches of a policy for real-time chunking.
