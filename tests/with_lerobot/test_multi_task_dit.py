@@ -151,6 +151,17 @@ def test_changes_are_followed(change: str) -> None:
     torch.testing.assert_close(after, own, rtol=0, atol=1e-5)
 
 
+def test_a_modulation_that_is_replaced_later_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_dit()
+    asd_policy.accelerate(policy, "asd:window=1")
+    cond = condition(policy, 2)
+    before = sample_plans(policy, cond, 1)
+    monkeypatch.setattr(require_dit(), "modulate", lambda x, shift, scale: x * (1 - scale) + shift)
+    after = sample_plans(policy, cond, 1)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, sample_plans(asd_policy.restore(policy), cond, 1), rtol=0, atol=1e-5)
+
+
 def test_backends_run_the_live_network() -> None:
     policy = make_dit()
     with pytest.raises(asd_policy.BackendError, match="torch-cuda-graph needs a CUDA GPU"):
@@ -323,7 +334,7 @@ def test_changes_that_would_change_the_law_are_refused() -> None:
     ):
         sample_plans(policy, condition(policy), 0)
     policy.objective.num_inference_steps = 4
-    with pytest.raises(asd_policy.ChainError, match=f"{STEPS} inference steps, it now has 4; accelerate it again"):
+    with pytest.raises(asd_policy.ChainError, match=f"{STEPS} inference steps, it now has 4; accelerate"):
         policy.select_action(observe(policy))
     asd_policy.accelerate(policy, "asd:window=2")
     policy.objective.noise_scheduler = DDPMScheduler(num_train_timesteps=STEPS)

@@ -175,9 +175,10 @@ def state_of(network: Any) -> NetworkState:
     structure: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
     tensors: list[Any] = []
     samples: list[Tensor] = []
-    known = (
-        _name_of(getattr(network, "_orig_mod", network)) is not None
-    )  # an unknown one may count its calls in an attribute
+    name = _name_of(getattr(network, "_orig_mod", network))
+    known = name is not None  # an unknown one may count its calls in an attribute
+    if name == _DIT:
+        structure.append(sys.modules[_DIT_MODULE].modulate)  # its blocks call it
     for module in network.modules():
         kind, own = type(module), vars(module)
         structure += (module, kind, kind.forward, kind.__call__, module.training)
