@@ -491,6 +491,17 @@ def test_a_warm_up_learns_from_a_noise_of_its_own(state_policy: DiffusionPolicy)
     assert kept.plans == 16 and not torch.equal(kept.moments["cross"], taught)  # not what the plans since have taught
 
 
+def test_a_warm_up_keeps_nothing_of_earlier_plans(state_policy: DiffusionPolicy) -> None:
+    """Once a plan has taught, a warm-up teaches and keeps no more: the next process would meet the plan's noise."""
+    asd_policy.accelerate(state_policy, "asd:window=6")
+    state_policy.select_action(observe(state_policy))
+    asd_policy.warm_up(state_policy, learn=16)
+    assert experience_of(state_policy).plans == 1
+    again = make_policy("state")
+    asd_policy.warm_up(asd_policy.accelerate(again, "asd:window=6"))
+    assert experience_of(again).plans == 0
+
+
 def test_ddim_in_the_chain_of_training(state_policy: DiffusionPolicy) -> None:
     """In place: LeRobot's own DDPM loop on the same weights, whatever of its steps DDIM takes."""
     cond = condition(state_policy)

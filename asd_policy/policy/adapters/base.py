@@ -392,6 +392,8 @@ class LivePlanner:
     def learn(self, plan: Callable[[], object], plans: int) -> None:
         """Learn from plans that are none of the policy's, so far as none are kept, and keep what they teach.
 
+        Only before the policy's first plan: what that has taught must not be kept, see `Memory`.
+
         Args:
             plan: Makes the library plan once, through `sample`, with a noise that no other plan meets.
             plans: How many teach enough. There are fewer where they take longer than `_LEARNING_SECONDS`.
@@ -399,7 +401,7 @@ class LivePlanner:
         Raises:
             DenoiserError: As `sample`.
         """
-        if not self.sampler.learns or self._memory is None or self.experience.plans >= plans:
+        if not self.sampler.learns or self._memory is None or self.stats.plans or self.experience.plans >= plans:
             return
         began, self._warming = time.perf_counter(), []
         last, self.last_sample = self.last_sample, None

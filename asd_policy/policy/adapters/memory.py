@@ -49,9 +49,9 @@ class Memory:
             return
         if backend == self._runs:
             experience.latency, experience.overhead = dict(known.latency), dict(known.overhead)
+        self._taught = known.without_times()  # stays in the file, taken or not
         if not experience.plans:
             experience.take_up(known)
-            self._taught = known.without_times()
         self._kept = self._count(experience)
 
     def keep(self, experience: Experience) -> None:
