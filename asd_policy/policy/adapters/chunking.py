@@ -135,7 +135,7 @@ class Chunking:
         seen = self._observe(batch)
         rows = len(seen[next(iter(self.policy.config.input_features))])  # LeRobot's batch has more than observations
         rtc = getattr(self.policy.config, "rtc_config", None)
-        if prev_chunk_left_over is None or (rtc is not None and not rtc.enabled):
+        if rtc is not None and not rtc.enabled:
             prev_chunk_left_over = None  # without real-time chunking LeRobot's queue appends plans to one another
         import torch  # whose policy this is
 

@@ -187,10 +187,9 @@ class LeRobotSampling(abc.ABC):
         calls, points = stats.trial_calls, stats.trial_points
         batch = self.observe_nothing(robots)
         device = batch["observation.state"].device
-        owner, name = self.planning_of(self.policy)
         with alone(self.policy, device):
-            warm = self.planner.warm_up(lambda: getattr(owner, name)(batch))
-            self.planner.learn(lambda: getattr(owner, name)(_at_random(batch)), learn)
+            warm = self.planner.warm_up(lambda: self.plan_chunk(batch))
+            self.planner.learn(lambda: self.plan_chunk(_at_random(batch)), learn)
             # A compiled network would be compiled for it, which takes minutes and is not the loop's time.
             compare = compare and not is_compiled(self.denoiser_of(self.policy))
             loop_seconds = self.time_own_loop(batch, device) if compare else None
@@ -204,8 +203,7 @@ class LeRobotSampling(abc.ABC):
 
     def time_own_loop(self, batch: dict[str, Array], device: Device) -> float:
         """Sample once in the policy's own loop, for a batch that `planning_of` takes; return its time [s]."""
-        loop, (owner, name) = self.loop_of(self.policy), self.planning_of(self.policy)
-        seconds: list[float] = []
+        loop, seconds = self.loop_of(self.policy), list[float]()
 
         def own_loop(*given: Any, **options: Any) -> Array:
             arrays.synchronize(device)
@@ -218,7 +216,7 @@ class LeRobotSampling(abc.ABC):
         replaced = vars(loop)["conditional_sample"]
         loop.conditional_sample = own_loop
         try:
-            getattr(owner, name)(batch)
+            self.plan_chunk(batch)
         finally:
             loop.conditional_sample = replaced
         self.planner.stats.try_out(self.loop.steps, self.loop.steps * len(batch["observation.state"]))
