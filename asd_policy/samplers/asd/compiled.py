@@ -28,7 +28,6 @@ _COMMITTED = (
     *("x", "cursor", "normals", "uniforms", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
     *("rejected", "refused", "judged", "rounds", "nfe"),
 )
-_NONE = np.empty((0, 0), np.float32)
 _NOTHING_GIVEN = np.empty((0, 0), bool)
 
 
@@ -58,15 +57,15 @@ def _try(kernels: ModuleType) -> None:
     rows, quota, count = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64)
     flat, deep = np.zeros((1, 1), np.float32), np.zeros((1, 1, 1), np.float32)
     flags, given = np.zeros((1, 1), bool), _NOTHING_GIVEN
-    tables = (np.zeros(1, np.float32),) * 4
+    tables, none = (np.zeros(1, np.float32),) * 4, np.empty((0, 0), np.float32)
     kernels.draft_rows(
-        rows, quota, (flat, count, flat, deep, deep, deep, flags, deep, deep, flat, flat), tables[:3], False, _NONE, _NONE,
+        rows, quota, (flat, count, flat, deep, deep, deep, flags, deep, deep, flat, flat), tables[:3], False, none, none,
         deep, deep, deep,
     )  # fmt: skip
     kernels.commit_rows(
         rows, quota,
         (flat, count, deep, flat, deep, deep, flags, deep, deep, flat, flat, flags[0], flags, flags, count, count),
-        tables, False, _NONE, given, deep, deep, deep, deep,
+        tables, False, none, given, deep, deep, deep, deep,
     )  # fmt: skip
 
 
@@ -77,7 +76,7 @@ def compiled_form(round_: Round, path: Path) -> "Round | CompiledRound":
         and round_.verifier.judge in (reflection, block)
         and engine.roll_out is draft.roll_out
         and is_host(arrays.device_of(path.x))
-        and str(path.x.dtype).endswith("float32")
+        and str(path.x.dtype).rpartition(".")[2] in ("float32", "float64")
     )
     kernels = load_kernels() if known else None
     return round_ if kernels is None else CompiledRound(round_, path, kernels)
@@ -94,11 +93,13 @@ class CompiledRound:
         self._committed = tuple(_host(getattr(path, name)) for name in _COMMITTED)
         self._cursor = _host(path.cursor)
         chain, response = self.target.chain, reference.response
-        a, b, sigma = (np.asarray(each, np.float32) for each in (chain.a, chain.b, chain.sigma))
+        dtype = _host(path.x).dtype
+        a, b, sigma = (np.asarray(each, dtype) for each in (chain.a, chain.b, chain.sigma))
         with np.errstate(divide="ignore"):
             self._tables = a, b, sigma, a / sigma
-        self._basis = _NONE if response is None else np.ascontiguousarray(_host(response.basis))
-        self._gain = _NONE if response is None else np.ascontiguousarray(_host(response.gain))
+        none = np.empty((0, 0), dtype)
+        self._basis = none if response is None else np.ascontiguousarray(_host(response.basis))
+        self._gain = none if response is None else np.ascontiguousarray(_host(response.gain))
         inpainting = self.target.inpainting
         self._given = (
             _NOTHING_GIVEN if inpainting is None else np.ascontiguousarray(_host(inpainting.mask.reshape(len(path.x), -1)))

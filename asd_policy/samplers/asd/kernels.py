@@ -18,7 +18,6 @@ _LOWEST = -40.0
 _CELLS = 64
 _NEWTON_STEPS = 3
 _LOG_2PI = math.log(2 * math.pi)
-_TINY = float(np.finfo(np.float32).smallest_normal)
 _TINY_64 = float(np.finfo(np.float64).tiny)
 _EPS_64 = float(np.finfo(np.float64).eps)
 
@@ -27,7 +26,7 @@ _EPS_64 = float(np.finfo(np.float64).eps)
 def _turn(transposed, values, out):
     """Multiply the time axis of vectors [n, horizon, A] by a matrix, given transposed [horizon, horizon], into `out`."""
     count, horizon, width = values.shape
-    line = np.empty(horizon, np.float32)
+    line = np.empty(horizon, values.dtype)
     for slot in range(count):
         for action in range(width):
             line[:] = 0
@@ -69,13 +68,14 @@ def draft_rows(rows, quota, path, tables, holds, basis, gain, point, guess, turn
     responds = horizon > 0
     width = size // max(1, horizon)
     transposed = np.ascontiguousarray(basis.T)
-    now, carry = np.empty(size, np.float32), np.empty(size, np.float32)
-    slope_shift, slope_change = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    decay, tiny = x.dtype.type(SLOPE_DECAY), np.finfo(x.dtype).tiny
+    now, carry = np.empty(size, x.dtype), np.empty(size, x.dtype)
+    slope_shift, slope_change = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
     most = 0
     for count in quota:
         most = max(most, count)
-    noise, push = np.empty((most, size), np.float32), np.empty(size, np.float32)
-    guessed = np.empty((most, size), np.float32)
+    noise, push = np.empty((most, size), x.dtype), np.empty(size, x.dtype)
+    guessed = np.empty((most, size), x.dtype)
     for index in range(len(rows)):
         row, count = rows[index], quota[index]
         if count == 0:
@@ -100,19 +100,19 @@ def draft_rows(rows, quota, path, tables, holds, basis, gain, point, guess, turn
             step = first + slot
             a_k, b_k, sigma_k = a[step], b[step], sigma[step]
             if responds:
-                length, along, distance = np.float32(0), np.float32(0), np.float32(0)
+                length, along, distance = x.dtype.type(0), x.dtype.type(0), x.dtype.type(0)
                 for place in range(size):
-                    slope_shift[place] = shift[row, step, place] + np.float32(SLOPE_DECAY) * slope_shift[place]
-                    slope_change[place] = change[row, step, place] + np.float32(SLOPE_DECAY) * slope_change[place]
+                    slope_shift[place] = shift[row, step, place] + decay * slope_shift[place]
+                    slope_change[place] = change[row, step, place] + decay * slope_change[place]
                     moved = now[place] - points[row, step, place]
                     length += slope_shift[place] * slope_shift[place]
                     along += slope_shift[place] * moved
                     distance += moved * moved
-                again = min(max(along / max(length, np.float32(_TINY)), np.float32(-1)), np.float32(1))
-                distance /= max(free[row, 0] * sigma_k * sigma_k, np.float32(_TINY))
-                share = np.float32(0)
+                again = min(max(along / max(length, tiny), x.dtype.type(-1)), x.dtype.type(1))
+                distance /= max(free[row, 0] * sigma_k * sigma_k, tiny)
+                share = x.dtype.type(0)
                 if seen[row, step]:
-                    share = np.float32(1) / (np.float32(1) + distance**DISTANCE_POWER)
+                    share = x.dtype.type(1) / (x.dtype.type(1) + distance**DISTANCE_POWER)
                 for place in range(size):
                     slope = gain[step, place]
                     carried = carry[place] + slope * push[place]
@@ -167,7 +167,7 @@ def commit_rows(rows, quota, path, tables, block, basis, given, point, guess, tu
     a, b, sigma, scale = tables
     size, horizon, slots = x.shape[1], basis.shape[0], point.shape[1]
     width = size // max(1, horizon)
-    gap, kept = np.empty((slots, size), np.float32), np.empty((slots, size), np.float32)
+    gap, kept = np.empty((slots, size), x.dtype), np.empty((slots, size), x.dtype)
     for index in range(len(rows)):
         row, count = rows[index], quota[index]
         if count == 0:
@@ -228,10 +228,10 @@ def _reflection(gap, scale, noise, uniform):
     """Find the slot of the last step that a round commits."""
     count, size = gap.shape
     for slot in range(count - 1):
-        margin, same = np.float32(0), True
+        margin, same = gap.dtype.type(0), True
         for place in range(size):
             shifted = gap[slot, place] * scale[slot]
-            margin += shifted * (noise[slot, place] + np.float32(0.5) * shifted)
+            margin += shifted * (noise[slot, place] + gap.dtype.type(0.5) * shifted)
             same = same and gap[slot, place] == 0
         if not (np.log(uniform[slot]) < -margin or same):
             return slot
@@ -241,13 +241,13 @@ def _reflection(gap, scale, noise, uniform):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _polar(vector, direction):
     """Split a vector into its direction, written to `direction`, and its length."""
-    largest = np.float32(0)
+    largest = vector.dtype.type(0)
     for value in vector:
         largest = max(largest, abs(value))
     if not largest > 0:
         direction[:] = vector  # zeros, or what is no number
         return largest
-    squares = np.float32(0)
+    squares = vector.dtype.type(0)
     for place in range(len(vector)):
         direction[place] = vector[place] / largest
         squares += direction[place] * direction[place]
@@ -260,26 +260,26 @@ def _polar(vector, direction):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _mirrored(gap, noise):
     """Mirror a step's noise in the hyperplane orthogonal to the gap."""
-    direction = np.empty(len(gap), np.float32)
+    direction = np.empty(len(gap), gap.dtype)
     _polar(gap, direction)
-    along = np.float32(0)
+    along = gap.dtype.type(0)
     for place in range(len(gap)):
         along += direction[place] * noise[place]
-    return noise - np.float32(2) * along * direction
+    return noise - gap.dtype.type(2) * along * direction
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _block(gap, scale, noise, uniform):
     """Find the slot of the last step that a round commits; renew noise and uniforms from it on, in place."""
     count, size = gap.shape
-    direction = np.empty((count, size), np.float32)
+    direction = np.empty((count, size), gap.dtype)
     along, delta = np.empty(count), np.empty(count)
     log_weight, log_refused, threshold = np.empty(count), np.empty(count), np.empty(count)
     walk, highest, last = 0.0, 0.0, 0
     for slot in range(count):
         length = _polar(gap[slot], direction[slot])
         shift = min(np.float64(scale[slot] * length if length > 0 else length), FARTHEST)
-        projected = np.float32(0)
+        projected = gap.dtype.type(0)
         for place in range(size):
             projected += direction[slot, place] * noise[slot, place]
         along[slot] = projected
@@ -301,7 +301,7 @@ def _block(gap, scale, noise, uniform):
             moved = _mirror(level, along[slot], delta[slot], log_weight[slot])
         else:
             moved = -_ndtri(min(np.exp(level), 1 - 0.5 * _EPS_64))
-        move = np.float32(moved - along[slot])
+        move = gap.dtype.type(moved - along[slot])
         for place in range(size):
             noise[slot, place] += move * direction[slot, place]
     for slot in range(last + 1, count):
