@@ -1,7 +1,7 @@
 """Rounds of `asd` in compiled loops (`kernels`): those of `rounds.EagerRounds`, for points in the host's memory.
 
-The text of `engine.Round` is the definition, and what runs where a draft or a verifier is none of the known ones, points
-are not float32 on the host, or the loops cannot be compiled here.
+The text of `engine.Round` is the definition, and what runs where a draft or a verifier is none of the known ones,
+points are not the host's, or the loops cannot be compiled here.
 """
 
 import importlib
@@ -23,11 +23,13 @@ from asd_policy.samplers.asd.path import Path
 
 Numbers = npt.NDArray[Any]
 _DRAFTS = (FrozenDraft, PicardDraft, WarmDraft, ResponseDraft)
-_DRAFTED = ("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation")
-_COMMITTED = (
+DRAFTED = ("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation")
+"""The arrays of a `Path` that `kernels.draft_rows` takes."""
+COMMITTED = (
     *("x", "cursor", "normals", "uniforms", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
     *("rejected", "refused", "judged", "rounds", "nfe"),
 )
+"""Those that `kernels.commit_rows` takes."""
 _NOTHING_GIVEN = np.empty((0, 0), bool)
 
 
@@ -53,20 +55,18 @@ def load_kernels() -> ModuleType | None:
 
 
 def _try(kernels: ModuleType) -> None:
-    """Run the loops once, on a round of nothing, so that they are compiled."""
-    rows, quota, count = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64)
-    flat, deep = np.zeros((1, 1), np.float32), np.zeros((1, 1, 1), np.float32)
-    flags, given = np.zeros((1, 1), bool), _NOTHING_GIVEN
-    tables, none = (np.zeros(1, np.float32),) * 4, np.empty((0, 0), np.float32)
-    kernels.draft_rows(
-        rows, quota, (flat, count, flat, deep, deep, deep, flags, deep, deep, flat, flat), tables[:3], False, none, none,
-        deep, deep, deep,
-    )  # fmt: skip
-    kernels.commit_rows(
-        rows, quota,
-        (flat, count, deep, flat, deep, deep, flags, deep, deep, flat, flat, flags[0], flags, flags, count, count),
-        tables, False, none, given, deep, deep, deep, deep,
-    )  # fmt: skip
+    """Run the loops on a round of no rows, so that they are compiled."""
+    no_rows, count, flags = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((1, 1), bool)
+    for dtype in (np.float32, np.float64):
+        one, flat, deep = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
+        named: dict[str, Numbers] = dict.fromkeys((*DRAFTED, *COMMITTED), deep)
+        named |= dict.fromkeys(("x", "free", "uniforms", "latest", "innovation"), flat)
+        named |= dict.fromkeys(("seen", "refused", "judged"), flags) | {"rejected": flags[0]}
+        named |= dict.fromkeys(("cursor", "rounds", "nfe"), count)
+        drafted, basis = (deep, deep, deep), np.empty((0, 0), dtype)
+        draft_path, commit_path = (tuple(named[name] for name in names) for names in (DRAFTED, COMMITTED))
+        kernels.draft_rows(no_rows, no_rows, draft_path, (one,) * 3, (False, basis, basis), drafted)
+        kernels.commit_rows(no_rows, no_rows, commit_path, (one,) * 4, (False, basis, _NOTHING_GIVEN), drafted, deep)
 
 
 def compiled_form(round_: Round, path: Path) -> "Round | CompiledRound":
@@ -88,45 +88,41 @@ class CompiledRound:
     def __init__(self, reference: Round, path: Path, kernels: ModuleType) -> None:
         """Look at a path's arrays as NumPy's, on the same memory."""
         self.target, self.window = reference.target, reference.window
-        self._draft, self._block, self._kernels = reference.draft, reference.verifier.judge is block, kernels
-        self._drafted = tuple(_host(getattr(path, name)) for name in _DRAFTED)
-        self._committed = tuple(_host(getattr(path, name)) for name in _COMMITTED)
-        self._cursor = _host(path.cursor)
-        chain, response = self.target.chain, reference.response
-        dtype = _host(path.x).dtype
+        self._draft, self._kernels = reference.draft, kernels
+        self._drafted, self._committed = (
+            tuple(_host(getattr(path, name)) for name in names) for names in (DRAFTED, COMMITTED)
+        )
+        self._cursor, dtype = _host(path.cursor), _host(path.x).dtype
+        chain, response, inpainting = self.target.chain, reference.response, self.target.inpainting
         a, b, sigma = (np.asarray(each, dtype) for each in (chain.a, chain.b, chain.sigma))
         with np.errstate(divide="ignore"):
             self._tables = a, b, sigma, a / sigma
-        none = np.empty((0, 0), dtype)
-        self._basis = none if response is None else np.ascontiguousarray(_host(response.basis))
-        self._gain = none if response is None else np.ascontiguousarray(_host(response.gain))
-        inpainting = self.target.inpainting
-        self._given = (
-            _NOTHING_GIVEN if inpainting is None else np.ascontiguousarray(_host(inpainting.mask.reshape(len(path.x), -1)))
-        )
+        basis = gain = np.empty((0, 0), dtype)
+        if response is not None:
+            basis, gain = (np.ascontiguousarray(_host(each)) for each in (response.basis, response.gain))
+        given = _NOTHING_GIVEN
+        if inpainting is not None:
+            given = np.ascontiguousarray(_host(inpainting.mask.reshape(len(path.x), -1)))
+        self._how_to_draft = isinstance(self._draft, FrozenDraft), basis, gain
+        self._how_to_judge = reference.verifier.judge is block, basis, given
 
     def __call__(self, path: Path, rows: Array, compact: bool) -> None:
         """Commit at least one step of every row that is not done; arguments as of `Round`, the path its own."""
-        target, end = self.target, len(self.target.chain)
+        target, end, kernels = self.target, len(self.target.chain), self._kernels
         target.mark("draft")
         row = _host(rows)
         cursor = self._cursor[row]
         quota = np.minimum(_host(self._draft.quota(path, rows, self.window)), end - cursor)
         slots = np.arange(int(quota.max()) if compact else self.window)
         drafted = [arrays.zeros((len(row), len(slots), path.x.shape[1]), path.x) for _ in range(3)]
-        point, guess, turned = (_host(each) for each in drafted)
-        holds = isinstance(self._draft, FrozenDraft)
-        self._kernels.draft_rows(
-            row, quota, self._drafted, self._tables[:3], holds, self._basis, self._gain, point, guess, turned
-        )
+        there = tuple(_host(each) for each in drafted)
+        kernels.draft_rows(row, quota, self._drafted, self._tables[:3], self._how_to_draft, there)
         device = arrays.device_of(path.x)
         steps = arrays.asarray((cursor[:, None] + slots).clip(max=end - 1), device)
         live = arrays.asarray(slots < quota[:, None], device)
         x0_pred = np.ascontiguousarray(_host(target.predict(drafted[0], steps, rows, live)))
         target.mark("verify")
-        self._kernels.commit_rows(
-            row, quota, self._committed, self._tables, self._block, self._basis, self._given, point, guess, turned, x0_pred
-        )
+        kernels.commit_rows(row, quota, self._committed, self._tables, self._how_to_judge, there, x0_pred)
         target.mark("host")
 
 
