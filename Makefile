@@ -16,7 +16,8 @@ LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi-task-dit,pusht,trainin
 EDGE := .venv-edge
 SUITES := .venv-suites
 EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime,serve,data
-PIP := pip install -q --disable-pip-version-check -c constraints.txt
+CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
+PIP := pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 LEROBOT_PIP := pip install -q --disable-pip-version-check -c tests/with_lerobot/constraints-0.6.1.txt
 NO_PIP = { echo "make: packages cannot be installed: pip needs its package index for the first run" >&2; exit 1; }
 EPISODES ?= 15
@@ -30,8 +31,12 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv with the package, editable, and every extra the tests need
 
-# A Python that was asked for by name is the one that runs, or nothing does.
+# A Python or a torch that was asked for is the one that runs, or nothing does.
 interpreter:
+ifdef TORCH
+	@test ! -e $(STAMP) || $(PY) -c 'from importlib.metadata import version; exit(version("torch").split("+")[0] != "$(TORCH)")' || \
+		{ echo "make: $(VENV) has another torch than $(TORCH): \`make clean\` first" >&2; exit 1; }
+endif
 ifeq ($(origin PYTHON),command line)
 	@test ! -x $(PY) || test "$$($(PYTHON) -V)" = "$$($(PY) -V)" || \
 		{ echo "make: $(VENV) has $$($(PY) -V), not $$($(PYTHON) -V): \`make clean\` first" >&2; exit 1; }
@@ -46,6 +51,7 @@ $(STAMP): pyproject.toml constraints.txt | interpreter
 		{ echo "make: $(PYTHON) lacks the venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV)"
+	@test -z '$(TORCH)' || sed 's/^torch==.*/torch==$(TORCH)/; /^setuptools==/d' constraints.txt >$(CONSTRAINTS)
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
 	@$(PY) scripts/maintenance/browser.py || true
@@ -57,7 +63,7 @@ browser: $(STAMP) ## install a Chromium for the tests of report.html, where `mak
 demo: $(STAMP) ## evaluate the bundled checkpoints and print the table (EPISODES=15)
 	@$(PY) scripts/demo.py --episodes $(EPISODES)
 
-test: $(STAMP) ## run the whole test suite that needs no GPU
+test: $(STAMP) ## run the whole test suite that needs no GPU (PYTHON=python3, TORCH=the pinned one)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lerobot: $(LEROBOT_VENV)/.installed ## test with the lerobot package, in a .venv-lerobot-… of its own (LEROBOT=0.6.1)

@@ -208,11 +208,14 @@ class _Uncompiled:
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = method
+        self.disabled: Any = None  # the same, as the compiler leaves it alone; once there is one
         functools.update_wrapper(self, method)  # pyright: ignore[reportArgumentType]  a callable once it is looked up
 
     def __get__(self, owner: Any, kind: type | None = None) -> Callable[..., Any]:
         compiler: Any = sys.modules.get("torch._dynamo")  # importing it takes seconds, and it is there where it is used
-        method: Any = compiler.disable(self.method) if compiler else self.method
+        if compiler and self.disabled is None:
+            self.disabled = compiler.disable(self.method)
+        method: Any = self.disabled or self.method
         return method.__get__(owner, kind)
 
 
@@ -220,6 +223,19 @@ def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that `torch.compile` around its caller leaves as it is, with all that it calls."""
     made: Any = _Uncompiled(method)
     return made
+
+
+def leave_alone(*functions: Callable[..., Any]) -> None:
+    """Have `torch.compile` run the code of functions as it is, where there is a compiler in the process.
+
+    It would find nothing to compile in a function that calls an uncompiled method, and yet take a tenth of a second to
+    see that.
+    """
+    compiler: Any = sys.modules.get("torch._dynamo.decorators")
+    skip = getattr(compiler, "skip", None)
+    if skip is not None:
+        for each in (*functions, _Uncompiled.__get__):
+            skip(each)
 
 
 def no_gradients(device: Any) -> AbstractContextManager[Any]:

@@ -20,6 +20,8 @@ OBS = "obs"
 IMAGE, IMAGES, PIXELS = "observation.image", "observation.images.", "pixels"
 """The one camera of a policy, each of several, and an environment's frame or mapping of frames by camera, by LeRobot's
 convention."""
+TOKENS, ATTENTION_MASK = "observation.language.tokens", "observation.language.attention_mask"
+"""The text of a task, as LeRobot's tokenizer makes it: numbers of tokens, and which of them are to be read."""
 _ALIASES = {name: (key,) for name, key in ENVIRONMENT_KEYS.items()} | {
     OBS: (STATE, ENVIRONMENT_KEYS[STATE]),
     IMAGE: (PIXELS,),

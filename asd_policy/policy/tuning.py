@@ -50,11 +50,12 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
         device: What its latencies were measured on.
         backend: Spec of what ran the network.
     """
+    overhead = list(experience.overhead.items())  # another thread may be planning, and measure more
     metadata = {
         "version": VERSION,
         "plans": str(experience.plans),
         "responses": str(experience.responses),
-        "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in experience.overhead.items()]),
+        "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in overhead]),
         "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
         "library": library(device),

@@ -37,12 +37,14 @@ FPS = 10
 class Options:
     """What to measure."""
 
-    policies: tuple[Path, ...]
-    """LeRobot folders of Push-T, such as scripts/train.py makes them."""
+    policies: tuple[str, ...]
+    """LeRobot folders of Push-T, such as scripts/train.py makes them; fields to change follow a folder after commas,
+    as in runs/gym-pusht-64,n_action_steps=8."""
     out: Path
     """Folder for the runs."""
-    sampler: str = "asd"
-    """ASD_POLICY_SAMPLER of the runs with the plugin."""
+    settings: tuple[str, ...] = ("asd",)
+    """Values of ASD_POLICY_SAMPLER for the runs with the plugin; one of ASD_POLICY_BACKEND may follow, as in
+    asd@onnx."""
     parts: tuple[Literal["rewards", "latency", "rollout"], ...] = ("rewards", "latency", "rollout")
     """What to measure: latency and rollout are to be taken on a machine that does nothing else."""
     episodes: int = 50
@@ -57,6 +59,48 @@ class Options:
     """Of each run of lerobot-rollout."""
     seed: int = 1000
     """Of the first episode."""
+
+    @property
+    def chosen(self) -> list["Policy"]:
+        """List the policies."""
+        return [Policy(spec) for spec in self.policies]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy's folder, and the fields of its configuration that the command line changes."""
+
+    spec: str
+
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return Path(self.spec.partition(",")[0])
+
+    @property
+    def name(self) -> str:
+        """Folder and fields, without the way to the folder."""
+        return self.spec[len(str(self.path.parent)) + 1 :] if "/" in self.spec else self.spec
+
+    @property
+    def words(self) -> list[str]:
+        """Name it on the command line."""
+        return [f"--policy.path={self.path}", *(f"--policy.{field}" for field in self.spec.split(",")[1:])]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Read its configuration, as the command line changes it."""
+        changed = (field.split("=", 1) for field in self.spec.split(",")[1:])
+        return self.read("config.json") | {name: json.loads(value) for name, value in changed}
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read a file of the folder."""
+        return json.loads((self.path / name).read_text())
+
+    @property
+    def has_camera(self) -> bool:
+        """Tell whether it observes frames."""
+        return "observation.image" in self.config["input_features"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +142,7 @@ class Run:
         return f"{self.times['rounds'] / plans:.1f}" if plans else "–"
 
 
-def read_json(policy: Path, name: str) -> dict[str, Any]:
-    """Read a file of a policy's folder."""
-    return json.loads((policy / name).read_text())
-
-
-def run_command(options: Options, policy: Path, sampler: str, command: str, words: list[str], folder: Path) -> Run:
+def run_command(options: Options, policy: Policy, setting: str, command: str, words: list[str], folder: Path) -> Run:
     """Run a command of LeRobot's, unless it has been; what the plugin keeps is kept for each policy alone.
 
     Raises:
@@ -113,50 +152,48 @@ def run_command(options: Options, policy: Path, sampler: str, command: str, word
         return Run(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), command, f"--policy.path={policy}", *words]
-    own = {"ASD_POLICY_SAMPLER": sampler, "ASD_POLICY_CACHE": str(options.out / policy.name / "cache")}
+    words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), command, *policy.words, *words]
+    spec, _, backend = setting.partition("@")
+    own = {"ASD_POLICY_SAMPLER": spec, "ASD_POLICY_BACKEND": backend}
+    own["ASD_POLICY_CACHE"] = str(options.out / policy.name / "cache")
     offline = {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(words, env={**os.environ, **own, **offline}, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"{command.replace('_', '-')} of {policy} with {sampler} has failed: see {folder / 'log.txt'}")
+        program = command.replace("_", "-")
+        raise SystemExit(f"{program} of {policy.spec} with {setting} has failed: see {folder / 'log.txt'}")
     run = Run(folder)
-    if sampler != OFF and "plans" not in run.times:
+    if setting != OFF and "plans" not in run.times:
         (folder / "times.json").unlink()
-        raise SystemExit(f"{policy} was not accelerated: {' '.join(run.said) or 'the plugin says nothing'}")
+        raise SystemExit(f"{policy.spec} was not accelerated: {' '.join(run.said) or 'the plugin says nothing'}")
     return run
 
 
-def evaluate(options: Options, policy: Path, sampler: str, episodes: int, batch: int, name: str) -> Run:
+def evaluate(options: Options, policy: Policy, setting: str, episodes: int, batch: int, name: str) -> Run:
     """Run lerobot-eval once."""
-    observed = "pixels_agent_pos" if has_camera(policy) else "environment_state_agent_pos"
+    observed = "pixels_agent_pos" if policy.has_camera else "environment_state_agent_pos"
     folder = options.out / policy.name / name
     words = ["--policy.device=cpu", "--env.type=pusht", f"--env.obs_type={observed}", f"--seed={options.seed}"]
     words += [f"--eval.n_episodes={episodes}", f"--eval.batch_size={batch}", "--eval.use_async_envs=false"]
-    return run_command(options, policy, sampler, "lerobot_eval", [*words, f"--output_dir={folder / 'eval'}"], folder)
+    return run_command(options, policy, setting, "lerobot_eval", [*words, f"--output_dir={folder / 'eval'}"], folder)
 
 
-def roll_out(options: Options, policy: Path, sampler: str, turn: int) -> Run:
+def roll_out(options: Options, policy: Policy, setting: str, turn: int) -> Run:
     """Run lerobot-rollout once, on gym-pusht as a robot."""
-    folder = options.out / policy.name / name_run("rollout", options, sampler, turn)
+    folder = options.out / policy.name / name_run("rollout", setting, turn)
     words = ["--policy.device=cpu", "--robot.type=pusht", f"--robot.record={folder / 'robot.jsonl'}"]
     words += [f"--robot.seed={options.seed + turn}", f"--fps={FPS}", f"--duration={options.seconds}"]
     words += ["--strategy.type=base", "--return_to_initial_position=false", "--play_sounds=false"]
     words += ['--rename_map={"observation.images.front": "observation.image"}']
-    return run_command(options, policy, sampler, "lerobot_rollout", words, folder)
-
-
-def has_camera(policy: Path) -> bool:
-    """Tell whether a policy observes frames."""
-    return "observation.image" in read_json(policy, "config.json")["input_features"]
+    return run_command(options, policy, setting, "lerobot_rollout", words, folder)
 
 
 def policy_rows(options: Options) -> Iterator[str]:
     """Yield a table of what the policies are."""
     yield "| policy | observes | horizon / executed | steps of the chain | M parameters | trained for |"
     yield "|---|---|---|---|---|---|"
-    for policy in options.policies:
-        config, notes = read_json(policy, "config.json"), read_json(policy, "training.json")
+    for policy in options.chosen:
+        config, notes = policy.config, policy.read("training.json")
         observed = ", ".join(name.removeprefix("observation.") for name in config["input_features"])
         chain = config["num_inference_steps"] or config["num_train_timesteps"]
         steps = notes.get("step", notes["options"]["steps"])
@@ -173,22 +210,27 @@ def interval(low: float, high: float, digits: int) -> str:
 
 def reward_rows(options: Options) -> Iterator[str]:
     """Evaluate, and yield a table of success, rewards and their differences."""
-    yield "| policy | `ASD_POLICY_SAMPLER` | success % | largest reward | sum of rewards | plans | rounds of a plan |"
-    yield "|---|---|---|---|---|---|---|"
-    for policy in options.policies:
+    yield "| policy | plugin | episodes | success % | largest reward | sum of rewards | plans | rounds of a plan |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for policy in options.chosen:
         runs = {
-            sampler: evaluate(options, policy, sampler, options.episodes, options.batch, f"rewards-{name}")
-            for name, sampler in ((OFF, OFF), ("on", options.sampler))
+            setting: evaluate(options, policy, setting, options.episodes, options.batch, f"rewards-{setting}")
+            for setting in (OFF, *options.settings)
         }
-        for sampler, run in runs.items():
+        for setting, run in runs.items():
             successes = [bool(each) for each in run.metrics["successes"]]
             low, high = wilson(sum(successes), len(successes))
-            cells = [f"{100 * statistics.mean(successes):.0f} {interval(100 * low, 100 * high, 0)}"]
+            cells = [
+                str(len(successes)),
+                f"{100 * statistics.mean(successes):.0f} {interval(100 * low, 100 * high, 0)}",
+            ]
             for name, digits in (("max_rewards", 3), ("sum_rewards", 1)):
                 cells.append(f"{statistics.mean(run.metrics[name]):.{digits}f} {_mean(run.metrics[name], digits)}")
             calls = len(run.times["plans_s"])
-            yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} | {calls} | {run.rounds} |"
-        yield f"| | difference | {' | '.join(_differences(runs[options.sampler], runs[OFF]))} | | |"
+            yield f"| `{policy.name}` | `{setting}` | {' | '.join(cells)} | {calls} | {run.rounds} |"
+        for setting in options.settings:
+            cells = " | ".join(_differences(runs[setting], runs[OFF]))
+            yield f"| | `{setting}` less `{OFF}` | | {cells} | | |"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -207,53 +249,53 @@ def _differences(on: Run, off: Run) -> Iterator[str]:
         yield f"{mean:+.{digits}f} {interval(*found, digits) if found else ''}"
 
 
-def eval_timed(options: Options, policy: Path, sampler: str, turn: int) -> Run:
+def eval_timed(options: Options, policy: Policy, setting: str, turn: int) -> Run:
     """Run lerobot-eval once, with one environment."""
-    return evaluate(options, policy, sampler, options.timed, 1, name_run("latency", options, sampler, turn))
+    return evaluate(options, policy, setting, options.timed, 1, name_run("latency", setting, turn))
 
 
-def name_run(what: str, options: Options, sampler: str, turn: int) -> str:
+def name_run(what: str, setting: str, turn: int) -> str:
     """Name the folder of a run."""
-    return f"{what}-{'on' if sampler == options.sampler else OFF}-{turn}"
+    return f"{what}-{setting}-{turn}"
 
 
-def in_turn(options: Options, policy: Path, run: Callable[[Options, Path, str, int], Run]) -> dict[str, list[Run]]:
+def in_turn(options: Options, policy: Policy, run: Callable[[Options, Policy, str, int], Run]) -> dict[str, list[Run]]:
     """Run without the plugin and with it, in turn; the first with it begins with an empty cache."""
-    runs: dict[str, list[Run]] = {OFF: [], options.sampler: []}
+    runs: dict[str, list[Run]] = {setting: [] for setting in (OFF, *options.settings)}
     for turn in range(options.turns):
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             if turn == 0:
                 shutil.rmtree(options.out / policy.name / "cache", ignore_errors=True)
-            done.append(run(options, policy, sampler, turn))
+            done.append(run(options, policy, setting, turn))
     return runs
 
 
 def latency_rows(options: Options) -> Iterator[str]:
     """Run lerobot-eval with one robot, in turn, and yield a table of latencies."""
-    yield f"| policy | `ASD_POLICY_SAMPLER` | load, first time; again s | {_LATENCY} |"
+    yield f"| policy | plugin | load, first time; again s | {_LATENCY} |"
     yield "|---|---|---|---|---|---|---|---|"
-    for policy in options.policies:
+    for policy in options.chosen:
         runs = in_turn(options, policy, eval_timed)
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             first, *others = (f"{run.times['load_s'][0]:.1f}" for run in done)
             cells = _latency(done, runs[OFF])
-            yield f"| `{policy.name}` | `{sampler}` | {first}; {', '.join(others)} | {' | '.join(cells)} |"
+            yield f"| `{policy.name}` | `{setting}` | {first}; {', '.join(others)} | {' | '.join(cells)} |"
 
 
 def rollout_rows(options: Options) -> Iterator[str]:
     """Run lerobot-rollout of the policies with a camera, in turn, and yield a table of latencies and late ticks."""
-    yield f"| policy | `ASD_POLICY_SAMPLER` | {_LATENCY} | actions sent | late ticks | largest reward |"
+    yield f"| policy | plugin | {_LATENCY} | actions sent | late ticks | largest reward |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for policy in filter(has_camera, options.policies):
+    for policy in (each for each in options.chosen if each.has_camera):
         runs = in_turn(options, policy, roll_out)
-        for sampler, done in runs.items():
+        for setting, done in runs.items():
             cells = [
                 *_latency(done, runs[OFF]),
                 ", ".join(str(len(run.rewards)) for run in done),
                 ", ".join(str(run.late) for run in done),
                 ", ".join(f"{max(run.rewards):.2f}" for run in done),
             ]
-            yield f"| `{policy.name}` | `{sampler}` | {' | '.join(cells)} |"
+            yield f"| `{policy.name}` | `{setting}` | {' | '.join(cells)} |"
 
 
 _LATENCY = "first plan ms | later plans p50 / p95 ms | n | ratio of means | rounds of a plan"
@@ -286,12 +328,11 @@ def _ratio(off: list[float], on: list[float]) -> str:
 
 
 def lines_said(options: Options) -> Iterator[str]:
-    """Yield the plugin's lines, of one run of each policy with it and without."""
-    for policy in options.policies:
-        for name in ("latency-off-0", "latency-on-0", f"latency-on-{options.turns - 1}"):
-            if (folder := options.out / policy.name / name).exists():
-                yield f"{policy.name}, {name}:"
-                yield from Run(folder).said
+    """Yield the plugin's lines, of the last run of each policy with each setting."""
+    for policy in options.chosen:
+        for setting in (OFF, *options.settings):
+            yield f"{policy.name}, {setting}:"
+            yield from Run(options.out / policy.name / name_run("latency", setting, options.turns - 1)).said
 
 
 def main() -> None:

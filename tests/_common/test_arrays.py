@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
+from torch._dynamo.utils import counters
 
 from asd_policy._common import arrays, normal
 from asd_policy._common.arrays import NUMPY
@@ -101,3 +102,29 @@ def test_the_normal_law(low: float) -> None:
     np.testing.assert_allclose(normal.log_cdf(x), special.log_ndtr(x), rtol=1e-12, atol=1e-16)
     p = np.concatenate([[0.0, 1.0], 10.0 ** np.linspace(-300, -1, 300), np.linspace(0.001, 0.999, 999)])
     np.testing.assert_allclose(normal.quantile(p), special.ndtri(p), rtol=1e-12, atol=1e-15)
+
+
+class Planned:
+    """Something with a method that is not for the compiler, and one that leads there."""
+
+    @arrays.uncompiled
+    def plan(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute."""
+        return 2 * x
+
+    def ask(self, x: torch.Tensor) -> torch.Tensor:
+        """Have it computed."""
+        return self.plan(x)
+
+    def ask_again(self, x: torch.Tensor) -> torch.Tensor:
+        """Have it computed, too."""
+        return self.plan(x)
+
+
+def test_the_compiler_does_not_even_look_at_what_is_left_alone() -> None:
+    arrays.leave_alone(Planned.ask, Planned.plan)
+    planned, x = Planned(), torch.ones(2)
+    for asked, looked in ((planned.ask, 0), (planned.ask_again, 1)):
+        counters.clear()
+        assert torch.equal(torch.compile(asked, backend="eager")(x), 2 * x)
+        assert (counters["frames"]["total"], counters["stats"]["unique_graphs"]) == (looked, 0)

@@ -275,11 +275,13 @@ def test_batches_may_change_and_episodes_begin_anew() -> None:
 def test_changes_after_acceleration_are_named() -> None:
     policy = asd_policy.accelerate(make(), "asd:window=4")
     policy.num_inference_steps = 10
-    with pytest.raises(asd_policy.ChainError, match="accelerated with another noise scheduler, 20 inference steps"):
+    with pytest.raises(asd_policy.ChainError, match="accelerated with 20 inference steps, it now has 10; accelerate"):
         policy.predict_action(observation())
     policy.num_inference_steps = 20
     policy.kwargs = {"eta": 0.5}
-    with pytest.raises(asd_policy.ChainError, match="options of its step, which were {}; accelerate it again"):
+    with pytest.raises(
+        asd_policy.ChainError, match="options of the scheduler's step were {} at accelerate; accelerate"
+    ):
         policy.predict_action(observation())
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "benchmarks"))
-from lerobot_runs import Options, Run, latency_rows, lines_said, policy_rows, reward_rows, rollout_rows  # noqa: E402
+from lerobot_runs import Options, Policy, Run, latency_rows, lines_said, policy_rows, reward_rows, rollout_rows  # noqa: E402
 from lerobot_timed import Stopwatch  # noqa: E402
 
 SAID = "INFO 2026-11-29 18:33:25 sd/report.py:46 diffusion policy plans with asd … where LeRobot's DDPM loop takes 1 ms"
@@ -40,8 +40,15 @@ def options(tmp_path: Path) -> Options:
     on = off | {"load_s": [2.0], "plans_s": [0.06, 0.04, 0.06], "plans": 3, "rounds": 60}
     for name in ("rewards{}", "latency{}-0", "latency{}-1", "rollout{}-0", "rollout{}-1"):
         write_run(out / "mine" / name.format("-off"), [True, False, True, True], off)
-        write_run(out / "mine" / name.format("-on"), [True, True, True, True], on)
-    return Options(policies=(policy,), out=out, turns=2)
+        write_run(out / "mine" / name.format("-asd"), [True, True, True, True], on)
+    return Options(policies=(str(policy),), out=out, turns=2)
+
+
+def test_a_changed_field(options: Options) -> None:
+    policy = Policy(f"{options.policies[0]},n_action_steps=8")
+    assert (policy.name, policy.config["n_action_steps"], policy.has_camera) == ("mine,n_action_steps=8", 8, True)
+    assert policy.words == [f"--policy.path={options.policies[0]}", "--policy.n_action_steps=8"]
+    assert Policy("here").name == "here"
 
 
 def cells(row: str) -> list[str]:
@@ -51,17 +58,17 @@ def cells(row: str) -> list[str]:
 def test_the_tables(options: Options) -> None:
     assert cells(list(policy_rows(options))[2]) == ["`mine`", "state, image", "64 / 32", "100", "2.7", "8000 steps"]
     off, on, difference = map(cells, list(reward_rows(options))[2:])
-    assert off[:3] == ["`mine`", "`off`", "75 [30, 95]"] and on[:3] == ["`mine`", "`asd`", "100 [51, 100]"]
-    assert (off[3].split()[0], off[4].split()[0], off[5:]) == ("0.875", "8.8", ["3", "–"])
-    assert on[3:] == ["1.000 [1.000, 1.000]", "10.0 [10.0, 10.0]", "3", "20.0"]
-    assert [each.split()[0] for each in difference[2:5]] == ["+25", "+0.125", "+1.2"]
+    assert off[:4] == ["`mine`", "`off`", "4", "75 [30, 95]"] and on[:4] == ["`mine`", "`asd`", "4", "100 [51, 100]"]
+    assert (off[4].split()[0], off[5].split()[0], off[6:]) == ("0.875", "8.8", ["3", "–"])
+    assert on[4:] == ["1.000 [1.000, 1.000]", "10.0 [10.0, 10.0]", "3", "20.0"]
+    assert [each.split()[0] for each in difference[3:6]] == ["+25", "+0.125", "+1.2"]
     off, on = map(cells, list(latency_rows(options))[2:])
     assert off == ["`mine`", "`off`", "0.5; 0.5", "300, 300", "100 / 100", "4", "", "–"]
     assert on[:6] == ["`mine`", "`asd`", "2.0; 2.0", "60, 60", "50 / 60", "4"]
     assert (on[6].split()[0], on[7]) == ("2.00", "20.0")
     on = cells(list(rollout_rows(options))[3])
     assert on[2:5] + on[6:] == ["60, 60", "50 / 60", "4", "20.0", "2, 2", "1, 1", "0.50, 0.50"]
-    assert list(lines_said(options))[:2] == ["mine, latency-off-0:", SAID]
+    assert list(lines_said(options))[:2] == ["mine, off:", SAID]
 
 
 def test_a_failed_run_is_named(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +80,7 @@ def test_a_failed_run_is_named(options: Options, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_policy_that_was_not_accelerated_is_refused(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = options.out / "mine/rewards-on"
+    folder = options.out / "mine/rewards-asd"
     (folder / "times.json").unlink()
 
     def run(words: list[str], **_: object) -> SimpleNamespace:

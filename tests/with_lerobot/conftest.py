@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from dit_policies import condition_dit, make_dit, task_of
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
@@ -43,8 +44,10 @@ def make_config(**changes: object) -> DiffusionConfig:
     return DiffusionConfig(**values)  # pyright: ignore[reportArgumentType]  # a mapping of mixed types
 
 
-def make_policy(kind: str) -> DiffusionPolicy:
-    """Of the kind "state" or "image"."""
+def make_policy(kind: str) -> Any:
+    """Of the kind "state", "image" or "dit"; the last has another class, and cameras and a task."""
+    if kind == "dit":
+        return make_dit(1)
     torch.manual_seed(0)
     changes: dict[str, object] = {}
     if kind == "image":
@@ -65,6 +68,12 @@ def policy(request: pytest.FixtureRequest) -> DiffusionPolicy:
     return make_policy(request.param)
 
 
+@pytest.fixture(params=["state", "image", "dit"])
+def any_policy(request: pytest.FixtureRequest) -> Any:
+    """Of either class."""
+    return make_policy(request.param)
+
+
 @pytest.fixture
 def state_policy() -> DiffusionPolicy:
     return make_policy("state")
@@ -82,7 +91,7 @@ def folder(state_policy: DiffusionPolicy, tmp_path: Path) -> Path:
     return path
 
 
-def stats_of(policy: DiffusionPolicy) -> AsdStats:
+def stats_of(policy: Any) -> AsdStats:
     """`policy.asd_stats`, with its type: LeRobot's class does not know it."""
     stats = policy.asd_stats
     assert isinstance(stats, AsdStats)
@@ -99,15 +108,38 @@ def unet_of(policy: DiffusionPolicy) -> Any:
     return policy.diffusion.unet
 
 
-def observe(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+def network_place(policy: Any) -> tuple[Any, str]:
+    """Where the network is: the object, and the attribute's name."""
+    return (policy, "noise_predictor") if policy.name == "multi_task_dit" else (policy.diffusion, "unet")
+
+
+def call_network(policy: Any, network: Any, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
+    """Call a network as the policy does."""
+    told = "conditioning_vec" if policy.name == "multi_task_dit" else "global_cond"
+    return network(x, timestep, **{told: cond})
+
+
+def sample_plans(policy: Any, cond: Tensor, seed: int) -> Tensor:
+    """Sample given conditioning by the method that a sampler takes the place of, from torch's global generator."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        if policy.name == "multi_task_dit":
+            return policy.objective.conditional_sample(policy.noise_predictor, len(cond), cond)
+        return policy.diffusion.conditional_sample(len(cond), cond)
+
+
+def observe(policy: Any, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
     """Observations at random, normalised [batch, …]."""
     generator = torch.Generator().manual_seed(seed)
     features = policy.config.input_features or {}
-    return {name: torch.rand((batch, *feature.shape), generator=generator) for name, feature in features.items()}
+    seen = {name: torch.rand((batch, *feature.shape), generator=generator) for name, feature in features.items()}
+    return {**seen, **task_of(batch, seed)} if policy.name == "multi_task_dit" else seen
 
 
-def condition(policy: DiffusionPolicy, batch: int = 1, seed: int = 0) -> Tensor:
+def condition(policy: Any, batch: int = 1, seed: int = 0) -> Tensor:
     """The same as the network is told of them [batch, cond_dim]."""
+    if policy.name == "multi_task_dit":
+        return condition_dit(policy, batch, seed)
     features = unet_of(policy).mid_modules[0].cond_encoder[1].in_features
     dims = features - policy.config.diffusion_step_embed_dim
     return 2 * torch.rand((batch, dims), generator=torch.Generator().manual_seed(seed)) - 1

@@ -19,6 +19,9 @@ def require_dit() -> Any:
     )
 
 
+SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 class TinyVision:
     """Stands for CLIP's vision model where LeRobot loads a trained one."""
 
@@ -27,8 +30,8 @@ class TinyVision:
         """Make one with random weights."""
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
-        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        return CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8))
+        frames: dict[str, Any] = {"image_size": 16, "patch_size": 8}  # its type does not know the fields
+        return CLIPVisionModel(CLIPVisionConfig(**SIZES, **frames))
 
 
 class TinyText:
@@ -39,9 +42,9 @@ class TinyText:
         """Make one with random weights."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        numbers = {"vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "eos_token_id": VOCABULARY - 1}
-        return CLIPTextModel(CLIPTextConfig(**sizes, **numbers))
+        words: dict[str, Any] = {"vocab_size": VOCABULARY, "eos_token_id": VOCABULARY - 1}
+        words["max_position_embeddings"] = TOKENS
+        return CLIPTextModel(CLIPTextConfig(**SIZES, **words))
 
 
 def make_dit(cameras: int = 0, **changes: Any) -> Any:
@@ -84,14 +87,6 @@ def task_of(rows: int, seed: int = 0) -> dict[str, Tensor]:
         "observation.language.tokens": tokens.repeat(rows, 1),
         "observation.language.attention_mask": read.repeat(rows, 1),
     }
-
-
-def observe_with_task(policy: Any, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
-    """Observations at random, normalised [batch, …], and a task."""
-    generator = torch.Generator().manual_seed(seed)
-    features = policy.config.input_features
-    seen = {name: torch.rand((batch, *feature.shape), generator=generator) for name, feature in features.items()}
-    return {**seen, **task_of(batch, seed)}
 
 
 def condition_dit(policy: Any, batch: int = 1, seed: int = 0) -> Tensor:

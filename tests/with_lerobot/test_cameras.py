@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import asd_policy
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.cli.app import run
 from asd_policy.networks.vision import RgbEncoder, VisionConfig
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import SensorEncoder, encode_history
@@ -222,3 +223,12 @@ def test_live_policies_and_files_plan_alike(tmp_path: Path) -> None:
         history(steps), torch.Generator().manual_seed(2)
     )
     torch.testing.assert_close(plan.chunk, pair.after(sample), rtol=0, atol=1e-3 * RANGE)
+
+
+@pytest.mark.parametrize("case", ["plain", "separate"], ids=["one camera", "two cameras"])
+@pytest.mark.parametrize(("sampler", "status"), [("asd:window=4,draft=picard", 0), ("ddim:2", 1)])
+def test_verify_takes_a_folder_with_cameras(case: str, sampler: str, status: int, tmp_path: Path) -> None:
+    """As a user does who has only the folder: `asd` has the law of its chain, and a sampler that has not is seen."""
+    Pair(tmp_path / "saved", *CASES[case])
+    words = ["verify", "--policy", str(tmp_path / "saved"), "--sampler", sampler, "--samples", "64"]
+    assert run([*words, "--observations", "1"]) == status

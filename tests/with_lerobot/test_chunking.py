@@ -1,11 +1,12 @@
 """Real-time chunking of a live policy, called as LeRobot does: what is committed comes back, the rest is exact."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from dit_policies import make_dit
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class Rtc:
 def chunk(policy: DiffusionPolicy, left: Tensor | None, delay: int, batch: int = 1, seed: int = 0) -> Tensor:
     """Ask for a plan as LeRobot's engine does."""
     plan: Any = policy.predict_action_chunk
-    return plan(observe(policy, batch, seed), inference_delay=delay, prev_chunk_left_over=left)
+    given = {"next.reward": 0.0, "info": {}, **observe(policy, batch, seed)}  # what its processors add
+    return plan(given, inference_delay=delay, prev_chunk_left_over=left)
 
 
 def padded(left: Tensor, length: int = 10) -> Tensor:
@@ -39,20 +41,20 @@ def padded(left: Tensor, length: int = 10) -> Tensor:
     return torch.cat([left, left.new_zeros((length - len(left), left.shape[1]))])
 
 
-def replacing_loop(policy: DiffusionPolicy, cond: Tensor, tape: NoiseTape, left: Tensor) -> Tensor:
+def replacing_loop(loop: Any, network: Callable[[Tensor, Tensor], Tensor], tape: NoiseTape, left: Tensor) -> Tensor:
     """Sample with LeRobot's own network and scheduler, the first actions replaced before each call of the network.
 
     They follow q(x_{t−1} | x_t, x_0) of their known end, with the noise that is theirs.
     """
-    model, x = policy.diffusion, tape.initial.clone()
+    x = tape.initial.clone()
     held = slice(FIRST, FIRST + left.shape[1])
     known, noises = tape.initial[:, held].clone(), iter(tape.normals.unbind(1))
-    scheduler: Any = model.noise_scheduler
-    scheduler.set_timesteps(model.num_inference_steps)
+    scheduler = loop.noise_scheduler
+    scheduler.set_timesteps(loop.num_inference_steps)
     alphas = [float(scheduler.alphas_cumprod[t]) for t in scheduler.timesteps] + [1.0]
     for k, t in enumerate(scheduler.timesteps):
         x[:, held] = known
-        output = model.unet(x, torch.full((len(x),), int(t)), global_cond=cond)
+        output = network(x, torch.full((len(x),), int(t)))
         noise = next(noises)
         x = stepped(scheduler, output, t, x, noise)
         now, then = alphas[k], alphas[k + 1]
@@ -83,14 +85,44 @@ def test_a_window_of_one_is_the_sequential_loop_with_the_same_actions_given(
         cond = policy.diffusion._prepare_global_conditioning(seen)
         torch.manual_seed(3)
         tape = NoiseTape.draw((batch, 16, 2), STEPS, None)
-        expected = replacing_loop(policy, cond, tape, left[:, :4])[:, FIRST : FIRST + EXECUTED]
+        model = policy.diffusion
+        expected = replacing_loop(model, lambda x, t: model.unet(x, t, global_cond=cond), tape, left[:, :4])
     asd_policy.accelerate(policy, "asd:window=1")
     asd_policy.warm_up(policy, batch)
     torch.manual_seed(3)
     plan = chunk(policy, left, 4, batch)
     assert torch.equal(plan[:, :4], left[:, :4])
     assert not plan.requires_grad
-    torch.testing.assert_close(plan, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plan, expected[:, FIRST : FIRST + EXECUTED], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cameras", [0, 2])
+def test_a_dit(cameras: int) -> None:
+    """The same loop around another network, whose policy has no way of its own to plan for a single observation."""
+    policy, batch = make_dit(cameras), 3
+    left = 2 * torch.rand((batch, 6, 2), generator=torch.Generator().manual_seed(1)) - 1
+    observed = observe(policy, batch)
+    seen = dict(observed)
+    for name in policy.config.input_features:
+        seen[name] = torch.stack([observed[name]] * 2, 1)
+    if cameras:
+        seen["observation.images"] = torch.stack([seen[name] for name in policy.config.image_features], -4)
+    with torch.no_grad():
+        cond = policy.observation_encoder.encode(seen)
+        torch.manual_seed(3)
+        tape = NoiseTape.draw((batch, 16, 2), STEPS, None)
+        dit = policy.noise_predictor
+        expected = replacing_loop(policy.objective, lambda x, t: dit(x, t, conditioning_vec=cond), tape, left[:, :4])
+    assert not policy.supports_rtc()
+    asd_policy.accelerate(policy, "asd:window=1")
+    asd_policy.warm_up(policy, batch)
+    assert policy.supports_rtc()
+    torch.manual_seed(3)
+    plan = policy.predict_action_chunk(observed, inference_delay=4, prev_chunk_left_over=left)
+    assert torch.equal(plan[:, :4], left[:, :4])
+    torch.testing.assert_close(plan, expected[:, FIRST : FIRST + EXECUTED], rtol=0, atol=1e-5)
+    assert policy.select_action(observed).shape == (batch, 2)  # and in LeRobot's own way as before
+    assert not asd_policy.restore(policy).supports_rtc()
 
 
 def test_the_committed_actions_come_back(policy: DiffusionPolicy) -> None:
@@ -179,9 +211,14 @@ def test_lerobot_asks_and_is_answered(policy: DiffusionPolicy, caplog: pytest.Lo
     names = set(vars(policy))
     asd_policy.accelerate(policy, "asd:window=6")
     assert supports(policy)
+    stats = stats_of(policy)
+    assert (stats.plans, stats.last) == (0, None)
     with caplog.at_level("INFO", "asd_policy"):
-        for _ in range(2):
-            chunk(policy, None, 0)
+        chunk(policy, torch.rand(10, 2), 3)
+        assert stats.last is not None
+        assert stats.last.trial_calls == 0  # it was warm
+        chunk(policy, None, 0)
+    assert stats.plans == 2
     assert caplog.text.count("it stands for all 2 (n_obs_steps)") == 1
     asd_policy.restore(policy)
     assert not supports(policy)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/guide/lerobot.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+PYTHON = [block for block in BLOCKS if "dit" not in block]
+"""The others are of multi_task_dit, and run in test_multi_task_dit_policy.py."""
 COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")]
 SMALLER = {"--eval.n_episodes": "2", "--eval.batch_size": "2", "--env.episode_length": "20"}

@@ -22,7 +22,19 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness import checks as exactness
 from asd_policy.evaluation.exactness import law, mutants
 from asd_policy.samplers.asd.sampler import Asd
-from conftest import STEPS, condition, experience_of, make_config, make_policy, observe, stats_of, unet_of
+from conftest import (
+    STEPS,
+    call_network,
+    condition,
+    experience_of,
+    make_config,
+    make_policy,
+    network_place,
+    observe,
+    sample_plans,
+    stats_of,
+    unet_of,
+)
 
 EVENT = (16, 2)
 
@@ -31,7 +43,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def queues(policy: DiffusionPolicy) -> dict[str, deque[Tensor]]:
+def queues(policy: Any) -> dict[str, deque[Tensor]]:
     assert policy._queues is not None
     return policy._queues
 
@@ -122,9 +134,10 @@ def test_the_interface_is_as_before(policy: DiffusionPolicy) -> None:
 def test_given_noise_is_the_start(state_policy: DiffusionPolicy, window: int) -> None:
     asd_policy.accelerate(state_policy, f"asd:window={window}")
     sample, cond = state_policy.diffusion.conditional_sample, condition(state_policy, 2)
-    sample(2, cond)  # the first plan also tries the network
     calls: list[Any] = []
     unet_of(state_policy).register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    sample(2, cond)  # the first plan also tries the network
+    calls.clear()
     noise = torch.randn((2, *EVENT), generator=seeded(1))
     state_policy.reset()
     plans = sample(2, cond, seeded(2), noise)
@@ -161,54 +174,59 @@ def test_the_encoder_runs_once_per_plan() -> None:
     assert seen == [6, 6, 6]  # three robots, two images each
 
 
-def residual_checks(policy: DiffusionPolicy, chain: GaussianChain, cond: Tensor) -> list[exactness.Check]:
+def residual_checks(policy: Any, chain: GaussianChain, cond: Tensor) -> list[exactness.Check]:
     """Test every step that a batch of plans took."""
-    rows, unet = len(cond), policy.diffusion.unet
+    rows, (owner, place) = len(cond), network_place(policy)
+    network = getattr(owner, place)
 
     def call(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
-        return unet(x, timestep, global_cond=cond)
+        assert cond is not None
+        return call_network(policy, network, x, timestep, cond)
 
     recorder = law.PathRecorder(call, chain, rows, 32)
 
     class Watched(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unet = unet
+            self.network = network
 
-        def forward(self, x: Tensor, timestep: Tensor, global_cond: Tensor) -> Tensor:
-            return recorder(x, timestep, global_cond)
+        def forward(self, x: Tensor, timestep: Tensor, **told: Tensor) -> Tensor:
+            (cond,) = told.values()
+            return recorder(x, timestep, cond)
 
-    policy.diffusion.unet = Watched()
-    plans = policy.diffusion.conditional_sample(rows, recorder.tag(cond), seeded(11))
-    policy.diffusion.unet = unet
+    setattr(owner, place, Watched().eval())
+    plans = sample_plans(policy, recorder.tag(cond), 11)
+    setattr(owner, place, network)
     points = np.concatenate([recorder.points, plans.flatten(1)[:, None].double().numpy()], axis=1)
     guesses = {"earlier prediction": recorder.earlier, "window's start": recorder.start}
     steps = exactness.residual_steps(points, recorder.predictions, chain.a, chain.b, chain.sigma, guesses)
     return exactness.residual_checks(steps)
 
 
+@pytest.mark.parametrize("kind", ["state", "dit"])
 @pytest.mark.parametrize("spec", ["asd:window=6", "asd:window=12,draft=picard,verify=reflection"])
 @pytest.mark.parametrize("mutant", [None, "accept-always"])
-def test_steps_have_the_law_of_the_chain(state_policy: DiffusionPolicy, spec: str, mutant: str | None) -> None:
+def test_steps_have_the_law_of_the_chain(kind: str, spec: str, mutant: str | None) -> None:
     """And a coupling that is broken on purpose does not."""
-    asd_policy.accelerate(state_policy, spec)
-    cond = condition(state_policy).expand(512, -1)
+    policy: Any = make_policy(kind)
+    asd_policy.accelerate(policy, spec)
+    cond = condition(policy).expand(512, -1)
     for seed in range(3):  # the draft then starts from the last plan and responds as the plans before taught it to
-        state_policy.diffusion.conditional_sample(512, cond, seeded(seed))
-    chain = GaussianChain.from_scheduler(state_policy.diffusion.noise_scheduler)
+        sample_plans(policy, cond, seed)
+    chain = GaussianChain.from_scheduler((policy.objective if kind == "dit" else policy.diffusion).noise_scheduler)
     if mutant is None:
-        assert exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
-        assert stats_of(state_policy).algorithmic_speedup > 1.5
+        assert exactness.bonferroni(residual_checks(policy, chain, cond), 0.01).holds
+        assert stats_of(policy).algorithmic_speedup > 1.5
     else:
         with mutants.mutated(mutant):
-            assert not exactness.bonferroni(residual_checks(state_policy, chain, cond), 0.01).holds
+            assert not exactness.bonferroni(residual_checks(policy, chain, cond), 0.01).holds
 
 
 @pytest.mark.parametrize(("spec", "same"), [("asd:window=6", True), ("ddim:2", False)])
-def test_plans_have_the_law_of_lerobots_loop(policy: DiffusionPolicy, spec: str, same: bool) -> None:
+def test_plans_have_the_law_of_lerobots_loop(any_policy: Any, spec: str, same: bool) -> None:
     """Through `select_action`'s own path of observations; an approximate sampler shows that a difference is seen."""
-    batch, rows = observe(policy), 256
-    batch = {name: values.expand(rows, *values.shape[1:]) for name, values in batch.items()}
+    policy, rows = any_policy, 256
+    batch = {name: values.expand(rows, *values.shape[1:]) for name, values in observe(policy).items()}
 
     def plans(seed: int) -> exactness.Array:
         torch.manual_seed(seed)
@@ -346,7 +364,7 @@ def test_a_scheduler_changed_afterwards_is_noticed(state_policy: DiffusionPolicy
     asd_policy.accelerate(state_policy, "asd:window=2")
     model = state_policy.diffusion
     model.num_inference_steps = 4
-    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate it again"):
+    with pytest.raises(asd_policy.ChainError, match="12 inference steps, it now has 4; accelerate the policy again"):
         state_policy.select_action(observe(state_policy))
     asd_policy.accelerate(state_policy, "asd:window=2")
     state_policy.select_action(observe(state_policy))

@@ -1,11 +1,13 @@
 """What every adapter shares: patches that can be undone, and the planner that stands in for a policy's own loop."""
 
 import copy
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from asd_policy._common import arrays
@@ -36,6 +38,9 @@ SCHEDULERS = (
     "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
     "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
 )
+STEP_METHODS = ("step", "set_timesteps", "_get_variance", "_threshold_sample")
+"""Methods of a noise scheduler that a loop calls, and those that they call. Another one is `previous_timestep`, which
+differs between versions, in whole timesteps: `check_step` sees that."""
 LIVE = "live"
 """In the place of a backend's spec, where a library runs its network itself."""
 _LATEST = 4096
@@ -53,13 +58,14 @@ class Patch:
     value: Any
 
 
-def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
+def check_own(owner: Any, known: Sequence[str], methods: Sequence[str], patched: Sequence[str] = ()) -> None:
     """Refuse an object whose methods are not those of a known class: what they do would be lost without a word.
 
     Args:
         owner: The object whose methods a sampler takes the place of, or is reached by.
         known: Qualified names of classes.
-        methods: Names of their methods.
+        methods: Names of their methods; what a class does not have is not looked at.
+        patched: Those that the object itself has, because a sampler is in their place.
 
     Raises:
         SpecError: The object is of none of the classes, or one of the methods is another one: an attribute of the
@@ -69,19 +75,37 @@ def check_own(owner: Any, known: Sequence[str], methods: Sequence[str]) -> None:
     if cls is None:
         raise SpecError(f"cannot accelerate a {qualified(type(owner))}, which is no {' or '.join(known)}")
     for name in methods:
+        if not hasattr(cls, name):
+            continue
         defining = next(each for each in type(owner).__mro__ if name in vars(each))
-        if name in vars(owner):
+        if name in vars(owner) and name not in patched:
             how = "the object has an attribute of that name"
         elif getattr(type(owner), name) is not getattr(cls, name):
             how = f"{qualified(defining)} overrides it"
-        elif vars(defining)[name].__module__ != defining.__module__:
-            how = f"it was replaced in the class, by {qualified(vars(defining)[name])}"
+        elif by := _replaced_by(vars(defining)[name], defining.__module__):
+            how = f"it was replaced in the class, by {by}"
         else:
             continue
         raise SpecError(
             f"{name} of this {type(owner).__name__} is not {qualified(cls)}'s own: {how}, and a sampler in its place "
             "would not do what it does"
         )
+
+
+def _replaced_by(function: Any, module: str) -> str | None:
+    """Name what is in the place of a function that a module wrote; None where that is the function itself.
+
+    A decorator may have given it the function's own name, but not the function's globals. PyTorch's decorators, such as
+    `no_grad`, stay with what they decorate.
+    """
+    if function.__module__ != module:
+        return qualified(function)
+    while module in sys.modules and isinstance(function, FunctionType):  # played by a stand-in where it is not
+        written = function.__globals__.get("__name__", "")
+        if written != module and not (written.startswith("torch.") and hasattr(function, "__wrapped__")):
+            return f"{written}.{function.__code__.co_qualname}"
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def read_chain(
@@ -99,7 +123,7 @@ def read_chain(
         ChainError: It has none, or does not step so.
         SpecError: Somebody has overridden its step.
     """
-    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
+    check_own(scheduler, SCHEDULERS, STEP_METHODS)
     if law == TRAINED:
         config = configuration({"_class_name": type(scheduler).__name__, **scheduler.config})
         is_ddim = config["_class_name"] == "DDIMScheduler"
@@ -129,7 +153,7 @@ def check_step(scheduler: Any, chain: GaussianChain, options: Mapping[str, Any])
         ChainError: A step is another one.
         SpecError: Somebody has overridden it.
     """
-    check_own(scheduler, SCHEDULERS, ("step", "set_timesteps"))
+    check_own(scheduler, SCHEDULERS, STEP_METHODS)
     own = copy.deepcopy(scheduler)
     own.set_timesteps(len(chain))
     import torch  # whose policy this is
@@ -304,6 +328,7 @@ class LivePlanner:
         """The last batch of plans [B, horizon, action_dim], as they were made; None before the first of an episode."""
         self._moved = 0  # control steps from the last plans to the next
         self._committed: tuple[Array, Array] | None = None  # mask and values of what the plan under way is given
+        self._looked = False  # whether the network is known to be one that can be sampled from
         self._memory: Memory | None = None  # once the network was looked at
         self._warming: list[SpeculationStats] | None = None  # of the plans of a warm-up under way
 
@@ -311,6 +336,10 @@ class LivePlanner:
     def begin_plan(self) -> None:
         """Count the time of the next plan from now on; else it begins with `sample`."""
         self._began = time.perf_counter()
+
+    def look_again(self) -> None:
+        """See at the next plan whether the network, which is another one, can be sampled from."""
+        self._looked = False
 
     def begin_episode(self) -> None:
         """Forget the last plans; experience and statistics stay, and times that were measured since are kept."""
@@ -451,12 +480,15 @@ class LivePlanner:
 
         A policy that was moved to another device is looked at anew: the times of the one say nothing of the other.
         """
-        if self._memory is not None:
-            if self._memory.device == device:
-                return 0, 0
+        moved = self._memory is not None and self._memory.device != device
+        if self._looked and not moved:
+            return 0, 0
+        if moved:
             self.experience = self.experience.without_times()
         calls, points = check_on_noise(denoiser, self.chain.timesteps, shape[1:], cond, device)
-        kept = self._module if self.sampler.learns else None
-        self._memory = Memory.of(kept, self.chain, shape[1:], device, self.runs)
-        self._memory.load(self.experience)
+        self._looked = True
+        if self._memory is None or moved:
+            kept = self._module if self.sampler.learns else None
+            self._memory = Memory.of(kept, self.chain, shape[1:], device, self.runs)
+            self._memory.load(self.experience)
         return calls, points

@@ -13,8 +13,10 @@ from typing import Any
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.errors import ObservationError, SpecError
-from asd_policy.policy.adapters.base import LivePlanner, Patch, check_own
+from asd_policy.policy.adapters.base import LivePlanner, Patch, alone, check_own
 
+Batch = dict[str, Array]
+Planning = Callable[[Batch], Array]
 _log = logging.getLogger(__name__)
 _IMAGES = "observation.images"  # where LeRobot stacks the frames of all cameras
 _OWN = ("predict_action_chunk", "select_action")
@@ -23,7 +25,7 @@ _OWN = ("predict_action_chunk", "select_action")
 class Chunking:
     """The methods by which LeRobot's engine of real-time chunking uses a policy."""
 
-    def __init__(self, policy: Any, planner: LivePlanner, plan: Callable[[dict[str, Array]], Array]) -> None:
+    def __init__(self, policy: Any, planner: LivePlanner, plan: Planning, nothing: Callable[[int], Batch]) -> None:
         """Take the place of a policy's `predict_action_chunk`.
 
         Args:
@@ -31,14 +33,20 @@ class Chunking:
                 `horizon`, `n_obs_steps` and `n_action_steps`.
             planner: Its planner.
             plan: Makes actions [B, n_action_steps, action_dim] of observations [B, n_obs_steps, …], through `planner`.
+            nothing: Makes observations of a number of robots that are all zero, as `plan` takes them.
         """
-        self.policy, self.planner, self.plan = policy, planner, plan
+        self.policy, self.planner, self.plan, self.nothing = policy, planner, plan, nothing
         self.own = policy.predict_action_chunk
-        self._told = False
+        self._told = self._warm = False
 
     @classmethod
     def patches(
-        cls, policy: Any, known: tuple[str, ...], planner: LivePlanner, plan: Callable[[dict[str, Array]], Array]
+        cls,
+        policy: Any,
+        known: tuple[str, ...],
+        planner: LivePlanner,
+        plan: Planning,
+        nothing: Callable[[int], Batch],
     ) -> list[Patch]:
         """Make the patches of a policy for real-time chunking.
 
@@ -50,25 +58,40 @@ class Chunking:
             known: Qualified names of LeRobot's classes.
             planner: As for `__init__`.
             plan: As for `__init__`.
+            nothing: As for `__init__`.
         """
         try:
             check_own(policy, known, _OWN)
         except SpecError:
             return []
-        chunking = cls(policy, planner, plan)
+        arrays.leave_alone(cls.predict_action_chunk, cls._answer)  # lerobot-rollout gives it to torch.compile
+        chunking = cls(policy, planner, plan, nothing)
         return [
             Patch(policy, "supports_rtc", chunking.supports_rtc),
             Patch(policy, "predict_action_chunk", chunking.predict_action_chunk),
         ]
 
     def supports_rtc(self) -> bool:
-        """Tell LeRobot that `predict_action_chunk` takes committed actions."""
+        """Tell LeRobot that `predict_action_chunk` takes committed actions.
+
+        It asks before it connects a robot for real-time chunking, and no more: so this is when what the first plan
+        with such actions would wait for is done, such as recording the graphs of those.
+
+        Raises:
+            DenoiserError: As `asd_policy.warm_up`.
+        """
+        if not self._warm and not self.policy.training:
+            self._warm = True
+            config, like = self.policy.config, next(self.policy.parameters())
+            left = like.new_ones((1, config.action_feature.shape[0]))
+            mask, values, _ = self._commit(left, 1, 1)
+            with alone(self.policy, like.device), self.planner.committed(mask, values):
+                self.planner.warm_up(lambda: self.plan(self.nothing(1)))
         return True
 
-    @arrays.uncompiled
     def predict_action_chunk(
         self,
-        batch: dict[str, Array],
+        batch: Batch,
         *given: Any,
         inference_delay: int | None = None,
         prev_chunk_left_over: Array | None = None,
@@ -93,13 +116,24 @@ class Chunking:
             ObservationError: A feature is missing, or its shape is another one.
             SpecError: The delay is negative, or what is left are no actions, or not finite.
         """
+        return self._answer(batch, given, options, inference_delay, prev_chunk_left_over)
+
+    @arrays.uncompiled
+    def _answer(
+        self,
+        batch: Batch,
+        given: tuple[Any, ...],
+        options: dict[str, Any],
+        inference_delay: int | None,
+        prev_chunk_left_over: Array | None,
+    ) -> Array:
         if inference_delay is None and prev_chunk_left_over is None:
             return self.own(batch, *given, **options)
         if given or options:
             more = ", ".join(options) or f"{len(given)} more argument{'s'[: len(given) > 1]}"
             raise SpecError(f"predict_action_chunk takes {more} only without committed actions")
         seen = self._observe(batch)
-        rows = len(next(iter(seen.values())))
+        rows = len(seen[next(iter(self.policy.config.input_features))])  # LeRobot's batch has more than observations
         rtc = getattr(self.policy.config, "rtc_config", None)
         if prev_chunk_left_over is None or (rtc is not None and not rtc.enabled):
             prev_chunk_left_over = None  # without real-time chunking LeRobot's queue appends plans to one another
@@ -112,7 +146,7 @@ class Chunking:
             with self.planner.committed(mask, values, moved):
                 return self.plan(seen)
 
-    def _observe(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def _observe(self, batch: Batch) -> Batch:
         """Give each feature's observations [B, n_obs_steps, …], and the cameras' together, as the policy stacks them.
 
         Raises:

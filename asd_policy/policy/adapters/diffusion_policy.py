@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
-from asd_policy.errors import ChainError, ObservationError, SpecError
+from asd_policy.errors import ObservationError, SpecError
 from asd_policy.networks.backends.base import Job
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
@@ -27,6 +28,7 @@ from asd_policy.policy.adapters.base import (
     qualified,
     read_chain,
 )
+from asd_policy.policy.adapters.guard import OwnLoop
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import OBS, as_floats, is_frame
 from asd_policy.policy.plan import Horizons
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from asd_policy.policy.adapters.networks import LiveNetwork
 
 ACTION = "action"
+_LOOP = ("conditional_sample",)  # the methods that sample
 _UNETS = {
     "unet_lowdim": "UnetLowdim",
     "unet_image": "UnetImage",
@@ -53,18 +56,15 @@ class _Sampling:
 
     policy: Any
     planner: LivePlanner
-    scheduler: Any
-    """The noise scheduler that the planner's chain was read from."""
-    steps: int
-    """The policy's inference steps at that time."""
-    options: Mapping[str, Any]
-    """Those of its step."""
+    loop: OwnLoop
+    """The policy's own."""
     own_reset: Callable[[], None]
     own_predict: Callable[..., Any]
     """The policy's own methods."""
     network: "LiveNetwork"
     """What runs the policy's network."""
 
+    @arrays.uncompiled
     def sample(
         self,
         data: Array,
@@ -88,16 +88,12 @@ class _Sampling:
         Raises:
             BackendError: The backend cannot run the network, or it was changed since it was prepared.
             ChainError: The policy's noise scheduler or its options have been changed.
+            SpecError: The method that samples was replaced in its class, or one of the scheduler's.
             DenoiserError: See `LivePlanner.sample`.
             ObservationError: There are two kinds of conditioning.
         """
         policy = self.policy
-        same = policy.noise_scheduler is self.scheduler and policy.num_inference_steps == self.steps
-        if not same or options != self.options:
-            raise ChainError(
-                f"the policy was accelerated with another noise scheduler, {self.steps} inference steps "
-                f"or options of its step, which were {self.options}; accelerate it again"
-            )
+        self.loop.check(policy, options)
         given = {name: value for name, value in conditions.items() if value is not None}
         if len(given) > 1:
             raise ObservationError(f"the network is told {' and '.join(given)}; one of them is supported")
@@ -113,6 +109,8 @@ class _Sampling:
 
         if prepared is not None:
             cond = data.new_zeros((len(data), 0)) if cond is None else cond.flatten(1)
+        if self.network.is_another:
+            planner.look_again()
         planner.runs = LIVE if prepared is None else self.network.spec
         executed, denoiser = policy.n_action_steps, prepared or denoise
         plans = planner.sample(denoiser, shape, executed, data.device, cond, generator, inpainting=held)
@@ -188,14 +186,14 @@ def _numbers(cond: Array | None) -> int:
 def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
     from asd_policy.policy.adapters.networks import LiveNetwork
 
-    check_own(policy, _KNOWN, ("conditional_sample",))
-    scheduler, options = policy.noise_scheduler, _step_options(policy)
-    chain = read_chain(scheduler, policy.num_inference_steps, options, wanted.chain)
+    check_own(policy, _KNOWN, _LOOP)
+    options = _step_options(policy)
+    chain = read_chain(policy.noise_scheduler, policy.num_inference_steps, options, wanted.chain)
+    loop = OwnLoop(policy, _KNOWN, _LOOP, options)
     planner = LivePlanner(wanted.sampler, chain, policy, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(policy.model, chain, _horizon(policy))
-    steps = policy.num_inference_steps
-    sampling = _Sampling(policy, planner, scheduler, steps, options, policy.reset, policy.predict_action, network)
+    sampling = _Sampling(policy, planner, loop, policy.reset, policy.predict_action, network)
     timed = [] if wanted.deadline_ms is None else [Patch(policy, "predict_action", sampling.predict_action)]
     return [
         Patch(policy, "conditional_sample", getattr(sampling, method)),
@@ -208,8 +206,8 @@ def _patches(policy: Any, wanted: Acceleration, method: str) -> list[Patch]:
 
 
 def _step_options(policy: Any) -> dict[str, Any]:
-    """List what a policy gives its scheduler's step; DP3 gives it nothing."""
-    return {} if _is_dp3(policy) else dict(policy.kwargs)
+    """List what a policy gives its scheduler's step; DP3 gives it nothing, and a generator is the loop's."""
+    return {} if _is_dp3(policy) else {name: each for name, each in policy.kwargs.items() if name != "generator"}
 
 
 def _is_dp3(policy: Any) -> bool:

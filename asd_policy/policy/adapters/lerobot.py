@@ -9,7 +9,7 @@ from typing import Any
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Generator
 from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own
-from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, sampling_patches
+from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, parts_of, sampling_patches, twin_of
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from asd_policy.policy.plan import Horizons
@@ -22,6 +22,7 @@ class _Sampling(LeRobotSampling):
     """`DiffusionModel` has the loop, its `generate_actions` encodes and samples."""
 
     known = (f"{_MODULE}.DiffusionPolicy",)
+    loops = (f"{_MODULE}.DiffusionModel",)
 
     @staticmethod
     def loop_of(policy: Any) -> Any:
@@ -38,6 +39,11 @@ class _Sampling(LeRobotSampling):
         """Find what encodes and samples."""
         return policy.diffusion, "generate_actions"
 
+    @staticmethod
+    def run_loop(policy: Any, network: Any, cond: Array) -> Array:
+        """Run the loop of the model."""
+        return twin_of(policy.diffusion, unet=network).conditional_sample(len(cond), global_cond=cond)
+
     def conditional_sample(
         self,
         batch_size: int,
@@ -52,7 +58,8 @@ class _Sampling(LeRobotSampling):
 
 
 def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
-    check_own(policy.diffusion, (f"{_MODULE}.DiffusionModel",), ("conditional_sample", "generate_actions"))
+    parts_of(policy, _Sampling)
+    check_own(policy.diffusion, _Sampling.loops, ("conditional_sample", "generate_actions"))
     return sampling_patches(policy, wanted, _Sampling, policy.diffusion)
 
 

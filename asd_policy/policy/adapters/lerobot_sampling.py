@@ -5,6 +5,9 @@ they differ in names, and in what they are conditioned on.
 """
 
 import abc
+import copy
+import importlib.metadata
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device, Generator
-from asd_policy.errors import ChainError, DenoiserError
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.backends.base import Job
+from asd_policy.networks.denoiser import Denoiser
 from asd_policy.policy.adapters.base import (
     LAST_PLAN,
     LIVE,
@@ -25,10 +30,26 @@ from asd_policy.policy.adapters.base import (
     read_chain,
 )
 from asd_policy.policy.adapters.chunking import Chunking
+from asd_policy.policy.adapters.guard import AGAIN, OwnLoop, check_sampling
+from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
     from asd_policy.policy.adapters.networks import LiveNetwork
+
+TESTED_LEROBOT = ("0.4.4", "0.6.1")
+"""The oldest and the newest lerobot that this package is tested with."""
+_PLAIN = "default"  # torch.compile's mode that changes nothing
+_log = logging.getLogger(__name__)
+
+
+def tested_lerobot() -> str:
+    """Say which lerobot is installed, and which are tested; for messages where its parts are not as they are known."""
+    try:
+        installed = f"{importlib.metadata.version('lerobot')} is installed"
+    except importlib.metadata.PackageNotFoundError:
+        installed = "of an unknown version is loaded"
+    return f"lerobot {installed}, and {TESTED_LEROBOT[0]} to {TESTED_LEROBOT[1]} are tested"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +58,10 @@ class LeRobotSampling(abc.ABC):
 
     policy: Any
     planner: LivePlanner
-    scheduler: Any
-    """The noise scheduler that the planner's chain was read from."""
-    steps: int
-    """The policy's inference steps at that time."""
+    owner: Any
+    """What `loop_of` found when a sampler took its place."""
+    loop: OwnLoop
+    """Its own loop at that time."""
     own_reset: Callable[[], None]
     """The policy's own method."""
     network: "LiveNetwork"
@@ -48,6 +69,8 @@ class LeRobotSampling(abc.ABC):
 
     known: ClassVar[tuple[str, ...]]
     """Qualified names of the policy's classes."""
+    loops: ClassVar[tuple[str, ...]]
+    """Those of the classes that `loop_of` finds an object of."""
     conditional_sample: ClassVar[Callable[..., Array]]
     """Takes the place of the method of `loop_of`, and has its arguments."""
 
@@ -66,6 +89,12 @@ class LeRobotSampling(abc.ABC):
     def planning_of(policy: Any) -> tuple[Any, str]:
         """Find the object and the name of its method that encodes a batch of observations and samples plans."""
 
+    @staticmethod
+    @abc.abstractmethod
+    def run_loop(policy: Any, network: Any, cond: Array) -> Array:
+        """Sample by the policy's own loop, of a network in the place of its own, given conditioning [B, cond_dim]."""
+
+    @arrays.uncompiled
     def sample(
         self,
         network: Any,
@@ -90,13 +119,11 @@ class LeRobotSampling(abc.ABC):
             ChainError: The policy's noise scheduler has been changed.
             DenoiserError: Its weights are not float32; and see `LivePlanner.sample`.
             ObservationError: The noise does not fit.
+            SpecError: A method that samples was replaced, or the object that has it.
         """
-        planner, loop = self.planner, self.loop_of(self.policy)
-        if loop.noise_scheduler is not self.scheduler or loop.num_inference_steps != self.steps:
-            raise ChainError(
-                f"the policy was accelerated with another noise scheduler or {self.steps} inference "
-                f"steps, it now has {loop.num_inference_steps}; accelerate it again"
-            )
+        self._check_owner()
+        self.loop.check(self.owner)
+        planner = self.planner
         _check_float32(network)
         device = next(network.parameters()).device
         dims = 0 if cond is None else cond.shape[1]
@@ -106,11 +133,22 @@ class LeRobotSampling(abc.ABC):
         def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
             return network(x, timestep, **{told: cond})
 
+        if self.network.is_another:
+            planner.look_again()
         planner.runs = LIVE if prepared is None else self.network.spec
         executed = self.policy.config.n_action_steps
         plans = planner.sample(prepared or denoise, shape, executed, device, cond, generator, noise)
         setattr(self.policy, LAST_PLAN, planner.last_plan)
         return plans
+
+    def _check_owner(self) -> None:
+        """Refuse a policy whose object with the loop was replaced: what is there now has no sampler."""
+        now = self.loop_of(self.policy)
+        if now is not self.owner:
+            raise SpecError(
+                f"the {type(self.owner).__name__} of this {type(self.policy).__name__} was replaced after accelerate, "
+                f"and the {type(now).__name__} there has no sampler; {AGAIN}"
+            )
 
     def plan(self, *given: Any, **options: Any) -> Array:
         """Take the place of `planning_of` where plans have a deadline, which counts from here."""
@@ -140,8 +178,11 @@ class LeRobotSampling(abc.ABC):
 
         Raises:
             DenoiserError: See `LivePlanner.sample`.
-            SpecError: The policy is in training mode.
+            SpecError: The policy is in training mode, or the object with its loop was replaced.
         """
+        from asd_policy.policy.adapters.networks import is_compiled
+
+        self._check_owner()
         start, stats = time.perf_counter(), self.planner.stats
         calls, points = stats.trial_calls, stats.trial_points
         batch = self.observe_nothing(robots)
@@ -150,6 +191,8 @@ class LeRobotSampling(abc.ABC):
         with alone(self.policy, device):
             warm = self.planner.warm_up(lambda: getattr(owner, name)(batch))
             self.planner.learn(lambda: getattr(owner, name)(_at_random(batch)), learn)
+            # A compiled network would be compiled for it, which takes minutes and is not the loop's time.
+            compare = compare and not is_compiled(self.denoiser_of(self.policy))
             loop_seconds = self.time_own_loop(batch, device) if compare else None
         return replace(
             warm,
@@ -178,11 +221,16 @@ class LeRobotSampling(abc.ABC):
             getattr(owner, name)(batch)
         finally:
             loop.conditional_sample = replaced
-        self.planner.stats.try_out(self.steps, self.steps * len(batch["observation.state"]))
+        self.planner.stats.try_out(self.loop.steps, self.loop.steps * len(batch["observation.state"]))
         return seconds[0]
 
     def reset(self) -> None:
-        """Begin an episode."""
+        """Begin an episode.
+
+        Raises:
+            SpecError: The object with the policy's loop was replaced.
+        """
+        self._check_owner()
         self.own_reset()
         self.planner.begin_episode()
         setattr(self.policy, LAST_PLAN, None)
@@ -205,23 +253,88 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
     """
     from asd_policy.policy.adapters.networks import LiveNetwork
 
-    loop, denoiser = kind.loop_of(policy), kind.denoiser_of(policy)
-    chain = read_chain(loop.noise_scheduler, loop.num_inference_steps, {}, wanted.chain)
+    owner, denoiser = parts_of(policy, kind)
+    chain = read_chain(owner.noise_scheduler, owner.num_inference_steps, {}, wanted.chain)
+    loop = OwnLoop(owner, kind.loops, ("conditional_sample",))
     _check_float32(denoiser)
+    if wanted.chain == CHECKPOINT:
+        _check_loop(policy, kind, chain, next(denoiser.parameters()).device)
     planner = LivePlanner(wanted.sampler, chain, module, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(denoiser, chain, policy.config.horizon)
-    sampling = kind(policy, planner, loop.noise_scheduler, loop.num_inference_steps, policy.reset, network)
+    mode = getattr(policy.config, "compile_mode", _PLAIN)
+    if mode != _PLAIN and network.compiles(denoiser):
+        _log.info(
+            "the compiled network of this %s policy is compiled anew, for calls of any size and without mode=%r, which "
+            "is for calls of one size",
+            policy.name, mode,
+        )  # fmt: skip
+    sampling = kind(policy, planner, owner, loop, policy.reset, network)
     timed = [] if wanted.deadline_ms is None else [Patch(*kind.planning_of(policy), sampling.plan)]
     return [
-        Patch(loop, "conditional_sample", sampling.conditional_sample),
+        Patch(owner, "conditional_sample", sampling.conditional_sample),
         Patch(policy, "reset", sampling.reset),
         Patch(policy, "asd_stats", planner.stats),
         Patch(policy, LAST_PLAN, None),
         Patch(policy, WARM_UP, sampling.warm_up),
-        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk),
+        *Chunking.patches(policy, kind.known, planner, sampling.plan_chunk, sampling.observe_nothing),
         *timed,
     ]
+
+
+def parts_of(policy: Any, kind: type[LeRobotSampling]) -> tuple[Any, Any]:
+    """Find the object with a policy's loop, and its network.
+
+    Raises:
+        SpecError: The policy's parts are not those of the versions that are known.
+    """
+    try:
+        owner, denoiser = kind.loop_of(policy), kind.denoiser_of(policy)
+        missing = [name for name in ("noise_scheduler", "num_inference_steps") if not hasattr(owner, name)]
+    except AttributeError as error:
+        raise SpecError(f"cannot accelerate this {type(policy).__name__}: {error}; {tested_lerobot()}") from None
+    if missing:
+        raise SpecError(
+            f"cannot accelerate this {type(policy).__name__}: its {type(owner).__name__} has no "
+            f"{' and no '.join(missing)}; {tested_lerobot()}"
+        )
+    return owner, denoiser
+
+
+def _check_loop(policy: Any, kind: type[LeRobotSampling], chain: GaussianChain, device: Device) -> None:
+    """Refuse a policy whose loop is not the one that is known, as another version's may be.
+
+    Raises:
+        SpecError: Of a known network it makes another plan.
+    """
+    import torch  # whose policy this is
+
+    class Known(torch.nn.Module):
+        """A known network in the place of the policy's."""
+
+        def __init__(self, denoise: Denoiser) -> None:
+            super().__init__()
+            self.denoise, self.place = denoise, torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+
+        def forward(self, x: Array, timestep: Array, global_cond: Any = None, conditioning_vec: Any = None) -> Array:
+            """Predict."""
+            return self.denoise(x, timestep, conditioning_vec if global_cond is None else global_cond)
+
+    def own(denoise: Denoiser, cond: Array) -> Array:
+        with torch.autocast(device.type, enabled=False):
+            return kind.run_loop(policy, Known(denoise), cond)
+
+    config = policy.config
+    shape = (2, config.horizon, config.action_feature.shape[0])
+    check_sampling(own, chain, shape, device, f"cannot accelerate a {type(policy).__name__} ({tested_lerobot()})")
+
+
+def twin_of(owner: Any, **parts: Any) -> Any:
+    """Make a module that has another's attributes and methods, a copy of its noise scheduler, and given parts."""
+    twin = object.__new__(type(owner))
+    vars(twin).update(vars(owner), _modules=parts)
+    vars(twin)["noise_scheduler"] = copy.deepcopy(owner.noise_scheduler)
+    return twin
 
 
 def _at_random(batch: Mapping[str, Array]) -> dict[str, Array]:

@@ -4,24 +4,32 @@ Of lerobot 0.6.1 (`lerobot/policies/multi_task_dit/modeling_multi_task_dit.py`).
 frames and text and the processors are outside it, and stay as they are.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from asd_policy._common.arrays import Array
 from asd_policy.errors import ChainError, DenoiserError
-from asd_policy.policy.adapters.base import Acceleration, Adapter, Patch, check_own, qualified
-from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, sampling_patches
+from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own, qualified
+from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, parts_of, sampling_patches, twin_of
+from asd_policy.policy.normalisation import Affine
+from asd_policy.policy.observation import ATTENTION_MASK, STATE, TOKENS
+from asd_policy.policy.plan import Horizons
+from asd_policy.policy.sensors import Sensor, SensorEncoder
 
 if TYPE_CHECKING:
     from torch import nn
 
-TOKENS, ATTENTION_MASK = "observation.language.tokens", "observation.language.attention_mask"
-"""The task, as LeRobot's tokenizer makes it of a text: numbers of tokens, and which of them are to be read."""
+    from asd_policy.policy.adapters.tasks import TaskEncoder
+
 _MODULE = "lerobot.policies.multi_task_dit.modeling_multi_task_dit"
 _OBJECTIVE, _FLOW = f"{_MODULE}.DiffusionObjective", f"{_MODULE}.FlowMatchingObjective"
 
 
 class _Sampling(LeRobotSampling):
     """The objective has the loop, and is given the network; the policy's `_generate_actions` encodes and samples."""
+
+    known = (f"{_MODULE}.MultiTaskDiTPolicy",)
+    loops = (_OBJECTIVE,)
 
     @staticmethod
     def loop_of(policy: Any) -> Any:
@@ -38,15 +46,24 @@ class _Sampling(LeRobotSampling):
         """Find what encodes and samples."""
         return policy, "_generate_actions"
 
+    @staticmethod
+    def run_loop(policy: Any, network: Any, cond: Array) -> Array:
+        """Run the loop of the objective."""
+        return twin_of(policy.objective).conditional_sample(network, len(cond), cond)
+
     def conditional_sample(self, model: "nn.Module", batch_size: int, conditioning_vec: Array) -> Array:
         """Sample plans [batch_size, horizon, action_dim] given observations [batch_size, cond_dim]; see `sample`.
 
         Raises:
-            DenoiserError: The network is in training mode, in which it drops out.
+            DenoiserError: The network drops out, in training mode; and see `sample`.
         """
-        if self.policy.config.dropout > 0 and any(each.training for each in model.modules()):
+        from asd_policy.policy.adapters.networks import find_dropout
+
+        dropping = find_dropout(model)
+        if dropping is not None:
             raise DenoiserError(
-                f"the policy's {type(model).__name__} is in training mode, and drops out: call .eval() before it plans"
+                f"{dropping} of the policy's {type(model).__name__} drops out: it is in training mode; call .eval() "
+                "before it plans"
             )
         objective = self.policy.objective
         shape = (batch_size, objective.horizon, objective.action_dim)
@@ -61,13 +78,14 @@ class _Sampling(LeRobotSampling):
 
 def _check(policy: Any) -> None:
     """Refuse a policy that does not sample a chain, or in a way of its own."""
-    objective = policy.objective
+    objective = getattr(policy, "objective", None)
     if any(qualified(cls) == _FLOW for cls in type(objective).__mro__):
         raise ChainError(
             f"this {type(policy).__name__} has the objective flow_matching, whose plans solve an equation without "
             "noise: there is nothing to draft and verify; the objective diffusion is what can be accelerated"
         )
-    check_own(objective, (_OBJECTIVE,), ("conditional_sample",))
+    parts_of(policy, _Sampling)
+    check_own(objective, _Sampling.loops, ("conditional_sample",))
     check_own(policy, ADAPTER.classes, ("_generate_actions",))
 
 
@@ -76,4 +94,82 @@ def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
     return sampling_patches(policy, wanted, _Sampling, policy.noise_predictor)
 
 
-ADAPTER = Adapter((f"{_MODULE}.MultiTaskDiTPolicy",), _patches)
+def _parts(policy: Any, processors: Any) -> LiveParts:
+    """Take a policy apart; its conditioning is compared with what LeRobot's own method makes."""
+    from asd_policy.policy.adapters.networks import VECTOR, denoiser_of
+    from asd_policy.policy.adapters.processors import ACTION, TOKENIZER, live_normalization
+
+    _check(policy)
+    check_own(policy, ADAPTER.classes, ("select_action", "predict_action_chunk", "_prepare_batch"))
+    check_own(policy.observation_encoder, (f"{_MODULE}.ObservationEncoder",), ("encode",))
+    config, objective = policy.config, policy.objective
+    cameras = {name: tuple(feature.shape) for name, feature in config.image_features.items()}
+    shapes = {STATE: tuple(config.robot_state_feature.shape), **cameras}
+    action = tuple(config.action_feature.shape)
+    maps = live_normalization(policy, processors, {**shapes, ACTION: action}, (TOKENIZER,))
+    device = next(policy.noise_predictor.parameters()).device
+    maps = {name: each.to(device) for name, each in maps.items()}
+    encoder = _encoder(policy, {STATE: maps[STATE], **{name: maps[name] for name in cameras}}, cameras)
+    _check_conditioning(policy, encoder)
+    return LiveParts(
+        denoiser_of(policy.noise_predictor, VECTOR),
+        encoder,
+        maps[ACTION],
+        Horizons(config.n_obs_steps, config.horizon, config.n_action_steps),
+        objective.noise_scheduler,
+        objective.num_inference_steps,
+    )
+
+
+def _encoder(policy: Any, maps: Mapping[str, Affine], cameras: Mapping[str, tuple[int, ...]]) -> "TaskEncoder":
+    """Make an encoder of the live one's parts: for each camera CLIP on the frame, resized and cropped."""
+    from torch import nn
+
+    from asd_policy.networks.backends.torch_network import Weights
+    from asd_policy.policy.adapters.tasks import TaskEncoder
+
+    live, text = policy.observation_encoder, policy.observation_encoder.text_encoder
+    before = [*([live.resize] if live.do_resize else []), *([live.center_crop] if live.do_crop else [])]
+    networks = [live.vision_encoder] * len(cameras) if live.vision_encoders is None else list(live.vision_encoders)
+    made: dict[int, nn.Module] = {}
+    features: dict[str, Affine | Sensor] = dict(maps)
+    for (name, shape), network in zip(cameras.items(), networks if cameras else [], strict=True):
+        sees = made.setdefault(id(network), nn.Sequential(*before, network, nn.Flatten(1)).eval())
+        features[name] = Sensor(shape, maps[name], sees, network.embed_dim)
+    size, vocabulary = text.projection.out_features, text.text_encoder.config.vocab_size
+    length, device = policy.config.tokenizer_max_length, text.projection.weight.device
+    return TaskEncoder(SensorEncoder(features), text, length, size, vocabulary, Weights(text), device)
+
+
+def _check_conditioning(policy: Any, encoder: "TaskEncoder") -> None:
+    """Compare the conditioning of histories with LeRobot's own: the order of features and steps, the task's place.
+
+    Raises:
+        SpecError: It is another one, or not the same each time.
+    """
+    import torch
+
+    from asd_policy.policy.adapters.encoders import check_encoder, check_same, normalized, random_observations
+
+    steps, rows, device = policy.config.n_obs_steps, 2, encoder.device
+    numbers = torch.arange(rows * steps, device=device)[:, None] + 7 * torch.arange(encoder.length, device=device)
+    tokens = (numbers % encoder.vocabulary).unflatten(0, (rows, steps))
+    mask = (torch.arange(encoder.length, device=device) < encoder.length - 1).expand(tokens.shape)
+    single = random_observations(encoder.seen.shapes, rows * steps)
+    values = normalized(single, encoder.seen.normalization, device)
+    history = {name: each.unflatten(0, (rows, steps)) for name, each in values.items()}
+
+    def own(seen: dict[str, Array]) -> Array:
+        batch = {STATE: seen[STATE], TOKENS: seen[TOKENS], ATTENTION_MASK: seen[ATTENTION_MASK]}
+        frames = [seen[name] for name in seen if name not in batch]
+        if frames:
+            batch["observation.images"] = torch.stack(frames, dim=-4)
+        return policy.observation_encoder.encode(batch)
+
+    theirs = check_encoder(own, {**history, TOKENS: tokens[:, -1], ATTENTION_MASK: mask[:, -1]})
+    task = {TOKENS: tokens.flatten(0, 1), ATTENTION_MASK: mask.flatten(0, 1)}
+    features = encoder.look({**single, **task}, device)
+    check_same(encoder.join(features.unflatten(0, (rows, steps))), theirs, "the features")
+
+
+ADAPTER = Adapter(_Sampling.known, _patches, _parts)

@@ -6,7 +6,8 @@ them happens to both. Any other network runs through its own forward.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
+from asd_policy.networks.backends.torch_compile import TorchCompile
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.dit import Dit, DitConfig, RotaryAttention, modulate
@@ -70,6 +72,9 @@ _DIT_PARTS = (
 _ADDS_AN_AXIS = "batch t -> batch t 1"
 """The pattern by which einops gives a modulation the axis of time."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl")  # what a call of a module runs
+_OPTIONS = (bool, int, float, str, tuple, type(None), FunctionType, BuiltinFunctionType)
+_SAMPLES = 8  # numbers of a tensor that are compared; twice as many at most
 _STEPS = (0, 1, 10, 99, 999)  # timesteps at which embeddings are compared
 
 
@@ -90,14 +95,15 @@ def view_of(network: Any) -> View:
     Args:
         network: A `DiffusionConditionalUnet1d` or the `DiffusionTransformer` of a `MultiTaskDiTPolicy` of LeRobot's, a
             `ConditionalUnet1D` without local conditioning of diffusion_policy's or DP3's, or a
-            `TransformerForDiffusion` of diffusion_policy's.
+            `TransformerForDiffusion` of diffusion_policy's; or what `torch.compile` made of one, which computes the
+            same.
 
     Raises:
         UnknownNetworkError: It is none of these, something in it is another one, or it is not as it was made: it has
             hooks, weights that are not float32, or drops out.
     """
-    names = [qualified(cls) for cls in type(network).__mro__]
-    known = next((name for name in names if name in _UNETS or name in (_TRANSFORMER, _DIT)), None)
+    network = compiled_from(network) or network
+    known = _name_of(network)
     if known is None:
         raise UnknownNetworkError(f"a {type(network).__name__} is no network that this package knows")
     _check_state(network)
@@ -115,20 +121,82 @@ def view_of(network: Any) -> View:
         raise UnknownNetworkError(f"this {type(network).__name__} is not built as one: {error}") from None
 
 
-def state_of(network: nn.Module) -> list[Any]:
-    """List what a view of a network depends on beside its weights' values; another list means another view.
+def _name_of(network: Any) -> str | None:
+    """Find the class of networks that a network is of, by its qualified name; None where it is not known."""
+    names = [qualified(cls) for cls in type(network).__mro__]
+    return next((name for name in names if name in _UNETS or name in (_TRANSFORMER, _DIT)), None)
 
-    Modules, hooks, modes and replaced forwards, each tensor's address, and how often it was written to. Those that
-    were made in inference mode do not count that.
+
+def is_compiled(network: Any) -> bool:
+    """Tell whether `torch.compile` has made a network of another one."""
+    return qualified(type(network)) == "torch._dynamo.eval_frame.OptimizedModule"
+
+
+def compiled_from(network: Any) -> Any:
+    """Find the network that `torch.compile` was given, of one that it made; None of any other.
+
+    Raises:
+        UnknownNetworkError: It has hooks of its own, or another forward than the compiler's.
     """
-    state: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
+    if not is_compiled(network):
+        return None
+    inner = network._orig_mod
+    if any(vars(network).get(hooks) for hooks in _HOOKS):
+        raise UnknownNetworkError("what torch.compile made of it has hooks")
+    forward = vars(network).get("forward")
+    if getattr(forward, "_torchdynamo_orig_callable", None) not in (inner.__call__, inner.forward):
+        raise UnknownNetworkError("what torch.compile made of it has another forward")
+    return inner
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """What a view of a network depends on; another state means another view."""
+
+    structure: list[Any]
+    """Modules, their classes' methods, hooks, modes, replaced forwards, and the options of layers that are known."""
+    tensors: list[Any]
+    """Each tensor's address, and how often it was written to; those made in inference mode do not count that."""
+    values: Tensor
+    """Some of each tensor's numbers, bit for bit: what writes to `.data` is not counted."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, NetworkState)
+            and (self.structure, self.tensors) == (other.structure, other.tensors)
+            and torch.equal(self.values, other.values)
+        )
+
+
+def state_of(network: Any) -> NetworkState:
+    """Look at a network as it is now."""
+    if not isinstance(network, nn.Module):
+        return NetworkState([network], [], torch.empty(0))
+    structure: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
+    tensors: list[Any] = []
+    samples: list[Tensor] = []
+    name = _name_of(getattr(network, "_orig_mod", network))
+    known = name is not None  # an unknown one may count its calls in an attribute
+    if name == _DIT:
+        structure.append(sys.modules[_DIT_MODULE].modulate)  # its blocks call it
     for module in network.modules():
-        hooks = any(vars(module).get(name) for name in _HOOKS)
-        state.append((id(module), module.training, hooks, "forward" in vars(module)))
+        kind, own = type(module), vars(module)
+        structure += (module, kind, kind.forward, kind.__call__, module.training)
+        structure += (
+            any(own.get(name) for name in _HOOKS),
+            *(id(own[name]) if name in own else None for name in _CALLS),
+        )
+        if known:
+            structure += (each for each in own.values() if type(each) in _OPTIONS)
         for each in (*module._parameters.values(), *module._buffers.values()):
-            if each is not None:
-                state.append((id(each), each.data_ptr(), 0 if each.is_inference() else each._version, each.dtype))
-    return state
+            if each is None:
+                continue
+            tensors.append((id(each), each.data_ptr(), 0 if each.is_inference() else each._version, each.dtype))
+            if each.numel():
+                samples.append(each.detach().flatten()[:: max(1, each.numel() // _SAMPLES)].float())
+    with torch.no_grad():
+        values = torch.cat(samples).view(torch.int32) if samples else torch.empty(0)
+    return NetworkState(structure, tensors, values)
 
 
 class OwnForward:
@@ -161,22 +229,38 @@ class LiveNetwork:
     """A live network as a backend runs it, for the plans of a policy that is accelerated in place.
 
     Before each plan it looks at the network: what changed since is followed on torch-eager, and refused where a
-    backend made something of the network that takes long to make.
+    backend that somebody asked for made something of the network that takes long to make.
     """
 
     def __init__(self, backend: Backend | None) -> None:
-        """Run networks on a backend; None for torch-eager where the architecture is known, else their own forward."""
+        """Run networks on a backend.
+
+        Args:
+            backend: None for torch-eager where the architecture is known, or torch-compile where `torch.compile` has
+                made the network; for the networks' own forward elsewhere.
+        """
         self.backend = backend
+        self._runs: Backend = backend or TorchEager()  # what was prepared last
+        self.is_another = False
+        """Whether the last network that was prepared is another one than before, but for its weights."""
+        self._seen: list[Any] | None = None  # its structure
         self._made: tuple[Any, ...] | None = None  # the state, the job and what was prepared for them
 
     def __getstate__(self) -> dict[str, Any]:
         """Give a copy no more than the backend: what was prepared is of this network."""
-        return {"backend": self.backend, "_made": None}
+        return {"backend": self.backend, "_runs": self._runs, "is_another": False, "_seen": None, "_made": None}
 
     @property
     def spec(self) -> str:
         """Spec of the backend that runs what is prepared."""
-        return (self.backend or TorchEager()).spec
+        return self._runs.spec
+
+    def compiles(self, network: Any) -> bool:
+        """Tell whether torch-compile will run a network, because `torch.compile` has made it."""
+        try:
+            return self.backend is None and compiled_from(network) is not None and bool(view_of(network))
+        except UnknownNetworkError:
+            return False
 
     def prepare_ahead(self, network: Any, chain: GaussianChain, horizon: int) -> None:
         """Prepare a network before its first plan, where its architecture is known.
@@ -194,6 +278,8 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return
+        if self.backend is None and compiled_from(network) is not None:
+            return  # a warm-up compiles, once the weights are loaded
         config, device = view.config, next(network.parameters()).device
         if isinstance(config, TransformerConfig):
             job = Job(chain, (horizon, config.input_dim), config.n_obs_steps * config.cond_dim, device)
@@ -215,9 +301,11 @@ class LiveNetwork:
         Raises:
             BackendError: The backend cannot run it, or the network was changed since.
         """
+        state = state_of(network)
+        self.is_another = self._seen is not None and self._seen != state.structure
+        self._seen = state.structure
         if self.backend is None and torch.is_autocast_enabled(torch.device(job.device).type):
             return None  # the precision is the user's, and ours would round at other places
-        state = state_of(network) if isinstance(network, nn.Module) else [id(network)]
         call = (told, job.event, job.cond_dim, str(job.device))
         if self._made is not None and self._made[:2] == (state, call):
             return self._made[2]
@@ -236,7 +324,9 @@ class LiveNetwork:
         except UnknownNetworkError as reason:
             self._check(reason)
             return None
-        return (self.backend or TorchEager()).prepare(view, job)
+        if self.backend is None:
+            self._runs = TorchEager() if compiled_from(network) is None else TorchCompile()
+        return self._runs.prepare(view, job)
 
     def _check(self, reason: UnknownNetworkError) -> None:
         """Refuse a network of unknown architecture where the backend is not torch-eager."""
@@ -280,6 +370,16 @@ def refused(backend: Backend, reason: UnknownNetworkError) -> BackendError:
     )
 
 
+def find_dropout(network: nn.Module) -> str | None:
+    """Name a part of a network that drops out, as it does in training mode; None where none does."""
+    for name, module in network.named_modules():
+        dropout = module if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+        rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
+        if module.training and isinstance(rate, float) and rate > 0:
+            return name or "the network"
+    return None
+
+
 def _check_state(network: nn.Module) -> None:
     """Refuse what a view would not do: hooks, other dtypes, dropout."""
     if torch.nn.modules.module._has_any_global_hook():
@@ -289,10 +389,9 @@ def _check_state(network: nn.Module) -> None:
             raise UnknownNetworkError(f"{name or 'the network'} has hooks")
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise UnknownNetworkError(f"{name or 'the network'} is compiled")
-        dropout = module if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
-        rate = dropout.p if isinstance(dropout, nn.Dropout) else dropout
-        if module.training and isinstance(rate, float) and rate > 0:
-            raise UnknownNetworkError(f"{name or 'the network'} drops out: it is in training mode")
+    dropping = find_dropout(network)
+    if dropping is not None:
+        raise UnknownNetworkError(f"{dropping} drops out: it is in training mode")
     dtypes = {str(each.dtype).removeprefix("torch.") for each in network.parameters()}
     if dtypes != {"float32"}:
         raise UnknownNetworkError(f"its weights are {' and '.join(sorted(dtypes)) or 'none'}, not float32")
@@ -302,12 +401,12 @@ def _check_forwards(network: nn.Module, parts: Sequence[str]) -> None:
     """Refuse parts that are not of known classes, or whose `forward` is not that of their class."""
     for name, module in network.named_modules():
         where = name or "the network"
-        if "forward" in vars(module):
-            raise UnknownNetworkError(f"{where} has a forward of its own")
-        if type(module).__module__.startswith("torch.nn."):  # layers are compared with ours
-            continue
+        own = next((each for each in _CALLS[:3] if each in vars(module)), None)
+        if own:
+            raise UnknownNetworkError(f"{where} has a {own} of its own")
+        layer = type(module).__module__.startswith("torch.nn.")  # its options are compared with ours
         try:
-            check_own(module, parts, ("forward", "__call__"))
+            check_own(module, [qualified(type(module))] if layer else parts, ("forward", "__call__", "_call_impl"))
         except SpecError as error:
             raise UnknownNetworkError(f"{where}: {error}") from None
 

@@ -16,15 +16,20 @@ _RENAME = f"{_MODULE}.rename_processor.RenameObservationsProcessorStep"
 _DEVICE = f"{_MODULE}.device_processor.DeviceProcessorStep"
 _NEUTRAL = (_RENAME, _DEVICE, f"{_MODULE}.batch_processor.AddBatchDimensionProcessorStep")
 """Steps that only move and reshape; any other may compute something that the policy needs."""
+TOKENIZER = f"{_MODULE}.tokenizer_processor.TokenizerProcessorStep"
+"""The step that makes token numbers of a task."""
 
 
-def live_normalization(policy: Any, processors: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Affine]:
+def live_normalization(
+    policy: Any, processors: Any, shapes: Mapping[str, tuple[int, ...]], beside: tuple[str, ...] = ()
+) -> dict[str, Affine]:
     """Read how the features of a live policy are normalised.
 
     Args:
         policy: The live one.
         processors: Its preprocessor and postprocessor; None for the policy's own units.
         shapes: Of its features, `ACTION` among them.
+        beside: Steps of the processors, by class, that make other features.
 
     Returns:
         The map of each feature, the identity where nothing normalises it.
@@ -33,7 +38,7 @@ def live_normalization(policy: Any, processors: Any, shapes: Mapping[str, tuple[
         SpecError: The processors do something else than normalise, or are missing where frames are normalised.
     """
     if processors is not None:
-        return _of_processors(processors, shapes)
+        return _of_processors(processors, shapes, (*_NEUTRAL, *beside))
     if hasattr(policy, "normalize_inputs"):
         return _of_modules(policy, shapes)
     modes = {_name(kind): _name(mode) for kind, mode in policy.config.normalization_mapping.items()}
@@ -47,7 +52,9 @@ def live_normalization(policy: Any, processors: Any, shapes: Mapping[str, tuple[
     return {name: _affine(IDENTITY, {}, name, shape) for name, shape in shapes.items()}
 
 
-def _of_processors(processors: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Affine]:
+def _of_processors(
+    processors: Any, shapes: Mapping[str, tuple[int, ...]], neutral: tuple[str, ...]
+) -> dict[str, Affine]:
     try:
         before, after = (list(each.steps) for each in processors)
     except (TypeError, ValueError, AttributeError):
@@ -55,16 +62,16 @@ def _of_processors(processors: Any, shapes: Mapping[str, tuple[int, ...]]) -> di
             "processors are not (preprocessor, postprocessor), two pipelines with steps, as LeRobot's "
             "make_pre_post_processors returns them"
         ) from None
-    inputs = _of_step(_only(before, _NORMALIZER), {name: shapes[name] for name in shapes if name != ACTION})
-    return inputs | _of_step(_only(after, _UNNORMALIZER), {ACTION: shapes[ACTION]})
+    inputs = _of_step(_only(before, _NORMALIZER, neutral), {name: shapes[name] for name in shapes if name != ACTION})
+    return inputs | _of_step(_only(after, _UNNORMALIZER, neutral), {ACTION: shapes[ACTION]})
 
 
-def _only(steps: list[Any], wanted: str) -> Any:
+def _only(steps: list[Any], wanted: str, neutral: tuple[str, ...]) -> Any:
     """Find the one step that normalises, after a check of all others."""
     names = [qualified(type(step)) for step in steps]
     for name, step in zip(names, steps, strict=True):
-        if name != wanted and name not in _NEUTRAL:
-            known = ", ".join(each.rpartition(".")[2] for each in (wanted, *_NEUTRAL))
+        if name != wanted and name not in neutral:
+            known = ", ".join(each.rpartition(".")[2] for each in (wanted, *neutral))
             raise SpecError(f"the processors have a step {name}, which is not known here; known are {known}")
         if name == _RENAME and step.rename_map:
             raise SpecError(f"the processors rename observations, which is not done here: {step.rename_map}")

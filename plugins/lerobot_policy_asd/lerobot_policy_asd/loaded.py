@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lerobot
 import lerobot.policies.factory as factory
 from lerobot.policies.pretrained import PreTrainedPolicy
 
 import asd_policy
 from asd_policy import AsdError, CheckpointError
 from asd_policy.policy.adapters import find_adapter, is_accelerated
+from asd_policy.policy.adapters.lerobot_sampling import tested_lerobot
 from asd_policy.policy.law import TRAINED
 from asd_policy.samplers.records import WarmUp
 from lerobot_policy_asd import hook, report
@@ -18,7 +18,6 @@ from lerobot_policy_asd.commands import robots_of_command
 from lerobot_policy_asd.settings import CHAIN, OFF, SAMPLER, Settings, read_settings
 from lerobot_policy_asd.weights import missing_tensors
 
-TESTED = "0.4.4 and 0.6.1"
 _FAST_ON_CUDA = "torch-cuda-graph"
 _LEARNED_PLANS = 16
 
@@ -126,7 +125,7 @@ def _accelerate(policy: Any, settings: Settings) -> str | None:
             raise
         return str(error)
     except Exception as error:  # LeRobot's internals may be others than those known here
-        return f"{_line(error)} (tested with LeRobot {TESTED}, this is {lerobot.__version__})"
+        return f"{_line(error)} ({tested_lerobot()})"
     plan = report.Plan(settings.sampler, settings.chain, f"{SAMPLER}={OFF} turns it off", note)
     report.say_accelerated(policy, plan, warm_ups)
     return None

@@ -319,6 +319,8 @@ def test_networks_that_cannot_be_sampled() -> None:
         (lambda x, timestep, cond: (x,), "a tuple, not a tensor"),
         (lambda x, timestep, cond: torch.dropout(x, 0.1, train=True), "is dropout left on?"),
         (lambda x, timestep, cond: x - x.mean(0), "is batch normalisation in training mode?"),
+        (lambda x, timestep, cond: x * (1 + timestep[0]), "does it take one timestep for all rows?"),
+        (lambda x, timestep, cond: x * (1 + timestep[-1]), "does it take one timestep for all rows?"),
     ]
     for network, message in cases:
         with pytest.raises(DenoiserError) as error:
