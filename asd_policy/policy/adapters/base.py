@@ -312,6 +312,8 @@ class LivePlanner:
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
+        if module is not None:
+            sampler.prepare(next(module.parameters()).device)
         self.sampler = sampler
         self.chain = chain
         self.experience = Experience()

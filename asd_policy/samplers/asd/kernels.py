@@ -136,9 +136,11 @@ def _respond(
             slope_change[place] = change[row, step, place] + decay * slope_change[place]
             moved = now[place] - points[row, step, place]
             length += slope_shift[place] * slope_shift[place]
-            along += slope_shift[place] * moved
             distance += moved * moved
-        again = min(max(along / max(length, tiny), -one), one)
+        length = max(length, tiny)
+        for place in range(size):  # divided one by one, as a product might overflow
+            along += slope_shift[place] / length * (now[place] - points[row, step, place])
+        again = min(max(along, -one), one)
         distance /= max(free[row, 0] * sigma[step] * sigma[step], tiny)
         share = one / (one + distance**DISTANCE_POWER) if seen[row, step] else x.dtype.type(0)
         turned[slot] = now
