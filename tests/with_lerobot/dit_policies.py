@@ -15,7 +15,7 @@ STEPS, TOKENS, VOCABULARY, HORIZON = 12, 6, 50, 16
 def require_dit() -> Any:
     """LeRobot's module, or a skip of the test with the reason."""
     return pytest.importorskip(
-        "lerobot.policies.multi_task_dit.modeling_multi_task_dit", reason="lerobot before 0.5 has no multi_task_dit"
+        "lerobot.policies.multi_task_dit.modeling_multi_task_dit", reason="this lerobot has no multi_task_dit"
     )
 
 

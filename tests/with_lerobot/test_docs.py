@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/guide/lerobot.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-PYTHON = [block for block in BLOCKS if "dit" not in block]
+PYTHON = [block for block in BLOCKS if "dit." not in block]
 """The others are of multi_task_dit, and run in test_multi_task_dit_policy.py."""
 COMMANDS = re.findall(r"^(lerobot-eval .*)$", DOCUMENT, re.MULTILINE)
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md")]

@@ -239,7 +239,7 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("transformers.AutoTokenizer", Tokenizer)
     monkeypatch.chdir(tmp_path)
-    load, words = (block for block in BLOCKS if "dit" in block)
+    load, words = (block for block in BLOCKS if "dit." in block)
     names: dict[str, Any] = {"asd_policy": asd_policy, "observation": {STATE: np.zeros(3, np.float32)}}
     exec(load, names)
     names["dit"].select_action(observe(names["dit"]))

@@ -55,8 +55,8 @@ def accelerate(
 
     A live network of an architecture that this package knows is run by the package's code, on the network's own
     weights: its conditioning is then encoded once per plan, and every backend can run it. So far these are LeRobot's
-    U-Net, and the U-Net without local conditioning and the transformer of diffusion_policy. Any other network runs
-    through its own forward. Weights that change later are followed on torch-eager; elsewhere the next plan says in
+    U-Net and DiT, and the U-Net without local conditioning and the transformer of diffusion_policy. Any other network
+    runs through its own forward. Weights that change later are followed on torch-eager; elsewhere the next plan says in
     one line that the policy has to be accelerated again.
 
     Args:

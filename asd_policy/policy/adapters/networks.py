@@ -158,7 +158,7 @@ class NetworkState:
     tensors: list[Any]
     """Each tensor's address, and how often it was written to; those made in inference mode do not count that."""
     values: Tensor
-    """Some of each tensor's numbers, bit for bit: what writes to `.data` is not counted."""
+    """What a look at the tensors' numbers gives, bit for bit: what writes to `.data` is not counted."""
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -174,7 +174,7 @@ def state_of(network: Any) -> NetworkState:
         return NetworkState([network], [], torch.empty(0))
     structure: list[Any] = [torch.nn.modules.module._has_any_global_hook()]
     tensors: list[Any] = []
-    samples: list[Tensor] = []
+    floats: list[Tensor] = []
     name = _name_of(getattr(network, "_orig_mod", network))
     known = name is not None  # an unknown one may count its calls in an attribute
     if name == _DIT:
@@ -192,11 +192,20 @@ def state_of(network: Any) -> NetworkState:
             if each is None:
                 continue
             tensors.append((id(each), each.data_ptr(), 0 if each.is_inference() else each._version, each.dtype))
-            if each.numel():
-                samples.append(each.detach().flatten()[:: max(1, each.numel() // _SAMPLES)].float())
+            if each.numel() and each.is_floating_point():
+                floats.append(each.detach())
+    return NetworkState(structure, tensors, _look_at(floats))
+
+
+def _look_at(tensors: list[Tensor]) -> Tensor:
+    """Make of tensors what differs where their numbers do, as bits, so that NaN is equal to itself."""
+    if not tensors:
+        return torch.empty(0)
+    if tensors[0].is_cuda:  # in few kernels: there reading all is cheaper than launching one for each
+        return torch.nn.utils.get_total_norm(tensors).float().view(torch.int32)
     with torch.no_grad():
-        values = torch.cat(samples).view(torch.int32) if samples else torch.empty(0)
-    return NetworkState(structure, tensors, values)
+        some = [each.flatten()[:: max(1, each.numel() // _SAMPLES)].float() for each in tensors]
+        return torch.cat(some).view(torch.int32)
 
 
 class OwnForward:
