@@ -57,10 +57,10 @@ def say_accelerated(policy: Any, plan: Plan, warm_ups: dict[int, WarmUp]) -> Non
         law = f"{exact} as the DDPM chain that it was trained for, not that of {own}"
     else:
         law = f"{exact} as {own}"
+    than = "" if warm.loop_seconds is None else f" where that takes {_ms(warm.loop_seconds)}"
     log.info(
-        "%s policy plans with %s (%s), %s: %s a plan where that takes %s, on observations of zeros%s; %s",
-        policy.name, plan.sampler, warm.spec, law, _ms(warm.plan_seconds), _ms(warm.loop_seconds), plan.note,
-        plan.way_out,
+        "%s policy plans with %s (%s), %s: %s a plan%s, on observations of zeros%s; %s",
+        policy.name, plan.sampler, warm.spec, law, _ms(warm.plan_seconds), than, plan.note, plan.way_out,
     )  # fmt: skip
     if not _loaded:
         atexit.register(_say_what_was_done)
@@ -91,5 +91,5 @@ def summary(stats: AsdStats, warm_ups: dict[int, WarmUp]) -> str:
     return f"{text}; {stats.trial_calls} network calls beside, to warm up and to measure"
 
 
-def _ms(seconds: float | None) -> str:
-    return "an unknown time" if seconds is None else f"{1e3 * seconds:.3g} ms"
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
