@@ -143,7 +143,7 @@ class Run:
 
 
 def run_command(options: Options, policy: Policy, setting: str, command: str, words: list[str], folder: Path) -> Run:
-    """Run a command of LeRobot's, unless it has been; what the plugin keeps is kept for each policy alone.
+    """Run a command of LeRobot's, unless it has been; what the plugin keeps is kept for each policy and setting alone.
 
     Raises:
         SystemExit: The command has failed, or its policy was to be accelerated and was not.
@@ -155,7 +155,7 @@ def run_command(options: Options, policy: Policy, setting: str, command: str, wo
     words = [sys.executable, str(STOPWATCH), str(folder / "times.json"), command, *policy.words, *words]
     spec, _, backend = setting.partition("@")
     own = {"ASD_POLICY_SAMPLER": spec, "ASD_POLICY_BACKEND": backend}
-    own["ASD_POLICY_CACHE"] = str(options.out / policy.name / "cache")
+    own["ASD_POLICY_CACHE"] = str(options.out / policy.name / f"cache-{setting}")
     offline = {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy"}
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(words, env={**os.environ, **own, **offline}, stdout=log, stderr=subprocess.STDOUT)
@@ -260,12 +260,12 @@ def name_run(what: str, setting: str, turn: int) -> str:
 
 
 def in_turn(options: Options, policy: Policy, run: Callable[[Options, Policy, str, int], Run]) -> dict[str, list[Run]]:
-    """Run without the plugin and with it, in turn; the first with it begins with an empty cache."""
+    """Run without the plugin and with it, in turn; the first with each setting begins with an empty cache."""
     runs: dict[str, list[Run]] = {setting: [] for setting in (OFF, *options.settings)}
     for turn in range(options.turns):
         for setting, done in runs.items():
             if turn == 0:
-                shutil.rmtree(options.out / policy.name / "cache", ignore_errors=True)
+                shutil.rmtree(options.out / policy.name / f"cache-{setting}", ignore_errors=True)
             done.append(run(options, policy, setting, turn))
     return runs
 

@@ -1,5 +1,6 @@
 """Policies of their own type, accelerated because the plugin is installed: by nothing but a load through LeRobot."""
 
+import importlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import asd_policy
+import lerobot_policy_asd
 from asd_policy.policy.adapters import is_accelerated
 from conftest import ENVIRONMENT_STATE, STATE, STEPS, experience_of, make_config, observe, stats_of
 from lerobot_policy_asd import hook, loaded, report
@@ -267,6 +269,15 @@ def test_other_policies_are_not_touched(tmp_path: Path, caplog: pytest.LogCaptur
     ACTPolicy(config).save_pretrained(tmp_path)
     ACTPolicy.from_pretrained(tmp_path)
     assert not lines(caplog)
+
+
+def test_a_lerobot_whose_parts_lie_elsewhere(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, in the place of the traceback that LeRobot writes of plugins that cannot be imported."""
+    monkeypatch.delitem(sys.modules, "lerobot_policy_asd.hook")
+    monkeypatch.setitem(sys.modules, "lerobot.policies.pretrained", None)
+    importlib.reload(lerobot_policy_asd)
+    (line,) = lines(caplog)
+    assert line.startswith("policies run unchanged: ") and "0.4.4 to 0.6.1 are tested" in line
 
 
 def test_installing_twice_changes_nothing() -> None:
