@@ -70,6 +70,7 @@ class Policy:
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
+        sampler.prepare(device)
         self.network = denoiser
         """As loaded."""
         self.law = Law(chain)
@@ -152,6 +153,7 @@ class Policy:
                 the sampler is not `ddim`.
         """
         sampler = self.law.fitted(sampler)
+        sampler.prepare(self.device)
         other = copy.copy(self)
         other.sampler = sampler
         other.experience = self.experience.copy()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array
+from asd_policy._common.arrays import Array, Device
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
@@ -154,6 +154,10 @@ class Sampler(abc.ABC):
         Raises:
             SpecError: An option is out of range for this chain.
         """
+
+    def prepare(self, device: Device) -> None:
+        """Get ready for plans on a device, before the first of them: compile what is to be compiled, if anything."""
+        return
 
     @abc.abstractmethod
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:

@@ -1,23 +1,29 @@
 """Mutants: the sampler `asd`, broken in one thing that exactness rests on. Tests of exactness must fail them.
 
+The reference is broken by `mutated`, which then runs in the place of the compiled form; that one by `mutated_kernels`.
 Of no use for planning; nothing else in the package imports this module.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.samplers.asd import draft, engine
+from asd_policy.samplers.asd import compiled, draft, engine
 from asd_policy.samplers.asd.couplings import VERIFIERS, Judge, Verdict, Verifier
 from asd_policy.samplers.asd.draft import Follow, Window, follow_window, roll_out
 from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response
+
+Numbers = npt.NDArray[Any]
 
 
 @contextmanager
@@ -169,3 +175,52 @@ _VERDICTS: dict[str, Callable[..., Verdict]] = {
     "keep-tape": _keep_tape,
 }
 MUTANTS = (*_VERDICTS, "peek", "smooth", "leak")
+
+
+@contextmanager
+def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
+    """Break the compiled form of `asd` in one way, of `KERNEL_MUTANTS`, for as long as the context lasts.
+
+    Args:
+        mutant: Its name.
+        seed: Of what is random about it.
+
+    Raises:
+        RuntimeError: The loops are not compiled here.
+    """
+    kernels = compiled.load_kernels()
+    if kernels is None:
+        raise RuntimeError("there are no compiled loops to break")
+    draft_rows, commit_rows = kernels.draft_rows, kernels.commit_rows
+    fresh = np.random.default_rng(seed)
+
+    def draft(rows: Numbers, quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
+        if mutant == "peek":
+            seen = dict(zip(compiled.DRAFTED, path, strict=True))
+            own = seen["normals"][np.arange(len(seen["cursor"])), seen["cursor"]]
+            peeked = {"x0_pred": seen["x0_pred"] + 0.1 * seen["normals"], "latest": seen["latest"] + 0.1 * own}
+            path = tuple((seen | peeked).values())
+        draft_rows(rows, quota, path, *others)
+
+    def commit(rows: Numbers, quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
+        named = dict(zip(compiled.COMMITTED, path, strict=True))
+        normals, uniforms = named["normals"].copy(), named["uniforms"].copy()
+        if mutant == "accept-always":
+            named["uniforms"][:] = np.finfo(uniforms.dtype).tiny
+        commit_rows(rows, quota, path, *others)
+        if mutant == "accept-always":
+            named["uniforms"][:] = uniforms
+        sigma = others[0][2]
+        for row in rows:
+            step = named["cursor"][row] - 1
+            if mutant == "keep-tape":
+                named["normals"][row, step + 1 :] = normals[row, step + 1 :]
+            elif mutant in ("redraw", "keep-noise") and named["rejected"][row]:
+                noise = normals[row, step] if mutant == "keep-noise" else fresh.standard_normal(normals.shape[2])
+                named["x"][row] += sigma[step] * noise - named["innovation"][row]
+
+    with mock.patch.object(compiled, "load_kernels", lambda: SimpleNamespace(draft_rows=draft, commit_rows=commit)):
+        yield
+
+
+KERNEL_MUTANTS = (*_VERDICTS, "peek")

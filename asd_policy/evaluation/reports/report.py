@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
@@ -15,6 +16,7 @@ from asd_policy.evaluation.equivalence import pairs_needed
 from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
+from asd_policy.samplers.asd.compiled import is_host, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -68,11 +70,17 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "device": hardware(policy.device),
         "backend": policy.backend.spec,
         "dtype": policy.backend.dtype,
+        "engine": engine_of(policy.device),
         "package": PACKAGE_VERSION,
         "commit": git_commit(),
         "torch": torch.__version__,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def engine_of(device: Device) -> str:
+    """Say what does the arithmetic of asd's rounds on a device: compiled loops, or the arrays' own library."""
+    return "compiled" if is_host(device) and load_kernels() is not None else "arrays"
 
 
 def reference_of(results: dict[str, Any]) -> str:

@@ -312,6 +312,9 @@ class LivePlanner:
             SpecError: The sampler's options do not fit the chain.
         """
         sampler.check(chain)
+        first = None if module is None else next(module.parameters(), None)
+        if first is not None:
+            sampler.prepare(first.device)
         self.sampler = sampler
         self.chain = chain
         self.experience = Experience()

@@ -18,6 +18,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from asd_policy.samplers.asd.compiled import compiled_form
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round, response_for
@@ -199,7 +200,8 @@ def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: E
     round_ = Round(silent, draft, VERIFIERS[setting.verify], response, setting.window)
     paths = [Path.begin(silent, tape, None) for _ in range(1 + _TIMED_CALLS)]
     if silent.launcher is None:
-        return min(_seconds(lambda path=path: round_(path, rows, path.compact), device) for path in paths)
+        rounds = [(compiled_form(round_, path), path) for path in paths]
+        return min(_seconds(lambda run=run, path=path: run(path, rows, path.compact), device) for run, path in rounds)
     return _replay_seconds(lambda: round_(paths[0], rows, compact=False), silent.launcher, device)
 
 

@@ -20,10 +20,10 @@ from asd_policy._common.arrays import Array, log_ndtr, ndtri
 
 CLOSEST, FARTHEST = 1e-30, 100.0
 """Range of δ. Means closer by need no draw from here, and those farther apart share no mass: clamp δ to it."""
-_LOWEST = -40.0  # Φ(−40) underflows in float64: a lower b gives the same S = 0
-_CELLS = 64
+LOWEST = -40.0  # Φ(−40) underflows in float64: a lower b gives the same S = 0
+CELLS = 64
 _FLOAT64 = np.finfo(np.float64)
-_NEWTON_STEPS = 3
+NEWTON_STEPS = 3
 
 
 def crossing(delta: Array, log_weight: Array) -> Array:
@@ -33,7 +33,7 @@ def crossing(delta: Array, log_weight: Array) -> Array:
         delta: Distance δ of the means in units of σ [...], in [CLOSEST, FARTHEST].
         log_weight: ln p of the prefix [...].
     """
-    return (0.5 * delta + log_weight / delta).clip(min=_LOWEST)
+    return (0.5 * delta + log_weight / delta).clip(min=LOWEST)
 
 
 def log_mass(y: Array, delta: Array, log_weight: Array) -> Array:
@@ -85,13 +85,13 @@ def mirror(log_level: Array, along: Array, delta: Array, log_weight: Array) -> A
     xp, b = arrays.namespace(along), crossing(delta, log_weight)
     goal = log_level + log_mass(b, delta, log_weight)
     low = b.clip(max=0) - xp.sqrt(-2 * log_level)
-    cell = (xp.minimum(b, -along) - low) / _CELLS
+    cell = (xp.minimum(b, -along) - low) / CELLS
 
-    inner = low[..., None] + cell[..., None] * (1 + arrays.arange(_CELLS - 1, b))  # [..., cells − 1]
+    inner = low[..., None] + cell[..., None] * (1 + arrays.arange(CELLS - 1, b))  # [..., cells − 1]
     below = log_mass(inner, delta[..., None], log_weight[..., None]) < goal[..., None]
     start = low + cell * below.sum(-1)
     y = start
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(NEWTON_STEPS):
         mass = log_mass(y, delta, log_weight)
         short = (delta * (b - y)).clip(min=CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
         density = log_weight - 0.5 * y * y - 0.5 * math.log(2 * math.pi) + _log1mexp(short)

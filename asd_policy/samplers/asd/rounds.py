@@ -11,6 +11,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from asd_policy.samplers.asd.compiled import compiled_form
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.path import Counts, Path
 from asd_policy.samplers.fallback import reserve
@@ -56,7 +57,7 @@ class EagerRounds:
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
         self.window = round_.window
         self.path = Path.begin(round_.target, tape, last_plan)
-        self._round = round_
+        self._round = compiled_form(round_, self.path)
         self._rows = arrays.arange(len(self.path.x), self.path.x)
         reserve(round_.target, tape)
 

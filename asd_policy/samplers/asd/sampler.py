@@ -3,10 +3,12 @@
 from dataclasses import dataclass, fields, replace
 
 from asd_policy._common import arrays
+from asd_policy._common.arrays import Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.samplers.asd.autotune import DEFAULT, Setting, choose
+from asd_policy.samplers.asd.compiled import is_host, load_kernels
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round, response_for
@@ -83,6 +85,11 @@ class Asd(Sampler):
         """Refuse a window longer than the chain."""
         if self.window is not None:
             check_count(f"window={self.window}", self.window, chain)
+
+    def prepare(self, device: Device) -> None:
+        """Have the rounds' loops compiled, or read from the disk, where plans are made in the host's memory."""
+        if is_host(device):
+            load_kernels()
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Choose a setting, do rounds until every row is at the end of the chain, and learn from them."""

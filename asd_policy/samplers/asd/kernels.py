@@ -1,0 +1,402 @@
+"""The arithmetic of `asd`'s rounds in compiled loops, for memory of the host; imported where numba is installed.
+
+The same arithmetic as the reference's in the same order, row by row: `draft_rows` is `draft.roll_out`, `commit_rows` is
+the verifiers of `couplings` and what `engine.Round` does with their verdict. Samples agree with the reference's to
+rounding. All arrays but flags and counts are of one floating-point type, and contiguous.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from asd_policy.samplers.asd.draft import DISTANCE_POWER, SLOPE_DECAY
+from asd_policy.samplers.asd.residual import CELLS, CLOSEST, FARTHEST, LOWEST, NEWTON_STEPS
+
+Numbers = npt.NDArray[Any]
+_LOG_2PI = math.log(2 * math.pi)
+_TINY = float(np.finfo(np.float64).tiny)
+_BELOW_ONE = 1 - 0.5 * float(np.finfo(np.float64).eps)
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
+    """Multiply the time axis of vectors [n, D] by a matrix, given transposed [horizon, horizon], into `out` [n, D]."""
+    count, horizon = len(values), len(transposed)
+    width = values.shape[1] // horizon
+    line = np.empty(horizon, values.dtype)
+    for slot in range(count):
+        for action in range(width):
+            line[:] = 0
+            # Four at a time, along a row of the matrix: a vector register is filled whatever the number of actions.
+            for time in range(0, horizon - 3, 4):
+                v0, v1 = values[slot, time * width + action], values[slot, (time + 1) * width + action]
+                v2, v3 = values[slot, (time + 2) * width + action], values[slot, (time + 3) * width + action]
+                for place in range(horizon):
+                    line[place] += (v0 * transposed[time, place] + v1 * transposed[time + 1, place]) + (
+                        v2 * transposed[time + 2, place] + v3 * transposed[time + 3, place]
+                    )
+            for time in range(horizon - horizon % 4, horizon):
+                value = values[slot, time * width + action]
+                for place in range(horizon):
+                    line[place] += value * transposed[time, place]
+            for place in range(horizon):
+                out[slot, place * width + action] = line[place]
+
+
+@_compiled
+def draft_rows(
+    rows: Numbers,
+    quota: Numbers,
+    path: tuple[Numbers, ...],
+    tables: tuple[Numbers, ...],
+    how: tuple[bool, Numbers, Numbers],
+    drafted: tuple[Numbers, Numbers, Numbers],
+) -> None:
+    """Draft the chain of each row from its exact point, along its noise; see `draft.roll_out`.
+
+    Args:
+        rows: Of the batch [R].
+        quota: Points of each [R].
+        path: Arrays of the `Path`, see `compiled.DRAFTED`.
+        tables: a, b and σ of the chain, each [K].
+        how: Whether the last committed prediction is held, as `frozen` does; U of the response [horizon, horizon], of
+            no size for none; and its g [K, D].
+        drafted: Takes points, guesses and the points in the response's basis, each [R, n, D].
+    """
+    cursor = path[1]
+    point, guess, turned = drafted
+    transposed = np.ascontiguousarray(how[1].T)
+    for index in range(len(rows)):
+        if quota[index] > 0:
+            row, count = int(rows[index]), quota[index]
+            out = (point[index, :count], guess[index, :count], turned[index, :count])
+            if len(transposed):
+                _respond(row, int(cursor[row]), path, tables, (how[1], transposed, how[2]), out)
+            else:
+                _reuse(row, int(cursor[row]), path, tables, how[0], out)
+
+
+@_compiled
+def _reuse(
+    row: int,
+    first: int,
+    path: tuple[Numbers, ...],
+    tables: tuple[Numbers, ...],
+    holds: bool,
+    out: tuple[Numbers, Numbers, Numbers],
+) -> None:
+    """Roll out a row whose guesses are earlier predictions."""
+    x, _, _, normals, _, x0_pred, seen, _, _, latest, _ = path
+    a, b, sigma = tables
+    point, guess, turned = out
+    now, carry = x[row].copy(), latest[row].copy()
+    for slot in range(len(point)):
+        step = first + slot
+        if seen[row, step] and not holds:
+            carry[:] = x0_pred[row, step]
+        point[slot], guess[slot], turned[slot] = now, carry, now
+        for place in range(len(now)):
+            noise = sigma[step] * normals[row, step, place]
+            now[place] = a[step] * carry[place] + noise + b[step] * now[place]
+
+
+@_compiled
+def _respond(
+    row: int,
+    first: int,
+    path: tuple[Numbers, ...],
+    tables: tuple[Numbers, ...],
+    response: tuple[Numbers, Numbers, Numbers],
+    out: tuple[Numbers, Numbers, Numbers],
+) -> None:
+    """Roll out a row whose guesses follow its points, see `draft.Follow`; all of it in the response's basis."""
+    x, _, free, normals, points, x0_pred, seen, shift, change, latest, innovation = path
+    a, b, sigma = tables
+    basis, transposed, gain = response
+    point, guess, turned = out
+    count, size = point.shape
+    start, noise = np.empty((3, size), x.dtype), np.empty((count, size), x.dtype)
+    _turn(basis, x[row : row + 1], start[:1])
+    _turn(basis, latest[row : row + 1], start[1:2])
+    _turn(basis, innovation[row : row + 1], start[2:])
+    _turn(basis, normals[row, first : first + count], noise)
+    now, carry, push = start[0], start[1], start[2]
+    guessed = np.empty((count, size), x.dtype)
+    slope_shift, slope_change = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
+    decay, one, tiny = x.dtype.type(SLOPE_DECAY), x.dtype.type(1), np.finfo(x.dtype).tiny
+    for slot in range(count):
+        step = first + slot
+        length, along, distance = x.dtype.type(0), x.dtype.type(0), x.dtype.type(0)
+        for place in range(size):
+            slope_shift[place] = shift[row, step, place] + decay * slope_shift[place]
+            slope_change[place] = change[row, step, place] + decay * slope_change[place]
+            moved = now[place] - points[row, step, place]
+            length += slope_shift[place] * slope_shift[place]
+            distance += moved * moved
+        length = max(length, tiny)
+        for place in range(size):  # divided one by one, as a product might overflow
+            along += slope_shift[place] / length * (now[place] - points[row, step, place])
+        again = min(max(along, -one), one)
+        distance /= max(free[row, 0] * sigma[step] * sigma[step], tiny)
+        share = one / (one + distance**DISTANCE_POWER) if seen[row, step] else x.dtype.type(0)
+        turned[slot] = now
+        for place in range(size):
+            slope = gain[step, place]
+            carried = carry[place] + slope * push[place]
+            own = slope * (now[place] - points[row, step, place]) + x0_pred[row, step, place]
+            own += again * (slope_change[place] - slope * slope_shift[place])
+            carry[place] = (own - carried) * share + carried
+            push[place] = sigma[step] * noise[slot, place]
+            now[place] = a[step] * carry[place] + push[place] + b[step] * now[place]
+        guessed[slot] = carry
+    _turn(transposed, turned, point)
+    _turn(transposed, guessed, guess)
+    point[0] = x[row]  # turned twice, it would not be the exact point to the bit
+
+
+@_compiled
+def commit_rows(
+    rows: Numbers,
+    quota: Numbers,
+    path: tuple[Numbers, ...],
+    tables: tuple[Numbers, ...],
+    how: tuple[bool, Numbers, Numbers],
+    drafted: tuple[Numbers, Numbers, Numbers],
+    predicted: Numbers,
+) -> None:
+    """Judge each row's drafts, commit what stands and one step more, and keep what was seen.
+
+    Args:
+        rows: Of the batch [R].
+        quota: Points of each [R].
+        path: Arrays of the `Path`, see `compiled.COMMITTED`.
+        tables: a, b, σ and a/σ of the chain, each [K].
+        how: Whether prefixes are judged, as `couplings.block` does, else steps, as `couplings.reflection`; U of the
+            response as for `draft_rows`; and which coordinates are given [B, D], of no size for none.
+        drafted: The points, the guesses and the points in the response's basis, each [R, n, D].
+        predicted: The network's predictions at the points [R, n, D].
+    """
+    x, cursor, normals, uniforms, _, _, _, _, _, latest, innovation = path[:11]
+    rejected, refused, judged, rounds, nfe = path[11:]
+    a, b, sigma, scale = tables
+    block, basis, given = how
+    point, guess, turned = drafted
+    gap = np.empty(point.shape[1:], x.dtype)
+    for index in range(len(rows)):
+        row, count = int(rows[index]), int(quota[index])
+        if count == 0:
+            continue
+        first = int(cursor[row])
+        for slot in range(count):
+            for place in range(x.shape[1]):
+                gap[slot, place] = guess[index, slot, place] - predicted[index, slot, place]
+                if len(given) and given[row, place]:
+                    gap[slot, place] = 0  # given coordinates are no part of the law
+        end = first + count
+        if block:
+            last = _block(gap[:count], scale[first:end], normals[row, first:end], uniforms[row, first:end])
+        else:
+            last = _reflection(gap[:count], scale[first:end], normals[row, first:end], uniforms[row, first:end])
+        stands, step = last + 1 == count, first + last
+        noise = normals[row, step] if block or stands else _mirrored(gap[last], normals[row, step])
+        for place in range(x.shape[1]):
+            push = sigma[step] * noise[place]
+            x[row, place] = a[step] * predicted[index, last, place] + push + b[step] * point[index, last, place]
+            latest[row, place], innovation[row, place] = predicted[index, last, place], push
+        cursor[row] = step + 1
+        rounds[row] += 1
+        nfe[row] += count
+        rejected[row] = not stands
+        refused[row, step] |= not stands
+        judged[row, first : step + (not stands)] = True
+        _keep(row, first, path, basis, turned[index, :count], predicted[index, :count])
+
+
+@_compiled
+def _keep(row: int, first: int, path: tuple[Numbers, ...], basis: Numbers, turned: Numbers, predicted: Numbers) -> None:
+    """Keep a round's points and predictions for the drafts of the rounds to come, in the response's basis."""
+    points, x0_pred, seen, shift, change = path[4:9]
+    kept = predicted
+    if len(basis):
+        kept = np.empty_like(predicted)
+        _turn(basis, predicted, kept)
+        for slot in range(len(turned)):
+            here = first + slot
+            for place in range(turned.shape[1]):
+                again = seen[row, here]
+                shift[row, here, place] = turned[slot, place] - points[row, here, place] if again else 0
+                change[row, here, place] = kept[slot, place] - x0_pred[row, here, place] if again else 0
+    for slot in range(len(turned)):
+        points[row, first + slot], x0_pred[row, first + slot], seen[row, first + slot] = turned[slot], kept[slot], True
+
+
+@_compiled
+def _reflection(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> int:
+    """Find the slot of the last step that a round commits."""
+    count, size = gap.shape
+    for slot in range(count - 1):
+        margin, same = gap.dtype.type(0), True
+        for place in range(size):
+            shifted = gap[slot, place] * scale[slot]
+            margin += shifted * (noise[slot, place] + gap.dtype.type(0.5) * shifted)
+            same = same and gap[slot, place] == 0
+        if not (np.log(uniform[slot]) < -margin or same):
+            return slot
+    return count - 1
+
+
+@_compiled
+def _polar(vector: Numbers, direction: Numbers) -> Any:
+    """Split a vector into its direction, written to `direction`, and its length."""
+    largest = vector.dtype.type(0)
+    for value in vector:
+        largest = max(largest, abs(value))
+    if not largest > 0:
+        direction[:] = vector  # zeros, or what is no number
+        return largest
+    squares = vector.dtype.type(0)
+    for place in range(len(vector)):
+        direction[place] = vector[place] / largest
+        squares += direction[place] * direction[place]
+    length = np.sqrt(squares)
+    for place in range(len(vector)):
+        direction[place] /= length
+    return largest * length
+
+
+@_compiled
+def _mirrored(gap: Numbers, noise: Numbers) -> Numbers:
+    """Mirror a step's noise in the hyperplane orthogonal to the gap."""
+    direction = np.empty(len(gap), gap.dtype)
+    _polar(gap, direction)
+    along = gap.dtype.type(0)
+    for place in range(len(gap)):
+        along += direction[place] * noise[place]
+    return noise - gap.dtype.type(2) * along * direction
+
+
+@_compiled
+def _block(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> int:
+    """Find the slot of the last step that a round commits; renew noise and uniforms from it on, in place."""
+    count, size = gap.shape
+    direction = np.empty((count, size), gap.dtype)
+    along, delta = np.empty(count), np.empty(count)
+    log_weight, log_refused, threshold = np.empty(count), np.empty(count), np.empty(count)
+    walk, highest, last = 0.0, 0.0, 0
+    for slot in range(count):
+        length = _polar(gap[slot], direction[slot])
+        shift = min(np.float64(scale[slot] * length if length > 0 else length), FARTHEST)
+        projected = gap.dtype.type(0)
+        for place in range(size):
+            projected += direction[slot, place] * noise[slot, place]
+        along[slot] = projected
+        highest = max(highest, walk)
+        log_weight[slot] = walk - highest
+        delta[slot] = max(shift, CLOSEST)
+        left_over = np.exp(_log_mass(_crossing(delta[slot], log_weight[slot]), delta[slot], log_weight[slot]))
+        out = left_over - np.expm1(log_weight[slot])
+        log_refused[slot] = np.log(out)
+        threshold[slot] = left_over / out if slot + 1 < count else np.exp(log_weight[slot])
+        if uniform[slot] <= threshold[slot]:
+            last = slot
+        walk += -shift * (along[slot] + 0.5 * shift)
+    if last + 1 == count:
+        return last
+    for slot in range(last, count - 1):
+        level = _refused_level(along[slot], delta[slot], log_weight[slot], log_refused[slot])
+        if slot == last:
+            moved = _mirror(level, along[slot], delta[slot], log_weight[slot])
+        else:
+            moved = -_ndtri(min(np.exp(level), _BELOW_ONE))
+        move = gap.dtype.type(moved - along[slot])
+        for place in range(size):
+            noise[slot, place] += move * direction[slot, place]
+    for slot in range(last + 1, count):
+        uniform[slot] = (uniform[slot] - threshold[slot]) / (1 - threshold[slot])
+    return last
+
+
+@_compiled
+def _crossing(delta: float, log_weight: float) -> float:
+    """As `residual.crossing`, and so are the others."""
+    return max(0.5 * delta + log_weight / delta, LOWEST)
+
+
+@_compiled
+def _log1mexp(x: float) -> float:
+    """Compute ln(1 − exp(−x)) for x ≥ 0."""
+    return np.log(-np.expm1(-x))
+
+
+@_compiled
+def _log_mass(y: float, delta: float, log_weight: float) -> float:
+    """Compute ln(p·Φ(y) − Φ(y − δ))."""
+    log_target = log_weight + _log_ndtr(y)
+    return log_target + _log1mexp(max(log_target - _log_ndtr(y - delta), _TINY))
+
+
+@_compiled
+def _refused_level(along: float, delta: float, log_weight: float, log_refused: float) -> float:
+    """Compute ln of the CDF of a refused draft's −along, at this −along."""
+    inside = min(-along, _crossing(delta, -log_weight))
+    return min(log_weight + _log_mass(inside, delta, -log_weight) - log_refused, 0.0)
+
+
+@_compiled
+def _mirror(log_level: float, along: float, delta: float, log_weight: float) -> float:
+    """As `residual.mirror`; the cell of the root is found by bisection, where the reference looks at all of them."""
+    b = _crossing(delta, log_weight)
+    goal = log_level + _log_mass(b, delta, log_weight)
+    low = min(b, 0.0) - np.sqrt(-2 * log_level)
+    cell = (min(b, -along) - low) / CELLS
+    below, above = 0, CELLS
+    while above - below > 1:
+        middle = (below + above) // 2
+        if _log_mass(low + cell * middle, delta, log_weight) < goal:
+            below = middle
+        else:
+            above = middle
+    start = low + cell * below
+    y = start
+    for _ in range(NEWTON_STEPS):
+        mass = _log_mass(y, delta, log_weight)
+        short = max(delta * (b - y), CLOSEST)
+        density = log_weight - 0.5 * y * y - 0.5 * _LOG_2PI + _log1mexp(short)
+        y = min(max(y + (goal - mass) * np.exp(mass - density), start), start + cell)
+    return y
+
+
+@_compiled
+def _log_ndtr(x: float) -> float:
+    """Compute ln Φ(x); below −12 by the continued fraction of Mills' ratio (Abramowitz and Stegun 26.2.14)."""
+    if x > 0:
+        return np.log1p(-0.5 * math.erfc(x / math.sqrt(2.0)))
+    if x > -12:
+        return np.log(0.5 * math.erfc(-x / math.sqrt(2.0)))
+    fraction = 0.0
+    for term in range(24, 0, -1):
+        fraction = term / (-x + fraction)
+    return -0.5 * x * x - 0.5 * _LOG_2PI - np.log(-x + fraction)
+
+
+@_compiled
+def _ndtri(p: float) -> float:
+    """Compute Φ⁻¹(p): a first guess (Abramowitz and Stegun 26.2.23), and Halley's method on ln Φ of the nearer tail."""
+    if p <= 0:
+        return -np.inf
+    if p >= 1:
+        return np.inf
+    tail = min(p, 1 - p)
+    t = np.sqrt(-2 * np.log(tail))
+    x = -(t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))))
+    goal = np.log(tail)
+    for _ in range(4):
+        value = _log_ndtr(x)
+        slope = np.exp(-0.5 * x * x - 0.5 * _LOG_2PI - value)  # of ln Φ
+        miss = value - goal
+        x -= miss / (slope * (1 + 0.5 * miss * (x + slope) / slope))
+    return x if p < 0.5 else -x

@@ -1,0 +1,203 @@
+"""The compiled form of a round: the reference's samples, whatever the shapes; and mutants that its law catches."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_ndtr, ndtri
+from torch import Tensor
+
+from asd_policy._common.arrays import NUMPY
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.evaluation.exactness.mutants import KERNEL_MUTANTS, mutated_kernels
+from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.samplers.asd import compiled, kernels
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.warm_start import WarmStart
+from support.known_laws import draw_speculatively, gaussian_law, normal_p_value, step_p_value
+
+CHAIN = GaussianChain.from_scheduler(
+    {"_class_name": "DDPMScheduler", "num_train_timesteps": 30, "beta_schedule": "squaredcos_cap_v2"}
+)
+N, FEW, LEVEL = 40_000, 20_000, 1e-6
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """Run the text of `engine.Round`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "load_kernels", lambda: None)
+        yield
+
+
+def network(size: int) -> Any:
+    """A network that is no Gaussian's, of predictions that move with the point and the time."""
+    weights = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / size**0.5
+
+    def denoise(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        flat = x.flatten(1)
+        turned = torch.tanh(flat @ weights.to(x.dtype)) + torch.cos(timestep[:, None] / 9).to(x.dtype)
+        return (0.8 * flat + 0.3 * turned).reshape(x.shape)
+
+    return denoise
+
+
+def plans(sampler: Asd, shape: tuple[int, ...], dtype: torch.dtype, given: bool, count: int = 3) -> list[Any]:
+    """Plan several times, each with what the plans before have taught and its own noise."""
+    experience, last, made = Experience(), None, list[Any]()
+    for seed in range(count):
+        tape = NoiseTape.draw(shape, len(CHAIN), torch.Generator().manual_seed(seed), dtype=dtype)
+        held = None
+        if given:
+            mask = torch.zeros(shape, dtype=torch.bool)
+            mask[:, : shape[1] // 2, 0] = True
+            held = Inpainting(mask, torch.full(shape, 0.3, dtype=dtype))
+        made.append(
+            sampler.sample(
+                network(math.prod(shape[1:])), CHAIN, shape, generator=tape, inpainting=held,
+                warm_start=WarmStart(last, experience),
+            )
+        )  # fmt: skip
+        last = made[-1].sample
+    return made
+
+
+@pytest.mark.parametrize("verify", VERIFIERS)
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize(
+    ("shape", "window", "given"),
+    [
+        ((1, 16, 4), 8, False),
+        ((5, 8, 3), 8, False),
+        ((5, 8, 3), 8, True),
+        ((2, 5, 1), 30, False),
+        ((1, 1, 7), 2, False),
+        ((256, 4, 2), 5, False),
+    ],
+    ids=str,
+)
+def test_samples_are_the_references(draft: str, verify: str, shape: tuple[int, ...], window: int, given: bool) -> None:
+    """Rows that end at different times, a window of the whole chain, given coordinates, large batches."""
+    sampler = Asd(window, draft, verify)
+    found = plans(sampler, shape, torch.float64, given)
+    with reference():
+        expected = plans(sampler, shape, torch.float64, given)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.sample, theirs.sample, rtol=0, atol=1e-8)
+        assert ours.stats.plans == theirs.stats.plans  # rounds, points, refusals
+
+
+def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the host, for drafts and verifiers of this package; with arrays of NumPy's, too."""
+    calls: list[str] = []
+    own = kernels.commit_rows
+    broken = SimpleNamespace(draft_rows=kernels.draft_rows, commit_rows=lambda *given: calls.append("x") or own(*given))
+    monkeypatch.setattr(compiled, "load_kernels", lambda: broken)
+    (plan,) = plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
+    assert len(calls) == plan.stats.rounds[0]
+    tape = NoiseTape.draw((1, 4, 2), len(CHAIN), np.random.default_rng(0), NUMPY)
+    assert isinstance(tape.initial, np.ndarray)
+    calls.clear()
+
+    def denoise(x: Any, timestep: Any, _: Any) -> Any:
+        return 0.8 * x
+
+    result = Asd(8).sample(denoise, CHAIN, (1, 4, 2), generator=tape)
+    assert len(calls) == result.stats.rounds[0]
+
+
+def test_equal_bits_where_nothing_was_guessed() -> None:
+    """A draft that is the target to the bit gives the sequential plan, to the bit."""
+
+    def denoise(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        return x * 0  # x̂0 moves along the chain, and is refused where its guess is another one
+
+    shape = (1, 8, 2)
+    tape = NoiseTape.draw(shape, len(CHAIN), torch.Generator().manual_seed(0))
+    for verify in VERIFIERS:
+        found = Asd(6, "picard", verify).sample(denoise, CHAIN, shape, generator=tape).sample
+        with reference():
+            expected = Asd(6, "picard", verify).sample(denoise, CHAIN, shape, generator=tape).sample
+        assert torch.equal(found, expected) or verify == "block"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e30, float("nan"), float("inf")])
+def test_numbers_that_are_no_numbers(dtype: torch.dtype, scale: float) -> None:
+    """Predictions that are tiny, huge or none at all: the reference's errors, or its samples."""
+
+    def denoise(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        return torch.where(timestep[:, None, None] < 15, scale * torch.sign(x), 0.5 * x)
+
+    def draw() -> Any:
+        tape = NoiseTape.draw((2, 4, 2), len(CHAIN), torch.Generator().manual_seed(0), dtype=dtype)
+        try:
+            return Asd(8, "picard", "block").sample(denoise, CHAIN, (2, 4, 2), generator=tape).sample
+        except Exception as error:
+            return str(error)
+
+    found = draw()
+    with reference():
+        expected = draw()
+    if isinstance(expected, str):
+        assert found == expected
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No numba, or one that does not fit: the reference runs."""
+    compiled.load_kernels.cache_clear()
+    try:
+        monkeypatch.setitem(__import__("sys").modules, "asd_policy.samplers.asd.kernels", None)
+        with pytest.warns(UserWarning, match="asd's rounds run uncompiled, which is slower: ModuleNotFoundError"):
+            plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
+        plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
+    finally:
+        compiled.load_kernels.cache_clear()
+
+
+def test_special_functions() -> None:
+    x = np.concatenate([np.linspace(-60, 9, 4001), [-11.999, -12.001, 0.0]])
+    found = np.array([kernels._log_ndtr(each) for each in x])
+    np.testing.assert_allclose(found, log_ndtr(x), rtol=2e-13, atol=1e-300)
+    p = np.concatenate([10.0 ** -np.linspace(0.01, 300, 501), 1 - 10.0 ** -np.linspace(0.1, 15.9, 301)])
+    np.testing.assert_allclose([kernels._ndtri(each) for each in p], ndtri(p), rtol=1e-12, atol=1e-13)
+
+
+BROKEN = [
+    ("accept-always", "picard", "reflection"),
+    ("accept-always", "response", "block"),
+    ("redraw", "frozen", "reflection"),
+    ("redraw", "response", "block"),
+    ("keep-noise", "picard", "reflection"),
+    ("keep-noise", "response", "block"),
+    ("keep-tape", "picard", "block"),
+    ("peek", "frozen", "reflection"),
+    ("peek", "picard", "block"),
+]
+
+
+def test_every_mutant_is_tried() -> None:
+    assert {mutant for mutant, _, _ in BROKEN} == set(KERNEL_MUTANTS)
+
+
+@pytest.mark.parametrize(("mutant", "draft", "verify"), BROKEN)
+def test_mutants_fail(mutant: str, draft: str, verify: str, gaussian: MixtureDenoiser, chain: GaussianChain) -> None:
+    """On a Gaussian, and in their steps; what passes the same tests is tests/samplers/asd/test_exactness.py."""
+    with mutated_kernels(mutant):
+        sample = draw_speculatively(Asd(5, draft, verify), gaussian, chain, 2, N)
+        steps = step_p_value(Asd(5, draft, verify), gaussian, chain, 4, FEW)
+    mean, deviation = gaussian_law(gaussian, chain)
+    assert normal_p_value((sample - mean) / deviation) < LEVEL
+    assert steps < LEVEL
