@@ -16,7 +16,7 @@ from asd_policy.evaluation.equivalence import pairs_needed
 from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers.asd.compiled import is_host, load_kernels
+from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -80,7 +80,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
 
 def engine_of(device: Device) -> str:
     """Say what does the arithmetic of asd's rounds on a device: compiled loops, or the arrays' own library."""
-    return "compiled" if is_host(device) and load_kernels() is not None else "arrays"
+    return "compiled" if is_host(device) and load_kernels(ROUNDS) is not None else "arrays"
 
 
 def reference_of(results: dict[str, Any]) -> str:
