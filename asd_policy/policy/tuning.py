@@ -148,7 +148,7 @@ def _both(tensors: dict[str, Array], pair: tuple[str, str]) -> tuple[Array, Arra
 def _trial(written: Sequence[Any], steps: int) -> Trial:
     """Read a trial of settings that a chain of so many steps can have."""
     trial = Trial.from_json(written)
-    for window, draft, verify in trial.tallies:
+    for window, draft, verify in trial.tried:
         if not (1 <= window <= steps and draft in DRAFTS and verify in VERIFIERS):
             raise ValueError(f"window={window},draft={draft},verify={verify} is no setting of asd")
     return trial

@@ -17,8 +17,8 @@ from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy.chain.gaussian import GaussianChain
 
 Numbers = npt.NDArray[Any]
-STEPS, ROUNDS = "asd_policy.samplers.kernels", "asd_policy.samplers.asd.kernels"
-"""The modules of loops: of the sequential sampler, and of `asd`."""
+STEPS, ROUNDS = "asd_policy.samplers.kernels:compile_steps", "asd_policy.samplers.asd.kernels:compile_rounds"
+"""The modules of loops, of the sequential sampler and of `asd`, and what has them compiled."""
 
 
 def is_host(device: Device) -> bool:
@@ -27,11 +27,12 @@ def is_host(device: Device) -> bool:
 
 
 @cache
-def load_kernels(module: str) -> ModuleType | None:
-    """Import a module of loops and have them compiled, or read from the disk; None, and a warning, if that fails."""
+def load_kernels(loops: str) -> ModuleType | None:
+    """Import `STEPS` or `ROUNDS` and have them compiled, or read from the disk; None, and a warning, if that fails."""
+    module, _, compile_all = loops.partition(":")
     try:
         kernels = importlib.import_module(module)
-        kernels.compile_loops()
+        getattr(kernels, compile_all)()
     except Exception as error:  # numba's errors are many: a cache that cannot be written, a NumPy that is too new
         if load_kernels.cache_info().currsize == 0:  # once is enough
             reason = str(error).partition("\n")[0]
@@ -43,10 +44,10 @@ def load_kernels(module: str) -> ModuleType | None:
     return kernels
 
 
-def loops_for(module: str, x: Array) -> ModuleType | None:
+def loops_for(loops: str, x: Array) -> ModuleType | None:
     """Load loops if they can run on arrays like x."""
     floats = str(x.dtype).rpartition(".")[2] in ("float32", "float64")
-    return load_kernels(module) if floats and is_host(arrays.device_of(x)) else None
+    return load_kernels(loops) if floats and is_host(arrays.device_of(x)) else None
 
 
 def on_host(values: Array) -> Numbers:

@@ -63,7 +63,7 @@ def step_rows(
             following[row, place] = push + b[step] * x[row, place]
 
 
-def compile_loops() -> None:
+def compile_steps() -> None:
     """Have all of it compiled, or read from numba's cache on the disk."""
     for dtype in (np.float32, np.float64):
         one, flat = np.zeros(1, dtype), np.zeros((1, 1), dtype)

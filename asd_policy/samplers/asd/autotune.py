@@ -29,8 +29,8 @@ _TIMED_WINDOWS = (1, 4, 16, 64)  # the time of a call is nearly linear in betwee
 _TIMED_CALLS = 2
 _FIRST_PLANS = 4
 """Plans that tell how often drafts are refused here; before, the settings to try are those of a usual policy."""
-_TRIED, _TRIED_UP_TO = 6, 1.3
-"""How many settings are tried at most, and how many times the least expected cost they may have."""
+_WINDOWS_TRIED, _TRIED_UP_TO = 4, 1.3
+"""How many windows are tried beside the one of the least expected cost, and how many times that cost they may have."""
 _BLOCK = 4  # plans of a setting in a row, where each setting is a recording
 
 
@@ -83,9 +83,17 @@ def choose(
 
 
 def shortlist(costs: Mapping[Setting, float]) -> list[Setting]:
-    """List the settings to try, by their expected costs: those that may be the best."""
-    ordered = sorted(costs, key=lambda setting: costs[setting])  # of equals the first: the default pair's
-    return [each for each in ordered if costs[each] <= _TRIED_UP_TO * costs[ordered[0]]][:_TRIED]
+    """List the settings to try, by their expected costs: those that may be the best, far enough apart to tell them.
+
+    A few windows of the best draft and verifier, spread over those that may be the best, and the best setting of
+    others.
+    """
+    likely = sorted(costs, key=lambda setting: costs[setting])  # of equals the first: the default pair's
+    likely = [each for each in likely if costs[each] <= _TRIED_UP_TO * costs[likely[0]]]
+    best, others = likely[0], [each for each in likely if each.pair != likely[0].pair]
+    own = sorted(each for each in likely if each.pair == best.pair)
+    spread = {own[round(place)] for place in np.linspace(0, len(own) - 1, min(_WINDOWS_TRIED, len(own)))}
+    return sorted({best, *spread, *others[:1]}, key=lambda setting: costs[setting])
 
 
 def candidates(

@@ -94,9 +94,18 @@ class Experience:
         self._made.clear()
 
     @property
+    def undecided(self) -> bool:
+        """Whether settings are still being tried."""
+        return self.trying and not all(trial.done for trial in self.trials.values())
+
+    @property
     def untried(self) -> bool:
         """Whether there are settings to try that no plan was made with."""
         return self.trying and any(trial.untried for trial in self.trials.values())
+
+    def tried(self, batch: int) -> list[dict[str, Any]]:
+        """List what plans of a batch cost with each setting that was tried, as results.json has it, the best first."""
+        return [row for (rows, _, _), trial in self.trials.items() if rows == batch for row in trial.record()]
 
     def note(self, setting: Setting, batch: int, rounds: int, seconds: float) -> None:
         """Add to the trials of this batch what a plan cost.

@@ -417,7 +417,7 @@ def _ndtri(p: float) -> float:
     return x if p < 0.5 else -x
 
 
-def compile_loops() -> None:
+def compile_rounds() -> None:
     """Have all of it compiled, or read from numba's cache on the disk: a round of plans that are done."""
     done, flags, nothing = np.ones(1, np.int64), np.zeros((1, 1), np.bool_), np.empty((0, 0), np.bool_)
     for dtype in (np.float32, np.float64):

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STAGES = ((3, 1.25), (6, 1.12), (12, 1.06), (24, 1.0))
-"""After so many plans of each setting those go that cost more than so many times the best one's."""
-_KEPT = 24  # plans of a setting: later ones have the better drafts
+STAGES = {3: 1.25, 6: 1.12, 12: 1.06}
+"""After so many plans of each setting those go that cost more than so many times the best one's: what the noise of so
+few plans does not explain."""
+ENOUGH = 24
+"""Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
 _AS_GOOD = 1.02
 
 
@@ -32,12 +34,12 @@ class Setting(NamedTuple):
 
 
 @dataclass
-class Tally:
+class Tried:
     """What the last plans of a setting cost."""
 
-    rounds: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    rounds: deque[int] = field(default_factory=lambda: deque(maxlen=ENOUGH))
     """That each plan waited for."""
-    pace: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    pace: deque[float] = field(default_factory=lambda: deque(maxlen=ENOUGH))
     """Seconds of a round of each plan but the first, which may have had something to record or to load."""
     plans: int = 0
 
@@ -67,7 +69,7 @@ class Tally:
 class Trial:
     """The settings that are tried for plans of one batch, those of the least expected cost first."""
 
-    tallies: dict[Setting, Tally]
+    tried: dict[Setting, Tried]
     """Of each setting."""
     left: list[Setting]
     """Those that may still be the best."""
@@ -78,8 +80,8 @@ class Trial:
     @classmethod
     def of(cls, settings: Iterable[Setting], informed: bool = True) -> "Trial":
         """Begin to try settings, at least one."""
-        tallies = {setting: Tally() for setting in settings}
-        return cls(tallies, list(tallies), informed)
+        tried = {setting: Tried() for setting in settings}
+        return cls(tried, list(tried), informed)
 
     @property
     def done(self) -> bool:
@@ -89,17 +91,17 @@ class Trial:
     @property
     def untried(self) -> bool:
         """Whether no plan was made with one of those that are left."""
-        return not self.done and not all(self.tallies[setting].plans for setting in self.left)
+        return not self.done and not all(self.tried[setting].plans for setting in self.left)
 
     @property
     def best(self) -> Setting:
         """The setting of the least time so far; of those that are as good, the one with the shortest tail."""
-        tried = [setting for setting in self.left if self.tallies[setting].pace]
+        tried = [setting for setting in self.left if self.tried[setting].pace]
         if not tried:
             return self.left[0]
-        least = min(self.tallies[setting].seconds for setting in tried)
-        good = [setting for setting in tried if self.tallies[setting].seconds <= _AS_GOOD * least]
-        return min(good, key=lambda setting: self.tallies[setting].tail)
+        least = min(self.tried[setting].seconds for setting in tried)
+        good = [setting for setting in tried if self.tried[setting].seconds <= _AS_GOOD * least]
+        return min(good, key=lambda setting: self.tried[setting].tail)
 
     def turn(self, block: int) -> Setting:
         """Give the setting of the next plan.
@@ -109,8 +111,8 @@ class Trial:
                 time to go from one setting to another.
         """
         running = self.running
-        if running is None or running not in self.left or self.tallies[running].plans % block == 0:
-            running = self.running = min(self.left, key=lambda setting: self.tallies[setting].plans)
+        if running is None or running not in self.left or self.tried[running].plans % block == 0:
+            running = self.running = min(self.left, key=lambda setting: self.tried[setting].plans)
         return running
 
     def note(self, setting: Setting, rounds: int, seconds: float) -> None:
@@ -121,26 +123,33 @@ class Trial:
             rounds: That it took, of its slowest row.
             seconds: That it took.
         """
-        if setting not in self.tallies:
+        if setting not in self.tried:
             return
-        self.tallies[setting].add(rounds, seconds)
-        fewest = min(self.tallies[each].plans for each in self.left)
-        for plans, times in STAGES:
-            if fewest == plans and not self.done:
-                limit = times * min(self.tallies[each].seconds for each in self.left)
-                self.left = [each for each in self.left if self.tallies[each].seconds <= limit]
-                if times == 1.0:
-                    self.left = [self.best]
+        self.tried[setting].add(rounds, seconds)
+        fewest = min(self.tried[each].plans for each in self.left)
+        if fewest in STAGES:
+            limit = STAGES[fewest] * min(self.tried[each].seconds for each in self.left)
+            self.left = [each for each in self.left if self.tried[each].seconds <= limit]
+        elif fewest >= ENOUGH:
+            self.left = [self.best]
+
+    def record(self) -> list[dict[str, Any]]:
+        """List what was tried as results.json has it, the best first."""
+        tried = [(setting, cost) for setting, cost in self.tried.items() if cost.pace]
+        return [
+            {**setting._asdict(), "plans": cost.plans, "plan_ms": 1e3 * cost.seconds, "tail_ms": 1e3 * cost.tail}
+            for setting, cost in sorted(tried, key=lambda each: each[1].seconds)
+        ]
 
     def copy(self) -> "Trial":
         """Copy it to a trial that goes its own way."""
         return Trial.from_json(self.to_json())
 
     def to_json(self) -> list[Any]:
-        """List it in numbers and strings: `informed`, and each setting, whether it is left, and its tally."""
+        """List it in numbers and strings: `informed`, and each setting, whether it is left, and its cost."""
         rows = [
-            [*setting, setting in self.left, list(tally.rounds), list(tally.pace), tally.plans]
-            for setting, tally in self.tallies.items()
+            [*setting, setting in self.left, list(cost.rounds), list(cost.pace), cost.plans]
+            for setting, cost in self.tried.items()
         ]
         return [self.informed, rows]
 
@@ -151,17 +160,17 @@ class Trial:
         Raises:
             ValueError: This is none.
         """
-        tallies, left = {}, []
+        tried, left = {}, []
         informed, rows = written
         for window, draft, verify, stays, rounds, pace, plans in rows:
             setting = Setting(int(window), str(draft), str(verify))
-            tallies[setting] = tally = Tally(plans=int(plans))
-            tally.rounds.extend(int(each) for each in rounds)
-            tally.pace.extend(float(each) for each in pace)
-            if not all(each > 0 for each in tally.rounds) or not all(0 < each < float("inf") for each in tally.pace):
+            tried[setting] = cost = Tried(plans=int(plans))
+            cost.rounds.extend(int(each) for each in rounds)
+            cost.pace.extend(float(each) for each in pace)
+            if not all(each > 0 for each in cost.rounds) or not all(0 < each < float("inf") for each in cost.pace):
                 raise ValueError(f"what {setting} took is no number of rounds and seconds")
             if stays:
                 left.append(setting)
         if not left:
             raise ValueError("no setting is left")
-        return cls(tallies, left, bool(informed))
+        return cls(tried, left, bool(informed))

@@ -23,7 +23,7 @@ from asd_policy.samplers.asd.autotune import (
     shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.asd.trials import Tally, Trial
+from asd_policy.samplers.asd.trials import Trial, Tried
 from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
@@ -182,11 +182,11 @@ def test_the_clock_overrules_the_model(
 
 
 def test_what_plans_cost_is_what_is_told() -> None:
-    tally = Tally()
+    cost = Tried()
     for rounds, seconds in ((10, 99.0), (10, 1.0), (20, 2.0), (15, 1.5), (15, 30.0)):
-        tally.add(rounds, seconds)
-    assert tally.seconds == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
-    assert tally.tail > tally.seconds
+        cost.add(rounds, seconds)
+    assert cost.seconds == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
+    assert cost.tail > cost.seconds
 
 
 def test_of_equals_the_shorter_tail_is_taken() -> None:
@@ -226,9 +226,9 @@ def test_trials_are_kept() -> None:
     for _ in range(3):
         trial.note(trial.turn(1), 10, 1.0)
     other = trial.copy()
-    assert (other.tallies, other.left) == (trial.tallies, trial.left)
+    assert (other.tried, other.left) == (trial.tried, trial.left)
     other.note(other.turn(1), 10, 1.0)
-    assert other.tallies != trial.tallies
+    assert other.tried != trial.tried
     for damage in (lambda row: row[4].append(0), lambda row: row[5].append(-1.0), lambda row: row[5].append(np.inf)):
         written = trial.to_json()
         damage(written[1][0])

@@ -277,7 +277,7 @@ def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None
         result = sampler.sample(launched, chain, (1, *EVENT), generator=tape, warm_start=WarmStart(None, known))
         windows.append(result.stats.window)
     assert set(known.latency) == {1, 4, 12}
-    settings = len(known.trials[1, None, None].tallies)
+    settings = len(known.trials[1, None, None].tried)
     # The calls, what is tried, each of its start and its round, and the default, if that is not among what is tried.
     assert launched.launcher.recorded - 3 - 2 * settings in (0, 2)
     changes = sum(one != other for one, other in zip(windows, windows[1:], strict=False))
