@@ -21,6 +21,7 @@ from asd_policy._common.clock import Clock
 from asd_policy.errors import BackendError
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.denoiser import Denoiser, encode
+from asd_policy.networks.recording import OutOfDeviceMemory, launcher_of
 from asd_policy.policy.policy import Policy
 
 POINTS = (1, 2, 4, 8, 16, 32, 64)
@@ -154,7 +155,9 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
 def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
     """Time `CALLS` network calls by backend and number of points [s], all of them interleaved."""
     calls = {
-        (policy.backend.spec, count): _call(policy.denoiser, policy, count) for policy in policies for count in points
+        (policy.backend.spec, count): replayed(policy.denoiser, _call(policy.denoiser, policy, count))
+        for policy in policies
+        for count in points
     }
     for call in calls.values():
         for _ in range(_WARM_UP_CALLS):
@@ -228,6 +231,28 @@ def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], objec
     cond = random_conditioning(policy, points, seed=0)
     cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call
     return lambda: denoiser(x, timestep, cond)
+
+
+def replayed(denoiser: Denoiser, call: Callable[[], object]) -> Callable[[], object]:
+    """Record a call where a backend's calls are recorded, as plans make them; else give the call itself.
+
+    Raises:
+        BackendError: The device has too little memory for the recording.
+    """
+    launcher = launcher_of(denoiser)
+    if launcher is None:
+        return call
+    try:
+        replay = launcher.record(call)
+    except OutOfDeviceMemory:
+        raise BackendError("the device has no memory to record a network call; use a smaller batch") from None
+
+    def launch() -> None:
+        with launcher.queue():
+            replay()
+        launcher.settle()
+
+    return launch
 
 
 def _time(call: Callable[[], object], clock: Clock) -> float:
