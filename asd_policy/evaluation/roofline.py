@@ -155,7 +155,7 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
 def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
     """Time `CALLS` network calls by backend and number of points [s], all of them interleaved."""
     calls = {
-        (policy.backend.spec, count): replayed(policy.denoiser, _call(policy.denoiser, policy, count))
+        (policy.backend.spec, count): replayed(policy.denoiser, network_call(policy.denoiser, policy, count))
         for policy in policies
         for count in points
     }
@@ -180,7 +180,7 @@ def measure_network(policy: Policy, points: Sequence[int]) -> Network | None:
     return Network(
         parameters=sum(weight.numel() for weight in weights),
         weight_bytes=sum(weight.numel() * weight.itemsize for weight in weights),
-        work=tuple(measure_work(_call(network, policy, count), count) for count in points),
+        work=tuple(measure_work(network_call(network, policy, count), count) for count in points),
     )
 
 
@@ -223,7 +223,7 @@ def copy_rate(device: torch.device, clock: Clock) -> float:
     return 2 * len(source) / _fastest(lambda: target.copy_(source), clock)
 
 
-def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
+def network_call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
     """Prepare a network call on `points` points, all at the chain's first step."""
     generator = torch.Generator("cpu").manual_seed(0)
     x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
