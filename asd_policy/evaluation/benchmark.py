@@ -18,7 +18,7 @@ from asd_policy._common import arrays
 from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
-from asd_policy.evaluation.costs import summarize_calls, summarize_encoding
+from asd_policy.evaluation.costs import network_limit, summarize_calls, summarize_encoding
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
@@ -315,7 +315,7 @@ class Benchmark:
                     "exact": contender.policy.sampler.exact,
                     **_NOT_MEASURED,
                     **summarize_plans(timings, best and best[1], eager and eager[1]),
-                    "floor_ms": self._floor_ms(contender, timings),
+                    **self._bounds(contender, timings),
                     "stages_ms": stages_ms(staged[index][1]) if staged else None,
                     "tried": contender.policy.experience.tried(self._batch),
                 }
@@ -328,13 +328,24 @@ class Benchmark:
         plans = zip(*rounds, strict=True)
         return list(zip(self.entered, map(list, plans), strict=True)) if rounds else []
 
-    def _floor_ms(self, contender: Contender, timings: Sequence[TimedPlan]) -> float | None:
-        """Estimate what the network calls of a plan alone would take on the contender's backend [ms]."""
+    def _bounds(self, contender: Contender, timings: Sequence[TimedPlan]) -> dict[str, float | int | None]:
+        """Estimate what network calls alone would take on the contender's backend, under the names of results.json.
+
+        They are a plan's own calls, those at the best window, and what of a plan is neither calls nor encoding.
+        """
+        names = ("floor_ms", "limit_ms", "limit_window", "outside_fraction")
         if self.ceiling is None:
-            return None
-        calls = np.mean([max(timing.stats.rounds) for timing in timings])
-        points = np.sum([sum(timing.stats.nfe) for timing in timings]) / (calls * len(timings))
-        return 1e3 * float(calls) * self.ceiling.call_seconds(contender.policy.backend.spec, float(points))
+            return dict.fromkeys(names)
+        backend, ceiling = contender.policy.backend.spec, self.ceiling
+        stats = [timing.stats for timing in timings]
+        calls = np.mean([max(each.rounds) for each in stats])
+        points = np.sum([sum(each.nfe) for each in stats]) / (calls * len(stats))
+        floor = float(calls) * ceiling.call_seconds(backend, float(points))
+        best = network_limit(stats, self._batch, lambda count: ceiling.call_seconds(backend, count))
+        limit, window = best or (floor, None)
+        encode = np.mean([timing.encode_seconds or 0.0 for timing in timings])
+        outside = 1 - (floor + encode) / np.mean([timing.wall_seconds for timing in timings])
+        return dict(zip(names, (1e3 * floor, 1e3 * limit, window, float(outside)), strict=True))
 
 
 def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured | None]:

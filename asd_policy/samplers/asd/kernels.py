@@ -23,6 +23,38 @@ _BELOW_ONE = 1 - 0.5 * float(np.finfo(np.float64).eps)
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
     """Multiply the time axis of vectors [n, D] by a matrix, given transposed [horizon, horizon], into `out` [n, D]."""
+    # Whichever of the two has the longer row to go along.
+    if values.shape[1] > len(transposed) ** 2:
+        _turn_wide(transposed, values, out)
+    else:
+        _turn_narrow(transposed, values, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _turn_wide(transposed: Numbers, values: Numbers, out: Numbers) -> None:
+    """Do the same along a step's actions: the sums are those of `_turn_narrow`, in the same order."""
+    count, horizon = len(values), len(transposed)
+    width = values.shape[1] // horizon
+    for slot in range(count):
+        for place in range(horizon):
+            line = out[slot, place * width : (place + 1) * width]
+            line[:] = 0
+            for time in range(0, horizon - 3, 4):
+                m0, m1 = transposed[time, place], transposed[time + 1, place]
+                m2, m3 = transposed[time + 2, place], transposed[time + 3, place]
+                four = values[slot, time * width : (time + 4) * width]
+                for action in range(width):
+                    line[action] += (four[action] * m0 + four[width + action] * m1) + (
+                        four[2 * width + action] * m2 + four[3 * width + action] * m3
+                    )
+            for time in range(horizon - horizon % 4, horizon):
+                for action in range(width):
+                    line[action] += values[slot, time * width + action] * transposed[time, place]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _turn_narrow(transposed: Numbers, values: Numbers, out: Numbers) -> None:
+    """Do it along the rows of the matrix."""
     count, horizon = len(values), len(transposed)
     width = values.shape[1] // horizon
     line = np.empty(horizon, values.dtype)

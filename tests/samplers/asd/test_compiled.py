@@ -203,3 +203,18 @@ def test_mutants_fail(mutant: str, draft: str, verify: str, gaussian: MixtureDen
     mean, deviation = gaussian_law(gaussian, chain)
     assert normal_p_value((sample - mean) / deviation) < LEVEL
     assert steps < LEVEL
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("horizon", "width"), [(1, 1), (1, 9), (3, 2), (6, 5), (6, 6), (6, 7), (8, 40), (16, 3)])
+def test_time_is_turned_along_either_axis(horizon: int, width: int, dtype: type[np.floating[Any]]) -> None:
+    """The two ways are one to the bit, as a plan's numbers must not depend on which is the faster."""
+    random = np.random.default_rng(horizon)
+    matrix, values = (random.normal(size=size).astype(dtype) for size in ((horizon, horizon), (4, horizon * width)))
+    found = {}
+    for name in ("_turn", "_turn_wide", "_turn_narrow"):
+        found[name] = np.full_like(values, np.nan)
+        getattr(kernels, name)(matrix, values, found[name])
+    expected = np.einsum("tp,nta->npa", matrix, values.reshape(4, horizon, width)).reshape(values.shape)
+    np.testing.assert_allclose(found["_turn"], expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(found["_turn_wide"], found["_turn_narrow"])

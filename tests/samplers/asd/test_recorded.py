@@ -142,6 +142,21 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
     assert launched.launcher.recorded == (1 if spec == "ddpm" else 2)  # once, whatever the number of plans
 
 
+@pytest.mark.parametrize("spec", ["ddim:5", "ddim:5,eta=0.5"])
+def test_ddim_is_one_recording(launched: Launched, chain: GaussianChain, spec: str) -> None:
+    shape = (ROWS, *EVENT)
+    for seed in range(3):
+        eager, recorded = (
+            make_sampler(spec).sample(network, chain, shape, generator=make_tape(ROWS, chain, seed))
+            for network in (launched.network, launched)
+        )
+        torch.testing.assert_close(recorded.sample, eager.sample, rtol=0, atol=2e-6)
+        assert recorded.stats.rounds == eager.stats.rounds == (5,) * ROWS
+        assert recorded.stats.network_seconds is None
+    make_sampler(spec.replace("5", "6", 1)).sample(launched, chain, shape, generator=make_tape(ROWS, chain, 0))
+    assert launched.launcher.recorded == 2  # another number of steps is another recording
+
+
 def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain) -> None:
     """And not at all while no plan can be done."""
     result = make_sampler("asd:window=4").sample(launched, chain, (1, *EVENT), generator=make_tape(1, chain, 0))
