@@ -69,15 +69,19 @@ def _try(kernels: ModuleType) -> None:
         kernels.commit_rows(no_rows, no_rows, commit_path, (one,) * 4, (False, basis, _NOTHING_GIVEN), drafted, deep)
 
 
-def compiled_form(round_: Round, path: Path) -> "Round | CompiledRound":
-    """Give a round its compiled form, if it has one for a path; else the round itself."""
-    known = (
+def has_forms(round_: Round, path: Path) -> bool:
+    """Tell whether a round has other forms than its own: draft and verifier are of this package, as is the roll-out."""
+    return (
         type(round_.draft) in _DRAFTS
         and round_.verifier.judge in (reflection, block)
         and engine.roll_out is draft.roll_out
-        and is_host(arrays.device_of(path.x))
         and str(path.x.dtype).rpartition(".")[2] in ("float32", "float64")
     )
+
+
+def compiled_form(round_: Round, path: Path) -> "Round | CompiledRound":
+    """Give a round its compiled form, if it has one for a path; else the round itself."""
+    known = has_forms(round_, path) and is_host(arrays.device_of(path.x))
     kernels = load_kernels() if known else None
     return round_ if kernels is None else CompiledRound(round_, path, kernels)
 
