@@ -89,8 +89,9 @@ class CompiledRounds(CalledRounds):
         if self._prediction is None:
             x0_pred = np.ascontiguousarray(on_host(target.predict(points, steps, rows)))
         else:
-            output = np.ascontiguousarray(on_host(target.output(points, timesteps, rows)))
-            self._predict(seen, output, on_host(steps), self._prediction, x0_pred)
+            output = target.call(points, timesteps, None if target.cond is None else target.cond[rows])
+            flat = np.ascontiguousarray(on_host(output), seen.dtype).reshape(seen.shape)
+            self._predict(seen, flat, on_host(steps), self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(
             self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred
