@@ -8,6 +8,7 @@ rounds.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation.costs import network_limit, summarize_calls, summarize_encoding
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
-from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories, recalling
+from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -130,9 +131,14 @@ def warm_up_contender(contender: Contender, states: States, batch: int, seed: in
     """
     policy, clock = contender.policy, clock_of(contender.policy.device)
     learning = -(-CALIBRATION_PLANS // batch) if policy.sampler.learns else 0
-    for index in range(learning + WARM_UP_PLANS):
-        if index == learning:
+    still_to_come = WARM_UP_PLANS
+    for index in count():
+        enough = index >= learning and not (policy.experience.undecided and index < learning + TRIAL_PLANS)
+        if enough:
             policy.experience.freeze()
+            still_to_come -= 1
+        if still_to_come < 0:
+            return
         try:
             plan(policy, pick(states, index, batch), seed + CALIBRATION_SEED + index, clock)
         except torch.OutOfMemoryError as error:
@@ -311,6 +317,7 @@ class Benchmark:
                     **summarize_plans(timings, best and best[1], eager and eager[1]),
                     **self._bounds(contender, timings),
                     "stages_ms": stages_ms(staged[index][1]) if staged else None,
+                    "tried": contender.policy.experience.tried(self._batch),
                 }
                 for index, (contender, timings) in enumerate(measured)
             ],

@@ -81,4 +81,4 @@ def network_limit(
         return np.array([call_seconds(float(batch * count)) for count in points])
 
     windows = [window for window in WINDOWS if window <= steps]
-    return min((expected_seconds(hazard, window, latency, 0.0), window) for window in windows)
+    return min((expected_seconds(hazard, window, latency), window) for window in windows)

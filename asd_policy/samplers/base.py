@@ -103,7 +103,9 @@ class Target:
             output = self.denoiser(points, timestep, cond)
         check_form(output, points)
         self.mark(before)
-        return arrays.namespace(output).astype(output, seen.dtype, copy=False).reshape(seen.shape)
+        if output.dtype != seen.dtype:
+            output = arrays.namespace(output).astype(output, seen.dtype)
+        return output.reshape(seen.shape)
 
 
 @dataclass(frozen=True)

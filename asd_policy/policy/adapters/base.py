@@ -380,10 +380,12 @@ class LivePlanner:
         learning, self.experience.learning = self.experience.learning, False
         last, self.last_sample, self._warming = self.last_sample, None, []
         try:
-            for _ in range(2):
+            plan()
+            stats = self._warming[0]
+            # One more, for which all is ready; and what records its rounds records those of all that it will try.
+            recorded = stats.network_seconds is None
+            while (len(self._warming) < 2 and stats.trial_calls) or (recorded and self.experience.untried):
                 plan()
-                if not self._warming[-1].trial_calls:
-                    break
             stats = self._warming[-1]
         finally:
             self.experience.learning = learning

@@ -48,7 +48,7 @@ class Memory:
             warnings.warn(f"times are measured anew: {error}", stacklevel=2)
             return
         if backend == self._runs:
-            experience.latency, experience.overhead = dict(known.latency), dict(known.overhead)
+            experience.latency, experience.trials = known.latency, known.trials
         self._taught = known.without_times()  # stays in the file, taken or not
         if not experience.plans:
             experience.take_up(known)
@@ -64,7 +64,7 @@ class Memory:
         count = self._count(experience)
         if self._path is None or count <= self._kept:
             return
-        kept = replace(self._taught, latency=experience.latency, overhead=experience.overhead)
+        kept = replace(self._taught, latency=experience.latency, trials=experience.trials)
         try:
             save_tuning(self._path, kept, self.device, self._runs)
         except OSError as error:
@@ -72,4 +72,5 @@ class Memory:
         self._kept = count
 
     def _count(self, experience: Experience) -> int:
-        return len(experience.latency) + len(experience.overhead) + self._taught.plans
+        trials = sum(1 + trial.done for trial in experience.trials.values())
+        return len(experience.latency) + trials + self._taught.plans

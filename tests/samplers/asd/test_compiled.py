@@ -17,7 +17,8 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness.mutants import KERNEL_MUTANTS, mutated_kernels
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.samplers.asd import compiled, kernels
+from asd_policy.samplers import compiled
+from asd_policy.samplers.asd import kernels
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
@@ -34,9 +35,9 @@ N, FEW, LEVEL = 40_000, 20_000, 1e-6
 
 @contextmanager
 def reference() -> Iterator[None]:
-    """Run the text of `engine.Round`."""
+    """Run the text of `engine.Round` and of `ddpm.walk`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "load_kernels", lambda: None)
+        patch.setattr(compiled, "load_kernels", lambda _: None)
         yield
 
 
@@ -102,7 +103,8 @@ def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     own = kernels.commit_rows
     broken = SimpleNamespace(draft_rows=kernels.draft_rows, commit_rows=lambda *given: calls.append("x") or own(*given))
-    monkeypatch.setattr(compiled, "load_kernels", lambda: broken)
+    load = compiled.load_kernels
+    monkeypatch.setattr(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name))
     (plan,) = plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
     assert len(calls) == plan.stats.rounds[0]
     tape = NoiseTape.draw((1, 4, 2), len(CHAIN), np.random.default_rng(0), NUMPY)
@@ -160,7 +162,7 @@ def test_what_cannot_be_compiled_is_said_once(monkeypatch: pytest.MonkeyPatch) -
     compiled.load_kernels.cache_clear()
     try:
         monkeypatch.setitem(__import__("sys").modules, "asd_policy.samplers.asd.kernels", None)
-        with pytest.warns(UserWarning, match="asd's rounds run uncompiled, which is slower: ModuleNotFoundError"):
+        with pytest.warns(UserWarning, match="plans run uncompiled, which is slower: ModuleNotFoundError"):
             plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
         plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
     finally:
