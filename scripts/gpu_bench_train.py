@@ -74,7 +74,7 @@ class Task:
         frames = gpu_bench_scene.render(hand, surroundings, self.encoder.config.seen)
         steps = self.windows[STATE].shape[1]
         stacked = torch.cat([frames[name] for name in self.config.vision.cameras]).float() / 255
-        stacked = ((stacked - COLOUR_MEAN) / COLOUR_DEVIATION).contiguous(memory_format=torch.channels_last)
+        stacked = (stacked - COLOUR_MEAN) / COLOUR_DEVIATION
         features = self.encoder(stacked).float().unflatten(0, (len(frames), len(rows), steps))
         told = self.places(torch.cat([*features], dim=-1).flatten(0, 1)).float()
         missed = functional.mse_loss(told, gpu_bench_scene.places(surroundings))
@@ -103,8 +103,6 @@ def make_task(like: Policy, subject: Subject, recording: Recording, seed: int) -
     torch.manual_seed(seed)
     unet = ConditionalUnet1d(config.unet).to(like.device)
     looking = None if cameras.encoder is None else RgbEncoder(cameras.encoder).to(like.device)
-    if looking is not None:
-        looking.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in its overloads
     known = len(gpu_bench_scene.VIEWS) * cameras.encoder.size if cameras.encoder else 0
     places = nn.Linear(known, gpu_bench_scene.PLACES).to(like.device) if known else None
     return Task(config, unet, looking, windows, places)
