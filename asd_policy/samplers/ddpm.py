@@ -83,10 +83,10 @@ def _walk_compiled(
     for k in range(steps):
         if not target.allows("step"):
             return x.reshape(shape), k
-        output = np.ascontiguousarray(on_host(target.output(x, timesteps[k])))
+        output = np.ascontiguousarray(on_host(target.call(x, timesteps[k], target.cond)), here.dtype)
         x = arrays.empty(x.shape, x)  # the network may keep what it was called on
         following = on_host(x)
-        loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
+        loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
         here = following
     return x.reshape(shape), steps
 

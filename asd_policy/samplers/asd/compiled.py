@@ -12,14 +12,12 @@ import numpy as np
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.samplers.asd import draft, engine
-from asd_policy.samplers.asd.couplings import block, reflection
-from asd_policy.samplers.asd.draft import FrozenDraft, PicardDraft, ResponseDraft, WarmDraft
+from asd_policy.samplers.asd.couplings import block
+from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.rounds import CalledRounds
 from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels, loops_for, on_host, prediction_tables
 
-_DRAFTS = (FrozenDraft, PicardDraft, WarmDraft, ResponseDraft)
 DRAFTED = (
     *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
     "rejected",
@@ -34,8 +32,7 @@ COMMITTED = (
 
 def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
     """Load the loops for a round of plans along a tape; None where they have none for it."""
-    known = type(round_.draft) in _DRAFTS and round_.verifier.judge in (reflection, block)
-    return loops_for(ROUNDS, tape.initial) if known and engine.roll_out is draft.roll_out else None
+    return loops_for(ROUNDS, tape.initial) if round_.is_known else None
 
 
 class CompiledRounds(CalledRounds):
@@ -92,8 +89,9 @@ class CompiledRounds(CalledRounds):
         if self._prediction is None:
             x0_pred = np.ascontiguousarray(on_host(target.predict(points, steps, rows)))
         else:
-            output = np.ascontiguousarray(on_host(target.output(points, timesteps, rows)))
-            self._predict(seen, output, on_host(steps), self._prediction, x0_pred)
+            output = target.call(points, timesteps, None if target.cond is None else target.cond[rows])
+            flat = np.ascontiguousarray(on_host(output), seen.dtype).reshape(seen.shape)
+            self._predict(seen, flat, on_host(steps), self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(
             self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred

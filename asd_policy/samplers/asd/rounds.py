@@ -12,6 +12,7 @@ from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 from asd_policy.samplers.asd.engine import Round
+from asd_policy.samplers.asd.launched.form import LaunchedRound, launched_form
 from asd_policy.samplers.asd.path import Counts, Path
 from asd_policy.samplers.fallback import reserve
 from asd_policy.samplers.recorded import Inputs, copy_into, no_room
@@ -133,9 +134,10 @@ class RoundRecording:
         self._jump: Callable[[], None] | None = None  # recorded with the first deadline
         while True:
             round_ = Round(own, first.draft, first.verifier, inputs.response, self.window)
+            form = launched_form(round_, self.path, self._counts)
             try:
-                self.start = launcher.record(self._start)
-                self.advance = launcher.record(partial(self._advance, round_))
+                self.start = launcher.record(partial(self._start, form))
+                self.advance = launcher.record(partial(self._advance, form))
                 return
             except OutOfDeviceMemory:
                 if self.window == 1:
@@ -147,11 +149,15 @@ class RoundRecording:
                 )
                 self.window //= 2
 
-    def _start(self) -> None:
+    def _start(self, round_: Round | LaunchedRound) -> None:
         copy_into(Path.begin(self._own, self.inputs.tape, self.inputs.last_plan), self.path)
+        if isinstance(round_, LaunchedRound):
+            round_.begin()
         self._count()
 
-    def _advance(self, round_: Round) -> None:
+    def _advance(self, round_: Round | LaunchedRound) -> None:
+        if isinstance(round_, LaunchedRound):
+            return round_()  # which counts
         round_(self.path, self._rows, compact=False)
         self._count()
 

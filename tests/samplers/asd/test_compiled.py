@@ -23,6 +23,7 @@ from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
 from support.known_laws import draw_speculatively, gaussian_law, normal_p_value, step_p_value
@@ -131,6 +132,38 @@ def test_equal_bits_where_nothing_was_guessed() -> None:
         with reference():
             expected = Asd(6, "picard", verify).sample(denoise, CHAIN, shape, generator=tape).sample
         assert torch.equal(found, expected) or verify == "block"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("clips", [False, True, 0.3])
+@pytest.mark.parametrize("eta", [None, 0.5])
+def test_the_sequential_sampler_to_the_bit(prediction: str, clips: float, eta: float | None) -> None:
+    """The baseline, compiled: what it was, whatever the chain."""
+    kind = {"_class_name": "DDPMScheduler" if eta is None else "DDIMScheduler", "num_train_timesteps": 30}
+    range_ = {"clip_sample": bool(clips), "clip_sample_range": float(clips) or 1.0}
+    chain = GaussianChain.from_scheduler({**kind, **range_, "prediction_type": prediction}, eta=eta)
+    for dtype, shape in ((torch.float32, (1, 4, 3)), (torch.float64, (5, 2, 1))):
+        tape = NoiseTape.draw(shape, len(chain), torch.Generator().manual_seed(0), dtype=dtype)
+        found = Ddpm().sample(network(math.prod(shape[1:])), chain, shape, generator=tape).sample
+        with reference():
+            expected = Ddpm().sample(network(math.prod(shape[1:])), chain, shape, generator=tape).sample
+        assert torch.equal(found, expected) and found.dtype == dtype
+
+
+def test_what_a_network_was_called_on_stays() -> None:
+    """It may keep its inputs, as one that records them does."""
+    for sampler in (Ddpm(), Asd(6)):
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def denoise(x: Tensor, timestep: Tensor, _: Tensor | None, kept: Any = kept) -> Tensor:
+            kept.append((x, x.clone()))
+            return 0.8 * x
+
+        tape = NoiseTape.draw((2, 3, 2), len(CHAIN), torch.Generator().manual_seed(0))
+        before = tape.initial.clone(), tape.normals.clone()
+        sampler.sample(denoise, CHAIN, (2, 3, 2), generator=tape)
+        assert kept and all(torch.equal(*pair) for pair in kept)
+        assert torch.equal(tape.initial, before[0]) and torch.equal(tape.normals, before[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
