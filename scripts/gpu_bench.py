@@ -357,8 +357,11 @@ def main() -> None:
         end = threading.Timer(options.seconds + GRACE, run.end)
         end.daemon = True
         end.start()
-        sound = run.go()
-        end.cancel()
+        try:
+            sound = run.go()
+        finally:
+            end.cancel()
+            end.join()  # Python aborts where a thread wakes up at its very end
         say(f"results: {options.out / 'results.json'}, {options.out / 'tables.md'}")
         raise SystemExit(0 if sound else 1)
     except (AsdError, OSError) as error:

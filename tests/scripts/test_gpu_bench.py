@@ -64,6 +64,7 @@ def test_the_whole_in_small(tmp_path: Path) -> None:
     assert all(notes["train_steps"] > 0 for notes in results["training"].values())
     seeing = results["training"]["tiny, two cameras"]
     assert seeing["loss_by_own_frames"] != seeing["loss_by_other_frames"]
+    assert seeing["places_missed_by"] > 0
     assert results["recording"]["environment"] == "asd/MetaWorld-pick-place-v0"
     parts = {part["network"]: part for part in results["parts"]}
     assert [(name, part["batch"]) for name, part in parts.items()] == [("tiny", 4), ("tiny, two cameras", 1)]
