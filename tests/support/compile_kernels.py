@@ -1,4 +1,4 @@
-"""Compile the kernels of `asd`'s rounds for a GPU that need not be here; to be run as a program, apart from the interpreter.
+"""Compile the kernels of `asd`'s rounds for a GPU that need not be here: a program, to be apart from the interpreter.
 
 Prints a line for each kernel: its name, the type of numbers, warps, shared memory [bytes] and the size of its code.
 """

@@ -352,7 +352,8 @@ def _prefixes(uniform, steps_of, gaps, sizes, SLOTS: tl.constexpr):
     walk = tl.cumsum(tl.where(early, -earlier * (along_earlier + 0.5 * earlier), 0.0), 1)
     log_weight = tl.where(slot < count, walk - tl.associative_scan(walk, 1, _higher), 0.0)
     delta = at_least(shift, _CLOSEST)
-    left_over = tl.exp(log_mass(crossing(delta, log_weight), delta, log_weight))  # S
+    log_left_over = log_mass(crossing(delta, log_weight), delta, log_weight)
+    left_over = tl.exp(log_left_over)  # S
     out = left_over - expm1(log_weight)  # S + 1 − p
     drafted = slot + 1 < count
     threshold = tl.where(drafted, left_over / out, tl.exp(log_weight))  # h
@@ -360,7 +361,9 @@ def _prefixes(uniform, steps_of, gaps, sizes, SLOTS: tl.constexpr):
     # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
     level = refused_level(along, delta, log_weight, tl.log(out))
     here = slot == last
-    mirrored = mirror(_pick(level, here), _pick(along, here), _pick(delta, here), _pick(log_weight, here))
+    mirrored = mirror(
+        _pick(level, here), _pick(along, here), _pick(delta, here), _pick(log_weight, here), _pick(log_left_over, here)
+    )
     move = tl.where(drafted & (slot >= last), tl.where(here, mirrored, renew(level)) - along, 0.0)
     return last, move, (uniform - threshold) / (1.0 - threshold)
 

@@ -1,6 +1,7 @@
 """The standard normal distribution and the `residual` module's laws in Triton, elementwise in float64.
 
 Made of exp, log and sqrt alone, so that the same text runs in Triton's interpreter, which has no library functions.
+Code that few threads run once a round takes as long to be fetched as to run: what repeats is in loops.
 """
 
 import triton
@@ -54,14 +55,6 @@ def expm1(x):
 
 
 @triton.jit
-def log1p(x):
-    """Compute ln(1 + x), x > −1, by Kahan's correction of the rounding of 1 + x."""
-    more = 1.0 + x
-    same = more == 1.0
-    return tl.where(same, x, tl.log(more) * (x / tl.where(same, 1.0, more - 1.0)))
-
-
-@triton.jit
 def log1mexp(x):
     """Compute ln(1 − exp(−x)) for x ≥ 0."""
     return tl.log(-expm1(-x))
@@ -77,7 +70,12 @@ def log_ndtr(x):
         value = value * z + SCALED_ERFC[24 - place]
     half = 0.5 * value / (1.0 + 2.0 * t)
     square = 0.5 * x * x
-    return tl.where(x > 0, log1p(-half * tl.exp(-square)), tl.log(half) - square)
+    # ln(1 − q), by Kahan's correction of the rounding of 1 − q, above 0; one logarithm for both sides.
+    q = half * tl.exp(-square)
+    rest = 1.0 - q
+    logarithm = tl.log(tl.where(x > 0, rest, half))
+    corrected = tl.where(rest == 1.0, -q, logarithm * (q / tl.where(rest == 1.0, 1.0, 1.0 - rest)))
+    return tl.where(x > 0, corrected, logarithm - square)
 
 
 @triton.jit
@@ -88,7 +86,7 @@ def ndtri(p):
     goal = tl.log(tl.where(inside, tail, 0.25))
     t = tl.sqrt(-2.0 * goal)
     x = -(t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308))))
-    for _ in tl.static_range(4):
+    for _ in range(0, 4):
         value = log_ndtr(x)
         slope = tl.exp(-0.5 * x * x - _HALF_LOG_2PI - value)  # of ln Φ
         miss = value - goal
@@ -124,17 +122,17 @@ def renew(log_level):
 
 
 @triton.jit
-def mirror(log_level, along, delta, log_weight):
-    """Map the noise of a refused draft along e to the residual law's y, each [R, 1]."""
+def mirror(log_level, along, delta, log_weight, log_left_over):
+    """Map the noise of a refused draft along e to the residual law's y, each [R, 1]; given ln S, too."""
     b = crossing(delta, log_weight)
-    goal = log_level + log_mass(b, delta, log_weight)
+    goal = log_level + log_left_over
     low = at_most(b, 0.0) - tl.sqrt(-2.0 * log_level)
     cell = (tl.minimum(b, -along) - low) / _CELLS
     inner = tl.arange(0, _CELLS)[None, :]
     below = (log_mass(low + cell * inner, delta, log_weight) < goal) & (inner > 0)
     start = low + cell * tl.sum(below.to(tl.int32), 1)[:, None]
     y = start
-    for _ in tl.static_range(_NEWTON_STEPS):
+    for _ in range(0, _NEWTON_STEPS):
         mass = log_mass(y, delta, log_weight)
         short = at_least(delta * (b - y), _CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
         density = log_weight - 0.5 * y * y - _HALF_LOG_2PI + log1mexp(short)
