@@ -11,7 +11,6 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
-from asd_policy.samplers.asd.compiled import compiled_form
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.launched.form import LaunchedRound, launched_form
 from asd_policy.samplers.asd.path import Counts, Path
@@ -50,30 +49,30 @@ class Rounds(Protocol):
         ...
 
 
-class EagerRounds:
-    """Rounds called from Python. On a CPU they leave out what is done."""
+class CalledRounds:
+    """Rounds that Python calls one by one; what all of them share."""
 
     recorded = False
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put a batch of plans at its start.
+
+        Args:
+            round_: With the target, the draft, the verifier and the window.
+            tape: The plans' noise.
+            last_plan: As for `Path.begin`.
+
+        Raises:
+            SpecError: The target's deadline is shorter than one network call.
+        """
         self.window = round_.window
         self.path = Path.begin(round_.target, tape, last_plan)
-        self._round = compiled_form(round_, self.path)
-        self._rows = arrays.arange(len(self.path.x), self.path.x)
+        self._target = round_.target
         reserve(round_.target, tape)
 
     def queue(self) -> AbstractContextManager[None]:
         """Enter nothing."""
         return nullcontext()
-
-    def next(self) -> Callable[[], None] | None:
-        """Give a round of the rows that are not done."""
-        path = self.path
-        going = path.cursor < len(self._round.target.chain)
-        if not bool(going.any()):
-            return None
-        rows = arrays.namespace(going).nonzero(going)[0] if path.compact else self._rows
-        return partial(self._round, path, rows, path.compact)
 
     def result(self) -> tuple[Array, Counts]:
         """Give points and counts of now."""
@@ -81,11 +80,30 @@ class EagerRounds:
 
     def jump(self, rows: Array) -> Array:
         """Predict x̂0 for these rows alone."""
-        return self._round.target.predict(self.path.x[rows], self.path.cursor[rows], rows)
+        return self._target.predict(self.path.x[rows], self.path.cursor[rows], rows)
 
     def learning(self) -> AbstractContextManager[None]:
         """Enter nothing."""
         return nullcontext()
+
+
+class EagerRounds(CalledRounds):
+    """Rounds as `engine.Round` has them. On a CPU they leave out what is done."""
+
+    def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put a batch of plans at its start, as `CalledRounds` does."""
+        super().__init__(round_, tape, last_plan)
+        self._round = round_
+        self._rows = arrays.arange(len(self.path.x), self.path.x)
+
+    def next(self) -> Callable[[], None] | None:
+        """Give a round of the rows that are not done."""
+        path = self.path
+        going = path.cursor < len(self._target.chain)
+        if not bool(going.any()):
+            return None
+        rows = arrays.namespace(going).nonzero(going)[0] if path.compact else self._rows
+        return partial(self._round, path, rows, path.compact)
 
 
 class RoundRecording:

@@ -14,7 +14,6 @@ from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array, Device
-from asd_policy.samplers.asd.compiled import has_forms
 from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
@@ -68,7 +67,8 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         path: Theirs.
         counts: Takes the counts of the path, see `rounds.RoundRecording`.
     """
-    if not (has_forms(round_, path) and launches(arrays.device_of(path.x))):
+    floats = str(path.x.dtype).rpartition(".")[2] in ("float32", "float64")
+    if not (round_.is_known and floats and launches(arrays.device_of(path.x))):
         return round_
     kernels: Any = load_launched()
     try:
@@ -157,8 +157,7 @@ class LaunchedRound:
     def __call__(self) -> None:
         """Commit at least one step of every row that is not done."""
         shown, timesteps, drafts = self._draft()
-        network = replace(self.reference.target, cond=self._cond)
-        output = network.output(shown.view(-1, shown.shape[-1]), timesteps)
+        output = self.reference.target.call(shown.view(-1, shown.shape[-1]), timesteps, self._cond)
         self._verify(output, shown, timesteps, drafts)
 
     def attempt(self) -> None:
@@ -214,14 +213,16 @@ class LaunchedRound:
         return _parts(vectors * width, share["WIDE"]), _parts(horizon, share["TALL"])
 
     def _verify(self, output: Array, shown: Array, timesteps: Array, drafts: tuple[Array, Array]) -> None:
-        """Verify and commit, given the network's output [R·n, D]."""
+        """Verify and commit, given the network's output [R·n, *event] or flattened."""
         path, (rows, window, steps, size) = self.path, self._sizes
         chain, tables, (plain, drafted) = self.reference.target.chain, self._tables, drafts
         horizon, width = self._event
         ready = chain.threshold is not None  # that needs a quantile of each sample
         if ready:
             k = (path.cursor[:, None] + arrays.arange(window, path.cursor)).clip(max=steps - 1).reshape(-1)
-            output = chain.predict(shown.view(-1, size), output, k)
+            output = chain.predict(shown.view(-1, size), output.reshape(-1, size).to(shown.dtype), k)
+        if output.ndim != 3:
+            output = output.reshape(-1, horizon, width)
         tile = self.tiles.summed(size)
         grid = _parts(rows * window, tile[0]), _parts(size, tile[1])
         x0_pred, parts = shown.new_empty(shown.shape), shown.new_empty((5, grid[1], rows * window))
@@ -229,7 +230,7 @@ class LaunchedRound:
         self._kernels.compare[grid](
             (path.cursor, _flags(path.rejected), path.normals), (shown, output, plain),
             (tables.output_scale, tables.input_scale, excess, self._scale), self._guided_values, (x0_pred, parts),
-            self._sizes,
+            (*self._sizes, width, *output.stride()),
             (self._singly, self._given, self._guided, ready, chain.clip_range, tables.excess is not None), tile,
             num_warps=1 if size <= 128 else 4, **_NO_FUSION,
         )  # fmt: skip

@@ -264,7 +264,7 @@ def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, T
     shown, output, plain = network
     mask, values, guidance = held_values
     x0_pred, parts = out
-    R, n, steps, D = sizes
+    R, n, steps, D, width, by_point, by_time, by_action = sizes
     SINGLY: tl.constexpr = HOW[0]
     GIVEN: tl.constexpr = HOW[1]
     GUIDED: tl.constexpr = HOW[2]
@@ -279,7 +279,8 @@ def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, T
     live = (row < R) & (slot < count)
     inside = live & (place < D)
     at = vector.to(tl.int64) * D + place
-    raw = tl.load(output + at, mask=inside, other=0).to(x0_pred.dtype.element_ty)
+    source = vector.to(tl.int64) * by_point + (place // width) * by_time + (place % width) * by_action
+    raw = tl.load(output + source, mask=inside, other=0).to(x0_pred.dtype.element_ty)
     if not HOW[3]:
         raw = _predicted(tl.load(shown + at, mask=inside, other=0), raw, step, tables, HOW[4], HOW[5])
     gap = tl.load(plain + R.to(tl.int64) * n * D + at, mask=inside, other=0)
