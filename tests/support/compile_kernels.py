@@ -1,4 +1,4 @@
-"""Compile the kernels of `asd`'s rounds for a GPU that need not be here; to be run as a program, apart from the interpreter.
+"""Compile the kernels of `asd`'s rounds for a GPU that need not be here: a program, to be apart from the interpreter.
 
 Prints a line for each kernel: its name, the type of numbers, warps, shared memory [bytes] and the size of its code.
 """
@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -38,8 +38,10 @@ NAMES = {
 class Compiled:
     """Stands in the place of a kernel: compiles it for the arguments that it is launched with."""
 
-    def __init__(self, name: str, seen: set[str]) -> None:
-        self._kernel, self._name, self._seen = getattr(kernels, name), name, seen
+    seen: ClassVar[set[str]] = set()
+
+    def __init__(self, name: str) -> None:
+        self._kernel, self._name = getattr(kernels, name), name
 
     def __getitem__(self, grid: Any) -> Any:
         """Take a grid."""
@@ -55,9 +57,9 @@ class Compiled:
             if constant:
                 constants[(place,)] = value
         key = str((self._name, signature, constants, options))
-        if key in self._seen:
+        if key in self.seen:
             return
-        self._seen.add(key)
+        self.seen.add(key)
         code = triton.compile(ASTSource(self._kernel, signature, constants, {}), target=TARGET, options=options)
         size = len(code.asm["cubin"])
         kind = str(signature).count("*fp64") and "float64" or "float32"
@@ -73,9 +75,9 @@ def _type_of(value: Any) -> Any:
 def rounds(event: tuple[int, int], dtype: torch.dtype, plain: bool) -> Iterator[LaunchedRound]:
     """Make every kind of round for plans of a shape; or one."""
     chain = GaussianChain.from_scheduler({"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}, 100)
-    shape, seen = (1, *event), set[str]()
+    shape = (1, *event)
     names = ("reuse", "turn_in", "respond", "turn_back", "compare", "judge", "commit")
-    compiled: Any = SimpleNamespace(**{name: Compiled(name, seen) for name in names})
+    compiled: Any = SimpleNamespace(**{name: Compiled(name) for name in names})
     x = torch.zeros(shape, dtype=dtype)
     noisy = torch.zeros((1, 100, *event), dtype=dtype)
     helds = (None, Inpainting(x > 0, x), Inpainting(x > 0, x, noisy, x))

@@ -256,7 +256,7 @@ class LaunchedRound:
         self._kernels.judge[(_parts(rows, self.tiles.rows),)](
             (path.cursor, path.uniforms, *flags, path.rounds, path.nfe), (parts, self._scale), verdict, self._counts,
             (rows, window, steps, parts.shape[1]), (self._singly, self.reference.verifier.judge is block),
-            ROWS=self.tiles.rows, SLOTS=slots, num_warps=min(max(slots // 32, 1), 4), **_NO_FUSION,
+            ROWS=self.tiles.rows, SLOTS=slots, num_warps=min(max(slots // 32, 1), 4),
         )  # fmt: skip
         return verdict
 

@@ -7,6 +7,9 @@ whose every slot needs sums over all coordinates of the one before it, has a pro
 Sizes: R rows, n slots, K steps, D numbers of `horizon` × `width`; what a `Path` keeps by step has K + 1 places. No
 kernel is specialised by R or n. Sums over coordinates are in the samples' type, the verdict in float64.
 """
+# Triton's language only looks like Python: indices, loops and arguments are not of the types that they seem.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
@@ -15,12 +18,12 @@ from asd_policy.samplers.asd.draft import SLOPE_DECAY
 from asd_policy.samplers.asd.launched.normal import (
     at_least,
     at_most,
-    crossing,
     expm1,
-    log_mass,
-    mirror,
-    refused_level,
-    renew,
+    tile_crossing,
+    tile_log_mass,
+    tile_mirror,
+    tile_refused_level,
+    tile_renew,
 )
 from asd_policy.samplers.asd.residual import CLOSEST, FARTHEST
 
@@ -235,6 +238,21 @@ def turn_back(path, turning, held_values, out, sizes, HOW: tl.constexpr, TALL: t
         tl.store(shown + e, tl.where(given, held, total), mask=inside & is_point)
 
 
+@triton.jit
+def _predicted(shown, output, step, tables, LIMIT: tl.constexpr, EXCEEDS: tl.constexpr):
+    """Turn the network's output into predictions, as `GaussianChain.predict`."""
+    output_scale, input_scale, excess, _ = tables
+    raw = shown * tl.load(input_scale + step) + output * tl.load(output_scale + step)
+    if LIMIT is None:
+        return raw
+    else:
+        clipped = at_least(at_most(raw, LIMIT), -LIMIT)
+        if EXCEEDS:
+            return clipped + tl.load(excess + step) * (clipped - raw)
+        else:
+            return clipped
+
+
 @triton.jit(do_not_specialize=["sizes"])
 def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, TILE: tl.constexpr):
     """Predict x̂0 from the network's output, and sum up how far guesses are from it, a part of the coordinates each.
@@ -244,16 +262,13 @@ def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, T
     """
     cursor, rejected, normals = path
     shown, output, plain = network
-    output_scale, input_scale, excess, scale = tables
     mask, values, guidance = held_values
     x0_pred, parts = out
     R, n, steps, D, width, by_point, by_time, by_action = sizes
     SINGLY: tl.constexpr = HOW[0]
     GIVEN: tl.constexpr = HOW[1]
     GUIDED: tl.constexpr = HOW[2]
-    READY: tl.constexpr = HOW[3]
-    LIMIT: tl.constexpr = HOW[4]
-    EXCEEDS: tl.constexpr = HOW[5]
+    scale = tables[3]
     TALL: tl.constexpr = TILE[0]
     WIDE: tl.constexpr = TILE[1]
     vector = tl.program_id(0) * TALL + tl.arange(0, TALL)[:, None]
@@ -266,13 +281,8 @@ def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, T
     at = vector.to(tl.int64) * D + place
     source = vector.to(tl.int64) * by_point + (place // width) * by_time + (place % width) * by_action
     raw = tl.load(output + source, mask=inside, other=0).to(x0_pred.dtype.element_ty)
-    if not READY:
-        raw = tl.load(shown + at, mask=inside, other=0) * tl.load(input_scale + step) + raw * tl.load(
-            output_scale + step
-        )
-        if LIMIT is not None:
-            clipped = at_least(at_most(raw, LIMIT), -LIMIT)
-            raw = clipped + tl.load(excess + step) * (clipped - raw) if EXCEEDS else clipped
+    if not HOW[3]:
+        raw = _predicted(tl.load(shown + at, mask=inside, other=0), raw, step, tables, HOW[4], HOW[5])
     gap = tl.load(plain + R.to(tl.int64) * n * D + at, mask=inside, other=0)
     if GIVEN:
         whole = row.to(tl.int64) * D + place
@@ -352,16 +362,19 @@ def _prefixes(uniform, steps_of, gaps, sizes, SLOTS: tl.constexpr):
     walk = tl.cumsum(tl.where(early, -earlier * (along_earlier + 0.5 * earlier), 0.0), 1)
     log_weight = tl.where(slot < count, walk - tl.associative_scan(walk, 1, _higher), 0.0)
     delta = at_least(shift, _CLOSEST)
-    left_over = tl.exp(log_mass(crossing(delta, log_weight), delta, log_weight))  # S
+    log_left_over = tile_log_mass(tile_crossing(delta, log_weight), delta, log_weight)
+    left_over = tl.exp(log_left_over)  # S
     out = left_over - expm1(log_weight)  # S + 1 − p
     drafted = slot + 1 < count
     threshold = tl.where(drafted, left_over / out, tl.exp(log_weight))  # h
     last = tl.max(tl.where((slot < count) & (uniform <= threshold), slot, 0), 1)[:, None]
     # The noise of the refused drafts moves along e: at `last` to the residual law, after it to the standard normal.
-    level = refused_level(along, delta, log_weight, tl.log(out))
+    level = tile_refused_level(along, delta, log_weight, tl.log(out))
     here = slot == last
-    mirrored = mirror(_pick(level, here), _pick(along, here), _pick(delta, here), _pick(log_weight, here))
-    move = tl.where(drafted & (slot >= last), tl.where(here, mirrored, renew(level)) - along, 0.0)
+    mirrored = tile_mirror(
+        _pick(level, here), _pick(along, here), _pick(delta, here), _pick(log_weight, here), _pick(log_left_over, here)
+    )
+    move = tl.where(drafted & (slot >= last), tl.where(here, mirrored, tile_renew(level)) - along, 0.0)
     return last, move, (uniform - threshold) / (1.0 - threshold)
 
 

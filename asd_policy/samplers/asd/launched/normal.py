@@ -1,7 +1,11 @@
 """The standard normal distribution and the `residual` module's laws in Triton, elementwise in float64.
 
 Made of exp, log and sqrt alone, so that the same text runs in Triton's interpreter, which has no library functions.
+Code that few threads run once a round takes as long to be fetched as to run: what repeats is in loops.
 """
+# Triton's language only looks like Python: indices, loops and arguments are not of the types that they seem.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
@@ -54,21 +58,13 @@ def expm1(x):
 
 
 @triton.jit
-def log1p(x):
-    """Compute ln(1 + x), x > −1, by Kahan's correction of the rounding of 1 + x."""
-    more = 1.0 + x
-    same = more == 1.0
-    return tl.where(same, x, tl.log(more) * (x / tl.where(same, 1.0, more - 1.0)))
-
-
-@triton.jit
 def log1mexp(x):
     """Compute ln(1 − exp(−x)) for x ≥ 0."""
     return tl.log(-expm1(-x))
 
 
 @triton.jit
-def log_ndtr(x):
+def tile_log_ndtr(x):
     """Compute ln Φ(x)."""
     t = at_most(tl.abs(x) * _SQRT_HALF, 1e9)
     z = (t - MIDDLE) / (t + MIDDLE)
@@ -77,19 +73,24 @@ def log_ndtr(x):
         value = value * z + SCALED_ERFC[24 - place]
     half = 0.5 * value / (1.0 + 2.0 * t)
     square = 0.5 * x * x
-    return tl.where(x > 0, log1p(-half * tl.exp(-square)), tl.log(half) - square)
+    # ln(1 − q), by Kahan's correction of the rounding of 1 − q, above 0; one logarithm for both sides.
+    q = half * tl.exp(-square)
+    rest = 1.0 - q
+    logarithm = tl.log(tl.where(x > 0, rest, half))
+    corrected = tl.where(rest == 1.0, -q, logarithm * (q / tl.where(rest == 1.0, 1.0, 1.0 - rest)))
+    return tl.where(x > 0, corrected, logarithm - square)
 
 
 @triton.jit
-def ndtri(p):
+def tile_ndtri(p):
     """Compute Φ⁻¹(p): a first guess (Abramowitz and Stegun 26.2.23), and Halley's method on ln Φ of the nearer tail."""
     tail = tl.minimum(p, 1.0 - p)
     inside = tail > 0
     goal = tl.log(tl.where(inside, tail, 0.25))
     t = tl.sqrt(-2.0 * goal)
     x = -(t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308))))
-    for _ in tl.static_range(4):
-        value = log_ndtr(x)
+    for _ in range(0, 4):
+        value = tile_log_ndtr(x)
         slope = tl.exp(-0.5 * x * x - _HALF_LOG_2PI - value)  # of ln Φ
         miss = value - goal
         x -= miss / (slope * (1.0 + 0.5 * miss * (x + slope) / slope))
@@ -98,44 +99,44 @@ def ndtri(p):
 
 
 @triton.jit
-def crossing(delta, log_weight):
+def tile_crossing(delta, log_weight):
     """As `residual.crossing`, and so are the others."""
     return at_least(0.5 * delta + log_weight / delta, _LOWEST)
 
 
 @triton.jit
-def log_mass(y, delta, log_weight):
+def tile_log_mass(y, delta, log_weight):
     """Compute ln(p·Φ(y) − Φ(y − δ))."""
-    log_target = log_weight + log_ndtr(y)
-    return log_target + log1mexp(at_least(log_target - log_ndtr(y - delta), _TINY))
+    log_target = log_weight + tile_log_ndtr(y)
+    return log_target + log1mexp(at_least(log_target - tile_log_ndtr(y - delta), _TINY))
 
 
 @triton.jit
-def refused_level(along, delta, log_weight, log_refused):
+def tile_refused_level(along, delta, log_weight, log_refused):
     """Compute ln of the CDF of a refused draft's −along, at this −along."""
-    inside = tl.minimum(-along, crossing(delta, -log_weight))
-    return at_most(log_weight + log_mass(inside, delta, -log_weight) - log_refused, 0.0)
+    inside = tl.minimum(-along, tile_crossing(delta, -log_weight))
+    return at_most(log_weight + tile_log_mass(inside, delta, -log_weight) - log_refused, 0.0)
 
 
 @triton.jit
-def renew(log_level):
+def tile_renew(log_level):
     """Map the noise of a refused draft along e, given by its `refused_level`, to a standard normal, increasingly."""
-    return -ndtri(at_most(tl.exp(log_level), _BELOW_ONE))
+    return -tile_ndtri(at_most(tl.exp(log_level), _BELOW_ONE))
 
 
 @triton.jit
-def mirror(log_level, along, delta, log_weight):
-    """Map the noise of a refused draft along e to the residual law's y, each [R, 1]."""
-    b = crossing(delta, log_weight)
-    goal = log_level + log_mass(b, delta, log_weight)
+def tile_mirror(log_level, along, delta, log_weight, log_left_over):
+    """Map the noise of a refused draft along e to the residual law's y, each [R, 1]; given ln S, too."""
+    b = tile_crossing(delta, log_weight)
+    goal = log_level + log_left_over
     low = at_most(b, 0.0) - tl.sqrt(-2.0 * log_level)
     cell = (tl.minimum(b, -along) - low) / _CELLS
     inner = tl.arange(0, _CELLS)[None, :]
-    below = (log_mass(low + cell * inner, delta, log_weight) < goal) & (inner > 0)
+    below = (tile_log_mass(low + cell * inner, delta, log_weight) < goal) & (inner > 0)
     start = low + cell * tl.sum(below.to(tl.int32), 1)[:, None]
     y = start
-    for _ in tl.static_range(_NEWTON_STEPS):
-        mass = log_mass(y, delta, log_weight)
+    for _ in range(0, _NEWTON_STEPS):
+        mass = tile_log_mass(y, delta, log_weight)
         short = at_least(delta * (b - y), _CLOSEST)  # of b, where the density is 0 and the step would be ∞·0
         density = log_weight - 0.5 * y * y - _HALF_LOG_2PI + log1mexp(short)
         y = at_most(at_least(y + (goal - mass) * tl.exp(mass - density), start), start + cell)
