@@ -17,14 +17,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import tyro
-from dm_control import mujoco
-from dm_control.rl import control
-from gym_aloha.constants import ASSETS_DIR, DT
-from gym_aloha.tasks.sim_end_effector import TransferCubeEndEffectorTask
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation
 
 import asd_envs  # noqa: F401  registers the environments
+from asd_envs.adapter import require
 
 Array = npt.NDArray[np.float64]
 REACH, TURN = 0.02, 4.0
@@ -61,12 +58,22 @@ class Waypoint:
     """0 closed, 1 open."""
 
 
-class Seen(TransferCubeEndEffectorTask):
-    """The suite's end-effector task, without its three images a step."""
-
-    def get_observation(self, physics: Any) -> dict[str, Array]:
-        """Give the joints and the cube."""
-        return {"agent_pos": self.get_qpos(physics), "cube": self.get_env_state(physics)}
+def end_effector_model() -> Any:
+    """Make the suite's end-effector simulation, without its three images a step."""
+    mujoco, control, constants, tasks = (
+        require(module, "aloha")
+        for module in (
+            "dm_control.mujoco",
+            "dm_control.rl.control",
+            "gym_aloha.constants",
+            "gym_aloha.tasks.sim_end_effector",
+        )
+    )
+    model = str(constants.ASSETS_DIR / "bimanual_viperx_end_effector_transfer_cube.xml")
+    task = tasks.TransferCubeEndEffectorTask()
+    task.get_observation = lambda physics: {"agent_pos": task.get_qpos(physics), "cube": task.get_env_state(physics)}
+    physics = mujoco.Physics.from_xml_path(model)
+    return control.Environment(physics, task, float("inf"), control_timestep=constants.DT)
 
 
 def plan(
@@ -116,7 +123,7 @@ def follow(waypoints: list[Waypoint], axis: str, steps: int) -> Array:
     return np.concatenate([path[:, :3], turned, path[:, 4:]], axis=1)
 
 
-def joints(simulation: control.Environment, seed: int, cube: Array, brought_to: Array | None) -> tuple[Array, Array]:
+def joints(simulation: Any, seed: int, cube: Array, brought_to: Array | None) -> tuple[Array, Array]:
     """Move the grippers along waypoints in the end-effector model.
 
     Args:
@@ -146,7 +153,7 @@ def joints(simulation: control.Environment, seed: int, cube: Array, brought_to: 
     return np.array(found), met
 
 
-def record(env: gymnasium.Env[Any, Any], simulation: control.Environment, seed: int) -> dict[str, Array] | None:
+def record(env: gymnasium.Env[Any, Any], simulation: Any, seed: int) -> dict[str, Array] | None:
     """Record an episode; None where it fails."""
     observation, info = env.reset(seed=seed)
     space = env.action_space
@@ -169,8 +176,7 @@ def main() -> None:
     """Record the episodes and write the file."""
     options = tyro.cli(Options, description=__doc__)
     env = gymnasium.make("asd/Aloha-TransferCube-v0")
-    physics = mujoco.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_end_effector_transfer_cube.xml"))
-    simulation = control.Environment(physics, Seen(), float("inf"), control_timestep=DT)
+    simulation = end_effector_model()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     kept, seed = 0, options.seed
     with h5py.File(options.out, "w") as file:
