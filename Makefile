@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt | interpreter
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
 	@$(PY) scripts/maintenance/browser.py || true
-	@$(PY) -c 'from asd_policy.samplers.asd.compiled import load_kernels; load_kernels()'
+	@$(PY) -c 'from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels; load_kernels(STEPS), load_kernels(ROUNDS)'
 	@touch $@
 
 browser: $(STAMP) ## install a Chromium for the tests of report.html, where `make install` could not

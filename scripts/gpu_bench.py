@@ -1,95 +1,45 @@
-"""Measure every sampler on one GPU in one run: networks of 4.7 M, 64 M and 250 M trained parameters, K = 100.
+"""Measure every sampler on one GPU in one run: networks of 4.6 M, 64 M and 263 M parameters, the last with two cameras.
 
     PYTHONPATH=. python scripts/gpu_bench.py --out runs/gpu
 
 from the repository's root; where the package is installed, without PYTHONPATH. It needs PyTorch, numpy, safetensors,
-array-api-compat and lazy-loader, and the files beside it; no environment and no other package. What the time does not
-allow, or the machine does not have, is left out, and results.json says so. A second run with the same --out takes up
-the networks that the first one has trained.
+array-api-compat and lazy-loader, and the files beside it; no environment and no other package. Results are written as
+they come. What the time does not allow, or the machine does not have, is left out, and results.json says so. A second
+run with the same --out takes up the networks that the first one has trained.
 """
 
 import argparse
-import importlib.util
-import json
+import os
+import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gpu_bench_data
+import gpu_bench_kernels
+import gpu_bench_scene
+import gpu_bench_table
 import gpu_bench_train
 from asd_policy import Policy, load_policy, make_backend, make_sampler
 from asd_policy._common import hardware
+from asd_policy._common.clock import clock_of
 from asd_policy._common.files import write_json
 from asd_policy.errors import AsdError
-from asd_policy.evaluation.benchmark import Benchmark, Contender
+from asd_policy.evaluation.benchmark import Benchmark, Contender, pick, plan
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.states import States
+from gpu_bench_plan import FULL, SMOKE, Counting, Part, Subject, Training, describe, fits, slots
 
 DATA = Path(__file__).with_name("gpu_bench_data.npz")
-FROZEN = "asd:window=32,draft=frozen,verify=reflection"
-GRAPH = "torch-cuda-graph"
-ENTERED = (
-    (GRAPH, ("ddpm", "asd", FROZEN, "ddim:10", "paradigms:window=16,tol=0.1")),
-    ("torch-eager", ("ddpm", "asd", "ddim:10")),
-    (f"{GRAPH}:dtype=bfloat16", ("ddpm", "asd")),
-    ("torch-compile", ("ddpm", "asd")),
-)
-"""Backends, and the samplers on each. The one that takes longest to prepare comes last, because time may be up
-before."""
-NEEDS = {"ddim:10": "diffusers"}
-"""Packages that samplers need."""
-LEAST_SECONDS = 10
-"""Left for a part, or it is not begun."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to measure."""
-
-    name: str
-    down_dims: tuple[int, ...] | None
-    """None for the bundled checkpoint."""
-    training_share: float = 0.0
-    """Of the time, if it has to be trained."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured."""
-
-    subjects: tuple[Subject, ...]
-    batches: dict[int, int]
-    """Batches, and their weights in the sharing of time: single plans are what robots make."""
-    plans: int
-    """Of each contender, at most."""
-    states: int
-    """Of the recording, at most; a quarter of them to warm up in."""
-    entered: tuple[tuple[str, tuple[str, ...]], ...] = ENTERED
-
-
-FULL = Size(
-    # The largest comes last, because it is the least needed if time runs out.
-    (
-        Subject("64M", (256, 512, 1024), 0.22),
-        Subject("4.6M", None),
-        Subject("250M", (512, 1024, 2048), 0.13),
-    ),
-    {1: 4, 8: 1, 64: 1},
-    200,
-    512,
-)
-SMOKE = Size(
-    (Subject("smoke", (16, 32), 0.005),),
-    {4: 1},
-    2,
-    32,
-    (("torch-eager", ("ddpm", "asd:window=16", FROZEN, "ddim:10")), (GRAPH, ("ddpm",))),
-)
+SECONDS = 470.0
+"""Of nine minutes, after one to start the machine and to install what is carried."""
+GRACE = 10.0
+"""Seconds beyond those allowed after which a run is ended wherever it is."""
 
 
 class Budget:
@@ -118,11 +68,17 @@ class Run:
         self.seed: int = options.seed
         self.size = SMOKE if options.smoke else FULL
         self.budget = Budget(options.seconds)
+        self.doing = "the beginning"
         self._seconds: float = options.seconds
+        self._writing = threading.RLock()
         self.recording = gpu_bench_data.load(options.data)
         self.checkpoint = load_policy(gpu_bench_data.CHECKPOINT, device=options.device)
         device = self.checkpoint.device
         path = gpu_bench_data.CHECKPOINT.relative_to(gpu_bench_data.ROOT)
+        self._policies: dict[str, Policy | None] = {}
+        self._states: dict[str, States] = {}
+        self._contenders: dict[tuple[str, str, str], Contender] = {}
+        self._backends: dict[tuple[str, str], Policy] = {}
         self.results: dict[str, Any] = {
             **report.run_record(
                 "gpu_bench", str(path), self.recording.notes["environment"], self.seed, self.checkpoint
@@ -136,116 +92,182 @@ class Run:
             "recording": self.recording.notes,
             "training": {},
             "parts": [],
+            "kernels": [],
             "skipped": [],
         }
 
     def go(self) -> bool:
-        """Run all parts that the time allows; return whether none failed with an unexpected error."""
-        parts = [(subject, batch) for subject in self.size.subjects for batch in self.size.batches]
+        """Do all steps that the time allows; return whether none failed with an unexpected error."""
         sound = True
-        policies: dict[str, Policy | None] = {}
-        for index, (subject, batch) in enumerate(parts):
-            what = f"{subject.name} at batch {batch}"
-            if self.budget.left < LEAST_SECONDS:
-                self.skip(what, f"{self.budget.left:.0f} s of {self._seconds:.0f} s are left")
+        for step in self.size.steps:
+            if isinstance(step, Training) and self.folder(step.subject).exists():
+                continue
+            self.doing = step.name
+            if not fits(step, self.budget.left):
+                needed = f"{step.prepare:.0f} s are needed to prepare it"
+                self.skip(step.name, f"{max(self.budget.left, 0):.0f} s of {self._seconds:.0f} s are left; {needed}")
                 continue
             try:
-                if subject.name not in policies:
-                    policies[subject.name] = None  # not tried again where it fails
-                    policies[subject.name] = self.policy_of(subject)
-                policy = policies[subject.name]
-                if policy is None:
-                    self.skip(what, "its network could not be made")
-                    continue
-                self.part(subject, policy, batch, self.share_of(parts[index:]))
-            except Exception as error:  # a part that fails must not lose the others' results
+                if isinstance(step, Training):
+                    self.train(step)
+                elif isinstance(step, Counting):
+                    self.count(step)
+                else:
+                    self.part(step)
+            except Exception as error:  # a step that fails must not lose the others' results
                 sound = False
                 traceback.print_exc()
-                self.skip(what, f"{type(error).__name__}: {error}")
+                self.skip(step.name, f"{type(error).__name__}: {error}")
         self.results["power_after"] = hardware.power_state(self.checkpoint.device)
-        self.results["seconds"] = self._seconds - self.budget.left
-        self.save()
+        self.finish()
         return sound
 
-    def share_of(self, parts: Sequence[tuple[Subject, int]]) -> float:
-        """Compute the seconds that the first of the parts still to come may take: its share of what trainings leave."""
-        to_train = {subject for subject, _ in parts if subject.training_share and not self.folder(subject).exists()}
-        training = self._seconds * sum(subject.training_share for subject in to_train)
-        weights = [self.size.batches[batch] for _, batch in parts]
-        return max(self.budget.left - training, 0) * weights[0] / sum(weights)
+    def finish(self) -> None:
+        """Write what there is."""
+        self.results["seconds"] = self._seconds - self.budget.left
+        self.save()
+
+    def end(self) -> None:
+        """End the process, from another thread: what cannot be interrupted, such as a compilation, took too long."""
+        with self._writing:
+            self.skip(self.doing, f"{self._seconds + GRACE:.0f} s are up: the run was ended in the middle of it")
+            self.finish()
+            sys.stdout.flush()
+            os._exit(0)
 
     def folder(self, subject: Subject) -> Path:
         """Name the folder of a network that is trained here."""
-        return self.out / f"network-{subject.name}"
+        return self.out / f"network-{subject.name.replace(', ', '-').replace(' ', '-')}"
 
-    def policy_of(self, subject: Subject) -> Policy:
-        """Load or train a network, and make its policy."""
+    def train(self, step: Training) -> None:
+        """Train a network and write it."""
+        seconds = min(step.seconds, self.budget.left - step.prepare)
+        say(f"training {step.subject.name} for {seconds:.0f} s")
+        gpu_bench_train.train(
+            self.checkpoint,
+            step.subject,
+            self.recording,
+            seconds,
+            self.folder(step.subject),
+            self.seed,
+            self.size.observations,
+        )
+
+    def policy_of(self, subject: Subject) -> Policy | None:
+        """Load a network; None where there is none, which is tried once."""
         if subject.down_dims is None:
             return self.checkpoint
-        folder = self.folder(subject)
-        if not folder.exists():
-            seconds = min(self._seconds * subject.training_share, self.budget.left)
-            say(f"training {subject.name} for {seconds:.0f} s")
-            gpu_bench_train.train(self.checkpoint, subject.down_dims, self.recording, seconds, folder, self.seed)
-        notes = json.loads((folder / "training.json").read_text())
-        self.results["training"][subject.name] = notes
-        self.save()
-        say(f"{subject.name}: {notes['train_steps']} steps in {notes['seconds']:.0f} s, loss {notes['loss']:.4f}")
-        return load_policy(folder, device=str(self.checkpoint.device))
+        if subject.name not in self._policies:
+            folder = self.folder(subject)
+            self._policies[subject.name] = None
+            if folder.exists():
+                notes = self.results["training"][subject.name] = gpu_bench_train.trained_notes(folder)
+                took = f"{notes['train_steps']} steps in {notes['seconds']:.0f} s"
+                say(f"{subject.name}: trained for {took}, loss {notes['loss']:.4f}")
+                self._policies[subject.name] = load_policy(folder, device=str(self.checkpoint.device))
+        return self._policies[subject.name]
 
-    def part(self, subject: Subject, policy: Policy, batch: int, seconds: float) -> None:
-        """Measure one network at one batch in so many seconds, or a little more."""
+    def part(self, step: Part) -> None:
+        """Measure samplers against one another."""
         began = time.monotonic()
-        may_warm_up, may_go_on = self.budget.slice_of(seconds / 2), self.budget.slice_of(seconds)
-        what = f"{subject.name} at batch {batch}"
-        entered = self.contenders(policy, what)
+        policy = self.policy_of(step.subject)
+        if policy is None:
+            self.skip(step.name, "its network was not trained")
+            return
+        may_prepare = self.budget.slice_of(2 * step.prepare if step.prepare else step.seconds)
+        states, entered = self.states(step.subject, policy), self.contenders(step, policy)
         if not entered:
             return
-        states = self.states(policy)
         warm, measured = states.first(len(states) // 4), states.rows(slice(len(states) // 4, None))
-        bench = Benchmark(entered, measured, warm, self.size.plans, batch, self.seed)
-        bench.warm_up(lambda doing, done, total: say(f"{what}: {doing}"), may_warm_up, keep_going=True)
+        bench = Benchmark(entered, measured, warm, step.plans, step.batch, self.seed)
+        memory = Memory(policy.device, [contender.name for contender in entered])
+        bench.warm_up(memory.note, may_prepare, keep_going=True)
+        memory.note("", len(entered), 0)
         for contender, error in bench.failed:
-            self.skip(f"{what}: {contender.name}", str(error))
+            self.skip(f"{step.name}: {contender.name}", str(error))
         if not bench.entered:
             return
         try:
             bench.measure_ceiling()
         except AsdError as error:
-            self.skip(f"{what}: ceiling", str(error))
-        bench.measure(lambda doing, done, total: None, may_go_on)
+            self.skip(f"{step.name}: ceiling", str(error))
+        for contender in bench.entered:  # again, as recordings may have made room for those of others
+            plan(contender.policy, pick(warm, 0, step.batch), self.seed, clock_of(policy.device))
+        bench.measure(lambda doing, done, total: None, self.budget.slice_of(step.seconds))
         found = bench.results()
-        parameters = sum(weight.numel() for weight in _parameters(policy))
+        for each, contender in zip(found["samplers"], bench.entered, strict=True):
+            each["memory_mib"] = memory.grown.get(contender.name)
+            each["wall_over_algorithmic"] = each["wall_clock_speedup"] and (
+                each["wall_clock_speedup"] / each["algorithmic_speedup"]
+            )
         self.results["parts"].append(
-            {"network": subject.name, "parameters": parameters, "seconds": time.monotonic() - began, **found}
+            {
+                "network": step.subject.name,
+                "kind": step.kind,
+                **gpu_bench_train.count_parameters(policy),
+                "seconds": time.monotonic() - began,
+                "peak_mib": memory.peak(),
+                **found,
+            }
         )
         self.save()
-        say(f"{what}: {found['plans']} plans each in {time.monotonic() - began:.0f} s; {_power(policy.device)}")
+        say(f"{step.name}: {found['plans']} plans each in {time.monotonic() - began:.0f} s; {_power(policy.device)}")
         for each in found["samplers"]:
-            say("  " + line(each))
+            say("  " + gpu_bench_table.line(each))
 
-    def contenders(self, policy: Policy, what: str) -> list[Contender]:
-        """List what of the entries can run here."""
-        entered = []
-        for spec, samplers in self.size.entered:
+    def count(self, step: Counting) -> None:
+        """Count the kernels of all contenders with drafts on a backend, at batch 1."""
+        for (name, spec, sampler), contender in self._contenders.items():
+            if spec != step.backend or not sampler.startswith("asd") or name not in self._states:
+                continue
+            if self.budget.left <= 0:
+                self.skip(f"{step.name}: {sampler} of {name}", "no time is left")
+                continue
+            policy, state = contender.policy, self._states[name].first(1)
             try:
-                running = policy.with_backend(make_backend(spec))
+                found = gpu_bench_kernels.count(
+                    policy,
+                    lambda policy=policy, state=state: plan(policy, state, self.seed, clock_of(policy.device)).stats,
+                )
+            except Exception as error:  # a profiler that does not run here must not lose the rest
+                self.skip(f"{step.name}: {sampler} of {name}", f"{type(error).__name__}: {error}")
+                continue
+            self.results["kernels"].append({"network_name": name, **contender.identity, **found})
+            self.save()
+            ours, network, unit = (found[key] for key in ("ours", "network", "unit"))
+            say(f"{name}, {contender.name}: {ours} {unit} of ours a round, {network} of the network")
+
+    def contenders(self, step: Part, policy: Policy) -> list[Contender]:
+        """List what of the entries can run here; each is prepared once for all parts."""
+        entered = []
+        for spec, samplers in step.entered:
+            place = step.subject.name, spec
+            try:
+                if place not in self._backends:
+                    self._backends[place] = policy.with_backend(make_backend(spec))
             except AsdError as error:
-                self.skip(f"{what}: all on {spec}", str(error))
+                self.skip(f"{step.name}: all on {spec}", str(error))
                 continue
             for sampler in samplers:
-                package = NEEDS.get(sampler)
-                if package and importlib.util.find_spec(package) is None:
-                    self.skip(f"{what}: {sampler} on {spec}", f"the package {package} is not installed")
-                else:
-                    entered.append(Contender(running.with_sampler(make_sampler(sampler))))
+                key = (*place, sampler)
+                if key not in self._contenders:
+                    self._contenders[key] = Contender(self._backends[place].with_sampler(make_sampler(sampler)))
+                entered.append(self._contenders[key])
         return entered
 
-    def states(self, policy: Policy) -> States:
+    def states(self, subject: Subject, policy: Policy) -> States:
         """Make the recorded states, with the plans that this network would have made before them."""
-        recording = self.recording.first_states(self.size.states)
-        last_plans = gpu_bench_data.last_plans(policy, recording, self.seed)
-        return States(recording.cond.to(policy.device), last_plans, recording.episode)
+        if subject.name not in self._states:
+            recording = self.recording.first_states(self.size.states)
+            cond, before = recording.cond, recording.previous
+            if subject.frame is not None:
+                cond, before = (
+                    gpu_bench_scene.look(policy, each, self.checkpoint, subject.frame) for each in (cond, before)
+                )
+            sequential = policy.with_sampler(policy.reference)  # with many rows it is the fastest
+            last_plans = gpu_bench_data.last_plans(sequential, recording, self.seed, before)
+            self._states[subject.name] = States(cond.to(policy.device), last_plans, recording.episode)
+        return self._states[subject.name]
 
     def skip(self, what: str, why: str) -> None:
         """Print and record that something was not measured."""
@@ -254,21 +276,36 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write the results so far."""
-        write_json(self.out / "results.json", self.results)
+        """Write the results so far, and tables of them."""
+        with self._writing:
+            write_json(self.out / "results.json", self.results)
+            (self.out / "tables.md").write_text(gpu_bench_table.tables(self.results))
 
 
-def line(each: dict[str, Any]) -> str:
-    """Format one contender's results in a line."""
-    latency, interval = each["latency_ms"], each["wall_clock_speedup_ci95"]
-    percentiles = " / ".join(f"{latency[key]:.3g}" for key in ("p50", "p95", "p99", "max"))
-    speedup = "" if each["wall_clock_speedup"] is None else f", {each['wall_clock_speedup']:.2f}×"
-    reach = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
-    eager = "" if each["speedup_over_eager"] is None else f", {each['speedup_over_eager']:.2f}× eager"
-    return (
-        f"{each['spec']} on {each['backend']}: p50 / p95 / p99 / max {percentiles} ms{speedup}{reach}{eager}, "
-        f"{each['algorithmic_speedup']:.1f}× by rounds, {100 * each['overhead_fraction']:.0f} % outside the network"
-    )
+class Memory:
+    """By how much the memory that PyTorch holds on a device grows, for each contender; nothing on a CPU."""
+
+    def __init__(self, device: torch.device, names: list[str]) -> None:
+        self._gpu = device if device.type == "cuda" else None
+        self._names = names
+        self._marks: list[int] = []
+        if self._gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
+
+    def note(self, doing: str, index: int, total: int) -> None:
+        """Note what is held before contender `index` is prepared; say what is being done."""
+        if self._gpu is not None:
+            self._marks.append(torch.cuda.memory_reserved(self._gpu))
+
+    @property
+    def grown(self) -> dict[str, float]:
+        """MiB that each contender's preparation has added."""
+        steps = zip(self._marks, self._marks[1:], strict=False)
+        return {name: (after - before) / 2**20 for name, (before, after) in zip(self._names, steps, strict=False)}
+
+    def peak(self) -> float | None:
+        """MiB that were in use at once, at most, weights included."""
+        return None if self._gpu is None else torch.cuda.max_memory_allocated(self._gpu) / 2**20
 
 
 def say(text: str) -> None:
@@ -276,46 +313,59 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _parameters(policy: Policy) -> list[torch.Tensor]:
-    network = policy.network
-    assert isinstance(network, torch.nn.Module)  # all networks here are
-    return list(network.parameters())
-
-
 def _power(device: torch.device) -> str:
     return ", ".join(f"{name} {value}" for name, value in hardware.power_state(device).items() if value is not None)
 
 
-def main() -> None:
-    """Read the command line; record or run."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for results.json and the networks")
     parser.add_argument("--device", default="cuda", help="torch device")
-    parser.add_argument("--seconds", type=float, default=480, help="how long the run may take, about")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long the run may take")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
     parser.add_argument("--data", type=Path, default=DATA, help="the recording")
-    parser.add_argument("--smoke", action="store_true", help="a tiny network and a few plans: does everything run?")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks and a few plans: does everything run?")
+    parser.add_argument("--dry", action="store_true", help="print what would be done when, and do nothing")
     parser.add_argument("--record", action="store_true", help="record --data from the environment, and measure nothing")
     options = parser.parse_args()
     if options.seconds <= 0:
         parser.error(f"--seconds {options.seconds:g} is not above 0")
     if options.seed < 0:
         parser.error(f"--seed {options.seed} is not 0 or more")
+    options.refuse = parser.error
+    return options
+
+
+def main() -> None:
+    """Record, plan or run."""
+    options = read_options()
     if options.record:
         gpu_bench_data.record(options.data, options.seed)
         say(f"wrote {options.data}: {options.data.stat().st_size / 1e6:.2f} MB")
         return
+    if options.dry:
+        size = SMOKE if options.smoke else FULL
+        say(describe(slots(size.steps, options.seconds, lambda subject: False)))
+        return
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        os.environ.update(gpu_bench_kernels.WITH_GRAPHS)
+        # Compiled code is kept with the networks, for a second run.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((options.out / "compiled").resolve()))
         run = Run(options)
+        end = threading.Timer(options.seconds + GRACE, run.end)
+        end.daemon = True
+        end.start()
         sound = run.go()
+        end.cancel()
+        say(f"results: {options.out / 'results.json'}, {options.out / 'tables.md'}")
+        raise SystemExit(0 if sound else 1)
     except (AsdError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        options.refuse(" ".join(str(error).split()))
     except KeyboardInterrupt:
         say(f"interrupted: finished parts are kept in {options.out / 'results.json'}")
         raise SystemExit(130) from None
-    say(f"results: {options.out / 'results.json'}")
-    raise SystemExit(0 if sound else 1)
 
 
 if __name__ == "__main__":

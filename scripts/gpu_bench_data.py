@@ -131,16 +131,28 @@ def load(path: Path) -> Recording:
     return Recording(demonstrations, cond, previous, first, episode, notes)
 
 
-def last_plans(policy: Policy, recording: Recording, seed: int) -> Tensor:
+def last_plans(
+    policy: Policy, recording: Recording, seed: int, previous: Tensor | None = None, at_once: int = 64
+) -> Tensor:
     """Plan before each state with a policy's own sampler [N, *event], moved on to the state; zeros at the start.
 
     The states were met with another network's plans; their drafts have to start from this network's own.
+
+    Args:
+        policy: Whose.
+        recording: The states.
+        seed: Of the noise.
+        previous: The conditioning before each state [N, C], where it is not the recording's own.
+        at_once: Plans that are made together, for memory.
     """
     generator = torch.Generator(policy.device).manual_seed(seed)
-    cond = recording.previous.to(policy.device)
-    sampled = policy.sampler.sample(policy.denoiser, policy.chain, (len(cond), *policy.event), cond, generator)
+    cond = (recording.previous if previous is None else previous).to(policy.device)
+    sampled = [
+        policy.sampler.sample(policy.denoiser, policy.chain, (len(part), *policy.event), part, generator).sample
+        for part in cond.split(at_once)
+    ]
     first = torch.as_tensor(recording.first, device=policy.device)
-    return torch.where(first.view(-1, 1, 1), 0, policy.move_on(sampled.sample))
+    return torch.where(first.view(-1, 1, 1), 0, policy.move_on(torch.cat(sampled)))
 
 
 def _half(values: Tensor) -> npt.NDArray[np.float16]:

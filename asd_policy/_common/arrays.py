@@ -145,6 +145,16 @@ def zeros(shape: Sequence[int], like: Any, kind: type | None = None) -> Array:
     return torch.zeros(tuple(shape), dtype=kinds[kind], device=like.device)
 
 
+def empty(shape: Sequence[int], like: Any) -> Array:
+    """Make an array of no particular values on the device of `like`, in its dtype."""
+    if isinstance(like, np.ndarray):
+        made: Any = np.empty(shape, like.dtype)
+        return made
+    import torch
+
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+
+
 def arange(count: int, like: Any) -> Array:
     """Count 0 … count − 1 in int64 on the device of `like`."""
     if isinstance(like, np.ndarray):
@@ -260,7 +270,9 @@ def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
     import torch
 
     kind = device.type
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+    if not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()  # as it is where it is off, and entered in a tenth of the time
+    return torch.autocast(kind, torch.get_autocast_dtype(kind))
 
 
 def synchronize(device: Any) -> None:

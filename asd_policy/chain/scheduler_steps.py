@@ -28,6 +28,21 @@ def read_schedule(
         return _coefficients(config, num_inference_steps, eta), config
 
 
+def read_ddim(config: Mapping[str, Any], num_inference_steps: int, eta: float) -> dict[str, Any]:
+    """Compute the coefficients of `DDIMScheduler.step`, without noise (η = 0) too, which is no chain to accelerate.
+
+    Args:
+        config: A chain's, with the options that a DDIMScheduler has beside.
+        num_inference_steps: Number of steps.
+        eta: Share of noise, 0 … 1.
+
+    Raises:
+        ChainError: There are no such steps.
+    """
+    with arrays.on_cpu():
+        return _coefficients({"set_alpha_to_one": True, **config}, num_inference_steps, eta)
+
+
 def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, eta: float | None) -> dict[str, Any]:
     """Compute what `GaussianChain` holds beside the configuration, which has been checked."""
     timesteps = choose_timesteps(

@@ -1,23 +1,27 @@
 """`asd-policy tune`: measure this device and this policy once, so that `asd` starts with its best setting."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
+from asd_policy._common.clock import clock_of
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.checkpoints.tuning import tuning_file
 from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, check_at_least, print_json, progress_bar
 from asd_policy.errors import BackendError
-from asd_policy.evaluation import closed_loop
+from asd_policy.evaluation import benchmark, closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
-from asd_policy.evaluation.states import random_conditioning
+from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_conditioning, random_states
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.networks.backends.torch_eager import TorchEager
@@ -26,11 +30,15 @@ from asd_policy.networks.recording import launcher_of
 from asd_policy.policy.law import CHECKPOINT
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.tuning import save_tuning
-from asd_policy.samplers.asd.autotune import DEFAULT, Setting, candidates, expected_costs, measure
+from asd_policy.samplers.asd.autotune import DEFAULT, call_seconds, candidates, expected_costs, measure, shortlist
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.base import Target
 from asd_policy.samplers.warm_start import WarmStart
+
+_ONE = (1, None, None)  # of an experience's trials: those of `asd`, for one robot
+_MOST_TRIED = 144  # plans on a backend
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,15 @@ class TuneCommand:
                 progress.update(task, completed=min(first.experience.plans, self.plans))
 
             _learn(first, env, self.plans, self.seed, advance)
-        costs: dict[tuple[int, Setting], float] = {}
-        for index, each in enumerate(policies):
-            each.experience = first.experience.without_times()
-            costs |= {(index, setting): cost for setting, cost in _measure(each).items()}
-        best, setting = min(costs, key=lambda key: costs[key])
-        chosen = policies[best]
+            states = _states(first, env, self.seed)
+            for each in policies:
+                each.experience = first.experience.without_times()
+            costs = [_measure(each) for each in policies]
+            _try(policies, costs, states, self.seed, progress)
+        chosen = min(policies, key=_plan_seconds)
         if path is not None:
             save_tuning(path, chosen.experience, chosen.device, chosen.backend.spec)
-        sequential = min(cost for (_, each), cost in costs.items() if each.window == 1)
+        setting = _trial(chosen).best
         results = {
             **record,
             "backend": chosen.backend.spec,
@@ -93,16 +101,8 @@ class TuneCommand:
             "sampler": Asd(*setting).spec,
             "plans": first.experience.plans,
             "window": setting.window,
-            "expected_speedup": sequential / costs[best, setting],
-            "settings": [
-                {
-                    "backend": policies[index].backend.spec,
-                    **each._asdict(),
-                    "call_ms": 1e3 * policies[index].experience.latency[each.window],
-                    "expected_plan_ms": 1e3 * cost,
-                }
-                for (index, each), cost in costs.items()
-            ],
+            "expected_speedup": min(map(_sequential_seconds, policies)) / _plan_seconds(chosen),
+            "settings": [row for each, own in zip(policies, costs, strict=True) for row in _rows(each, own)],
             "left_out": left_out,
             "file": None if path is None else str(path),
         }
@@ -200,6 +200,71 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: closed_loop.
             warm_start=past,
         )
         advance()
+
+
+def _states(policy: Policy, env: Env | None, seed: int) -> States:
+    """Make situations to try settings in, which nothing was learned in."""
+    seed = closed_loop.learning_seed(closed_loop.learning_seed(seed))
+    if env is None:
+        return random_states(policy, CALIBRATION_PLANS, seed)
+    planner = policy.with_sampler(Asd(min(DEFAULT.window, len(policy.chain))))
+    return closed_loop.collect_states(planner, env, CALIBRATION_PLANS, seed)
+
+
+def _try(
+    policies: Sequence[Policy],
+    costs: Sequence[dict[Setting, float]],
+    states: States,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Plan on each backend in turn, with the settings that may be the best there and with the sequential sampler."""
+    task, clock = progress.add_task("trying", total=_MOST_TRIED), clock_of(policies[0].device)
+    for each, own in zip(policies, costs, strict=True):
+        each.experience.learning, each.sampler = False, Asd()
+        each.experience.trials[_ONE] = Trial.of(dict.fromkeys([*shortlist(own), _sequential(own)]))
+    for index in range(_MOST_TRIED):
+        for each in policies:
+            if each.experience.undecided:
+                benchmark.plan(each, benchmark.pick(states, index, 1), seed + index, clock)
+        progress.update(task, completed=index + 1)
+        if not any(each.experience.undecided for each in policies):
+            break
+    progress.update(task, completed=_MOST_TRIED)
+    for each in policies:
+        each.experience.learning = True
+
+
+def _trial(policy: Policy) -> Trial:
+    return policy.experience.trials[_ONE]
+
+
+def _sequential(settings: Iterable[Setting]) -> Setting:
+    return next(setting for setting in settings if setting.window == 1)
+
+
+def _sequential_seconds(policy: Policy) -> float:
+    """Give what a plan took with the sequential sampler [s]."""
+    tried = _trial(policy).tried
+    return tried[_sequential(tried)].seconds
+
+
+def _plan_seconds(policy: Policy) -> float:
+    """Give what a plan took with the best setting [s]."""
+    return _trial(policy).tried[_trial(policy).best].seconds
+
+
+def _rows(policy: Policy, costs: dict[Setting, float]) -> Iterator[dict[str, Any]]:
+    """Say of each setting what a plan is expected to cost, and what it did cost where it was tried."""
+    for setting, cost in costs.items():
+        tried = _trial(policy).tried.get(setting)
+        yield {
+            "backend": policy.backend.spec,
+            **setting._asdict(),
+            "call_ms": 1e3 * float(call_seconds(policy.experience, np.array([setting.window]))[0]),
+            "expected_plan_ms": 1e3 * cost,
+            "plan_ms": 1e3 * tried.seconds if tried and tried.pace else None,
+        }
 
 
 def _measure(policy: Policy) -> dict[Setting, float]:

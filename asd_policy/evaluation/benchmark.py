@@ -8,6 +8,7 @@ rounds.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from asd_policy._common import arrays
 from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
-from asd_policy.evaluation.costs import summarize_calls, summarize_encoding
+from asd_policy.evaluation.costs import network_limit, summarize_calls, summarize_encoding
 from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
-from asd_policy.evaluation.states import CALIBRATION_PLANS, States, histories, recalling
+from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -130,9 +131,14 @@ def warm_up_contender(contender: Contender, states: States, batch: int, seed: in
     """
     policy, clock = contender.policy, clock_of(contender.policy.device)
     learning = -(-CALIBRATION_PLANS // batch) if policy.sampler.learns else 0
-    for index in range(learning + WARM_UP_PLANS):
-        if index == learning:
+    still_to_come = WARM_UP_PLANS
+    for index in count():
+        enough = index >= learning and not (policy.experience.undecided and index < learning + TRIAL_PLANS)
+        if enough:
             policy.experience.freeze()
+            still_to_come -= 1
+        if still_to_come < 0:
+            return
         try:
             plan(policy, pick(states, index, batch), seed + CALIBRATION_SEED + index, clock)
         except torch.OutOfMemoryError as error:
@@ -309,8 +315,9 @@ class Benchmark:
                     "exact": contender.policy.sampler.exact,
                     **_NOT_MEASURED,
                     **summarize_plans(timings, best and best[1], eager and eager[1]),
-                    "floor_ms": self._floor_ms(contender, timings),
+                    **self._bounds(contender, timings),
                     "stages_ms": stages_ms(staged[index][1]) if staged else None,
+                    "tried": contender.policy.experience.tried(self._batch),
                 }
                 for index, (contender, timings) in enumerate(measured)
             ],
@@ -321,13 +328,24 @@ class Benchmark:
         plans = zip(*rounds, strict=True)
         return list(zip(self.entered, map(list, plans), strict=True)) if rounds else []
 
-    def _floor_ms(self, contender: Contender, timings: Sequence[TimedPlan]) -> float | None:
-        """Estimate what the network calls of a plan alone would take on the contender's backend [ms]."""
+    def _bounds(self, contender: Contender, timings: Sequence[TimedPlan]) -> dict[str, float | int | None]:
+        """Estimate what network calls alone would take on the contender's backend, under the names of results.json.
+
+        They are a plan's own calls, those at the best window, and what of a plan is neither calls nor encoding.
+        """
+        names = ("floor_ms", "limit_ms", "limit_window", "outside_fraction")
         if self.ceiling is None:
-            return None
-        calls = np.mean([max(timing.stats.rounds) for timing in timings])
-        points = np.sum([sum(timing.stats.nfe) for timing in timings]) / (calls * len(timings))
-        return 1e3 * float(calls) * self.ceiling.call_seconds(contender.policy.backend.spec, float(points))
+            return dict.fromkeys(names)
+        backend, ceiling = contender.policy.backend.spec, self.ceiling
+        stats = [timing.stats for timing in timings]
+        calls = np.mean([max(each.rounds) for each in stats])
+        points = np.sum([sum(each.nfe) for each in stats]) / (calls * len(stats))
+        floor = float(calls) * ceiling.call_seconds(backend, float(points))
+        best = network_limit(stats, self._batch, lambda count: ceiling.call_seconds(backend, count))
+        limit, window = best or (floor, None)
+        encode = np.mean([timing.encode_seconds or 0.0 for timing in timings])
+        outside = 1 - (floor + encode) / np.mean([timing.wall_seconds for timing in timings])
+        return dict(zip(names, (1e3 * floor, 1e3 * limit, window, float(outside)), strict=True))
 
 
 def baselines(measured: Sequence[Measured]) -> tuple[Measured | None, Measured | None]:

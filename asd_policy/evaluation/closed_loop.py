@@ -11,7 +11,7 @@ from asd_policy.errors import EnvError
 from asd_policy.evaluation.rollout.environments import Env, check_fit
 from asd_policy.evaluation.rollout.episodes import Episode, run_group
 from asd_policy.evaluation.rollout.vector import InProcess
-from asd_policy.evaluation.states import CALIBRATION_PLANS, States
+from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States
 from asd_policy.policy.episode_state import Pilot
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
@@ -52,10 +52,21 @@ def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
             planner.select_action(moment.observation)
         if planner.sampler.learns:
             calibrate(planner, env, CALIBRATION_PLANS)
+        if batch > 1 and planner.sampler.chooses:
+            _try_together(planner, moment.observation, batch)
         planner.experience.freeze()
         for size in range(2, batch + 1) if planner.deadline_ms is not None else ():
             planner.warm_up(size)
     return planners
+
+
+def _try_together(planner: Policy, observation: Any, size: int) -> None:
+    """Let a planner try its settings on plans for `size` robots; these plans are too much alike to learn from."""
+    planner.experience.learning = False
+    for index in range(TRIAL_PLANS):
+        if index and not planner.experience.undecided:
+            break
+        _plan_together(planner, observation, size)
 
 
 def _plan_together(planner: Policy, observation: Any, size: int) -> None:
@@ -87,7 +98,7 @@ def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
     """
     choosing = [sampler for sampler in samplers if sampler.chooses]
     ran = {sampler.spec: sampler for sampler in samplers}
-    for planner in prepare_planners(policy, env, choosing) if choosing else ():
+    for planner in prepare_planners(policy, env, choosing, batch) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
         _plan_together(planner, moment.observation, batch)
         ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
@@ -97,14 +108,15 @@ def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
 def calibrate(
     planner: Policy, env: Env, plans: int, seed: int = _CALIBRATION_SEED, advance: Advance = lambda: None
 ) -> None:
-    """Roll out a planner until its experience has enough plans, in episodes that no evaluation runs.
+    """Roll out a planner until it has learned and chosen enough, in episodes that no evaluation runs.
 
     An episode that fails teaches what it had planned by then.
 
     Args:
         planner: The policy that learns.
         env: The environment.
-        plans: How many plans the experience needs, earlier ones included.
+        plans: How many plans the experience needs, earlier ones included. A sampler that has a setting to choose may
+            make `TRIAL_PLANS` more.
         seed: Of the episodes.
         advance: Called after each episode.
 
@@ -114,7 +126,8 @@ def calibrate(
     seed = learning_seed(seed)
     for index in itertools.count():
         before = planner.experience.plans
-        if before >= plans:
+        trying = planner.experience.undecided and before < plans + TRIAL_PLANS
+        if before >= plans and not trying:
             return
         list(run_group(planner, InProcess(lambda: env), [index], seed))
         advance()

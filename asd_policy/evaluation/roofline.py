@@ -21,6 +21,7 @@ from asd_policy._common.clock import Clock
 from asd_policy.errors import BackendError
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.networks.denoiser import Denoiser, encode
+from asd_policy.networks.recording import OutOfDeviceMemory, launcher_of
 from asd_policy.policy.policy import Policy
 
 POINTS = (1, 2, 4, 8, 16, 32, 64)
@@ -154,7 +155,9 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
 def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
     """Time `CALLS` network calls by backend and number of points [s], all of them interleaved."""
     calls = {
-        (policy.backend.spec, count): _call(policy.denoiser, policy, count) for policy in policies for count in points
+        (policy.backend.spec, count): replayed(policy.denoiser, network_call(policy.denoiser, policy, count))
+        for policy in policies
+        for count in points
     }
     for call in calls.values():
         for _ in range(_WARM_UP_CALLS):
@@ -177,7 +180,7 @@ def measure_network(policy: Policy, points: Sequence[int]) -> Network | None:
     return Network(
         parameters=sum(weight.numel() for weight in weights),
         weight_bytes=sum(weight.numel() * weight.itemsize for weight in weights),
-        work=tuple(measure_work(_call(network, policy, count), count) for count in points),
+        work=tuple(measure_work(network_call(network, policy, count), count) for count in points),
     )
 
 
@@ -220,7 +223,7 @@ def copy_rate(device: torch.device, clock: Clock) -> float:
     return 2 * len(source) / _fastest(lambda: target.copy_(source), clock)
 
 
-def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
+def network_call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
     """Prepare a network call on `points` points, all at the chain's first step."""
     generator = torch.Generator("cpu").manual_seed(0)
     x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
@@ -228,6 +231,28 @@ def _call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], objec
     cond = random_conditioning(policy, points, seed=0)
     cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call
     return lambda: denoiser(x, timestep, cond)
+
+
+def replayed(denoiser: Denoiser, call: Callable[[], object]) -> Callable[[], object]:
+    """Record a call where a backend's calls are recorded, as plans make them; else give the call itself.
+
+    Raises:
+        BackendError: The device has too little memory for the recording.
+    """
+    launcher = launcher_of(denoiser)
+    if launcher is None:
+        return call
+    try:
+        replay = launcher.record(call)
+    except OutOfDeviceMemory:
+        raise BackendError("the device has no memory to record a network call; use a smaller batch") from None
+
+    def launch() -> None:
+        with launcher.queue():
+            replay()
+        launcher.settle()
+
+    return launch
 
 
 def _time(call: Callable[[], object], clock: Clock) -> float:

@@ -109,7 +109,7 @@ def check_form(output: Array, x: Array) -> None:
     if not isinstance(output, type(x)):
         wanted = "a NumPy array" if arrays.device_of(x) == NUMPY else "a tensor"
         raise DenoiserError(f"the network returned a {type(output).__name__}, not {wanted}")
-    if not arrays.namespace(output).isdtype(output.dtype, "real floating"):
+    if output.dtype != x.dtype and not arrays.namespace(output).isdtype(output.dtype, "real floating"):
         raise DenoiserError(f"the network returned {output.dtype}, not floating-point numbers")
     if output.shape != x.shape:
         raise DenoiserError(

@@ -262,7 +262,9 @@ class Policy:
         learning, self.experience.learning = self.experience.learning, False
         try:
             plans = [self.plan(history, generators, prefixes=prefixes)]
-            if plans[0].stats.trial_calls:  # one more, for which all is ready
+            # One more, for which all is ready; and what records its rounds records those of all that it will try.
+            recorded = plans[0].stats.network_seconds is None
+            while (len(plans) < 2 and plans[0].stats.trial_calls) or (recorded and self.experience.untried):
                 plans.append(self.plan(history, generators, prefixes=prefixes))
         finally:
             self.experience.learning = learning

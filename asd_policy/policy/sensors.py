@@ -4,7 +4,7 @@ Vectors are normalised, frames and point clouds go through networks of their own
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -135,12 +135,16 @@ class Sensor:
         network: Any = self.network
         return replace(self, affine=self.affine.to(device), network=network.to(device), run=None)
 
+    def prepare(self, seen: Array, device: Device) -> Array:
+        """Bring what it has seen [N, …] to a device, normalised [N, *shape]."""
+        return normalize(arrays.asarray(seen, device), self.affine)
+
     def look(self, seen: Array, device: Device) -> Array:
         """Encode what it has seen [N, …] as features [N, size], not more at once than there may be memory for."""
         run, at_once = self.run or self.network, self.most
         with arrays.sampling(device):
             parts = [
-                run(normalize(arrays.asarray(seen[first : first + at_once], device), self.affine))
+                run(self.prepare(seen[first : first + at_once], device))
                 for first in range(0, max(1, len(seen)), at_once)
             ]
             return arrays.namespace(parts[0]).concatenate(parts)
@@ -207,13 +211,36 @@ class SensorEncoder:
                 sensor.run.check()
 
     def look(self, observations: Mapping[str, Any], device: Device) -> Array:
-        """Encode single observations, as `ObservationEncoder.look`."""
+        """Encode single observations, as `ObservationEncoder.look`.
+
+        Sensors that share a network share its calls.
+        """
+        features: dict[str, Array] = {}
+        for names in self._sharing():
+            features |= self._look_together(names, [observations[name] for name in names], device)
         parts = [
-            arrays.ordinary(each.look(observations[name], device)) if isinstance(each, Sensor)
+            arrays.ordinary(features[name]) if isinstance(each, Sensor)
             else each.normalize(arrays.asarray(observations[name], device, "float32"))
             for name, each in self._items()
         ]  # fmt: skip
         return arrays.namespace(parts[0]).concatenate(parts, axis=-1)
+
+    def _look_together(self, names: Sequence[str], seen: Sequence[Array], device: Device) -> dict[str, Array]:
+        """Encode what sensors of one network have seen [N, …] each: in one call, if that is not too much at once."""
+        sensors, rows = [self.sensors[name] for name in names], len(seen[0])
+        if len(names) == 1 or rows * len(names) > sensors[0].most:
+            return {name: sensor.look(each, device) for name, sensor, each in zip(names, sensors, seen, strict=True)}
+        with arrays.sampling(device):
+            prepared = [sensor.prepare(each, device) for sensor, each in zip(sensors, seen, strict=True)]
+            features = (sensors[0].run or sensors[0].network)(arrays.namespace(prepared[0]).concatenate(prepared))
+        return {name: features[index * rows : (index + 1) * rows] for index, name in enumerate(names)}
+
+    def _sharing(self) -> list[list[str]]:
+        """List the sensors by their networks, those that call one and the same together."""
+        groups: dict[Any, list[str]] = {}
+        for name, sensor in self.sensors.items():
+            groups.setdefault((id(sensor.run or sensor.network), sensor.shape), []).append(name)
+        return list(groups.values())
 
     def join(self, features: Array) -> Array:
         """Join features, as `ObservationEncoder.join`."""

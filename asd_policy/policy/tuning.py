@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain as flatten
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,9 +17,12 @@ from asd_policy._common.files import atomic_file, cache_dir
 from asd_policy._common.hardware import hardware, library
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import CheckpointError
+from asd_policy.samplers.asd.couplings import VERIFIERS
+from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.trials import Trial
 
-VERSION = "3"
+VERSION = "4"
 """Of the files that are written; others are not read."""
 _NUMBERS = 2**8  # at either end of a tensor that do the same
 
@@ -50,12 +53,12 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
         device: What its latencies were measured on.
         backend: Spec of what ran the network.
     """
-    overhead = list(experience.overhead.items())  # another thread may be planning, and measure more
+    trials = list(experience.trials.items())  # another thread may be planning, and try more
     metadata = {
         "version": VERSION,
         "plans": str(experience.plans),
         "responses": str(experience.responses),
-        "overhead": json.dumps([[list(key), list(timed.items())] for key, timed in overhead]),
+        "trials": json.dumps([[*key, trial.to_json()] for key, trial in trials]),
         "latency": json.dumps(list(experience.latency.items())),
         "hardware": hardware(device),
         "library": library(device),
@@ -108,10 +111,9 @@ def load_tuning(
                     raise CheckpointError(f"{path} is of another policy: {name} has shape {found}, not {shape}")
             read = {name: arrays.asarray(file.get_tensor(name), device, "float32") for name in shapes | counts}
         latency = _seconds(json.loads(metadata["latency"]))
-        overhead = {(str(draft), str(verify), int(batch)): _seconds(timed)
-                    for (draft, verify, batch), timed in json.loads(metadata["overhead"])}  # fmt: skip
-        times = flatten(latency.values(), *(timed.values() for timed in overhead.values()))
-        if not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in times):
+        trials = {(int(batch), draft, verify): _trial(written, steps)
+                  for batch, draft, verify, written in json.loads(metadata["trials"])}  # fmt: skip
+        if not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in latency.values()):
             raise ValueError("its numbers are out of range")
         if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
@@ -123,7 +125,7 @@ def load_tuning(
     moments = {name: read[name] for name in shapes}
     if (metadata.get("hardware"), metadata.get("library")) != (hardware(device), library(device)):
         return Experience(plans, moments, responses, judgements), None
-    return Experience(plans, moments, responses, judgements, latency, overhead), metadata.get("backend")
+    return Experience(plans, moments, responses, judgements, latency, trials), metadata.get("backend")
 
 
 _JUDGEMENTS = ("judged", "refused")
@@ -141,6 +143,15 @@ def _pair(name: str) -> tuple[str, str]:
 def _both(tensors: dict[str, Array], pair: tuple[str, str]) -> tuple[Array, Array]:
     judged, refused = (tensors[_name(kind, pair)] for kind in _JUDGEMENTS)
     return judged, refused
+
+
+def _trial(written: Sequence[Any], steps: int) -> Trial:
+    """Read a trial of settings that a chain of so many steps can have."""
+    trial = Trial.from_json(written)
+    for window, draft, verify in trial.tried:
+        if not (1 <= window <= steps and draft in DRAFTS and verify in VERIFIERS):
+            raise ValueError(f"window={window},draft={draft},verify={verify} is no setting of asd")
+    return trial
 
 
 def _seconds(items: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -90,12 +90,29 @@ class Target:
         return x0_pred.reshape(x.shape)
 
     def output(self, seen: Array, timestep: Array, rows: Array | None = None) -> Array:
-        """Call the network at points [N, …], as the inpainting shows them, and timesteps [N]; in the points' shape.
+        """Call the network at points [N, …], as the inpainting shows them, and timesteps [N].
+
+        Returns:
+            Its output in the points' shape and dtype.
+
+        Raises:
+            DenoiserError: As `call`.
+        """
+        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
+        output = self.call(seen, timestep, cond)
+        if output.dtype != seen.dtype:
+            output = arrays.namespace(output).astype(output, seen.dtype)
+        return output.reshape(seen.shape)
+
+    def call(self, seen: Array, timestep: Array, cond: Array | None) -> Array:
+        """Call the network at points [N, …] and timesteps [N], with the conditioning of each [N, …].
+
+        Returns:
+            Its output [N, *event] as it is.
 
         Raises:
             DenoiserError: Its output is no array of floating-point numbers in the shape of its input.
         """
-        cond = self.cond if self.cond is None or rows is None else self.cond[rows]
         points = seen.reshape(len(seen), *self.shape[1:])
         before = self.mark("network")
         self.meter.count(1, len(seen))
@@ -103,7 +120,7 @@ class Target:
             output = self.denoiser(points, timestep, cond)
         check_form(output, points)
         self.mark(before)
-        return arrays.namespace(output).astype(output, seen.dtype, copy=False).reshape(seen.shape)
+        return output
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,25 @@
-"""DDIM with few steps, through diffusers: the approximate peer that people use today."""
+"""DDIM with few steps: the approximate peer that people use today.
 
-from dataclasses import dataclass
+Its steps are those of diffusers' scheduler, to the bit. Where they are to be recorded, or diffusers is not installed,
+they are the chain's own arithmetic, which is the same up to the rounding of float32.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
-from asd_policy._common.arrays import Array
+from asd_policy._common.arrays import NUMPY, Array, device_of
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.errors import SpecError
-from asd_policy.samplers.base import number
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.errors import ChainError, SpecError
+from asd_policy.samplers.base import Samples, Target, check_count, number
+from asd_policy.samplers.ddpm import walk
 from asd_policy.samplers.fewsteps import FewSteps, configured
+from asd_policy.samplers.recorded import WalkRecording, shapes
+from asd_policy.samplers.records import sequential_costs
+from asd_policy.samplers.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,36 @@ class Ddim(FewSteps):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise SpecError(f"eta={number(self.eta)} is not in 0 … 1")
+
+    def check(self, chain: GaussianChain) -> None:
+        """Refuse more steps than the chain has, and noise schedules that DDIM has no numbers for."""
+        if has_diffusers():
+            super().check(chain)
+        else:
+            check_count(self._steps, self.steps, chain)
+            shortened(self, chain)
+
+    def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
+        """Walk the shortened chain once."""
+        plain = target.inpainting is None and target.deadline is None and device_of(tape.initial) != NUMPY
+        if plain and (target.launcher is not None or not has_diffusers()):
+            return self._walk(replace(target, chain=shortened(self, target.chain)), tape)
+        if not has_diffusers():
+            raise SpecError(
+                f"{self.spec} with given coordinates, with a deadline or on NumPy's arrays runs through diffusers, "
+                "which is not installed; ddpm and asd need no other package"
+            )
+        return super().run(target, tape, warm_start)
+
+    def _walk(self, target: Target, tape: NoiseTape) -> Samples:
+        """Walk a chain of few steps, as one recording where the network's calls can be recorded."""
+        launcher, costs = target.launcher, sequential_costs([self.steps] * len(tape.initial))
+        if launcher is None:
+            return Samples(walk(target, tape)[0], costs)
+        recorded = launcher.keep(
+            (self, *shapes(target, tape)), lambda: WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0])
+        )
+        return Samples(recorded(target, tape), costs, recorded=True)
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
@@ -75,3 +117,27 @@ class OwnDdim(Ddim):
     def sequential_steps(self, chain: GaussianChain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own_steps
+
+
+def has_diffusers() -> bool:
+    """Tell whether diffusers is installed."""
+    return find_spec("diffusers") is not None
+
+
+@lru_cache(maxsize=16)
+def shortened(sampler: Ddim, chain: GaussianChain) -> GaussianChain:
+    """Make the chain of a sampler's few steps over a chain's noise schedule, with σ = 0 for η = 0; made once.
+
+    Raises:
+        SpecError: It has no such steps, or they are not finite.
+    """
+    from asd_policy.chain.scheduler_steps import read_ddim  # here, because it needs PyTorch
+
+    config = {**chain.config, **sampler.scheduler_options}
+    try:
+        coefficients = read_ddim(config, sampler.steps, sampler.eta)
+    except ChainError as error:
+        raise SpecError(f"{sampler.spec}: {error}") from None
+    if not all(later < earlier for earlier, later in pairwise(coefficients["timesteps"].tolist())):
+        raise SpecError(f"{sampler.spec} has no {sampler.steps} timesteps in this noise schedule")
+    return GaussianChain(config=config, **coefficients)

@@ -1,13 +1,18 @@
 """The sequential sampler: the reference that every law and every speedup is measured against."""
 
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Array
+from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target
+from asd_policy.samplers.compiled import STEPS, Numbers, is_host, load_kernels, loops_for, on_host, prediction_tables
 from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.records import sequential_costs
@@ -31,6 +36,11 @@ class Ddpm(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Accept every chain."""
 
+    def prepare(self, device: Device) -> None:
+        """Have the steps' loops compiled, or read from the disk, where plans are made in the host's memory."""
+        if is_host(device):
+            load_kernels(STEPS)
+
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Walk the chain once."""
         launcher, costs = target.launcher, sequential_costs([len(target.chain)] * len(tape.initial))
@@ -43,13 +53,42 @@ class Ddpm(Sampler):
             )
             return Samples(recorded(target, tape), costs, recorded=True)
         reserve(target, tape)
-        x, done = walk(target, tape)
+        loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
+        tables = None if loops is None else _tables(target.chain, on_host(tape.initial).dtype)
+        x, done = walk(target, tape) if loops is None or tables is None else _walk_compiled(target, tape, loops, tables)
         if done == len(target.chain):
             return Samples(x, costs)
         rows = arrays.arange(len(x), x)
         now = arrays.namespace(rows).full_like(rows, done)
         sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, warm_start)
         return Samples(sample, sequential_costs((done + calls).tolist(), cut=True))
+
+
+def _tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
+    """Give the tables of `kernels.step_rows`; None for a chain that these do not know."""
+    tables: Any = chain.tables(NUMPY, dtype)
+    prediction = prediction_tables(chain, dtype)
+    return prediction and (tables.a, tables.b, tables.sigma, *prediction)
+
+
+def _walk_compiled(
+    target: Target, tape: NoiseTape, loops: ModuleType, tables: tuple[Numbers, ...]
+) -> tuple[Array, int]:
+    """Walk the chain as `walk` does, to the same bits, by compiled steps."""
+    shape, steps = tape.initial.shape, len(target.chain)
+    x = tape.initial.reshape(len(tape.initial), -1)
+    timesteps = arrays.asarray(np.repeat(target.chain.timesteps[:, None], len(x), 1), arrays.device_of(x))
+    normals = np.ascontiguousarray(on_host(tape.normals.reshape(len(x), steps, -1)))
+    here, x0_pred = np.ascontiguousarray(on_host(x)), np.empty_like(on_host(x))
+    for k in range(steps):
+        if not target.allows("step"):
+            return x.reshape(shape), k
+        output = np.ascontiguousarray(on_host(target.call(x, timesteps[k], target.cond)), here.dtype)
+        x = arrays.empty(x.shape, x)  # the network may keep what it was called on
+        following = on_host(x)
+        loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
+        here = following
+    return x.reshape(shape), steps
 
 
 def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:

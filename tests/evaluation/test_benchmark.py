@@ -18,12 +18,13 @@ from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation import benchmark, roofline
 from asd_policy.evaluation.benchmark import Benchmark, Contender, TimedPlan, contenders
+from asd_policy.evaluation.costs import network_limit
 from asd_policy.evaluation.states import States, histories, random_states
 from asd_policy.networks.backends import BACKENDS, Backend, Job
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.records import PlanCost, SpeculationStats
+from asd_policy.samplers.records import PlanCost, SpeculationStats, sequential_costs
 from support.contract import CONTRACT, SAMPLER_CONTRACT, one_line
 
 DDPM, ASD = make_sampler("ddpm"), make_sampler("asd:window=4")
@@ -250,7 +251,28 @@ def test_a_whole_run_adds_up(policy: Policy) -> None:
     for each in (asd, fast, eager):
         assert each["overhead_fraction"] == 0
         assert each["floor_ms"] == pytest.approx(each["latency_ms"]["mean"])
+        assert each["outside_fraction"] == pytest.approx(0)
+        assert 0 < each["limit_ms"]
         assert each["stages_ms"] == pytest.approx(dict.fromkeys(STAGES, 0.0) | {"network": each["latency_ms"]["mean"]})
+
+
+def plan_of(refused: tuple[int, ...], unjudged: tuple[int, ...], spec: str = "asd:…") -> SpeculationStats:
+    cost = PlanCost(rounds=3, nfe=9, window=4, refused=refused, unjudged=unjudged)
+    return SpeculationStats(plans=(cost,), steps=4, seconds=1.0, network_seconds=None, spec=spec)
+
+
+def test_the_limit_by_hand() -> None:
+    """Of four steps the first has no draft; the second's is refused in one plan of two, the others' never."""
+    plans = [plan_of((1,), (0,)), plan_of((), (0,))]
+    # A round of all four, and one more of the last two when the second is refused.
+    assert network_limit(plans, 1, lambda points: 1.0) == (pytest.approx(1.5), 4)
+    # Where points cost, two rounds of two.
+    assert network_limit(plans, 1, lambda points: 1 + points) == (pytest.approx(6), 2)
+    # A row's point costs as much as the batch makes it.
+    assert network_limit(plans, 10, lambda points: points) == (pytest.approx(40), 1)
+    assert network_limit([plan_of((), (), "asd:window=4,draft=frozen,verify=block")], 1, lambda points: 1.0) is None
+    stats = SpeculationStats(plans=tuple(sequential_costs([4])), steps=4, seconds=1.0, network_seconds=None)
+    assert network_limit([stats], 1, lambda points: 1.0) is None
 
 
 def test_the_ceiling_has_every_call_of_a_backend(policy: Policy) -> None:

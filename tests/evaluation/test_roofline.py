@@ -1,7 +1,9 @@
 """Operations and bytes by hand, and what the bounds make of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch import nn
 
 from asd_policy._common.clock import HostClock
 from asd_policy.checkpoints import load_policy
+from asd_policy.errors import BackendError
 from asd_policy.evaluation import roofline
 from asd_policy.evaluation.roofline import Ceiling, Network, Work, measure_network, measure_work
+from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +92,63 @@ def test_calls_are_interleaved(checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     policy.denoiser = network
     roofline.time_calls([policy], (1, 2, 4), HostClock())
     assert sizes == [1, 1, 2, 2, 4, 4] + [1, 2, 4] * roofline.CALLS
+
+
+class Replays(Launcher):
+    """Does the work again, as a replay does."""
+
+    def __init__(self, room: bool = True) -> None:
+        """Begin without recordings."""
+        super().__init__()
+        self.log: list[str] = []
+        self.room = room
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Keep the work."""
+        if not self.room:
+            raise OutOfDeviceMemory
+        self.log.append("record")
+
+        def replay() -> None:
+            self.log.append("replay")
+            work()
+
+        return replay
+
+    def queue(self) -> Any:
+        """Nothing to enter."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Note it."""
+        self.log.append("settle")
+
+    def fetch(self, sample: torch.Tensor, counts: torch.Tensor) -> Any:
+        """Nobody does."""
+        raise NotImplementedError
+
+
+def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
+    """Called one by one, a network on a GPU takes as long as Python needs to launch it."""
+    policy = load_policy(checkpoint)
+
+    class Launched:
+        """A network whose calls can be recorded."""
+
+        launcher = Replays()
+
+        def __call__(self, x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+            """Return the points."""
+            return x
+
+    policy.denoiser = Launched()
+    took = roofline.time_calls([policy], (1, 2), HostClock())[policy.backend.spec]
+    assert [len(each) for each in took.values()] == [roofline.CALLS] * 2
+    assert Launched.launcher.log[:2] == ["record"] * 2
+    assert Launched.launcher.log.count("replay") == Launched.launcher.log.count("settle") == 2 * (roofline.CALLS + 2)
+    Launched.launcher = Replays(room=False)
+    with pytest.raises(BackendError, match="no memory to record a network call"):
+        roofline.time_calls([policy], (1, 2), HostClock())
 
 
 def test_conditioning_that_is_taken_in_once_is_no_part_of_a_call(checkpoint: Path) -> None:

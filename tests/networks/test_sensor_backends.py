@@ -208,6 +208,60 @@ def test_no_room_for_a_recording(recorded: tuple[nn.Module, Encode, Replays]) ->
         encode(rows(NETWORKS["group norm"][1], 2))
 
 
+class Cropping(nn.Module):
+    """Looks at a random part of what it sees, as in training."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Map [N, 4] to [N, 2]."""
+        first = int(torch.randint(3, ()))
+        return seen[:, first : first + 2]
+
+
+def test_random_crops_are_drawn_anew_and_not_recorded() -> None:
+    """A replay would repeat the crop of the recording."""
+    launcher, job = Replays(), SensorJob((4,), 2, 8, CPU)
+    backend = make_backend("torch-eager")
+    assert isinstance(backend, TorchBackend)
+    encode = RecordedSensor(torch_sensor(Cropping(), job, backend), launcher)
+    seen = torch.arange(4.0).expand(3, 4)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="runs without CUDA graphs, which is slower: it draws random numbers") as said:
+        found = [encode(seen) for _ in range(40)]
+    assert len(said) == 1
+    assert launcher.log == []
+    assert {float(each[0, 0]) for each in found} == {0.0, 1.0, 2.0}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_network_that_cannot_be_captured_is_called_as_it_is(
+    recorded: tuple[nn.Module, Encode, Replays], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, encode, launcher = recorded
+    tries: list[int] = []
+
+    def fail(work: Callable[[], object]) -> Callable[[], None]:
+        tries.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(launcher, "record", fail)
+    job = NETWORKS["group norm"][1]
+    with pytest.warns(UserWarning, match="slower: operation not permitted when stream is capturing$") as said:
+        for _ in range(3):
+            with torch.inference_mode():
+                assert_equal(encode(rows(job, count)), network(rows(job, count)))
+    assert len(said) == len(tries) == 1  # nor is it tried again
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    with pytest.raises(BackendError, match="weights were changed"):
+        encode(rows(job, count))
+
+
+def test_no_rows(recorded: tuple[nn.Module, Encode, Replays]) -> None:
+    _, encode, launcher = recorded
+    assert encode(rows(NETWORKS["group norm"][1], 0)).shape == (0, 8)
+    assert launcher.log == []
+
+
 # ONNX Runtime on a GPU, without one.
 
 

@@ -246,3 +246,31 @@ def test_a_control_loop_hands_frames_on(policy: Policy) -> None:
     assert np.isfinite(planned.actions).all()
     with pytest.raises(ObservationError, match="observation 'pixels' is uint8"):
         kept.add({"agent_pos": [0.1, 0.2], "pixels": FRAME[:5]})
+
+
+@pytest.mark.parametrize(("shared", "most", "calls"), [(True, 512, [6]), (False, 512, [3, 3]), (True, 4, [3, 3])])
+def test_cameras_that_share_a_network_share_its_call(
+    shared: bool, most: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a normalisation of its own; where all frames at once are too many, camera by camera."""
+    monkeypatch.setattr(sensors, "MOST_ROWS", most)
+    rows: list[int] = []
+
+    class Network(torch.nn.Module):
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            rows.append(len(frames))
+            return frames.mean(dim=(-2, -1))
+
+    one, names = Network(), ("observation.images.top", "observation.images.side")
+    colours = {
+        name: sensors.Affine(torch.zeros(3), torch.full((3,), gain), torch.zeros(3))
+        for name, gain in zip(names, (1.0, 5.0), strict=True)
+    }
+    cameras = {
+        name: sensors.Sensor((3, 40, 48), affine, one if shared else Network(), 3) for name, affine in colours.items()
+    }
+    frames = {name: random_frames(3, seed=seed)[:, 0] for seed, name in enumerate(names)}
+    found = sensors.SensorEncoder(cameras).look(frames, CPU)
+    assert rows == calls
+    means = [torch.from_numpy(frames[name]).float().mean(dim=(1, 2)) / 255 for name in names]
+    torch.testing.assert_close(found, torch.cat([means[0], 5 * means[1]], dim=1))

@@ -390,7 +390,10 @@ def test_after_a_warm_up_no_plan_is_held_up(small_checkpoint: Path, spec: str, r
     stats = policy.plans[0].stats
     assert stats.trial_calls == stats.trial_points == 0
     assert counted.calls == max(robot.plans[0].stats.rounds[0] for robot in policy.robots)
-    assert stats.spec == warm.spec
+    if spec == "asd":  # plans try its settings in turn
+        assert stats.spec.startswith("asd:window=") and warm.spec.startswith("asd:window=")
+    else:
+        assert stats.spec == warm.spec
     assert counted.calls < 15  # a warm-up for so many; for more, what is left to the sampler is timed anew
 
 

@@ -1,5 +1,6 @@
 """The approximate peers: ParaDiGMS against its published algorithm, few-step solvers against diffusers and the ODE."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, DenoiserError, SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers.ddim import Ddim, shortened
+from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.paradigms import Paradigms
 from support.scheduler_configs import configs
 
@@ -25,6 +28,7 @@ EVENT = (2, 2)
 DTYPE = torch.float64
 LEVEL = 1e-6  # p-value below which two laws count as different; seeds are fixed
 FEW = ("ddim", "dpmsolver")
+SPECS = ("ddim:10", "ddim:7", "ddim:10,eta=1", "ddim:100")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 WINDOWS = pytest.mark.parametrize("window", [1, 2, 5, 12])
 
@@ -312,6 +316,54 @@ def test_few_steps_are_those_of_diffusers(
                 noise = {"variance_noise": tape.normals[:, k]} if options else {}
                 x = scheduler.step(output, timestep, x, return_dict=False, **options, **noise)[0]
             assert torch.equal(sample, x)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), fraction=st.floats(0, 1), eta=st.sampled_from([0.0, 0.6]))
+def test_each_step_of_ddim_without_diffusers_is_that_of_diffusers(
+    name: str, data: st.DataObject, fraction: float, eta: float
+) -> None:
+    """On any chain, from the points of the plan through diffusers."""
+    config = data.draw(configs(name))
+    try:
+        chain = GaussianChain.from_scheduler({"_class_name": name, **config}, eta=1.0 if name[:4] == "DDIM" else None)
+    except ChainError:
+        assume(False)
+        raise
+    sampler, recorder = Ddim(max(1, round(fraction * len(chain))), eta), Recorder(wave)
+    tape = draw_tape(chain, 2)
+    try:
+        end = sampler.sample(recorder, chain, (2, *EVENT), generator=tape).sample
+        own = shortened(sampler, chain)
+    except SpecError as error:
+        assert "\n" not in str(error)
+        return
+    points = [*(x for x, _ in recorder.calls), end]
+    for k, (x, timesteps) in enumerate(recorder.calls):
+        assert timesteps == [own.timesteps[k]] * 2
+        x0_pred = own.predict(x, wave(x, torch.tensor(timesteps), None), k)
+        following = transition(own.a[k], x0_pred, own.sigma[k], tape.normals[:, k], own.b[k], x)
+        torch.testing.assert_close(following, points[k + 1], rtol=1e-6, atol=1e-6)
+
+
+def test_ddim_without_diffusers(monkeypatch: pytest.MonkeyPatch, chain: GaussianChain) -> None:
+    """Closely where predictions are clipped, as policies' are; and what needs diffusers says so."""
+    long = GaussianChain.from_scheduler({"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"})
+    tape = draw_tape(long, 3)
+    plans = {spec: make_sampler(spec).sample(wave, long, (3, *EVENT), generator=tape).sample for spec in SPECS}
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    for spec, plan in plans.items():
+        found = make_sampler(spec).sample(wave, long, (3, *EVENT), generator=tape)
+        torch.testing.assert_close(found.sample, plan, rtol=0, atol=2e-6)
+        assert found.stats.rounds == (make_sampler(spec).steps,) * 3  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(SpecError, match="ddim:5 with given coordinates, with a deadline or on NumPy's arrays runs"):
+        make_sampler("ddim:5").sample(wave, chain, (1, *EVENT), budget=Budget(deadline_ms=1e6))
+    with pytest.raises(SpecError, match=r"ddim steps 500 is not in 1 … 12"):
+        make_sampler("ddim:500").sample(wave, chain, (1, *EVENT))
+    offset = GaussianChain.from_scheduler({"num_train_timesteps": 20, "steps_offset": 3}, 12)
+    with pytest.raises(SpecError, match=r"ddim:10: steps_offset 3 puts timestep 21 beyond 19"):
+        make_sampler("ddim:10").sample(wave, offset, (1, *EVENT))
 
 
 @pytest.mark.parametrize("schedule", ["laplace", "sigmoid"])

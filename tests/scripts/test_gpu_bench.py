@@ -5,17 +5,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from asd_policy import load_policy
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
+from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
+from asd_policy.networks.backends.torch_network import torch_denoiser
+from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
+from asd_policy.networks.recording import Launcher
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/gpu_bench.py"
 MISSING = ("diffusers", "gymnasium", "huggingface_hub", "matplotlib", "mujoco", "onnxruntime", "rich", "scipy", "tyro")
@@ -50,33 +60,114 @@ def test_the_whole_in_small(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"] == "gpu_bench"
-    assert results["training"]["smoke"]["train_steps"] > 0
+    assert results["training"].keys() == {"tiny", "tiny, two cameras"}
+    assert all(notes["train_steps"] > 0 for notes in results["training"].values())
+    seeing = results["training"]["tiny, two cameras"]
+    assert seeing["loss_by_own_frames"] != seeing["loss_by_other_frames"]
     assert results["recording"]["environment"] == "asd/MetaWorld-pick-place-v0"
-    assert [(part["network"], part["batch"]) for part in results["parts"]] == [("smoke", 4)]
-    for part in results["parts"]:
-        found = {(each["spec"].partition(":")[0], each["backend"]) for each in part["samplers"]}
-        assert found >= {("ddpm", "torch-eager"), ("asd", "torch-eager")}
-        assert ("ddim", "torch-eager") not in found
+    parts = {part["network"]: part for part in results["parts"]}
+    assert [(name, part["batch"]) for name, part in parts.items()] == [("tiny", 4), ("tiny, two cameras", 1)]
+    for name, part in parts.items():
+        found = {each["spec"].partition(":")[0] for each in part["samplers"]}
+        assert found == ({"ddpm", "asd", "ddim", "paradigms"} if name == "tiny" else {"ddpm", "asd"})
         assert part["baseline"]["spec"] == "ddpm"
         assert part["plans"] == 2
         assert part["ceiling"]["network"]["parameters"] == part["parameters"]
-    skipped = [entry["what"] for entry in results["skipped"] if "diffusers" in entry["why"]]
-    assert skipped == ["smoke at batch 4: ddim:10 on torch-eager"]
+        for each in part["samplers"]:
+            assert 0 < each["limit_ms"]
+            assert each["wall_over_algorithmic"] == each["wall_clock_speedup"] / each["algorithmic_speedup"]
+            assert (each["encode_ms"] is None) is (name == "tiny")
+    assert parts["tiny"]["encoder_parameters"] == 0 < parts["tiny, two cameras"]["encoder_parameters"]
+    assert len(results["kernels"]) == 4
+    for each in results["kernels"]:
+        assert (
+            each["unit"] == "operators" and 0 < each["network"] and 0 < each["ours"] == each["round"] - each["network"]
+        )
+    graphs = "tiny, all: all on torch-cuda-graph"
+    assert [entry["what"] for entry in results["skipped"]] == [graphs]
+    tables = (tmp_path / "tables.md").read_text()
+    for words in ("## tiny, two cameras, all", "of encoders, batch 1", "## Operators of a round", f"- {graphs}: "):
+        assert words in tables
     for entry in results["skipped"]:
         assert f"skipped: {entry['what']}: {entry['why']}" in done.stdout
-    assert (tmp_path / "network-smoke/model.safetensors").exists()
+    assert (tmp_path / "network-tiny-two-cameras/model.safetensors").exists()
+
+
+class Replays(Launcher):
+    """Does the work again, on the same memory, as a graph does."""
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Do it, and keep it."""
+        work()
+        return lambda: None if work() is None else None
+
+    def queue(self) -> Any:
+        """Nothing to enter."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Nothing to wait for."""
+
+    def fetch(self, sample: Tensor, counts: Tensor) -> Any:
+        """Copy at once."""
+        copies = sample.clone(), counts.clone()
+        return lambda: copies
+
+
+def test_graphs_without_a_gpu(
+    tmp_path: Path, data: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parts of a GPU: whole plans as recordings, which nobody can look into, and an encoder that is recorded."""
+    script, layout = (importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_plan"))
+
+    def recorded(backend: Any, network: Any, job: Any) -> Any:
+        denoiser = GraphedDenoiser.__new__(GraphedDenoiser)
+        parts = {"_denoiser": torch_denoiser(network, job, backend), "_device": CPU, "launcher": Replays()}
+        vars(denoiser).update(parts)
+        return denoiser
+
+    monkeypatch.setattr(TorchCudaGraph, "prepare_tensors", recorded)
+    monkeypatch.setattr(
+        TorchCudaGraph,
+        "prepare_tensor_sensor",
+        lambda backend, network, job: RecordedSensor(torch_sensor(network, job, backend), Replays()),
+    )
+    seeing = layout.Subject("seeing", (16, 32), (96, 128), (48, 64))
+    samplers = ("ddpm", "asd:window=8", "ddim:10")
+    part = layout.Part(seeing, "graphs", ((layout.GRAPH, samplers),), 0, 60, 1, 2)
+    size = replace(layout.SMOKE, steps=(layout.Training(seeing, 0, 0.1), part, layout.Counting(layout.GRAPH, 0)))
+    monkeypatch.setattr(script, "SMOKE", size)
+    monkeypatch.setattr(sys, "argv", ["gpu_bench.py", "--device", "cpu", "--smoke", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0, printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["skipped"] == []
+    (found,) = results["parts"]
+    for each in found["samplers"]:
+        assert each["overhead_fraction"] is None and each["outside_fraction"] < 1
+        assert each["encode_ms"] > 0
+        assert f"{each['spec']} on torch-cuda-graph: p50" in printed
+    assert [each["spec"] for each in results["kernels"]] == ["asd:window=8,draft=response,verify=block"]
 
 
 def test_no_time_is_said_and_a_trained_network_is_taken_up(
     tmp_path: Path, data: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script, train = (importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_train"))
+    script, train, layout = (
+        importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_train", "gpu_bench_plan")
+    )
     recording = data.load(script.DATA)
     checkpoint = load_policy(data.CHECKPOINT)
-    train.train(checkpoint, (16, 32), recording, 1e-9, tmp_path / "network-smoke", 0)
-    before = (tmp_path / "network-smoke/model.safetensors").read_bytes()
+    tiny = layout.Subject("tiny", (16, 32))
+    folder = tmp_path / "network-tiny"
+    train.train(checkpoint, tiny, recording, 1e-9, folder, 0, 4)
+    before = (folder / "model.safetensors").read_bytes()
     monkeypatch.setattr(script.gpu_bench_train, "train", None)  # it would fail
-    monkeypatch.setattr(script, "SMOKE", replace(script.SMOKE, batches={2: 1, 8: 1}))
+    entered = ((layout.EAGER, ("ddpm",)),)
+    parts = tuple(layout.Part(tiny, f"batch {batch}", entered, 0, 30, batch, 2) for batch in (2, 8))
+    monkeypatch.setattr(script, "SMOKE", replace(layout.SMOKE, steps=(layout.Training(tiny, 0, 1), *parts)))
     words = ["gpu_bench.py", "--device", "cpu", "--smoke", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*words, "--seconds", "0.001"])
     with pytest.raises(SystemExit) as stop:
@@ -84,8 +175,8 @@ def test_no_time_is_said_and_a_trained_network_is_taken_up(
     assert stop.value.code == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["parts"] == []
-    assert [entry["what"] for entry in results["skipped"]] == ["smoke at batch 2", "smoke at batch 8"]
-    assert "0 s are left" in results["skipped"][0]["why"]
+    assert [entry["what"] for entry in results["skipped"]] == ["tiny, batch 2", "tiny, batch 8"]
+    assert "0 s of 0 s are left; 0 s are needed to prepare it" in results["skipped"][0]["why"]
 
     # A part that breaks leaves the others, and the run says that it was not whole.
     monkeypatch.setattr(script.Run, "states", lambda *_: 1 / 0)
@@ -95,24 +186,170 @@ def test_no_time_is_said_and_a_trained_network_is_taken_up(
     assert stop.value.code == 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert [entry["why"] for entry in results["skipped"]][-1] == "ZeroDivisionError: division by zero"
-    assert results["training"]["smoke"]["train_steps"] == 1
-    assert (tmp_path / "network-smoke/model.safetensors").read_bytes() == before
-    assert "skipped: smoke at batch 8: ZeroDivisionError" in capsys.readouterr().out
+    assert results["training"]["tiny"]["train_steps"] == 1
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert "skipped: tiny, batch 8: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_run_that_hangs_is_ended_with_what_it_has(tmp_path: Path) -> None:
+    """A compilation, say, which nothing can interrupt."""
+    code = (
+        "import sys, time, gpu_bench\n"
+        "gpu_bench.GRACE = -498\n"  # as if 500 seconds were up after two
+        "gpu_bench.Run.train = lambda *_: None\n"
+        "gpu_bench.Run.part = lambda *_: time.sleep(100)\n"
+        f"sys.argv = ['', '--device', 'cpu', '--smoke', '--seconds', '500', '--out', {str(tmp_path)!r}]\n"
+        "gpu_bench.main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["what"] for entry in results["skipped"]] == ["tiny, all"]
+    assert results["skipped"][0]["why"] == "2 s are up: the run was ended in the middle of it"
 
 
 def test_a_network_learns_from_the_recording(tmp_path: Path, data: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error on the demonstrations' noise falls well below that of a guess of zero, which is 1."""
-    script, train = (importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_train"))
+    script, train, layout = (
+        importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_train", "gpu_bench_plan")
+    )
     monkeypatch.setattr(train, "BATCH", 64)
     monkeypatch.setattr(train, "PEAK_LEARNING_RATE", 3e-3)
     ticks = iter(np.arange(0, 1000, 1.0))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))  # a second for each step
-    notes = train.train(load_policy(data.CHECKPOINT), (16, 32), data.load(script.DATA), 100.0, tmp_path / "policy", 0)
+    given = (layout.Subject("tiny", (16, 32)), data.load(script.DATA))
+    notes = train.train(load_policy(data.CHECKPOINT), *given, 100.0, tmp_path / "policy", 0, 4)
     assert notes["train_steps"] == 99
     assert notes["loss"] < 0.7
     network = load_policy(tmp_path / "policy").network
     assert isinstance(network, torch.nn.Module)
     assert sum(weight.numel() for weight in network.parameters()) == notes["parameters"]
+
+
+# The layout of a run.
+
+
+@pytest.mark.parametrize("slower", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_ends_in_nine_minutes(slower: float, trained: bool) -> None:
+    """One of them to set up. Only what is being prepared when the time is up goes on, until the run is ended."""
+    script, layout = (importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_plan"))
+    laid_out = layout.slots(layout.FULL.steps, script.SECONDS, lambda _: trained, lambda step: slower * step.prepare)
+    done = [slot.step.name for slot in laid_out if not slot.skipped]
+    assert 60 + script.SECONDS + script.GRACE <= 9 * 60
+    assert all(slot.begins < script.SECONDS for slot in laid_out if not slot.skipped)
+    over = max(slot.ends for slot in laid_out) - script.SECONDS
+    assert over <= max((slower - 1) * step.prepare for step in layout.FULL.steps)
+    if slower <= 1:
+        needed = ["4.6M, graphs", "64M, graphs", "263M, two cameras, graphs", "kernels of a round", "64M, compiled"]
+        assert set(needed) <= set(done)
+    if slower <= 1 and trained:
+        assert {"4.6M, compiled", "263M, two cameras, bfloat16"} <= set(done)
+
+
+def test_a_layout_by_hand() -> None:
+    layout = importlib.import_module("gpu_bench_plan")
+    one, two = layout.Subject("one"), layout.Subject("two", (8, 16))
+    part = layout.Part(one, "all", (), prepare=5, seconds=20)
+    steps = (part, layout.Training(two, 1, 30), replace(part, subject=two, prepare=50), part)
+    found = layout.slots(steps, 100, lambda _: False)
+    assert [(slot.begins, slot.ends, slot.skipped) for slot in found] == [
+        (10, 35, False), (35, 66, False), (66, 66, True), (66, 91, False)
+    ]  # fmt: skip
+    assert layout.slots(steps, 100, lambda _: True)[1].step.subject == two  # trained already
+    # A preparation that takes longer than planned leaves the plans no time.
+    slow = layout.slots((part,), 40, lambda _: False, lambda step: 28.0)
+    assert (slow[0].ends, slow[0].skipped) == (40, False)
+    assert (
+        layout.describe(found).splitlines()[2]
+        == "   66 …  66 s  two, all: no time is left for it, in a run of this length"
+    )
+
+
+def test_a_dry_run_says_what_would_be_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = importlib.import_module("gpu_bench")
+    monkeypatch.setattr(sys, "argv", ["gpu_bench.py", "--dry"])  # no GPU is needed
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(script.FULL.steps)
+    assert "training of 263M, two cameras" in "".join(lines)
+
+
+# Kernels.
+
+
+def test_kernels_of_a_round_are_those_of_the_graph_launched_most() -> None:
+    counting = importlib.import_module("gpu_bench_kernels")
+
+    def graph(launch: int, *names: str) -> list[Any]:
+        return [
+            counting.Event("cudaGraphLaunch", launch, False), *(counting.Event(name, launch, True) for name in names)
+        ]  # fmt: skip
+
+    seen = [
+        counting.Event("cudaLaunchKernel", 1, False),
+        counting.Event("noise", 1, True),
+        *graph(2, "begin"),
+        *graph(3, "conv", "conv", "draft", "judge", "Memcpy DtoD"),
+        *graph(4, "conv", "conv", "draft", "judge", "Memcpy DtoD"),
+        *graph(5, "encode"),
+    ]
+    assert counting.of_round(seen, 2) == {"conv": 2, "draft": 1, "judge": 1}
+    # As often as another, the one of more kernels.
+    assert counting.of_round([*graph(2, "begin"), *graph(3, "conv", "draft")], 1) == {"conv": 1, "draft": 1}
+    # Without graphs, the rounds share all.
+    plain = [counting.Event(name, number, True) for number, name in enumerate(["conv"] * 4 + ["draft"] * 2)]
+    assert counting.of_round(plain, 2) == {"conv": 2, "draft": 1}
+    # A profiler that does not say what graphs launch.
+    assert counting.of_round([counting.Event("cudaGraphLaunch", 9, False), *plain], 2) == {"conv": 2, "draft": 1}
+
+
+# What cameras see.
+
+
+def test_cameras_see_what_the_policy_is_not_told() -> None:
+    scene = importlib.import_module("gpu_bench_scene")
+    hand, surroundings = torch.zeros(3, 4), torch.zeros(3, 35)
+    hand[:, :3] = torch.tensor([-0.8, -0.8, 0.8])
+    surroundings[:, 32:35] = torch.tensor([-0.8, 0.8, -0.8])
+    surroundings[1, :3] = torch.tensor([0.9, 0.5, 0.0])  # the object moves to the right, and back
+    surroundings[2, :3] = torch.tensor([0.0, 0.0, -0.7])  # and down
+    frames = scene.render(hand, surroundings, (48, 64))
+    assert {name: tuple(each.shape) for name, each in frames.items()} == dict.fromkeys(scene.VIEWS, (3, 3, 48, 64))
+
+    def reddest(view: str, row: int) -> tuple[int, int]:
+        red, green, _ = frames[f"observation.images.{view}"][row].float()
+        place = int((red - green).argmax())
+        return place // 64, place % 64
+
+    centre = reddest("front", 0)
+    assert abs(centre[0] - 24) <= 1 and abs(centre[1] - 32) <= 1
+    assert reddest("front", 1)[1] > 50 and abs(reddest("front", 1)[0] - centre[0]) <= 1
+    assert reddest("top", 1)[1] > 50 and reddest("top", 1)[0] < 20
+    assert reddest("front", 2)[0] > 36 and reddest("top", 2) == reddest("top", 0)
+    assert torch.equal(frames["observation.images.top"][0], frames["observation.images.top"][2])
+
+
+def test_states_are_those_that_the_cameras_would_show(tmp_path: Path, data: ModuleType) -> None:
+    script, train, layout, scene = (
+        importlib.import_module(name) for name in ("gpu_bench", "gpu_bench_train", "gpu_bench_plan", "gpu_bench_scene")
+    )
+    like, recording = load_policy(data.CHECKPOINT), data.load(script.DATA)
+    seeing = layout.Subject("seeing", (16, 32), (96, 128), (48, 64))
+    train.train(like, seeing, recording, 1e-9, tmp_path / "policy", 0, 4)
+    policy = load_policy(tmp_path / "policy")
+    recorded = recording.first_states(3).cond
+    cond = scene.look(policy, recorded, like, seeing.frame)
+    assert cond.shape == (3, policy.cond_dim) == (3, 2 * (4 + 2 * 64))
+    steps = cond.unflatten(1, (2, -1))
+    torch.testing.assert_close(steps[..., :4], recorded.unflatten(1, (2, -1))[..., :4], rtol=1e-3, atol=2e-3)
+    other = recorded.clone()
+    other[:, 4:7] += 0.5  # the object, one observation before
+    moved = scene.look(policy, other, like, seeing.frame).unflatten(1, (2, -1))
+    assert torch.equal(moved[:, 1], steps[:, 1])
+    assert torch.equal(moved[:, 0, :4], steps[:, 0, :4])
+    assert not torch.equal(moved[:, 0, 4:], steps[:, 0, 4:])
 
 
 def test_the_recording_is_whole(data: ModuleType) -> None:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.samplers.asd import compiled, draft, engine
+from asd_policy.samplers import compiled
+from asd_policy.samplers.asd import draft, engine
+from asd_policy.samplers.asd.compiled import COMMITTED, DRAFTED
 from asd_policy.samplers.asd.couplings import VERIFIERS, Judge, Verdict, Verifier
 from asd_policy.samplers.asd.draft import Follow, Window, follow_window, roll_out
 from asd_policy.samplers.asd.path import Path
@@ -188,30 +190,31 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
     Raises:
         RuntimeError: The loops are not compiled here.
     """
-    kernels = compiled.load_kernels()
+    load = compiled.load_kernels
+    kernels = load(compiled.ROUNDS)
     if kernels is None:
         raise RuntimeError("there are no compiled loops to break")
     draft_rows, commit_rows = kernels.draft_rows, kernels.commit_rows
     fresh = np.random.default_rng(seed)
 
-    def draft(rows: Numbers, quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
+    def draft(window: int, path: tuple[Numbers, ...], *others: Any) -> int:
         if mutant == "peek":
-            seen = dict(zip(compiled.DRAFTED, path, strict=True))
+            seen = dict(zip(DRAFTED, path, strict=True))
             own = seen["normals"][np.arange(len(seen["cursor"])), seen["cursor"]]
             peeked = {"x0_pred": seen["x0_pred"] + 0.1 * seen["normals"], "latest": seen["latest"] + 0.1 * own}
             path = tuple((seen | peeked).values())
-        draft_rows(rows, quota, path, *others)
+        return draft_rows(window, path, *others)
 
-    def commit(rows: Numbers, quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
-        named = dict(zip(compiled.COMMITTED, path, strict=True))
+    def commit(quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
+        named = dict(zip(COMMITTED, path, strict=True))
         normals, uniforms = named["normals"].copy(), named["uniforms"].copy()
         if mutant == "accept-always":
             named["uniforms"][:] = np.finfo(uniforms.dtype).tiny
-        commit_rows(rows, quota, path, *others)
+        commit_rows(quota, path, *others)
         if mutant == "accept-always":
             named["uniforms"][:] = uniforms
         sigma = others[0][2]
-        for row in rows:
+        for row in np.flatnonzero(quota):
             step = named["cursor"][row] - 1
             if mutant == "keep-tape":
                 named["normals"][row, step + 1 :] = normals[row, step + 1 :]
@@ -219,7 +222,8 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
                 noise = normals[row, step] if mutant == "keep-noise" else fresh.standard_normal(normals.shape[2])
                 named["x"][row] += sigma[step] * noise - named["innovation"][row]
 
-    with mock.patch.object(compiled, "load_kernels", lambda: SimpleNamespace(draft_rows=draft, commit_rows=commit)):
+    broken = SimpleNamespace(draft_rows=draft, commit_rows=commit)
+    with mock.patch.object(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name)):
         yield
 
 

@@ -44,7 +44,7 @@ def latency_table(results: dict[str, Any]) -> Table:
         caption=f"{caption(results)}; {against}",
     )
     columns = ("sampler on backend", "window", "rounds", "p50 / p95 / p99 / max ms", "× [95 %]", "× eager", "× rounds",
-               "calls alone ms", "outside the network")  # fmt: skip
+               "calls alone ms", "at best ms", "outside the network")  # fmt: skip
     encoded = any(each.get("encode_fraction") is not None for each in results["samplers"])
     if encoded:
         columns = (*columns[:-1], "encoding", "outside the networks")
@@ -63,8 +63,9 @@ def latency_table(results: dict[str, Any]) -> Table:
             _ratio(each["speedup_over_eager"]),
             f"{each['algorithmic_speedup']:.1f}",
             _ms(each["floor_ms"]),
+            _ms(each.get("limit_ms")),
             *([_share(each["encode_fraction"])] if encoded else []),
-            _share(each["overhead_fraction"]),
+            _share(each.get("outside_fraction") if each["overhead_fraction"] is None else each["overhead_fraction"]),
         )
     return table
 

@@ -16,7 +16,7 @@ from asd_policy.evaluation.equivalence import pairs_needed
 from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers.asd.compiled import is_host, load_kernels
+from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -80,7 +80,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
 
 def engine_of(device: Device) -> str:
     """Say what does the arithmetic of asd's rounds on a device: compiled loops, or the arrays' own library."""
-    return "compiled" if is_host(device) and load_kernels() is not None else "arrays"
+    return "compiled" if is_host(device) and load_kernels(ROUNDS) is not None else "arrays"
 
 
 def reference_of(results: dict[str, Any]) -> str:
@@ -354,25 +354,27 @@ def tuning_table(results: dict[str, Any]) -> "Table":
     """Lay out the results.json object of `tune` as a table for the terminal."""
     from rich.table import Table
 
-    rich_table = Table(title=f"{results['policy']}: {results['plans']} plans", caption=caption(results))
-    rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
-    for setting in results["settings"]:
-        pair = f"{setting['draft']} + {setting['verify']}"
-        rows.setdefault((setting["backend"], setting["window"]), {})[pair] = setting
-    pairs = list(dict.fromkeys(pair for settings in rows.values() for pair in settings))
-    plan_ms = "expected_plan_ms"
-    sequential = min(setting[plan_ms] for setting in results["settings"] if setting["window"] == 1)
-    rich_table.add_column("backend")
-    for column in ("window θ", "network call ms", *(f"{pair}, plan ms" for pair in pairs), "against sequential"):
-        rich_table.add_column(column, justify="right")
-    best = results["backend"], results["window"]
-    for (backend, window), settings in rows.items():
-        plans = [settings[pair][plan_ms] for pair in pairs]
-        cells = (f"{settings[pairs[0]]['call_ms']:.2f}", *(f"{plan:.0f}" for plan in plans))
-        ratio = f"{sequential / min(plans):.2f}×"
-        style = "bold" if (backend, window) == best else None
-        rich_table.add_row(backend, str(window), *cells, ratio, style=style)
+    title = f"{results['policy']}: {results['plans']} plans learned from"
+    rich_table = Table(title=title, caption=f"≈ expected, not tried; {caption(results)}")
+    best = {each: results[each] for each in ("backend", "window")}
+    pair = results["sampler"].partition(",")[2]
+    for column in ("backend", "θ", "draft, coupling", "call ms", "plan ms", "against sequential"):
+        rich_table.add_column(column, justify="left" if column in ("backend", "draft, coupling") else "right")
+    sequential = {name: _least(results, name) for name in ("plan_ms", "expected_plan_ms")}
+    for each in sorted(results["settings"], key=lambda each: (each["backend"], each["window"])):
+        tried, own = each["plan_ms"] is not None, f"draft={each['draft']},verify={each['verify']}" == pair
+        if tried or own:
+            name, about = ("plan_ms", "") if tried else ("expected_plan_ms", "≈ ")
+            cells = f"{each['call_ms']:.2f}", f"{about}{each[name]:.1f}", f"{about}{sequential[name] / each[name]:.2f}×"
+            style = "bold" if tried and own and best.items() <= each.items() else None
+            names = each["backend"].partition(":")[0], str(each["window"]), f"{each['draft']}, {each['verify']}"
+            rich_table.add_row(*names, *cells, style=style)
     return rich_table
+
+
+def _least(results: dict[str, Any], name: str) -> float:
+    """Find what a plan of the sequential sampler takes on the backend where it takes the least."""
+    return min(each[name] for each in results["settings"] if each["window"] == 1 and each[name] is not None)
 
 
 def verification_table(results: dict[str, Any]) -> "Table":

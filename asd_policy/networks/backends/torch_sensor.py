@@ -1,5 +1,7 @@
 """A sensor's network as PyTorch runs it, shared by the backends of PyTorch."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +49,16 @@ class TorchSensor:
 class RecordedSensor:
     """A sensor's network whose calls are recorded, one for each power of two of rows, and replayed.
 
-    How many observations are new differs from plan to plan; so few recordings are there before the first one.
+    How many observations are new differs from plan to plan; so few recordings are there before the first one. A network
+    that cannot be recorded, or that draws random numbers, which a replay would not draw anew, is called as it is, after
+    one warning.
     """
 
     def __init__(self, sensor: TorchSensor, launcher: Launcher) -> None:
         """Take a network, and what records its calls; nothing is recorded before it is called."""
         self._sensor = sensor
         self._launcher = launcher
+        self._plain = False
 
     def __call__(self, seen: Tensor) -> Tensor:
         """Encode; see `TorchSensor`.
@@ -63,28 +68,49 @@ class RecordedSensor:
         """
         self.check()  # a replay reads the addresses that were recorded
         rows = len(seen)
-        if spare := (1 << (rows - 1).bit_length()) - rows if rows else 0:
-            seen = torch.cat([seen, seen[:1].expand(spare, *seen.shape[1:])])
-        key = tuple(seen.shape), seen.dtype
-        return self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, seen)).replay(seen)[:rows]
+        if self._plain or not rows:
+            return self._sensor.compute(seen)
+        padded = seen
+        if spare := (1 << (rows - 1).bit_length()) - rows:
+            padded = torch.cat([seen, seen[:1].expand(spare, *seen.shape[1:])])
+        key = tuple(padded.shape), padded.dtype
+        try:
+            recording = self._launcher.keep(key, lambda: _Recording(self._sensor, self._launcher, padded))
+        except _NotRecordable as error:
+            self._plain = True
+            warnings.warn(
+                f"the network of a camera or another sensor runs without CUDA graphs, which is slower: {error}",
+                stacklevel=2,
+            )
+            return self._sensor.compute(seen)
+        return recording.replay(padded)[:rows]
 
     def check(self) -> None:
         """Refuse weights that were moved or changed, as a call does."""
         self._sensor.check()
 
 
+class _NotRecordable(Exception):
+    """Why calls of a network cannot be replayed."""
+
+
 class _Recording:
     """One call over memory of its own."""
 
     def __init__(self, sensor: TorchSensor, launcher: Launcher, seen: Tensor) -> None:
+        before = _random_state(seen.device)
         with torch.inference_mode(False):  # calls outside of it may write there, too
             self._seen = seen.clone()
-            self._features = sensor.compute(self._seen).clone()
+            self._features = sensor.compute(self._seen).clone()  # an error here is the network's own
+        if not torch.equal(_random_state(seen.device), before):
+            raise _NotRecordable("it draws random numbers")
         self._launcher = launcher
         try:
             self._launch = launcher.record(lambda: self._features.copy_(sensor.compute(self._seen)))
         except OutOfDeviceMemory:
             raise BackendError(f"the device has no memory for encoding {len(seen)} observations at once") from None
+        except RuntimeError as error:  # such as a copy to the host, which CUDA forbids in a capture
+            raise _NotRecordable(str(error).strip().partition("\n")[0] or type(error).__name__) from error
 
     def replay(self, seen: Tensor) -> Tensor:
         """Encode other rows."""
@@ -94,6 +120,11 @@ class _Recording:
             features = self._features.clone()
         self._launcher.settle()
         return features
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Read the state of a device's random numbers, on the host."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def torch_sensor(network: Encode, job: SensorJob, backend: TorchBackend) -> TorchSensor:

@@ -380,10 +380,12 @@ class LivePlanner:
         learning, self.experience.learning = self.experience.learning, False
         last, self.last_sample, self._warming = self.last_sample, None, []
         try:
-            for _ in range(2):
+            plan()
+            stats = self._warming[0]
+            # One more, for which all is ready; and what records its rounds records those of all that it will try.
+            recorded = stats.network_seconds is None
+            while (len(self._warming) < 2 and stats.trial_calls) or (recorded and self.experience.untried):
                 plan()
-                if not self._warming[-1].trial_calls:
-                    break
             stats = self._warming[-1]
         finally:
             self.experience.learning = learning
@@ -392,31 +394,42 @@ class LivePlanner:
         calls, points = self.stats.trial_calls - before[0], self.stats.trial_points - before[1]
         return WarmUp(calls, points, time.perf_counter() - start, stats.seconds, stats.spec)
 
-    def learn(self, plan: Callable[[], object], plans: int) -> None:
-        """Learn from plans that are none of the policy's, so far as none are kept, and keep what they teach.
+    def learn(self, plan: Callable[[], object], plans: int) -> SpeculationStats | None:
+        """Learn from plans that are none of the policy's, choose by what they cost, and keep both.
 
         Only before the policy's first plan: what that has taught must not be kept, see `Memory`.
 
         Args:
             plan: Makes the library plan once, through `sample`, with a noise that no other plan meets.
-            plans: How many teach enough. There are fewer where they take longer than `_LEARNING_SECONDS`.
+            plans: How many teach enough, earlier ones included; 0 for none. There are fewer where they take longer
+                than `_LEARNING_SECONDS`, and more while settings are tried.
+
+        Returns:
+            What a last plan cost, with what was chosen; None where there was nothing to learn.
 
         Raises:
             DenoiserError: As `sample`.
         """
-        if not self.sampler.learns or self._memory is None or self.stats.plans or self.experience.plans >= plans:
-            return
+        enough = self.experience.plans >= plans and not self.experience.undecided
+        if not plans or not self.sampler.learns or self._memory is None or self.stats.plans or enough:
+            return None
         began, self._warming = time.perf_counter(), []
         last, self.last_sample = self.last_sample, None
+        trying, before = self.experience.trying, -1
         try:
-            while self.experience.plans < plans and time.perf_counter() - began < _LEARNING_SECONDS:
+            # A plan of one point a round has nothing to teach.
+            while (before < self.experience.plans < plans) or self.experience.undecided:
                 before = self.experience.plans
                 plan()
-                if self.experience.plans == before:
-                    break  # a window of one has nothing to teach
+                if time.perf_counter() - began > _LEARNING_SECONDS:
+                    break
+            self.experience.trying = False
+            plan()
+            return self._warming[-1]
         finally:
+            self.experience.trying = trying
             self.last_sample, self._warming = last, None
-        self._memory.keep(self.experience)
+            self._memory.keep(self.experience)
 
     @arrays.uncompiled
     def sample(

@@ -189,7 +189,9 @@ class LeRobotSampling(abc.ABC):
         device = batch["observation.state"].device
         with alone(self.policy, device):
             warm = self.planner.warm_up(lambda: self.plan_chunk(batch))
-            self.planner.learn(lambda: self.plan_chunk(_at_random(batch)), learn)
+            learned = self.planner.learn(lambda: self.plan_chunk(_at_random(batch)), learn)
+            if learned is not None:
+                warm = replace(warm, plan_seconds=learned.seconds, spec=learned.spec)
             # A compiled network would be compiled for it, which takes minutes and is not the loop's time.
             compare = compare and not is_compiled(self.denoiser_of(self.policy))
             loop_seconds = self.time_own_loop(batch, device) if compare else None

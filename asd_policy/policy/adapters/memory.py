@@ -14,10 +14,11 @@ from asd_policy.samplers.asd.experience import Experience
 
 
 class Memory:
-    """Measured times of a network, and what plans with a noise of their own have taught.
+    """Measured times of a network, and what plans with a noise of their own have taught and cost.
 
-    What other plans teach is not kept. It would be met by the noise that it was learned from when a program begins with
-    the same seed again, and drafts that know the noise that judges them change the law.
+    What other plans teach, and which setting they took the least time with, is not kept. It would be met by the noise
+    that it was learned from when a program begins with the same seed again, and drafts and windows that know the noise
+    that judges them change the law.
     """
 
     def __init__(
@@ -47,16 +48,18 @@ class Memory:
         except CheckpointError as error:
             warnings.warn(f"times are measured anew: {error}", stacklevel=2)
             return
-        if backend == self._runs:
-            experience.latency, experience.overhead = dict(known.latency), dict(known.overhead)
         self._taught = known.without_times()  # stays in the file, taken or not
+        if backend == self._runs:
+            self._taught.trials = known.trials
+            again = known.copy()
+            experience.latency, experience.trials = again.latency, again.trials
         if not experience.plans:
             experience.take_up(known)
         self._kept = self._count(experience)
 
     def keep(self, experience: Experience) -> None:
         """Keep what an experience has learned so far; all of its plans had a noise of their own."""
-        self._taught = experience.without_times()
+        self._taught = experience.copy()
         self.save(experience)
 
     def save(self, experience: Experience) -> None:
@@ -64,7 +67,7 @@ class Memory:
         count = self._count(experience)
         if self._path is None or count <= self._kept:
             return
-        kept = replace(self._taught, latency=experience.latency, overhead=experience.overhead)
+        kept = replace(self._taught, latency=experience.latency)
         try:
             save_tuning(self._path, kept, self.device, self._runs)
         except OSError as error:
@@ -72,4 +75,5 @@ class Memory:
         self._kept = count
 
     def _count(self, experience: Experience) -> int:
-        return len(experience.latency) + len(experience.overhead) + self._taught.plans
+        trials = sum(1 + trial.done for trial in self._taught.trials.values())
+        return len(experience.latency) + trials + self._taught.plans

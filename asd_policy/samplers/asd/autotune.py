@@ -1,15 +1,15 @@
-"""What `asd` does where an option is left to it: the cost model behind `auto`.
+"""What `asd` does where an option is left to it.
 
-The expected time of a plan is, for each window, draft and verifier, the time of a round (the network's by its number of
-points, and the engine's own; both measured on first use) times the expected rounds, which follow from how often
-drafts were refused at each step.
+A cost model says which settings may be the best: the expected time of a plan is, for each window, draft and verifier,
+the time of a network call by its number of points, measured on first use, times the expected rounds, which follow from
+how often drafts were refused at each step. Plans then try these settings in turn, and the one whose plans took the
+least time stays (`trials`).
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +18,20 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
-from asd_policy.samplers.asd.compiled import compiled_form
-from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
-from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.asd.path import Path
+from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.base import Target
 
-WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Windows to choose from; a larger one saves few rounds on any network seen so far."""
-_TIMED_WINDOWS = (2, 16, 64)  # the engine's time is nearly linear in between
-_TIMED_CALLS = 3
-
-
-class Setting(NamedTuple):
-    """What `asd` runs with."""
-
-    window: int
-    draft: str
-    verify: str
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Draft and verifier."""
-        return self.draft, self.verify
+WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+"""Windows to choose from."""
+_TIMED_WINDOWS = (1, 4, 16, 64)  # the time of a call is nearly linear in between
+_TIMED_CALLS = 2
+_FIRST_PLANS = 4
+"""Plans that tell how often drafts are refused here; before, the settings to try are those of a usual policy."""
+_WINDOWS_TRIED, _TRIED_UP_TO = 4, 1.3
+"""How many windows are tried beside the one of the least expected cost, and how many times that cost they may have."""
+_BLOCK = 4  # plans of a setting in a row, where each setting is a recording
 
 
 _PRIORS = {(name, verify): share for name, draft in DRAFTS.items() for verify, share in draft.refusals.items()}
@@ -64,10 +53,7 @@ def choose(
     tape: NoiseTape,
     experience: Experience | None,
 ) -> Setting:
-    """Choose the setting with the least expected time per plan.
-
-    Latencies are measured once for each batch, on first use. The choice is made anew each time that the number of plans
-    learned from has doubled.
+    """Choose the setting of a plan.
 
     Args:
         window: Points of a round θ, or None to choose them. Where they are given, nothing is chosen.
@@ -75,21 +61,39 @@ def choose(
         verify: Name of the verifier; None alike.
         target: What is sampled.
         tape: Its noise. What is timed runs on it, and leaves it as it is.
-        experience: Of the policy; None for `DEFAULT`.
+        experience: Of the policy, which keeps what was tried, see `note`; None for `DEFAULT`.
     """
     if window is not None:
         return Setting(window, draft or DEFAULT.draft, verify or DEFAULT.verify)
     steps, batch = len(target.chain), len(tape.initial)
     if experience is None:
         return Setting(min(DEFAULT.window, steps), draft or DEFAULT.draft, verify or DEFAULT.verify)
-
-    def best() -> Setting:
+    key = batch, draft, verify
+    trial, informed = experience.trials.get(key), experience.plans >= _FIRST_PLANS
+    # What was recorded stays: another setting would have to be recorded while a robot waits.
+    anew = experience.trying and informed and target.launcher is None
+    if trial is None or (anew and not trial.informed):
         settings = candidates(steps, None, draft, verify)
         measure(settings, target, tape, experience)
-        costs = expected_costs(settings, experience, batch, steps)
-        return min(settings, key=lambda setting: costs[setting])  # of equals the first: the default pair's
+        likely = shortlist(expected_costs(settings, experience, batch, steps))
+        trial = experience.trials[key] = Trial.of(likely, informed)
+    if trial.done or not experience.trying:
+        return trial.best
+    return trial.turn(1 if target.launcher is None else _BLOCK)
 
-    return experience.once_per_doubling(("setting", batch, draft, verify), best)
+
+def shortlist(costs: Mapping[Setting, float]) -> list[Setting]:
+    """List the settings to try, by their expected costs: those that may be the best, far enough apart to tell them.
+
+    A few windows of the best draft and verifier, spread over those that may be the best, and the best setting of
+    others.
+    """
+    likely = sorted(costs, key=lambda setting: costs[setting])  # of equals the first: the default pair's
+    likely = [each for each in likely if costs[each] <= _TRIED_UP_TO * costs[likely[0]]]
+    best, others = likely[0], [each for each in likely if each.pair != likely[0].pair]
+    own = sorted(each for each in likely if each.pair == best.pair)
+    spread = {own[round(place)] for place in np.linspace(0, len(own) - 1, min(_WINDOWS_TRIED, len(own)))}
+    return sorted({best, *spread, *others[:1]}, key=lambda setting: costs[setting])
 
 
 def candidates(
@@ -103,35 +107,32 @@ def candidates(
 
 
 def measure(settings: Sequence[Setting], target: Target, tape: NoiseTape, experience: Experience) -> None:
-    """Time, for a batch like the tape's, what was not timed yet: network calls, and rounds without the network."""
-    batch = len(tape.initial)
-    for window in dict.fromkeys(setting.window for setting in settings):
+    """Time network calls of a batch like the tape's, where they were not timed yet."""
+    batch, largest = len(tape.initial), max(setting.window for setting in settings)
+    for window in sorted({min(each, largest) for each in _TIMED_WINDOWS}):
         if batch * window not in experience.latency:
             experience.latency[batch * window] = _time_call(target, tape.initial, window)
-    silent = _Silent(
-        target.denoiser, target.chain, target.shape, target.cond, target.inpainting, target.launcher, meter=target.meter
-    )
-    windows = sorted({min(window, len(target.chain)) for window in _TIMED_WINDOWS})
-    for pair in dict.fromkeys(setting.pair for setting in settings):
-        if (*pair, batch) not in experience.overhead:
-            seconds = [_time_round(Setting(window, *pair), silent, tape, experience) for window in windows]
-            experience.overhead[(*pair, batch)] = dict(zip(windows, seconds, strict=True))
 
 
 def expected_costs(settings: Sequence[Setting], experience: Experience, batch: int, steps: int) -> dict[Setting, float]:
-    """Compute the expected time of a plan [s] with each setting; all were measured at this batch."""
-    sizes = sorted(experience.latency)
-    seconds = [experience.latency[size] for size in sizes]
+    """Compute the expected time of a plan [s] with each setting, whose calls were measured at this batch."""
+    hazards = {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
 
     def latency(points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.interp(batch * points, sizes, seconds)
+        return call_seconds(experience, batch * points)
 
-    costs = {}
-    for setting in settings:
-        timed = experience.overhead[(*setting.pair, batch)]
-        overhead = float(np.interp(setting.window, list(timed), list(timed.values())))
-        costs[setting] = expected_seconds(refusals(setting.pair, experience, steps), setting.window, latency, overhead)
-    return costs
+    return {each: expected_seconds(hazards[each.pair], each.window, latency) for each in settings}
+
+
+def call_seconds(experience: Experience, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Compute the time of network calls of so many points [s], linear between those that were measured and beyond."""
+    sizes = sorted(experience.latency)
+    seconds = [experience.latency[size] for size in sizes]
+    beyond = 0.0
+    if len(sizes) > 1:
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        beyond = max(slope, 0.0) * np.maximum(points - sizes[-1], 0)
+    return np.interp(points, sizes, seconds) + beyond
 
 
 def refusals(pair: tuple[str, str], experience: Experience, steps: int) -> npt.NDArray[np.float64]:
@@ -149,7 +150,6 @@ def expected_seconds(
     hazard: npt.NDArray[np.float64],
     window: int,
     latency: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
-    overhead: float,
 ) -> float:
     """Compute the expected time of a plan [s], walking back from the end of the chain.
 
@@ -157,11 +157,10 @@ def expected_seconds(
         hazard: Probability that a draft is refused where it is judged, by step [K].
         window: Points of a round θ.
         latency: Seconds of a network call by points per row.
-        overhead: Seconds of a round outside the network; the sequential sampler (θ = 1) has none to speak of.
     """
     steps = len(hazard)
     cost = np.zeros(steps + 1)
-    per_round = latency(np.minimum(np.arange(steps, 0, -1), window)) + (overhead if window > 1 else 0)
+    per_round = latency(np.minimum(np.arange(steps, 0, -1), window))
     for cursor in range(steps - 1, -1, -1):
         run = min(window, steps - cursor)
         judged = hazard[cursor : cursor + run - 1]
@@ -169,14 +168,6 @@ def expected_seconds(
         after = cost[cursor + 1 : cursor + run]
         cost[cursor] = per_round[cursor] + (stands[:-1] * judged * after).sum() + stands[-1] * cost[cursor + run]
     return float(cost[0])
-
-
-class _Silent(Target):
-    """A target whose network takes no time."""
-
-    def predict(self, x: Array, steps: Array, rows: Array | None = None, live: Array | None = None) -> Array:
-        """Predict zeros."""
-        return arrays.namespace(x).zeros_like(x)
 
 
 def _time_call(target: Target, initial: Array, window: int) -> float:
@@ -190,19 +181,6 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
     recorded = target.recordable(target.cond, target.inpainting)
     target.meter.count(1 + _TIMED_CALLS, (1 + _TIMED_CALLS) * len(points))  # of the replays
     return _replay_seconds(lambda: recorded.predict(points, steps, rows), target.launcher, device)
-
-
-def _time_round(setting: Setting, silent: Target, tape: NoiseTape, experience: Experience) -> float:
-    """Time a round from the start of the chain [s]."""
-    device, rows = arrays.device_of(tape.initial), arrays.arange(len(tape.initial), tape.initial)
-    draft = DRAFTS[setting.draft]
-    response = response_for(draft, tape, experience)
-    round_ = Round(silent, draft, VERIFIERS[setting.verify], response, setting.window)
-    paths = [Path.begin(silent, tape, None) for _ in range(1 + _TIMED_CALLS)]
-    if silent.launcher is None:
-        rounds = [(compiled_form(round_, path), path) for path in paths]
-        return min(_seconds(lambda run=run, path=path: run(path, rows, path.compact), device) for run, path in rounds)
-    return _replay_seconds(lambda: round_(paths[0], rows, compact=False), silent.launcher, device)
 
 
 def _replay_seconds(work: Callable[[], object], launcher: Launcher, device: Device) -> float:

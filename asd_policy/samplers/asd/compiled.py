@@ -1,131 +1,101 @@
-"""Rounds of `asd` in compiled loops (`kernels`): those of `rounds.EagerRounds`, for points in the host's memory.
+"""Rounds of `asd` in compiled loops (`kernels`), for points in the host's memory.
 
-The text of `engine.Round` is the definition, and what runs where a draft or a verifier is none of the known ones,
-points are not the host's, or the loops cannot be compiled here.
+The text of `engine.Round` is the definition, and what runs (`rounds.EagerRounds`) where a draft or a verifier is none
+of the known ones, or the loops cannot be compiled here.
 """
 
-import importlib
-import warnings
-from functools import cache
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array, Device
-from asd_policy.samplers.asd import draft, engine
-from asd_policy.samplers.asd.couplings import block, reflection
-from asd_policy.samplers.asd.draft import FrozenDraft, PicardDraft, ResponseDraft, WarmDraft
+from asd_policy._common.arrays import NUMPY, Array
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.samplers.asd.couplings import block
+from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
-from asd_policy.samplers.asd.path import Path
+from asd_policy.samplers.asd.rounds import CalledRounds
+from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels, loops_for, on_host, prediction_tables
 
-Numbers = npt.NDArray[Any]
-_DRAFTS = (FrozenDraft, PicardDraft, WarmDraft, ResponseDraft)
-DRAFTED = ("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation")
+DRAFTED = (
+    *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
+    "rejected",
+)
 """The arrays of a `Path` that `kernels.draft_rows` takes."""
 COMMITTED = (
     *("x", "cursor", "normals", "uniforms", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
     *("rejected", "refused", "judged", "rounds", "nfe"),
 )
 """Those that `kernels.commit_rows` takes."""
-_NOTHING_GIVEN = np.empty((0, 0), bool)
 
 
-def is_host(device: Device) -> bool:
-    """Tell whether a device's memory is the host's."""
-    return device == NUMPY or str(device).partition(":")[0] == "cpu"
+def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
+    """Load the loops for a round of plans along a tape; None where they have none for it."""
+    return loops_for(ROUNDS, tape.initial) if round_.is_known else None
 
 
-@cache
-def load_kernels() -> ModuleType | None:
-    """Import the loops and have them compiled, or read from numba's cache on the disk; None, and a warning, if not."""
-    try:
-        kernels = importlib.import_module("asd_policy.samplers.asd.kernels")
-        _try(kernels)
-    except Exception as error:  # numba's errors are many: a cache that cannot be written, a NumPy that is too new
-        reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"asd's rounds run uncompiled, which is slower: {type(error).__name__}: {reason}; numba compiles them",
-            stacklevel=2,
-        )
-        return None
-    return kernels
+class CompiledRounds(CalledRounds):
+    """`rounds.EagerRounds` whose arithmetic is compiled: between two network calls the batch is passed through once."""
 
-
-def _try(kernels: ModuleType) -> None:
-    """Run the loops on a round of no rows, so that they are compiled."""
-    no_rows, count, flags = np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((1, 1), bool)
-    for dtype in (np.float32, np.float64):
-        one, flat, deep = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
-        named: dict[str, Numbers] = dict.fromkeys((*DRAFTED, *COMMITTED), deep)
-        named |= dict.fromkeys(("x", "free", "uniforms", "latest", "innovation"), flat)
-        named |= dict.fromkeys(("seen", "refused", "judged"), flags) | {"rejected": flags[0]}
-        named |= dict.fromkeys(("cursor", "rounds", "nfe"), count)
-        drafted, basis = (deep, deep, deep), np.empty((0, 0), dtype)
-        draft_path, commit_path = (tuple(named[name] for name in names) for names in (DRAFTED, COMMITTED))
-        kernels.draft_rows(no_rows, no_rows, draft_path, (one,) * 3, (False, basis, basis), drafted)
-        kernels.commit_rows(no_rows, no_rows, commit_path, (one,) * 4, (False, basis, _NOTHING_GIVEN), drafted, deep)
-
-
-def compiled_form(round_: Round, path: Path) -> "Round | CompiledRound":
-    """Give a round its compiled form, if it has one for a path; else the round itself."""
-    known = (
-        type(round_.draft) in _DRAFTS
-        and round_.verifier.judge in (reflection, block)
-        and engine.roll_out is draft.roll_out
-        and is_host(arrays.device_of(path.x))
-        and str(path.x.dtype).rpartition(".")[2] in ("float32", "float64")
-    )
-    kernels = load_kernels() if known else None
-    return round_ if kernels is None else CompiledRound(round_, path, kernels)
-
-
-class CompiledRound:
-    """A `Round` of one path, whose arithmetic is compiled; the network is called as before."""
-
-    def __init__(self, reference: Round, path: Path, kernels: ModuleType) -> None:
-        """Look at a path's arrays as NumPy's, on the same memory."""
-        self.target, self.window = reference.target, reference.window
-        self._draft, self._kernels = reference.draft, kernels
+    def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None, kernels: ModuleType) -> None:
+        """Put a batch of plans at its start, as `CalledRounds` does, with what `loops_of` gave; and draft."""
+        super().__init__(round_, tape, last_plan)
+        self._kernels, path = kernels, self.path
         self._drafted, self._committed = (
-            tuple(_host(getattr(path, name)) for name in names) for names in (DRAFTED, COMMITTED)
+            tuple(on_host(getattr(path, name)) for name in names) for names in (DRAFTED, COMMITTED)
         )
-        self._cursor, dtype = _host(path.cursor), _host(path.x).dtype
-        chain, response, inpainting = self.target.chain, reference.response, self.target.inpainting
-        a, b, sigma = (np.asarray(each, dtype) for each in (chain.a, chain.b, chain.sigma))
+        x, chain, response = on_host(path.x), round_.target.chain, round_.response
+        tables = chain.tables(NUMPY, x.dtype)
         with np.errstate(divide="ignore"):
-            self._tables = a, b, sigma, a / sigma
-        basis = gain = np.empty((0, 0), dtype)
+            self._tables = tables.a, tables.b, tables.sigma, tables.a / tables.sigma
+        self._timesteps, self._prediction = tables.timesteps, None
+        if round_.target.inpainting is None and (steps := load_kernels(STEPS)) is not None:
+            self._prediction, self._predict = prediction_tables(chain, x.dtype), steps.predict_rows
+        basis = gain = np.empty((0, 0), x.dtype)
         if response is not None:
-            basis, gain = (np.ascontiguousarray(_host(each)) for each in (response.basis, response.gain))
-        given = _NOTHING_GIVEN
-        if inpainting is not None:
-            given = np.ascontiguousarray(_host(inpainting.mask.reshape(len(path.x), -1)))
-        self._how_to_draft = isinstance(self._draft, FrozenDraft), basis, gain
-        self._how_to_judge = reference.verifier.judge is block, basis, given
+            basis, gain = (np.ascontiguousarray(on_host(each)) for each in (response.basis, response.gain))
+        given = np.empty((0, 0), np.bool_)
+        if round_.target.inpainting is not None:
+            given = np.ascontiguousarray(on_host(round_.target.inpainting.mask.reshape(x.shape)))
+        self._how_to_draft = isinstance(round_.draft, FrozenDraft), basis, gain
+        self._how_to_judge = round_.verifier.judge is block, basis, given
+        self._most = len(x) * min(self.window, len(chain))
+        self._own = [np.empty((self._most, x.shape[1]), x.dtype) for _ in range(3)]  # guesses, turned points, x̂0
+        self._quota = np.empty(len(x), np.int64)
+        self._draft()
 
-    def __call__(self, path: Path, rows: Array, compact: bool) -> None:
-        """Commit at least one step of every row that is not done; arguments as of `Round`, the path its own."""
-        target, end, kernels = self.target, len(self.target.chain), self._kernels
-        target.mark("draft")
-        row = _host(rows)
-        cursor = self._cursor[row]
-        quota = np.minimum(_host(self._draft.quota(path, rows, self.window)), end - cursor)
-        slots = np.arange(int(quota.max()) if compact else self.window)
-        drafted = [arrays.zeros((len(row), len(slots), path.x.shape[1]), path.x) for _ in range(3)]
-        there = tuple(_host(each) for each in drafted)
-        kernels.draft_rows(row, quota, self._drafted, self._tables[:3], self._how_to_draft, there)
-        device = arrays.device_of(path.x)
-        steps = arrays.asarray((cursor[:, None] + slots).clip(max=end - 1), device)
-        live = arrays.asarray(slots < quota[:, None], device)
-        x0_pred = np.ascontiguousarray(_host(target.predict(drafted[0], steps, rows, live)))
+    def next(self) -> Callable[[], None] | None:
+        """Give a round of the rows that are not done."""
+        return self._advance if self._live else None
+
+    def _draft(self) -> None:
+        """Draft the coming round, into memory of its own: a network may keep what it is called on."""
+        guess, turned, _ = self._own
+        x, cursor = self.path.x, self.path.cursor
+        self._points = arrays.empty((self._most, x.shape[1]), x)
+        self._calls = [arrays.empty((self._most,), cursor) for _ in range(3)]  # steps, timesteps, rows
+        drafted = (on_host(self._points), guess, turned)
+        calls = (*(on_host(each) for each in self._calls), self._quota)
+        tables = (*self._tables[:3], self._timesteps)
+        self._live = self._kernels.draft_rows(self.window, self._drafted, tables, self._how_to_draft, drafted, calls)
+
+    def _advance(self) -> None:
+        """Evaluate, verify, commit; and draft the next round."""
+        target, points = self._target, self._points[: self._live]
+        steps, timesteps, rows = (each[: self._live] for each in self._calls)
+        guess, turned, x0_pred = self._own
+        seen = on_host(points)
+        if self._prediction is None:
+            x0_pred = np.ascontiguousarray(on_host(target.predict(points, steps, rows)))
+        else:
+            output = target.call(points, timesteps, None if target.cond is None else target.cond[rows])
+            flat = np.ascontiguousarray(on_host(output), seen.dtype).reshape(seen.shape)
+            self._predict(seen, flat, on_host(steps), self._prediction, x0_pred)
         target.mark("verify")
-        kernels.commit_rows(row, quota, self._committed, self._tables, self._how_to_judge, there, x0_pred)
+        self._kernels.commit_rows(
+            self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred
+        )
+        target.mark("draft")
+        self._draft()
         target.mark("host")
-
-
-def _host(values: Array) -> Numbers:
-    """Look at an array in the host's memory as NumPy's."""
-    return values if isinstance(values, np.ndarray) else values.detach().numpy()

@@ -15,12 +15,15 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.gaussian import transition
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.samplers.asd.couplings import Verdict, Verifier
-from asd_policy.samplers.asd.draft import Draft, Window, roll_out
+from asd_policy.samplers.asd import draft as drafts
+from asd_policy.samplers.asd.couplings import Verdict, Verifier, block, reflection
+from asd_policy.samplers.asd.draft import DRAFTS, Draft, Window, roll_out
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response
 from asd_policy.samplers.base import Target
+
+_DRAFTS = tuple(type(draft) for draft in DRAFTS.values())
 
 
 def response_for(draft: Draft, tape: NoiseTape, experience: Experience | None) -> Response | None:
@@ -42,6 +45,12 @@ class Round:
     response: Response | None
     window: int
     """Points θ of a row, at most."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether draft, verifier and roll-out are those of this package, whose rounds have compiled forms, too."""
+        known = type(self.draft) in _DRAFTS and self.verifier.judge in (reflection, block)
+        return known and roll_out is drafts.roll_out
 
     def __call__(self, path: Path, rows: Array, compact: bool) -> None:
         """Commit at least one step of every row that is not done.

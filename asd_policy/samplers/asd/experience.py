@@ -13,6 +13,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers.asd.response import Response, fit, moments
+from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.pace import Pace
 
 T = TypeVar("T")
@@ -54,12 +55,15 @@ class Experience:
     """By draft and verifier, how often a draft was judged and refused at each step, [K] and [K]."""
     latency: dict[int, float] = field(default_factory=dict)
     """Seconds of a network call by its number of points."""
-    overhead: dict[tuple[str, str, int], dict[int, float]] = field(default_factory=dict)
-    """By draft, verifier and batch, seconds of a round outside the network by its window."""
+    trials: dict[tuple[int, str | None, str | None], Trial] = field(default_factory=dict)
+    """What plans cost with the settings that may be the best, by the batch, the draft and the verifier that were asked
+    for."""
     pace: Pace = field(default_factory=Pace)
     """How long rounds and calls of plans with a deadline took."""
     learning: bool = True
-    """Whether `learn` adds; off, a plan depends on its observation, its noise and nothing else."""
+    """Whether `learn` adds; off, a plan's numbers depend on its observation, its noise and its setting alone."""
+    trying: bool = True
+    """Whether plans still try settings, where there is one to choose."""
     _made: dict[Hashable, tuple[int, Any]] = field(default_factory=dict, repr=False)
 
     def copy(self) -> "Experience":
@@ -69,14 +73,14 @@ class Experience:
             moments={name: arrays.copied(sums) for name, sums in self.moments.items()},
             judgements=dict(self.judgements),
             latency=dict(self.latency),
-            overhead=dict(self.overhead),
+            trials={key: trial.copy() for key, trial in self.trials.items()},
             pace=self.pace.copy(),
             _made=dict(self._made),
         )
 
     def without_times(self) -> "Experience":
         """Copy all but the latencies: those of another backend or device say nothing."""
-        return replace(self.copy(), latency={}, overhead={}, pace=Pace(), _made={})
+        return replace(self.copy(), latency={}, trials={}, pace=Pace(), _made={})
 
     def take_up(self, known: "Experience") -> None:
         """Begin with what another experience has learned, without its times."""
@@ -85,9 +89,36 @@ class Experience:
         self.moments, self.judgements = other.moments, other.judgements
 
     def freeze(self) -> None:
-        """Stop learning, with the last word on all that was learned."""
-        self.learning = False
+        """Stop learning and trying, with the last word on all that was learned."""
+        self.learning = self.trying = False
         self._made.clear()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether settings are still being tried."""
+        return self.trying and not all(trial.done for trial in self.trials.values())
+
+    @property
+    def untried(self) -> bool:
+        """Whether there are settings to try that no plan was made with."""
+        return self.trying and any(trial.untried for trial in self.trials.values())
+
+    def tried(self, batch: int) -> list[dict[str, Any]]:
+        """List what plans of a batch cost with each setting that was tried, as results.json has it, the best first."""
+        return [row for (rows, _, _), trial in self.trials.items() if rows == batch for row in trial.record()]
+
+    def note(self, setting: Setting, batch: int, rounds: int, seconds: float) -> None:
+        """Add to the trials of this batch what a plan cost.
+
+        Args:
+            setting: It ran with.
+            batch: Its rows.
+            rounds: That it took, of its slowest row.
+            seconds: That it took.
+        """
+        for (rows, _, _), trial in self.trials.items():
+            if self.trying and rows == batch:
+                trial.note(setting, rounds, seconds)
 
     def learn(
         self, committed: CommittedPaths, chain: GaussianChain, pair: tuple[str, str], horizon: int | None

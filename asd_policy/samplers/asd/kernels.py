@@ -9,22 +9,52 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from asd_policy.samplers.asd.draft import DISTANCE_POWER, SLOPE_DECAY
 from asd_policy.samplers.asd.residual import CELLS, CLOSEST, FARTHEST, LOWEST, NEWTON_STEPS
+from asd_policy.samplers.kernels import Numbers, compiled
 
-Numbers = npt.NDArray[Any]
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = float(np.finfo(np.float64).tiny)
 _BELOW_ONE = 1 - 0.5 * float(np.finfo(np.float64).eps)
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
     """Multiply the time axis of vectors [n, D] by a matrix, given transposed [horizon, horizon], into `out` [n, D]."""
+    # Whichever of the two has the longer row to go along.
+    if values.shape[1] > len(transposed) ** 2:
+        _turn_wide(transposed, values, out)
+    else:
+        _turn_narrow(transposed, values, out)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _turn_wide(transposed: Numbers, values: Numbers, out: Numbers) -> None:
+    """Do the same along a step's actions: the sums are those of `_turn_narrow`, in the same order."""
+    count, horizon = len(values), len(transposed)
+    width = values.shape[1] // horizon
+    for slot in range(count):
+        for place in range(horizon):
+            line = out[slot, place * width : (place + 1) * width]
+            line[:] = 0
+            for time in range(0, horizon - 3, 4):
+                m0, m1 = transposed[time, place], transposed[time + 1, place]
+                m2, m3 = transposed[time + 2, place], transposed[time + 3, place]
+                four = values[slot, time * width : (time + 4) * width]
+                for action in range(width):
+                    line[action] += (four[action] * m0 + four[width + action] * m1) + (
+                        four[2 * width + action] * m2 + four[3 * width + action] * m3
+                    )
+            for time in range(horizon - horizon % 4, horizon):
+                for action in range(width):
+                    line[action] += values[slot, time * width + action] * transposed[time, place]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _turn_narrow(transposed: Numbers, values: Numbers, out: Numbers) -> None:
+    """Do it along the rows of the matrix."""
     count, horizon = len(values), len(transposed)
     width = values.shape[1] // horizon
     line = np.empty(horizon, values.dtype)
@@ -47,40 +77,55 @@ def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
                 out[slot, place * width + action] = line[place]
 
 
-@_compiled
+@compiled
 def draft_rows(
-    rows: Numbers,
-    quota: Numbers,
+    window: int,
     path: tuple[Numbers, ...],
     tables: tuple[Numbers, ...],
     how: tuple[bool, Numbers, Numbers],
     drafted: tuple[Numbers, Numbers, Numbers],
-) -> None:
-    """Draft the chain of each row from its exact point, along its noise; see `draft.roll_out`.
+    calls: tuple[Numbers, ...],
+) -> int:
+    """Draft the chain of each row that is not done from its exact point, along its noise; see `draft.roll_out`.
 
     Args:
-        rows: Of the batch [R].
-        quota: Points of each [R].
+        window: Points θ of a row, at most.
         path: Arrays of the `Path`, see `compiled.DRAFTED`.
-        tables: a, b and σ of the chain, each [K].
+        tables: a, b, σ and timesteps of the chain, each [K].
         how: Whether the last committed prediction is held, as `frozen` does; U of the response [horizon, horizon], of
             no size for none; and its g [K, D].
-        drafted: Takes points, guesses and the points in the response's basis, each [R, n, D].
+        drafted: Takes points, guesses and the points in the response's basis of all rows, one row's after the other's,
+            each [B·θ, D].
+        calls: Takes steps, timesteps and rows of these points, each [B·θ], and their number in each row [B].
+
+    Returns:
+        The number of points N in all; 0 where every row is done.
     """
-    cursor = path[1]
+    x, cursor, rejected = path[0], path[1], path[11]
     point, guess, turned = drafted
+    steps, timestep, rows, quota = calls
     transposed = np.ascontiguousarray(how[1].T)
-    for index in range(len(rows)):
-        if quota[index] > 0:
-            row, count = int(rows[index]), quota[index]
-            out = (point[index, :count], guess[index, :count], turned[index, :count])
-            if len(transposed):
-                _respond(row, int(cursor[row]), path, tables, (how[1], transposed, how[2]), out)
-            else:
-                _reuse(row, int(cursor[row]), path, tables, how[0], out)
+    at = 0
+    for row in range(len(x)):
+        first = cursor[row]
+        # `frozen` spends a round on the x̂0 that it will hold.
+        count = min(1 if how[0] and rejected[row] else window, len(tables[0]) - first)
+        quota[row] = count
+        if count == 0:
+            continue
+        end = at + count
+        for slot in range(count):
+            steps[at + slot], timestep[at + slot], rows[at + slot] = first + slot, tables[3][first + slot], row
+        out = (point[at:end], guess[at:end], turned[at:end])
+        if len(transposed):
+            _respond(row, first, path, tables[:3], (how[1], transposed, how[2]), out)
+        else:
+            _reuse(row, first, path, tables[:3], how[0], out)
+        at = end
+    return at
 
 
-@_compiled
+@compiled
 def _reuse(
     row: int,
     first: int,
@@ -90,7 +135,7 @@ def _reuse(
     out: tuple[Numbers, Numbers, Numbers],
 ) -> None:
     """Roll out a row whose guesses are earlier predictions."""
-    x, _, _, normals, _, x0_pred, seen, _, _, latest, _ = path
+    x, normals, x0_pred, seen, latest = path[0], path[3], path[5], path[6], path[9]
     a, b, sigma = tables
     point, guess, turned = out
     now, carry = x[row].copy(), latest[row].copy()
@@ -104,7 +149,7 @@ def _reuse(
             now[place] = a[step] * carry[place] + noise + b[step] * now[place]
 
 
-@_compiled
+@compiled
 def _respond(
     row: int,
     first: int,
@@ -114,7 +159,7 @@ def _respond(
     out: tuple[Numbers, Numbers, Numbers],
 ) -> None:
     """Roll out a row whose guesses follow its points, see `draft.Follow`; all of it in the response's basis."""
-    x, _, free, normals, points, x0_pred, seen, shift, change, latest, innovation = path
+    x, _, free, normals, points, x0_pred, seen, shift, change, latest, innovation, _ = path
     a, b, sigma = tables
     basis, transposed, gain = response
     point, guess, turned = out
@@ -158,9 +203,8 @@ def _respond(
     point[0] = x[row]  # turned twice, it would not be the exact point to the bit
 
 
-@_compiled
+@compiled
 def commit_rows(
-    rows: Numbers,
     quota: Numbers,
     path: tuple[Numbers, ...],
     tables: tuple[Numbers, ...],
@@ -171,52 +215,55 @@ def commit_rows(
     """Judge each row's drafts, commit what stands and one step more, and keep what was seen.
 
     Args:
-        rows: Of the batch [R].
-        quota: Points of each [R].
+        quota: Points of each row [B].
         path: Arrays of the `Path`, see `compiled.COMMITTED`.
         tables: a, b, σ and a/σ of the chain, each [K].
         how: Whether prefixes are judged, as `couplings.block` does, else steps, as `couplings.reflection`; U of the
             response as for `draft_rows`; and which coordinates are given [B, D], of no size for none.
-        drafted: The points, the guesses and the points in the response's basis, each [R, n, D].
-        predicted: The network's predictions at the points [R, n, D].
+        drafted: What `draft_rows` has written.
+        predicted: The network's predictions x̂0 at the points [N, D].
     """
     x, cursor, normals, uniforms, _, _, _, _, _, latest, innovation = path[:11]
     rejected, refused, judged, rounds, nfe = path[11:]
     a, b, sigma, scale = tables
     block, basis, given = how
-    point, guess, turned = drafted
-    gap = np.empty(point.shape[1:], x.dtype)
-    for index in range(len(rows)):
-        row, count = int(rows[index]), int(quota[index])
+    at = 0
+    for row in range(len(x)):
+        count = quota[row]
         if count == 0:
             continue
-        first = int(cursor[row])
-        for slot in range(count):
+        point, guess, turned, x0_pred = (
+            drafted[0][at : at + count], drafted[1][at : at + count], drafted[2][at : at + count],
+            predicted[at : at + count],
+        )  # fmt: skip
+        at += count
+        first = cursor[row]
+        gap = guess - x0_pred
+        if len(given):
             for place in range(x.shape[1]):
-                gap[slot, place] = guess[index, slot, place] - predicted[index, slot, place]
-                if len(given) and given[row, place]:
-                    gap[slot, place] = 0  # given coordinates are no part of the law
+                if given[row, place]:
+                    gap[:, place] = 0  # given coordinates are no part of the law
         end = first + count
         if block:
-            last = _block(gap[:count], scale[first:end], normals[row, first:end], uniforms[row, first:end])
+            last = _block(gap, scale[first:end], normals[row, first:end], uniforms[row, first:end])
         else:
-            last = _reflection(gap[:count], scale[first:end], normals[row, first:end], uniforms[row, first:end])
+            last = _reflection(gap, scale[first:end], normals[row, first:end], uniforms[row, first:end])
         stands, step = last + 1 == count, first + last
         noise = normals[row, step] if block or stands else _mirrored(gap[last], normals[row, step])
         for place in range(x.shape[1]):
             push = sigma[step] * noise[place]
-            x[row, place] = a[step] * predicted[index, last, place] + push + b[step] * point[index, last, place]
-            latest[row, place], innovation[row, place] = predicted[index, last, place], push
+            x[row, place] = a[step] * x0_pred[last, place] + push + b[step] * point[last, place]
+            latest[row, place], innovation[row, place] = x0_pred[last, place], push
         cursor[row] = step + 1
         rounds[row] += 1
         nfe[row] += count
         rejected[row] = not stands
         refused[row, step] |= not stands
         judged[row, first : step + (not stands)] = True
-        _keep(row, first, path, basis, turned[index, :count], predicted[index, :count])
+        _keep(row, first, path, basis, turned, x0_pred)
 
 
-@_compiled
+@compiled
 def _keep(row: int, first: int, path: tuple[Numbers, ...], basis: Numbers, turned: Numbers, predicted: Numbers) -> None:
     """Keep a round's points and predictions for the drafts of the rounds to come, in the response's basis."""
     points, x0_pred, seen, shift, change = path[4:9]
@@ -234,7 +281,7 @@ def _keep(row: int, first: int, path: tuple[Numbers, ...], basis: Numbers, turne
         points[row, first + slot], x0_pred[row, first + slot], seen[row, first + slot] = turned[slot], kept[slot], True
 
 
-@_compiled
+@compiled
 def _reflection(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> int:
     """Find the slot of the last step that a round commits."""
     count, size = gap.shape
@@ -249,7 +296,7 @@ def _reflection(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) 
     return count - 1
 
 
-@_compiled
+@compiled
 def _polar(vector: Numbers, direction: Numbers) -> Any:
     """Split a vector into its direction, written to `direction`, and its length."""
     largest = vector.dtype.type(0)
@@ -268,7 +315,7 @@ def _polar(vector: Numbers, direction: Numbers) -> Any:
     return largest * length
 
 
-@_compiled
+@compiled
 def _mirrored(gap: Numbers, noise: Numbers) -> Numbers:
     """Mirror a step's noise in the hyperplane orthogonal to the gap."""
     direction = np.empty(len(gap), gap.dtype)
@@ -279,7 +326,7 @@ def _mirrored(gap: Numbers, noise: Numbers) -> Numbers:
     return noise - gap.dtype.type(2) * along * direction
 
 
-@_compiled
+@compiled
 def _block(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> int:
     """Find the slot of the last step that a round commits; renew noise and uniforms from it on, in place."""
     count, size = gap.shape
@@ -320,33 +367,33 @@ def _block(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> in
     return last
 
 
-@_compiled
+@compiled
 def _crossing(delta: float, log_weight: float) -> float:
     """As `residual.crossing`, and so are the others."""
     return max(0.5 * delta + log_weight / delta, LOWEST)
 
 
-@_compiled
+@compiled
 def _log1mexp(x: float) -> float:
     """Compute ln(1 − exp(−x)) for x ≥ 0."""
     return np.log(-np.expm1(-x))
 
 
-@_compiled
+@compiled
 def _log_mass(y: float, delta: float, log_weight: float) -> float:
     """Compute ln(p·Φ(y) − Φ(y − δ))."""
     log_target = log_weight + _log_ndtr(y)
     return log_target + _log1mexp(max(log_target - _log_ndtr(y - delta), _TINY))
 
 
-@_compiled
+@compiled
 def _refused_level(along: float, delta: float, log_weight: float, log_refused: float) -> float:
     """Compute ln of the CDF of a refused draft's −along, at this −along."""
     inside = min(-along, _crossing(delta, -log_weight))
     return min(log_weight + _log_mass(inside, delta, -log_weight) - log_refused, 0.0)
 
 
-@_compiled
+@compiled
 def _mirror(log_level: float, along: float, delta: float, log_weight: float) -> float:
     """As `residual.mirror`; the cell of the root is found by bisection, where the reference looks at all of them."""
     b = _crossing(delta, log_weight)
@@ -370,7 +417,7 @@ def _mirror(log_level: float, along: float, delta: float, log_weight: float) -> 
     return y
 
 
-@_compiled
+@compiled
 def _log_ndtr(x: float) -> float:
     """Compute ln Φ(x); below −12 by the continued fraction of Mills' ratio (Abramowitz and Stegun 26.2.14)."""
     if x > 0:
@@ -383,7 +430,7 @@ def _log_ndtr(x: float) -> float:
     return -0.5 * x * x - 0.5 * _LOG_2PI - np.log(-x + fraction)
 
 
-@_compiled
+@compiled
 def _ndtri(p: float) -> float:
     """Compute Φ⁻¹(p): a first guess (Abramowitz and Stegun 26.2.23), and Halley's method on ln Φ of the nearer tail."""
     if p <= 0:
@@ -400,3 +447,18 @@ def _ndtri(p: float) -> float:
         miss = value - goal
         x -= miss / (slope * (1 + 0.5 * miss * (x + slope) / slope))
     return x if p < 0.5 else -x
+
+
+def compile_rounds() -> None:
+    """Have all of it compiled, or read from numba's cache on the disk: a round of plans that are done."""
+    done, flags, nothing = np.ones(1, np.int64), np.zeros((1, 1), np.bool_), np.empty((0, 0), np.bool_)
+    for dtype in (np.float32, np.float64):
+        one, flat, deep = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
+        path = (flat, done, flat, deep, deep, deep, flags, deep, deep, flat, flat)
+        drafted, basis, quota = (flat, flat, flat), np.empty((0, 0), dtype), np.zeros(1, np.int64)
+        draft_rows(
+            1, (*path, flags[0]), (one, one, one, done), (False, basis, basis), drafted, (done, done, done, quota)
+        )
+        path = (flat, done, deep, flat, deep, deep, flags, deep, deep, flat, flat)
+        counts = (flags[0], flags, flags, done, done)
+        commit_rows(quota, (*path, *counts), (one,) * 4, (False, basis, nothing), drafted, flat)

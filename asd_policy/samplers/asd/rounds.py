@@ -11,8 +11,8 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
-from asd_policy.samplers.asd.compiled import compiled_form
 from asd_policy.samplers.asd.engine import Round
+from asd_policy.samplers.asd.launched.form import LaunchedRound, launched_form
 from asd_policy.samplers.asd.path import Counts, Path
 from asd_policy.samplers.fallback import reserve
 from asd_policy.samplers.recorded import Inputs, copy_into, no_room
@@ -49,30 +49,30 @@ class Rounds(Protocol):
         ...
 
 
-class EagerRounds:
-    """Rounds called from Python. On a CPU they leave out what is done."""
+class CalledRounds:
+    """Rounds that Python calls one by one; what all of them share."""
 
     recorded = False
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put a batch of plans at its start.
+
+        Args:
+            round_: With the target, the draft, the verifier and the window.
+            tape: The plans' noise.
+            last_plan: As for `Path.begin`.
+
+        Raises:
+            SpecError: The target's deadline is shorter than one network call.
+        """
         self.window = round_.window
         self.path = Path.begin(round_.target, tape, last_plan)
-        self._round = compiled_form(round_, self.path)
-        self._rows = arrays.arange(len(self.path.x), self.path.x)
+        self._target = round_.target
         reserve(round_.target, tape)
 
     def queue(self) -> AbstractContextManager[None]:
         """Enter nothing."""
         return nullcontext()
-
-    def next(self) -> Callable[[], None] | None:
-        """Give a round of the rows that are not done."""
-        path = self.path
-        going = path.cursor < len(self._round.target.chain)
-        if not bool(going.any()):
-            return None
-        rows = arrays.namespace(going).nonzero(going)[0] if path.compact else self._rows
-        return partial(self._round, path, rows, path.compact)
 
     def result(self) -> tuple[Array, Counts]:
         """Give points and counts of now."""
@@ -80,11 +80,30 @@ class EagerRounds:
 
     def jump(self, rows: Array) -> Array:
         """Predict x̂0 for these rows alone."""
-        return self._round.target.predict(self.path.x[rows], self.path.cursor[rows], rows)
+        return self._target.predict(self.path.x[rows], self.path.cursor[rows], rows)
 
     def learning(self) -> AbstractContextManager[None]:
         """Enter nothing."""
         return nullcontext()
+
+
+class EagerRounds(CalledRounds):
+    """Rounds as `engine.Round` has them. On a CPU they leave out what is done."""
+
+    def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put a batch of plans at its start, as `CalledRounds` does."""
+        super().__init__(round_, tape, last_plan)
+        self._round = round_
+        self._rows = arrays.arange(len(self.path.x), self.path.x)
+
+    def next(self) -> Callable[[], None] | None:
+        """Give a round of the rows that are not done."""
+        path = self.path
+        going = path.cursor < len(self._target.chain)
+        if not bool(going.any()):
+            return None
+        rows = arrays.namespace(going).nonzero(going)[0] if path.compact else self._rows
+        return partial(self._round, path, rows, path.compact)
 
 
 class RoundRecording:
@@ -115,9 +134,10 @@ class RoundRecording:
         self._jump: Callable[[], None] | None = None  # recorded with the first deadline
         while True:
             round_ = Round(own, first.draft, first.verifier, inputs.response, self.window)
+            form = launched_form(round_, self.path, self._counts)
             try:
-                self.start = launcher.record(self._start)
-                self.advance = launcher.record(partial(self._advance, round_))
+                self.start = launcher.record(partial(self._start, form))
+                self.advance = launcher.record(partial(self._advance, form))
                 return
             except OutOfDeviceMemory:
                 if self.window == 1:
@@ -129,11 +149,15 @@ class RoundRecording:
                 )
                 self.window //= 2
 
-    def _start(self) -> None:
+    def _start(self, round_: Round | LaunchedRound) -> None:
         copy_into(Path.begin(self._own, self.inputs.tape, self.inputs.last_plan), self.path)
+        if isinstance(round_, LaunchedRound):
+            round_.begin()
         self._count()
 
-    def _advance(self, round_: Round) -> None:
+    def _advance(self, round_: Round | LaunchedRound) -> None:
+        if isinstance(round_, LaunchedRound):
+            return round_()  # which counts
         round_(self.path, self._rows, compact=False)
         self._count()
 

@@ -1,5 +1,6 @@
 """Autospeculative decoding (ASD, arXiv 2505.03983) with a choice of drafts and verifiers, and its own best setting."""
 
+import time
 from dataclasses import dataclass, fields, replace
 
 from asd_policy._common import arrays
@@ -7,15 +8,17 @@ from asd_policy._common.arrays import Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
-from asd_policy.samplers.asd.autotune import DEFAULT, Setting, choose
-from asd_policy.samplers.asd.compiled import is_host, load_kernels
+from asd_policy.samplers.asd.autotune import DEFAULT, choose
+from asd_policy.samplers.asd.compiled import CompiledRounds, loops_of
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.experience import CommittedPaths
 from asd_policy.samplers.asd.response import sines, turn
 from asd_policy.samplers.asd.rounds import EagerRounds, ReplayedRounds, RoundRecording, Rounds
+from asd_policy.samplers.asd.trials import Setting
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count
+from asd_policy.samplers.compiled import ROUNDS, STEPS, is_host, load_kernels
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.fallback import fall_back
 from asd_policy.samplers.recorded import shapes
@@ -89,14 +92,29 @@ class Asd(Sampler):
     def prepare(self, device: Device) -> None:
         """Have the rounds' loops compiled, or read from the disk, where plans are made in the host's memory."""
         if is_host(device):
-            load_kernels()
+            load_kernels(ROUNDS)
+            load_kernels(STEPS)
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
-        """Choose a setting, do rounds until every row is at the end of the chain, and learn from them."""
-        setting = choose(self.window, self.draft, self.verify, target, tape, warm_start.experience)
+        """Choose a setting, do rounds until every row is at the end of the chain, and learn from what they cost."""
+        experience, batch = warm_start.experience, len(tape.initial)
+        setting = choose(self.window, self.draft, self.verify, target, tape, experience)
+        start = time.perf_counter()
+        samples, rounds = self._run(setting, target, tape, warm_start)
+        if experience is not None and not any(cost.cut for cost in samples.costs):
+            slowest = max(cost.rounds for cost in samples.costs)
+            experience.note(setting, batch, slowest, time.perf_counter() - start)
+        if rounds is not None:
+            self._learn(rounds, target, setting, warm_start)
+        return samples
+
+    def _run(
+        self, setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart
+    ) -> tuple[Samples, Rounds | None]:
+        """Sample with a setting; return the rounds, too, unless it is the sequential sampler's, which has none."""
         # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
         if setting.window == 1 and (target.launcher is None or target.deadline is None):
-            return replace(Ddpm().run(target, tape, warm_start), spec=Asd(*setting).spec)
+            return replace(Ddpm().run(target, tape, warm_start), spec=Asd(*setting).spec), None
         rounds = _begin(setting, target, tape, warm_start)
         with rounds.queue():
             while (advance := rounds.next()) is not None and target.allows(("round", setting)):
@@ -109,10 +127,9 @@ class Asd(Sampler):
             sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
             x[rows] = sample.reshape(len(rows), -1)
             jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
-        self._learn(rounds, target, setting, warm_start)
         spec = Asd(rounds.window, *setting.pair).spec
         costs = counts.costs(rounds.window, jumped)
-        return Samples(x.reshape(target.shape), costs, spec, rounds.recorded)
+        return Samples(x.reshape(target.shape), costs, spec, rounds.recorded), rounds
 
     def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:
         """Add the plans' committed paths to the experience of their policy."""
@@ -139,7 +156,8 @@ def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmSt
     response = response_for(draft, tape, warm_start.experience)
     round_, launcher = Round(target, draft, verifier, response, setting.window), target.launcher
     if launcher is None:
-        return EagerRounds(round_, tape, last_plan)
+        loops = loops_of(round_, tape)
+        return EagerRounds(round_, tape, last_plan) if loops is None else CompiledRounds(round_, tape, last_plan, loops)
     key = ("asd", *setting, *shapes(target, tape))
     recording = launcher.keep(key, lambda: RoundRecording(launcher, round_, tape))
     return ReplayedRounds(recording, round_, tape, last_plan)

@@ -453,7 +453,7 @@ def test_a_fault_of_the_server_is_said_and_survived(served: Served, monkeypatch:
 def test_every_size_was_planned_with_before_the_first_request(small_checkpoint: Path) -> None:
     """`asd` has its timings, and has learned nothing."""
     with serving(small_checkpoint, "asd", Limits(max_batch=3)) as served:
-        assert {key[2] for key in served.policy.experience.overhead} == {1, 2, 3}
+        assert {batch for batch, _, _ in served.policy.experience.trials} == {1, 2, 3}
         assert served.policy.experience.plans == 0
         with served.connect() as robot:
             robot.select_action(OBSERVATION)

@@ -26,6 +26,8 @@ def sampler(**changes: Any) -> dict[str, Any]:
         "speedup_over_eager": 9.8,
         "overhead_fraction": 0.1034,
         "floor_ms": 90.12,
+        "limit_ms": 70.34,
+        "outside_fraction": 0.2076,
         "latency_ms": {"mean": 103, "p50": 101.6, "p95": 140.2, "p99": 1158.0, "max": 9.876},
         "latencies_ms": [100.0, 110.0],
         "stages_ms": dict.fromkeys(STAGES, 1.234),
@@ -47,15 +49,20 @@ def shown(table: Any) -> str:
 def test_plans() -> None:
     text = shown(bench_report.latency_table(results(sampler(), sampler(spec="ddim:10", exact=False))))
     for words in ("7 plans each, interleaved, batch 3, states random", "A CPU; × is against ddpm on fast", "20.0",
-                  "102 / 140 / 1158 / 9.88", "2.51 [2.40, 2.60]", "9.80", "5.0", "90.1", "10.3 %",
+                  "102 / 140 / 1158 / 9.88", "2.51 [2.40, 2.60]", "9.80", "5.0", "90.1", "70.3", "10.3 %",
                   "ddim:10 (approximate)"):  # fmt: skip
         assert words in text
 
 
+def test_plans_of_recordings_have_what_is_outside_by_the_calls_alone() -> None:
+    assert "20.8 %" in shown(bench_report.latency_table(results(sampler(overhead_fraction=None))))
+
+
 def test_what_is_missing_is_a_dash() -> None:
-    missing = ("wall_clock_speedup", "wall_clock_speedup_ci95", "speedup_over_eager", "floor_ms", "stages_ms")
+    missing = ("wall_clock_speedup", "wall_clock_speedup_ci95", "speedup_over_eager", "floor_ms", "limit_ms",
+               "stages_ms")  # fmt: skip
     bare = results(sampler(**dict.fromkeys(missing))) | {"baseline": None}
-    assert shown(bench_report.latency_table(bare)).count("–") == 3
+    assert shown(bench_report.latency_table(bare)).count("–") == 4
     assert "1.23" not in shown(bench_report.stages_table(bare))
     assert shown(bench_report.stages_table(results(sampler()))).count("1.23") == len(STAGES)
 

@@ -214,7 +214,10 @@ def ray_processes() -> list[psutil.Process]:
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # those have ended
-            if any(word.startswith("ray::") or "-packages/ray/" in word for word in each.cmdline()):
+            # A path alone: the program of multiprocessing's fork server names all of sys.path, where Ray adds its own.
+            if any(
+                word.startswith("ray::") or ("-packages/ray/" in word and " " not in word) for word in each.cmdline()
+            ):
                 found.append(each)
     return found
 

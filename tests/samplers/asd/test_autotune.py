@@ -16,17 +16,20 @@ from asd_policy.samplers.asd.autotune import (
     PRIOR_REFUSALS,
     WINDOWS,
     Setting,
+    call_seconds,
     candidates,
     expected_costs,
     expected_seconds,
+    shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.trials import Trial, Tried
 from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
 
 
-def simulate(hazard: Floats, window: int, latency: Floats, overhead: float, plans: int = 20_000) -> tuple[float, float]:
+def simulate(hazard: Floats, window: int, latency: Floats, plans: int = 20_000) -> tuple[float, float]:
     """Return mean and standard error of a plan's time, by playing the rounds of the model."""
     rng = np.random.default_rng(0)
     steps = len(hazard)
@@ -35,7 +38,7 @@ def simulate(hazard: Floats, window: int, latency: Floats, overhead: float, plan
         cursor = 0
         while cursor < steps:
             points = min(window, steps - cursor)
-            times[plan] += latency[points] + (overhead if window > 1 else 0)
+            times[plan] += latency[points]
             refused = np.flatnonzero(rng.random(points - 1) < hazard[cursor : cursor + points - 1])
             cursor += points if len(refused) == 0 else int(refused[0]) + 1
     return float(times.mean()), float(times.std() / np.sqrt(plans))
@@ -45,15 +48,14 @@ def simulate(hazard: Floats, window: int, latency: Floats, overhead: float, plan
 def test_expected_time_is_that_of_the_rounds(window: int) -> None:
     hazard = np.linspace(0.02, 0.4, 20)
     latency = 1 + 0.1 * np.arange(21.0)
-    mean, error = simulate(hazard, window, latency, 0.3)
-    found = expected_seconds(hazard, window, lambda points: latency[points], 0.3)
+    mean, error = simulate(hazard, window, latency)
+    found = expected_seconds(hazard, window, lambda points: latency[points])
     assert abs(found - mean) < 4 * error + 1e-9
 
 
 def experience(seconds_per_call: float, seconds_per_point: float, batch: int = 1) -> Experience:
     latency = {batch * window: seconds_per_call + seconds_per_point * batch * window for window in WINDOWS}
-    overhead = {(*pair, batch): {2: 1e-4, 64: 1e-4} for pair in PRIOR_REFUSALS}
-    return Experience(latency=latency, overhead=overhead)
+    return Experience(latency=latency)
 
 
 def best(known: Experience, batch: int = 1) -> Setting:
@@ -97,17 +99,6 @@ def test_the_pair_with_fewer_refusals_is_taken() -> None:
     assert best(known).pair == ("warm", "reflection")
 
 
-def test_an_engine_that_costs_more_than_it_saves_is_not_taken() -> None:
-    """Where the network is fast, a simpler draft may be the better one, and is tried unseen."""
-    known = experience(1e-3, 0)
-    known.judgements = {DEFAULT.pair: told(0.05)}
-    for (draft, verify, _), timed in known.overhead.items():
-        timed |= dict.fromkeys(timed, 1e-3 if (draft, verify) == ("warm", "reflection") else 5e-3)
-    assert best(known).pair == ("warm", "reflection")
-    known.judgements["warm", "reflection"] = told(0.5)  # as it turns out
-    assert best(known).pair == DEFAULT.pair
-
-
 def test_what_is_given_stays() -> None:
     assert {setting.draft for setting in candidates(100, draft="picard")} == {"picard"}
     assert {setting.verify for setting in candidates(100, verify="block")} == {"block"}
@@ -123,7 +114,8 @@ class Dial:
     per_call: float
     per_point: float
     now: float = 0.0
-    sizes: list[int] = field(default_factory=list)
+    dear: dict[int, float] = field(default_factory=dict)
+    """What a call of so many points takes beside that."""
 
     def perf_counter(self) -> float:
         """Return the time."""
@@ -131,13 +123,12 @@ class Dial:
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
         """Let time pass."""
-        self.now += self.per_call + self.per_point * len(x)
-        self.sizes.append(len(x))
+        self.now += self.per_call + self.per_point * len(x) + self.dear.get(len(x), 0.0)
         return self.network(x, timestep)
 
 
 @pytest.mark.parametrize(("per_call", "per_point", "expected"), [(1.0, 0.0, 12), (0.0, 1.0, 1)])
-def test_auto_measures_and_chooses(
+def test_auto_tries_and_chooses(
     per_call: float,
     per_point: float,
     expected: int,
@@ -145,18 +136,115 @@ def test_auto_measures_and_chooses(
     chain: GaussianChain,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By the time of plans as they run; once it has chosen, nothing is timed or tried any more."""
     dial = Dial(mixture, per_call, per_point)
     monkeypatch.setattr("time.perf_counter", dial.perf_counter)
     known = Experience()
     generator, past = torch.Generator().manual_seed(0), WarmStart(None, known)
-    results = [
-        make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past) for _ in range(6)
-    ]
-    assert results[-1].stats.window == expected
+
+    def windows(plans: int) -> list[int]:
+        made = [
+            make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past)
+            for _ in range(plans)
+        ]
+        return [plan.stats.window for plan in made]
+
+    tried = windows(4 + 6 * 24)
     assert known.latency[1] == per_call + per_point
-    measured = len(dial.sizes)
-    make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past)
-    assert len(dial.sizes) - measured <= len(chain)  # measured once
+    assert len(set(tried)) > 1
+    assert set(windows(3)) == {expected}
+    assert known.trials[1, None, None].done
+    known.freeze()
+    assert windows(1) == [expected]
+
+
+def test_the_clock_overrules_the_model(
+    mixture: MixtureDenoiser, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of 8 points are dear in plans, which no timed call of 1, 4 or 12 points has shown."""
+    dial = Dial(mixture, 1.0, 0.3)
+    monkeypatch.setattr("time.perf_counter", dial.perf_counter)
+    known, generator = Experience(), torch.Generator().manual_seed(0)
+
+    def plan() -> int:
+        past = WarmStart(None, known)
+        return make_sampler("asd").sample(dial, chain, (1, 2, 2), generator=generator, warm_start=past).stats.window
+
+    for _ in range(5):
+        plan()
+    expected = min(trial := known.trials[1, None, None].left)
+    assert len(trial) > 1
+    for setting in trial:
+        dial.dear[setting.window] = 0.0 if setting == expected else 5.0
+    for _ in range(6 * 24):
+        plan()
+    assert plan() == expected.window
+
+
+def test_what_plans_cost_is_what_is_told() -> None:
+    cost = Tried()
+    for rounds, seconds in ((10, 99.0), (10, 1.0), (20, 2.0), (15, 1.5), (15, 30.0)):
+        cost.add(rounds, seconds)
+    assert cost.seconds == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
+    assert cost.tail > cost.seconds
+
+
+def test_of_equals_the_shorter_tail_is_taken() -> None:
+    steady, wild = Setting(8, "picard", "block"), Setting(32, "picard", "block")
+    trial = Trial.of([wild, steady])
+    for plan in range(24):
+        for setting, rounds in ((wild, 5 + 10 * (plan % 2)), (steady, 10)):
+            trial.note(setting, rounds, 0.1 * rounds)
+    assert trial.done and trial.best == steady
+
+
+def test_what_cannot_be_the_best_is_tried_no_more() -> None:
+    fast, slow = Setting(8, "picard", "block"), Setting(32, "picard", "block")
+    trial = Trial.of([slow, fast])
+    turns = []
+    while not trial.done:
+        setting = trial.turn(1)
+        turns.append(setting)
+        trial.note(setting, 10, 1.0 if setting == fast else 1.5)
+    assert turns == [slow, fast] * 3 and trial.best == fast
+    trial.note(Setting(9, "picard", "block"), 1, 0.1)  # not one of those that are tried
+    assert trial.best == fast
+
+
+def test_recordings_are_tried_in_blocks() -> None:
+    """Each setting is one more recording: to go to and fro would record them again and again."""
+    trial = Trial.of([Setting(8, "picard", "block"), Setting(32, "picard", "block")])
+    turns = []
+    for _ in range(10):
+        turns.append(trial.turn(4).window)
+        trial.note(trial.turn(4), 10, 1.0)
+    assert turns == [8] * 4 + [32] * 4 + [8] * 2
+
+
+def test_trials_are_kept() -> None:
+    trial = Trial.of([Setting(8, "picard", "block"), Setting(32, "picard", "block")])
+    for _ in range(3):
+        trial.note(trial.turn(1), 10, 1.0)
+    other = trial.copy()
+    assert (other.tried, other.left) == (trial.tried, trial.left)
+    other.note(other.turn(1), 10, 1.0)
+    assert other.tried != trial.tried
+    for damage in (lambda row: row[4].append(0), lambda row: row[5].append(-1.0), lambda row: row[5].append(np.inf)):
+        written = trial.to_json()
+        damage(written[1][0])
+        with pytest.raises(ValueError, match="no number of rounds and seconds"):
+            Trial.from_json(written)
+
+
+def test_the_shortlist_is_what_may_be_the_best() -> None:
+    costs = {Setting(window, "picard", "block"): cost for window, cost in ((1, 9.0), (4, 1.2), (8, 1.0), (16, 1.4))}
+    assert [setting.window for setting in shortlist(costs)] == [8, 4]
+
+
+def test_times_between_and_beyond_those_that_were_measured() -> None:
+    known = Experience(latency={1: 1.0, 4: 2.5, 16: 8.5})
+    np.testing.assert_allclose(call_seconds(known, np.array([1, 2, 4, 10, 16, 32])), [1, 1.5, 2.5, 5.5, 8.5, 16.5])
+    assert call_seconds(Experience(latency={4: 2.0}), np.array([9])) == 2.0
 
 
 def test_without_experience_the_window_is_fixed(mixture: MixtureDenoiser, chain: GaussianChain) -> None:

@@ -17,11 +17,13 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness.mutants import KERNEL_MUTANTS, mutated_kernels
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.samplers.asd import compiled, kernels
+from asd_policy.samplers import compiled
+from asd_policy.samplers.asd import kernels
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
 from support.known_laws import draw_speculatively, gaussian_law, normal_p_value, step_p_value
@@ -34,9 +36,9 @@ N, FEW, LEVEL = 40_000, 20_000, 1e-6
 
 @contextmanager
 def reference() -> Iterator[None]:
-    """Run the text of `engine.Round`."""
+    """Run the text of `engine.Round` and of `ddpm.walk`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "load_kernels", lambda: None)
+        patch.setattr(compiled, "load_kernels", lambda _: None)
         yield
 
 
@@ -102,7 +104,8 @@ def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     own = kernels.commit_rows
     broken = SimpleNamespace(draft_rows=kernels.draft_rows, commit_rows=lambda *given: calls.append("x") or own(*given))
-    monkeypatch.setattr(compiled, "load_kernels", lambda: broken)
+    load = compiled.load_kernels
+    monkeypatch.setattr(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name))
     (plan,) = plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
     assert len(calls) == plan.stats.rounds[0]
     tape = NoiseTape.draw((1, 4, 2), len(CHAIN), np.random.default_rng(0), NUMPY)
@@ -129,6 +132,38 @@ def test_equal_bits_where_nothing_was_guessed() -> None:
         with reference():
             expected = Asd(6, "picard", verify).sample(denoise, CHAIN, shape, generator=tape).sample
         assert torch.equal(found, expected) or verify == "block"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("clips", [False, True, 0.3])
+@pytest.mark.parametrize("eta", [None, 0.5])
+def test_the_sequential_sampler_to_the_bit(prediction: str, clips: float, eta: float | None) -> None:
+    """The baseline, compiled: what it was, whatever the chain."""
+    kind = {"_class_name": "DDPMScheduler" if eta is None else "DDIMScheduler", "num_train_timesteps": 30}
+    range_ = {"clip_sample": bool(clips), "clip_sample_range": float(clips) or 1.0}
+    chain = GaussianChain.from_scheduler({**kind, **range_, "prediction_type": prediction}, eta=eta)
+    for dtype, shape in ((torch.float32, (1, 4, 3)), (torch.float64, (5, 2, 1))):
+        tape = NoiseTape.draw(shape, len(chain), torch.Generator().manual_seed(0), dtype=dtype)
+        found = Ddpm().sample(network(math.prod(shape[1:])), chain, shape, generator=tape).sample
+        with reference():
+            expected = Ddpm().sample(network(math.prod(shape[1:])), chain, shape, generator=tape).sample
+        assert torch.equal(found, expected) and found.dtype == dtype
+
+
+def test_what_a_network_was_called_on_stays() -> None:
+    """It may keep its inputs, as one that records them does."""
+    for sampler in (Ddpm(), Asd(6)):
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def denoise(x: Tensor, timestep: Tensor, _: Tensor | None, kept: Any = kept) -> Tensor:
+            kept.append((x, x.clone()))
+            return 0.8 * x
+
+        tape = NoiseTape.draw((2, 3, 2), len(CHAIN), torch.Generator().manual_seed(0))
+        before = tape.initial.clone(), tape.normals.clone()
+        sampler.sample(denoise, CHAIN, (2, 3, 2), generator=tape)
+        assert kept and all(torch.equal(*pair) for pair in kept)
+        assert torch.equal(tape.initial, before[0]) and torch.equal(tape.normals, before[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -160,7 +195,7 @@ def test_what_cannot_be_compiled_is_said_once(monkeypatch: pytest.MonkeyPatch) -
     compiled.load_kernels.cache_clear()
     try:
         monkeypatch.setitem(__import__("sys").modules, "asd_policy.samplers.asd.kernels", None)
-        with pytest.warns(UserWarning, match="asd's rounds run uncompiled, which is slower: ModuleNotFoundError"):
+        with pytest.warns(UserWarning, match="plans run uncompiled, which is slower: ModuleNotFoundError"):
             plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
         plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
     finally:
@@ -201,3 +236,18 @@ def test_mutants_fail(mutant: str, draft: str, verify: str, gaussian: MixtureDen
     mean, deviation = gaussian_law(gaussian, chain)
     assert normal_p_value((sample - mean) / deviation) < LEVEL
     assert steps < LEVEL
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("horizon", "width"), [(1, 1), (1, 9), (3, 2), (6, 5), (6, 6), (6, 7), (8, 40), (16, 3)])
+def test_time_is_turned_along_either_axis(horizon: int, width: int, dtype: type[np.floating[Any]]) -> None:
+    """The two ways are one to the bit, as a plan's numbers must not depend on which is the faster."""
+    random = np.random.default_rng(horizon)
+    matrix, values = (random.normal(size=size).astype(dtype) for size in ((horizon, horizon), (4, horizon * width)))
+    found = {}
+    for name in ("_turn", "_turn_wide", "_turn_narrow"):
+        found[name] = np.full_like(values, np.nan)
+        getattr(kernels, name)(matrix, values, found[name])
+    expected = np.einsum("tp,nta->npa", matrix, values.reshape(4, horizon, width)).reshape(values.shape)
+    np.testing.assert_allclose(found["_turn"], expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(found["_turn_wide"], found["_turn_narrow"])

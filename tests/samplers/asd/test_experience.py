@@ -1,6 +1,7 @@
 """What plans teach: the response fitted to them, how it is kept, and what a damaged file is refused with."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import CommittedPaths, Experience
 from asd_policy.samplers.asd.response import Response, sines
+from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
 
@@ -226,19 +228,28 @@ def test_a_copy_goes_its_own_way(data: Tensor, chain: GaussianChain) -> None:
 
 
 @pytest.fixture
-def saved(data: Tensor, chain: GaussianChain, tmp_path: Path) -> Path:
+def trial() -> Trial:
+    """Of two settings, begun."""
+    begun = Trial.of([Setting(8, "warm", "block"), Setting(4, "warm", "block")])
+    for _ in range(5):
+        begun.note(begun.turn(1), 3, 0.125)
+    return begun
+
+
+@pytest.fixture
+def saved(data: Tensor, chain: GaussianChain, trial: Trial, tmp_path: Path) -> Path:
     experience = learn(denoise(chain, data)[0], chain, 5)
     experience.latency = {1: 0.5, 4: 0.75}
-    experience.overhead = {("warm", "block", 1): {2: 0.125}}
+    experience.trials = {(1, None, "block"): trial}
     save_tuning(tmp_path / "tuning", experience, CPU, "torch-eager")
     return tmp_path / "tuning"
 
 
-def test_tuning_round_trips(saved: Path, data: Tensor, chain: GaussianChain) -> None:
+def test_tuning_round_trips(saved: Path, trial: Trial, data: Tensor, chain: GaussianChain) -> None:
     experience, backend = load_tuning(saved, chain, (DIM,), CPU)
     expected = learn(denoise(chain, data)[0], chain, 5)
     assert (experience.plans, experience.latency, backend) == (5, {1: 0.5, 4: 0.75}, "torch-eager")
-    assert experience.overhead == {("warm", "block", 1): {2: 0.125}}
+    assert experience.trials == {(1, None, "block"): replace(trial, running=None)}
     assert experience.learning
     for found, sums in zip(experience.judgements.values(), expected.judgements.values(), strict=True):
         torch.testing.assert_close(found, tuple(each.float() for each in sums))
@@ -251,7 +262,7 @@ def test_latencies_of_another_machine_are_left_out(
 ) -> None:
     monkeypatch.setattr("asd_policy.policy.tuning.hardware", lambda device: "another")
     experience, backend = load_tuning(saved, chain, (DIM,), CPU)
-    assert (experience.latency, experience.overhead, backend) == ({}, {}, None)
+    assert (experience.latency, experience.trials, backend) == ({}, {}, None)
     assert experience.plans == 5
 
 
@@ -272,8 +283,13 @@ def test_damaged_tuning_is_refused(cut: int, saved: Path, chain: GaussianChain) 
     [
         ("plans", "-3"),
         ("plans", "many"),
-        ("overhead", "nan"),
-        ("overhead", "[[[1, 2], []]]"),
+        ("trials", "nan"),
+        ("trials", "[[[1, 2], []]]"),
+        ("trials", '[[1, null, null, [true, [[8, "warm", "block", true, [0], [], 1]]]]]'),
+        ("trials", '[[1, null, null, [true, [[8, "warm", "block", true, [1], [NaN], 2]]]]]'),
+        ("trials", '[[1, null, null, [true, [[8, "warm", "block", false, [1], [], 1]]]]]'),
+        ("trials", '[[1, null, null, [true, [[800, "warm", "block", true, [1], [], 1]]]]]'),
+        ("trials", '[[1, null, null, [true, [[8, "cold", "block", true, [1], [], 1]]]]]'),
         ("latency", "{"),
         ("latency", "[1]"),
         ("version", "2"),

@@ -142,6 +142,21 @@ def test_recorded_plans_are_the_plans(spec: str, given: bool, launched: Launched
     assert launched.launcher.recorded == (1 if spec == "ddpm" else 2)  # once, whatever the number of plans
 
 
+@pytest.mark.parametrize("spec", ["ddim:5", "ddim:5,eta=0.5"])
+def test_ddim_is_one_recording(launched: Launched, chain: GaussianChain, spec: str) -> None:
+    shape = (ROWS, *EVENT)
+    for seed in range(3):
+        eager, recorded = (
+            make_sampler(spec).sample(network, chain, shape, generator=make_tape(ROWS, chain, seed))
+            for network in (launched.network, launched)
+        )
+        torch.testing.assert_close(recorded.sample, eager.sample, rtol=0, atol=2e-6)
+        assert recorded.stats.rounds == eager.stats.rounds == (5,) * ROWS
+        assert recorded.stats.network_seconds is None
+    make_sampler(spec.replace("5", "6", 1)).sample(launched, chain, shape, generator=make_tape(ROWS, chain, 0))
+    assert launched.launcher.recorded == 2  # another number of steps is another recording
+
+
 def test_the_host_waits_one_round_late(launched: Launched, chain: GaussianChain) -> None:
     """And not at all while no plan can be done."""
     result = make_sampler("asd:window=4").sample(launched, chain, (1, *EVENT), generator=make_tape(1, chain, 0))
@@ -270,12 +285,18 @@ def test_without_memory_the_window_shrinks_and_says_so(launched: Launched, chain
 
 
 def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None:
-    known = Experience()
-    tape = make_tape(1, chain, 0)
-    make_sampler("asd").sample(launched, chain, (1, *EVENT), generator=tape, warm_start=WarmStart(None, known))
-    assert set(known.latency) == {1, 2, 3, 4, 6, 8, 12}
-    # Seven windows, three of each of four pairs, and what then ran.
-    assert launched.launcher.recorded == 7 + 4 * 2 + (1 if known.plans == 0 else 2)
+    """Of calls, for the settings to try; and each that is tried is recorded once."""
+    known, windows = Experience(), list[int | None]()
+    for seed in range(30):
+        sampler, tape = make_sampler("asd"), make_tape(1, chain, seed)
+        result = sampler.sample(launched, chain, (1, *EVENT), generator=tape, warm_start=WarmStart(None, known))
+        windows.append(result.stats.window)
+    assert set(known.latency) == {1, 4, 12}
+    settings = len(known.trials[1, None, None].tried)
+    # The calls, what is tried, each of its start and its round, and the default, if that is not among what is tried.
+    assert launched.launcher.recorded - 3 - 2 * settings in (0, 2)
+    changes = sum(one != other for one, other in zip(windows, windows[1:], strict=False))
+    assert changes <= 8  # in blocks
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

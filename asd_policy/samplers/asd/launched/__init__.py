@@ -1,0 +1,1 @@
+"""Rounds of `asd` in a few kernels for a GPU."""

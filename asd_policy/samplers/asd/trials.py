@@ -1,0 +1,176 @@
+"""Which setting of `asd` is the best one, by what plans really cost: a few are tried in turn, then the best stays.
+
+The order of trying, and which settings are tried at all, follows a cost model (`autotune`); the choice follows the time
+and the rounds of plans as they run. Plans of all settings have the same law, so trying costs time alone.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+STAGES = {3: 1.25, 6: 1.12, 12: 1.06}
+"""After so many plans of each setting those go that cost more than so many times the best one's: what the noise of so
+few plans does not explain."""
+ENOUGH = 24
+"""Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
+_AS_GOOD = 1.02
+
+
+class Setting(NamedTuple):
+    """What `asd` runs with."""
+
+    window: int
+    draft: str
+    verify: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Draft and verifier."""
+        return self.draft, self.verify
+
+
+@dataclass
+class Tried:
+    """What the last plans of a setting cost."""
+
+    rounds: deque[int] = field(default_factory=lambda: deque(maxlen=ENOUGH))
+    """That each plan waited for."""
+    pace: deque[float] = field(default_factory=lambda: deque(maxlen=ENOUGH))
+    """Seconds of a round of each plan but the first, which may have had something to record or to load."""
+    plans: int = 0
+
+    def add(self, rounds: int, seconds: float) -> None:
+        """Add a plan."""
+        self.rounds.append(rounds)
+        if self.plans:
+            self.pace.append(seconds / rounds)
+        self.plans += 1
+
+    @property
+    def seconds(self) -> float:
+        """The expected time of a plan [s].
+
+        The mean of the rounds, which differ by the plans' noise, times the median of a round's time, which differs by
+        what else the machine does.
+        """
+        return fmean(self.rounds) * median(self.pace)
+
+    @property
+    def tail(self) -> float:
+        """The time [s] that one plan in twenty exceeds."""
+        return float(np.percentile(self.rounds, 95)) * median(self.pace)
+
+
+@dataclass
+class Trial:
+    """The settings that are tried for plans of one batch, those of the least expected cost first."""
+
+    tried: dict[Setting, Tried]
+    """Of each setting."""
+    left: list[Setting]
+    """Those that may still be the best."""
+    informed: bool
+    """Whether plans of this policy said which settings to try, and not those of others alone."""
+    running: Setting | None = None
+
+    @classmethod
+    def of(cls, settings: Iterable[Setting], informed: bool = True) -> "Trial":
+        """Begin to try settings, at least one."""
+        tried = {setting: Tried() for setting in settings}
+        return cls(tried, list(tried), informed)
+
+    @property
+    def done(self) -> bool:
+        """Whether the best is known."""
+        return len(self.left) == 1
+
+    @property
+    def untried(self) -> bool:
+        """Whether no plan was made with one of those that are left."""
+        return not self.done and not all(self.tried[setting].plans for setting in self.left)
+
+    @property
+    def best(self) -> Setting:
+        """The setting of the least time so far; of those that are as good, the one with the shortest tail."""
+        tried = [setting for setting in self.left if self.tried[setting].pace]
+        if not tried:
+            return self.left[0]
+        least = min(self.tried[setting].seconds for setting in tried)
+        good = [setting for setting in tried if self.tried[setting].seconds <= _AS_GOOD * least]
+        return min(good, key=lambda setting: self.tried[setting].tail)
+
+    def turn(self, block: int) -> Setting:
+        """Give the setting of the next plan.
+
+        Args:
+            block: Plans of one setting in a row: 1 where the machine's load is to hit all alike, more where it costs
+                time to go from one setting to another.
+        """
+        running = self.running
+        if running is None or running not in self.left or self.tried[running].plans % block == 0:
+            running = self.running = min(self.left, key=lambda setting: self.tried[setting].plans)
+        return running
+
+    def note(self, setting: Setting, rounds: int, seconds: float) -> None:
+        """Add what a plan cost, and drop the settings that cannot be the best.
+
+        Args:
+            setting: It ran with; others than those that are tried are not looked at.
+            rounds: That it took, of its slowest row.
+            seconds: That it took.
+        """
+        if setting not in self.tried:
+            return
+        self.tried[setting].add(rounds, seconds)
+        fewest = min(self.tried[each].plans for each in self.left)
+        if fewest in STAGES:
+            limit = STAGES[fewest] * min(self.tried[each].seconds for each in self.left)
+            self.left = [each for each in self.left if self.tried[each].seconds <= limit]
+        elif fewest >= ENOUGH:
+            self.left = [self.best]
+
+    def record(self) -> list[dict[str, Any]]:
+        """List what was tried as results.json has it, the best first."""
+        tried = [(setting, cost) for setting, cost in self.tried.items() if cost.pace]
+        return [
+            {**setting._asdict(), "plans": cost.plans, "plan_ms": 1e3 * cost.seconds, "tail_ms": 1e3 * cost.tail}
+            for setting, cost in sorted(tried, key=lambda each: each[1].seconds)
+        ]
+
+    def copy(self) -> "Trial":
+        """Copy it to a trial that goes its own way."""
+        return Trial.from_json(self.to_json())
+
+    def to_json(self) -> list[Any]:
+        """List it in numbers and strings: `informed`, and each setting, whether it is left, and its cost."""
+        rows = [
+            [*setting, setting in self.left, list(cost.rounds), list(cost.pace), cost.plans]
+            for setting, cost in self.tried.items()
+        ]
+        return [self.informed, rows]
+
+    @classmethod
+    def from_json(cls, written: Sequence[Any]) -> "Trial":
+        """Read it again.
+
+        Raises:
+            ValueError: This is none.
+        """
+        tried, left = {}, []
+        informed, rows = written
+        for window, draft, verify, stays, rounds, pace, plans in rows:
+            setting = Setting(int(window), str(draft), str(verify))
+            tried[setting] = cost = Tried(plans=int(plans))
+            cost.rounds.extend(int(each) for each in rounds)
+            cost.pace.extend(float(each) for each in pace)
+            if not all(each > 0 for each in cost.rounds) or not all(0 < each < float("inf") for each in cost.pace):
+                raise ValueError(f"what {setting} took is no number of rounds and seconds")
+            if stays:
+                left.append(setting)
+        if not left:
+            raise ValueError("no setting is left")
+        return cls(tried, left, bool(informed))

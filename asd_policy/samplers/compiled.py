@@ -1,0 +1,65 @@
+"""Compiled loops (`kernels`, `asd.kernels`) for points in the host's memory: loading them, and what they look at.
+
+The samplers' text on arrays is the definition, and what runs where the loops cannot be compiled.
+"""
+
+import importlib
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asd_policy._common import arrays
+from asd_policy._common.arrays import NUMPY, Array, Device
+from asd_policy.chain.gaussian import GaussianChain
+
+Numbers = npt.NDArray[Any]
+STEPS, ROUNDS = "asd_policy.samplers.kernels:compile_steps", "asd_policy.samplers.asd.kernels:compile_rounds"
+"""The modules of loops, of the sequential sampler and of `asd`, and what has them compiled."""
+
+
+def is_host(device: Device) -> bool:
+    """Tell whether a device's memory is the host's."""
+    return device == NUMPY or str(device).partition(":")[0] == "cpu"
+
+
+@cache
+def load_kernels(loops: str) -> ModuleType | None:
+    """Import `STEPS` or `ROUNDS` and have them compiled, or read from the disk; None, and a warning, if that fails."""
+    module, _, compile_all = loops.partition(":")
+    try:
+        kernels = importlib.import_module(module)
+        getattr(kernels, compile_all)()
+    except Exception as error:  # numba's errors are many: a cache that cannot be written, a NumPy that is too new
+        if load_kernels.cache_info().currsize == 0:  # once is enough
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"plans run uncompiled, which is slower: {type(error).__name__}: {reason}; numba compiles them",
+                stacklevel=2,
+            )
+        return None
+    return kernels
+
+
+def loops_for(loops: str, x: Array) -> ModuleType | None:
+    """Load loops if they can run on arrays like x."""
+    floats = str(x.dtype).rpartition(".")[2] in ("float32", "float64")
+    return load_kernels(loops) if floats and is_host(arrays.device_of(x)) else None
+
+
+def on_host(values: Array) -> Numbers:
+    """Look at an array in the host's memory as NumPy's."""
+    return values if isinstance(values, np.ndarray) else values.detach().numpy()
+
+
+def prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
+    """Give the tables of `kernels.predict_rows` in NumPy's dtype; None for a chain that thresholds."""
+    if chain.threshold is not None:
+        return None
+    tables: Any = chain.tables(NUMPY, dtype)
+    clips = chain.clip_range is not None
+    excess = tables.excess if clips and tables.excess is not None else np.zeros(0, dtype)
+    return tables.input_scale, tables.output_scale, excess, np.full(1, chain.clip_range if clips else np.inf, dtype)

@@ -1,0 +1,70 @@
+"""Steps of a chain in compiled loops, for memory of the host; imported where numba is installed.
+
+The arithmetic of `chain.gaussian` in the same order, so that equal inputs give equal bits.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Numbers = npt.NDArray[Any]
+compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@compiled
+def predict_rows(points: Numbers, output: Numbers, steps: Numbers, tables: tuple[Numbers, ...], into: Numbers) -> None:
+    """Turn network outputs into predictions x̂0, as `GaussianChain.predict` of a chain that clips at most.
+
+    Args:
+        points: What the network was called on [N, D].
+        output: What it returned [N, D].
+        steps: The points' steps [N].
+        tables: Input scale, output scale and excess of the chain, each [K], the last of no size for none; and the limit
+            of clipping [1].
+        into: Takes x̂0 [N, D].
+    """
+    input_scale, output_scale, excess, limit = tables
+    most = limit[0]
+    for index in range(len(points)):
+        step = steps[index]
+        for place in range(points.shape[1]):
+            raw = points[index, place] * input_scale[step] + output[index, place] * output_scale[step]
+            clipped = most if raw > most else -most if raw < -most else raw
+            into[index, place] = clipped + excess[step] * (clipped - raw) if len(excess) else clipped
+
+
+@compiled
+def step_rows(
+    x: Numbers,
+    output: Numbers,
+    normals: Numbers,
+    step: int,
+    tables: tuple[Numbers, ...],
+    into: tuple[Numbers, Numbers],
+) -> None:
+    """Take one step of a chain, as `chain.gaussian.transition`.
+
+    Args:
+        x: Points [B, D].
+        output: What the network returned there [B, D].
+        normals: The tape's noise [B, K, D].
+        step: Index k of the step.
+        tables: a, b and σ of the chain, each [K]; and those of `predict_rows`.
+        into: Takes x̂0 and the points after the step, each [B, D].
+    """
+    a, b, sigma = tables[:3]
+    x0_pred, following = into
+    predict_rows(x, output, np.full(len(x), step), tables[3:], x0_pred)
+    for row in range(len(x)):
+        for place in range(x.shape[1]):
+            push = a[step] * x0_pred[row, place] + sigma[step] * normals[row, step, place]
+            following[row, place] = push + b[step] * x[row, place]
+
+
+def compile_steps() -> None:
+    """Have all of it compiled, or read from numba's cache on the disk."""
+    for dtype in (np.float32, np.float64):
+        one, flat = np.zeros(1, dtype), np.zeros((1, 1), dtype)
+        step_rows(flat, flat, np.zeros((1, 1, 1), dtype), 0, (one,) * 7, (flat.copy(), flat.copy()))
