@@ -51,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt | interpreter
 		{ echo "make: $(PYTHON) lacks the venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV)"
-	@test -z '$(TORCH)' || sed 's/^torch==.*/torch==$(TORCH)/; /^setuptools==/d' constraints.txt >$(CONSTRAINTS)
+	@test -z '$(TORCH)' || sed 's/^torch==.*/torch==$(TORCH)/; /^setuptools==/d; /^triton/d' constraints.txt >$(CONSTRAINTS)
 	@$(PY) -m $(PIP) hatchling editables || $(NO_PIP)
 	@$(PY) -m $(PIP) --no-build-isolation -e '.[$(EXTRAS)]' || $(NO_PIP)
 	@$(PY) scripts/maintenance/browser.py || true

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from asd_policy._common.arrays import Array
+from asd_policy._common.arrays import NUMPY, Array, Device
 
 MOST_RECORDINGS = 8
 """Kept at once; each has its own memory on the device. The one used longest ago goes first."""
@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 class Launcher(abc.ABC):
     """Records work and runs it again. Belongs to one network on one device."""
+
+    device: Device = NUMPY
+    """Where it records."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()

@@ -158,6 +158,7 @@ class Policy:
         other.sampler = sampler
         other.experience = self.experience.copy()
         other.generator = arrays.make_generator(self.device)
+        sampler.prepare_recordings(self.denoiser, self.law.chain, self.event)
         other.reset()
         return other
 
@@ -231,6 +232,7 @@ class Policy:
         self.encoder = self.encoder.on(backend, self.device)
         self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
+        self.sampler.prepare_recordings(self.denoiser, self.law.chain, self.event)
         self.experience = self.experience.without_times()
 
     def warm_up(self, robots: int = 1, continuity: str = CONTINUITIES[0]) -> WarmUp:

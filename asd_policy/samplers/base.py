@@ -176,6 +176,10 @@ class Sampler(abc.ABC):
         """Get ready for plans on a device, before the first of them: compile what is to be compiled, if anything."""
         return
 
+    def prepare_recordings(self, denoiser: Denoiser, chain: GaussianChain, event: tuple[int, ...]) -> None:
+        """Compile what recordings of a network's calls need, before the first; points are shaped `event`."""
+        return
+
     @abc.abstractmethod
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Sample along a tape; called by `sample`, which checks, draws and counts."""

@@ -21,7 +21,7 @@ from asd_policy.networks.recording import Launcher
 from asd_policy.samplers.asd.launched import form
 
 with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
-    pytest.importorskip("triton", reason="Triton has no wheels for this system")
+    pytest.importorskip("triton", minversion="3.6", reason="no Triton that has tuples of arguments")
     importlib.import_module("triton.experimental.gluon")  # the first launch would, and it asks for what Triton does
     import triton.language as tl
     from triton.runtime import interpreter

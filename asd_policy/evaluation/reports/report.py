@@ -13,9 +13,12 @@ from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.recording import launcher_of
 from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
+from asd_policy.samplers.asd.launched.form import launches
 from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
@@ -70,7 +73,7 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
         "device": hardware(policy.device),
         "backend": policy.backend.spec,
         "dtype": policy.backend.dtype,
-        "engine": engine_of(policy.device),
+        "engine": engine_of(policy.device, policy.denoiser),
         "package": PACKAGE_VERSION,
         "commit": git_commit(),
         "torch": torch.__version__,
@@ -78,9 +81,16 @@ def run_record(command: str, checkpoint: str, env: str | None, seed: int, policy
     }
 
 
-def engine_of(device: Device) -> str:
-    """Say what does the arithmetic of asd's rounds on a device: compiled loops, or the arrays' own library."""
-    return "compiled" if is_host(device) and load_kernels(ROUNDS) is not None else "arrays"
+def engine_of(device: Device, denoiser: Denoiser) -> str:
+    """Say what does the arithmetic of asd's rounds: compiled loops, Triton's kernels, or the arrays' own library.
+
+    Args:
+        device: Where plans are made.
+        denoiser: The network as its backend runs it: kernels are launched where its calls can be recorded.
+    """
+    if is_host(device):
+        return "arrays" if load_kernels(ROUNDS) is None else "compiled"
+    return "triton" if launcher_of(denoiser) is not None and launches(device) else "arrays"
 
 
 def reference_of(results: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ class CudaGraphs(Launcher):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._device = device
+        self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._caller = torch.cuda.default_stream(device)
@@ -35,7 +35,7 @@ class CudaGraphs(Launcher):
             with self.queue():
                 for _ in range(_WARM_UP):
                     work()
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.device)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 work()
         except torch.cuda.OutOfMemoryError as error:
@@ -46,14 +46,14 @@ class CudaGraphs(Launcher):
     @contextmanager
     def queue(self) -> Iterator[None]:
         """Launch on the recordings' own stream, after what the caller has launched so far."""
-        self._caller = torch.cuda.current_stream(self._device)
+        self._caller = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(self._caller)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             yield
 
     def settle(self) -> None:
         """Let the caller's stream wait for the recordings' own; the host goes on. See `Launcher.settle`."""
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
     def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """Copy both on the current stream, the counts to pinned memory; see `Launcher.fetch`."""
@@ -61,7 +61,7 @@ class CudaGraphs(Launcher):
         on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
         on_host.copy_(counts, non_blocking=True)
         done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(self._device))
+        done.record(torch.cuda.current_stream(self.device))
 
         def wait() -> tuple[Tensor, Tensor]:
             done.synchronize()

@@ -2,18 +2,22 @@
 
 import time
 from dataclasses import dataclass, fields, replace
+from itertools import product
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.recording import launcher_of
 from asd_policy.samplers.asd.autotune import DEFAULT, choose
 from asd_policy.samplers.asd.compiled import CompiledRounds, loops_of
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.experience import CommittedPaths
+from asd_policy.samplers.asd.launched.form import compile_round, launches
 from asd_policy.samplers.asd.response import sines, turn
 from asd_policy.samplers.asd.rounds import EagerRounds, ReplayedRounds, RoundRecording, Rounds
 from asd_policy.samplers.asd.trials import Setting
@@ -94,6 +98,14 @@ class Asd(Sampler):
         if is_host(device):
             load_kernels(ROUNDS)
             load_kernels(STEPS)
+
+    def prepare_recordings(self, denoiser: Denoiser, chain: GaussianChain, event: tuple[int, ...]) -> None:
+        """Compile the kernels of the rounds that may be chosen, or read them from the disk."""
+        launcher = launcher_of(denoiser)
+        if launcher is not None and launches(launcher.device):
+            drafts = [self.draft] if self.draft else [name for name, draft in DRAFTS.items() if draft.refusals]
+            for draft, verify in product(drafts, [self.verify] if self.verify else VERIFIERS):
+                compile_round(denoiser, chain, event, launcher.device, (DRAFTS[draft], VERIFIERS[verify]))
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Choose a setting, do rounds until every row is at the end of the chain, and learn from what they cost."""

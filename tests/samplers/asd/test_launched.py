@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.evaluation.reports.report import engine_of
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
@@ -353,6 +354,31 @@ def test_what_cannot_be_compiled_is_said_once() -> None:
         Case(Asd(3), (1, 4, 2)).plans(1)
         assert not form.launches(torch.device("cpu"))
     assert torch.equal(found[0].sample, Case(Asd(4), (1, 4, 2)).plans(1)[0].sample)
+
+
+def test_it_is_compiled_before_the_first_plan() -> None:
+    """For each draft and verifier that may be chosen; the network is not called for it."""
+    compiled: list[Any] = []
+
+    def never(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        raise AssertionError
+
+    network, chain = Recorded(never), chain_of()
+    network.launcher.device = torch.device("cpu")
+    own = form.LaunchedRound.attempt
+    with launched(), mock.patch.object(form.LaunchedRound, "attempt", lambda self: compiled.append(self) or own(self)):
+        Asd(4, "picard", "block").prepare_recordings(network, chain, (3, 2))
+        assert [(each.reference.draft, each.reference.verifier) for each in compiled] == [
+            (DRAFTS["picard"], VERIFIERS["block"])
+        ]
+        Asd(4).prepare_recordings(never, chain, (3, 2))  # nothing is recorded
+        assert len(compiled) == 1
+        assert engine_of(network.launcher.device, network) == "compiled"  # of the host, whose plans are not recorded
+    with mock.patch.object(form, "is_launched", lambda device: True), mock.patch.object(form, "_failed", []):
+        assert engine_of(torch.device("meta"), network) == "triton"
+        assert engine_of(torch.device("meta"), never) == "arrays"
+        form._failed.append("no compiler")
+        assert engine_of(torch.device("meta"), network) == "arrays"
 
 
 def test_code_for_a_gpu(tmp_path: Path) -> None:

@@ -14,10 +14,14 @@ from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array, Device
-from asd_policy.samplers.asd.couplings import block
-from asd_policy.samplers.asd.draft import FrozenDraft
-from asd_policy.samplers.asd.engine import Round
+from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.networks.denoiser import Denoiser
+from asd_policy.samplers.asd.couplings import Verifier, block
+from asd_policy.samplers.asd.draft import Draft, FrozenDraft
+from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.path import Path
+from asd_policy.samplers.base import Target
 
 _TRIAL = 2
 """Points per row of the round that kernels are tried on."""
@@ -78,6 +82,27 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         _warn(error)
         return round_
     return LaunchedRound(round_, path, kernels, counts)
+
+
+def compile_round(
+    denoiser: Denoiser, chain: GaussianChain, event: tuple[int, ...], device: Device, how: tuple[Draft, Verifier]
+) -> None:
+    """Compile the kernels for float32 plans without given coordinates, or read them from the disk.
+
+    Args:
+        denoiser: The network, which is not called.
+        chain: Whose plans they are.
+        event: Shape of a point.
+        device: Where.
+        how: Draft and verifier.
+    """
+    shape, (draft, verifier) = (1, *event), how
+    with arrays.sampling(device):
+        tape = NoiseTape.draw(shape, len(chain), arrays.make_generator(device, 0), device)
+        target = Target(denoiser, chain, shape)
+        round_ = Round(target, draft, verifier, response_for(draft, tape, None), min(_TRIAL, len(chain)))
+        path = Path.begin(target, tape, None)
+        launched_form(round_, path, arrays.zeros((3 + 2 * len(chain), 1), tape.initial, int))
 
 
 @dataclass(frozen=True)
