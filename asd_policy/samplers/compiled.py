@@ -55,6 +55,13 @@ def on_host(values: Array) -> Numbers:
     return values if isinstance(values, np.ndarray) else values.detach().numpy()
 
 
+def output_on_host(output: Array, x: Array) -> Numbers:
+    """Look at what a network returned for points x [N, D] as numbers of their type, in their shape."""
+    if output.dtype != x.dtype:
+        output = arrays.namespace(output).astype(output, x.dtype)
+    return np.ascontiguousarray(on_host(output)).reshape(x.shape)
+
+
 def prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
     """Give the tables of `kernels.predict_rows` in NumPy's dtype; None for a chain that thresholds."""
     if chain.threshold is not None:

@@ -12,7 +12,16 @@ from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target
-from asd_policy.samplers.compiled import STEPS, Numbers, is_host, load_kernels, loops_for, on_host, prediction_tables
+from asd_policy.samplers.compiled import (
+    STEPS,
+    Numbers,
+    is_host,
+    load_kernels,
+    loops_for,
+    on_host,
+    output_on_host,
+    prediction_tables,
+)
 from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.records import sequential_costs
@@ -83,10 +92,10 @@ def _walk_compiled(
     for k in range(steps):
         if not target.allows("step"):
             return x.reshape(shape), k
-        output = np.ascontiguousarray(on_host(target.call(x, timesteps[k], target.cond)), here.dtype)
+        output = output_on_host(target.call(x, timesteps[k], target.cond), x)
         x = arrays.empty(x.shape, x)  # the network may keep what it was called on
         following = on_host(x)
-        loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
+        loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
         here = following
     return x.reshape(shape), steps
 

@@ -300,7 +300,8 @@ def test_the_next_process_recalls_it(folder: Path, timed: list[int]) -> None:
     """Times, and what plans with a noise of their own have taught; not what the user's plans have."""
     first = load(folder)
     assert timed
-    taught = stats_of(first).trial_calls
+    taught, learned = stats_of(first).trial_calls, experience_of(first).plans
+    assert learned >= 16 and not experience_of(first).undecided
     for seed in range(5):
         plan(first, seed)
     first.reset()
@@ -308,7 +309,9 @@ def test_the_next_process_recalls_it(folder: Path, timed: list[int]) -> None:
     again = load(folder)
     assert not timed
     assert stats_of(again).trial_calls < taught
-    assert experience_of(again).plans == 16  # the sixteen of the warm-up
+    assert experience_of(again).plans == learned  # those of the warm-up
+    chosen = [[trial.left for trial in experience_of(each).trials.values()] for each in (first, again)]
+    assert chosen[0] == chosen[1] and [len(left) for left in chosen[0]] == [1]
 
 
 def test_the_robots_of_an_evaluation_are_expected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

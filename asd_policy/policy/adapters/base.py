@@ -415,19 +415,20 @@ class LivePlanner:
             return None
         began, self._warming = time.perf_counter(), []
         last, self.last_sample = self.last_sample, None
-        trying, before = self.experience.trying, -1
+        experience, before = self.experience, -1
+        was = experience.learning, experience.trying
         try:
             # A plan of one point a round has nothing to teach.
-            while (before < self.experience.plans < plans) or self.experience.undecided:
-                before = self.experience.plans
+            while (before < experience.plans < plans) or experience.undecided:
+                before = experience.plans
                 plan()
                 if time.perf_counter() - began > _LEARNING_SECONDS:
                     break
-            self.experience.trying = False
+            experience.learning = experience.trying = False
             plan()
             return self._warming[-1]
         finally:
-            self.experience.trying = trying
+            experience.learning, experience.trying = was
             self.last_sample, self._warming = last, None
             self._memory.keep(self.experience)
 

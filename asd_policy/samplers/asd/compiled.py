@@ -16,7 +16,15 @@ from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.rounds import CalledRounds
-from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels, loops_for, on_host, prediction_tables
+from asd_policy.samplers.compiled import (
+    ROUNDS,
+    STEPS,
+    load_kernels,
+    loops_for,
+    on_host,
+    output_on_host,
+    prediction_tables,
+)
 
 DRAFTED = (
     *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
@@ -90,8 +98,7 @@ class CompiledRounds(CalledRounds):
             x0_pred = np.ascontiguousarray(on_host(target.predict(points, steps, rows)))
         else:
             output = target.call(points, timesteps, None if target.cond is None else target.cond[rows])
-            flat = np.ascontiguousarray(on_host(output), seen.dtype).reshape(seen.shape)
-            self._predict(seen, flat, on_host(steps), self._prediction, x0_pred)
+            self._predict(seen, output_on_host(output, points), on_host(steps), self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(
             self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred

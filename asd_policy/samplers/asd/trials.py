@@ -123,7 +123,7 @@ class Trial:
             rounds: That it took, of its slowest row.
             seconds: That it took.
         """
-        if setting not in self.tried:
+        if setting not in self.tried or self.done:
             return
         self.tried[setting].add(rounds, seconds)
         fewest = min(self.tried[each].plans for each in self.left)

@@ -251,3 +251,18 @@ def test_time_is_turned_along_either_axis(horizon: int, width: int, dtype: type[
     expected = np.einsum("tp,nta->npa", matrix, values.reshape(4, horizon, width)).reshape(values.shape)
     np.testing.assert_allclose(found["_turn"], expected, rtol=1e-5, atol=1e-5)
     assert np.array_equal(found["_turn_wide"], found["_turn_narrow"])
+
+
+@pytest.mark.parametrize("sampler", [Ddpm(), Asd(6)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_another_precision(sampler: Ddpm | Asd, dtype: torch.dtype) -> None:
+    """What they return is taken in the samples' own, as the reference does: NumPy has no bfloat16."""
+
+    def denoise(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        return (0.8 * x).to(dtype)
+
+    tape = NoiseTape.draw((2, 3, 2), len(CHAIN), torch.Generator().manual_seed(0))
+    found = sampler.sample(denoise, CHAIN, (2, 3, 2), generator=tape).sample
+    with reference():
+        expected = sampler.sample(denoise, CHAIN, (2, 3, 2), generator=tape).sample
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
