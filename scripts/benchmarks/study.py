@@ -64,6 +64,8 @@ class Options:
     """The checkpoint of that."""
     clock_plans: int = 50
     """Plans of each contender for the wall clock, at most the states."""
+    clock_windows: tuple[int, ...] = (6, 8, 12, 16, 24, 32, 48, 64)
+    """Fixed windows beside the default for the wall clock."""
     row_by_row: str = "avoid"
     """The checkpoint whose network is evaluated row by row, for a backend without parallelism."""
     large: Path | None = None
@@ -123,12 +125,13 @@ def main() -> None:
             sections.append(study_grid.markdown(subject(name), measured))
             write_section(options.docs, "grid", [*sections, line])
     if options.part in ("all", "wallclock"):
-        records = results("wallclock", "clock_plans", "backends", "large")
+        records = results("wallclock", "clock_plans", "clock_windows", "backends", "large")
         subjects = [subject(name) for name in options.checkpoints]
         if options.large is not None:
             with console.status(f"rolling out {options.large}"):
                 subjects.append(load(options.large, bundled()[options.network][1], *sizes))
-        entered = [(each, "network", study_wallclock.contenders(each, options.backends)) for each in subjects]
+        clocked = options.backends, options.clock_windows
+        entered = [(each, "network", study_wallclock.contenders(each, *clocked)) for each in subjects]
         by_row = subject(options.row_by_row)
         entered.append((by_row, "row by row", study_wallclock.row_by_row(by_row)))
         tables = []

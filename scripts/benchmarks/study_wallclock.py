@@ -21,6 +21,7 @@ from asd_policy.networks.backends import Backend, Job, make_backend
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.sampler import Asd
 from study_common import Results, Subject, console, markdown_table
 
 
@@ -49,9 +50,10 @@ class RowByRow(Backend):
         return one_by_one
 
 
-def contenders(subject: Subject, backends: Sequence[str]) -> list[Contender]:
-    """Make the sequential and the default sampler on each backend of a checkpoint's network."""
-    return [enter(subject, sampler, make_backend(backend)) for backend in backends for sampler in ("ddpm", "asd")]
+def contenders(subject: Subject, backends: Sequence[str], windows: Sequence[int]) -> list[Contender]:
+    """Make samplers on each backend of a checkpoint's network: sequential, of few steps, default, of fixed windows."""
+    samplers = ("ddpm", "ddim:10", "asd", *(f"asd:window={window}" for window in windows))
+    return [enter(subject, sampler, make_backend(backend)) for backend in backends for sampler in samplers]
 
 
 def row_by_row(subject: Subject) -> list[Contender]:
@@ -90,7 +92,8 @@ def measure(
         by_contender = list(zip(found, zip(*timings, strict=True), strict=True))
         best, eager = baselines(by_contender)
         records = [
-            {"name": f"{contender.policy.sampler.spec.partition(':')[0]}, {contender.policy.backend.spec}"}
+            {"name": f"{_short(contender)}, {contender.policy.backend.spec.partition(':')[0]}"}
+            | {"auto": contender.policy.sampler.chooses, "backend": contender.policy.backend.spec}
             | summarize_plans(took, best and best[1], eager and eager[1])
             for contender, took in by_contender
         ]
@@ -99,10 +102,27 @@ def measure(
     return results.once(f"{subject.name} {key}", run)["contenders"]
 
 
+def _short(contender: Contender) -> str:
+    """Name a sampler in a table."""
+    sampler = contender.policy.sampler
+    if isinstance(sampler, Asd):
+        return "asd" if sampler.window is None else f"asd θ={sampler.window}"
+    return sampler.spec if sampler.exact else f"{sampler.spec.partition(',')[0]} (approximate)"
+
+
+def _against_best_fixed(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> str:
+    """Compare the default's mean with that of the best fixed window on its backend."""
+    fixed = [
+        each["latency_ms"]["mean"] for each in records if each["backend"] == record["backend"] and "θ" in each["name"]
+    ]
+    return f"{record['latency_ms']['mean'] / min(fixed):.2f}" if record["auto"] and fixed else ""
+
+
 def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     """Format one table of all checkpoints, each with its contenders."""
     header = ["checkpoint", "contender", "window", "rounds", "nfe", "mean ms", "p50 / p95 / p99 / max ms"]
     header += ["× best sequential, means [95 %]", "medians", "× eager sequential [95 %]", "outside the network"]
+    header += ["mean / best fixed θ's", "p95 / p50"]
     rows = []
     for name, records in tables:
         for index, r in enumerate(records):
@@ -119,7 +139,9 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
                     _ratio(r["wall_clock_speedup"], r["wall_clock_speedup_ci95"]),
                     f"{r['wall_clock_speedup_of_medians']:.2f}",
                     _ratio(r["speedup_over_eager"], r["speedup_over_eager_ci95"]),
-                    f"{100 * r['overhead_fraction']:.0f} %",
+                    f"{100 * r['overhead_fraction']:.1f} %",
+                    _against_best_fixed(records, r),
+                    f"{latency['p95'] / latency['p50']:.2f}",
                 ]
             )
     return markdown_table(header, rows) + f"\nn = {tables[0][1][0]['plans']} plans for each row.\n"
