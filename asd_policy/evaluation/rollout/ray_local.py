@@ -77,6 +77,26 @@ def without_dashboard(ray: ModuleType) -> Iterator[None]:
         node.start_api_server = start
 
 
+@contextlib.contextmanager
+def on_loopback(ray: ModuleType) -> Iterator[None]:
+    """Start Ray so that it listens on loopback alone, whoever imported it first.
+
+    That is what it does where it makes no clusters, as by default on Windows and macOS. Its processes read a variable,
+    and this one has read it when it imported Ray.
+    """
+    constants = ray._private.ray_constants
+    before = os.environ.get(constants.ENABLE_RAY_CLUSTERS_ENV_VAR), constants.ENABLE_RAY_CLUSTER
+    os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before[1]
+        os.environ.pop(constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+        if before[0] is not None:
+            os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = before[0]
+
+
 def _read_anew(ray: ModuleType) -> None:
     """Have Ray's core read the variables again: it keeps what it read first."""
     core = ray._raylet

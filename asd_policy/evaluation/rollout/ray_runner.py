@@ -24,7 +24,7 @@ from asd_policy.errors import AsdError, BackendError, SpecError
 from asd_policy.evaluation.rollout.clocks import ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.evaluation.rollout.episodes import Episode
-from asd_policy.evaluation.rollout.ray_local import local_folder, own_token, without_dashboard
+from asd_policy.evaluation.rollout.ray_local import local_folder, on_loopback, own_token, without_dashboard
 from asd_policy.evaluation.rollout.runner import Group, LocalRunner
 from asd_policy.evaluation.rollout.vector import make_envs
 from asd_policy.policy.law import CHECKPOINT
@@ -231,6 +231,7 @@ class RayRunner:
             folder = self._open.enter_context(local_folder())
             self._open.enter_context(own_token(ray, folder.parent))
             starting.enter_context(without_dashboard(ray))
+            self._open.enter_context(on_loopback(ray))
             os.environ.setdefault("RAY_gcs_server_port_wait_time_s", _PATIENCE)
             where = {
                 "address": "local",
@@ -327,8 +328,6 @@ def _import_ray() -> ModuleType:
         BackendError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Where Ray makes no clusters, as by default on Windows and macOS, what it starts listens on loopback alone.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Ray's client leaves threads of gRPC behind, whose handlers break whatever is started later, such as ffmpeg.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:

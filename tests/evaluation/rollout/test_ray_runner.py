@@ -228,6 +228,9 @@ def test_a_local_ray_is_for_its_user_alone(
 ) -> None:
     """It listens on loopback, in a folder of its user, with a token of its own, and nobody is asked for a cloud."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    constants = pytest.importorskip("ray._private.ray_constants")
+    monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", True)  # as where the user has imported Ray before
+    monkeypatch.delenv(constants.ENABLE_RAY_CLUSTERS_ENV_VAR, raising=False)
     before = dict(os.environ)
     recipe = Recipe.of(str(small_checkpoint), "cpu", planners, ENV, 1, SEED)
     with contextlib.closing(RayRunner(Workers.parse("1"), recipe)):
@@ -239,6 +242,7 @@ def test_a_local_ray_is_for_its_user_alone(
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
     assert not token.parent.exists()
+    assert constants.ENABLE_RAY_CLUSTER and constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
     assert {name for name in os.environ if "AUTH" in name} == {name for name in before if "AUTH" in name}
     assert not (tmp_path / ".ray").exists()
 
