@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class Run:
             "parts": [],
             "kernels": [],
             "skipped": [],
+            "warnings": [],
         }
 
     def go(self) -> bool:
@@ -275,6 +277,12 @@ class Run:
         self.results["skipped"].append({"what": what, "why": why})
         self.save()
 
+    def warn(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        """Print and record a warning, such as that something runs in a slower way; once."""
+        if (text := str(message)) not in self.results["warnings"]:
+            say(f"warning: {text}")
+            self.results["warnings"].append(text)
+
     def save(self) -> None:
         """Write the results so far, and tables of them."""
         with self._writing:
@@ -354,11 +362,15 @@ def main() -> None:
         # Compiled code is kept with the networks, for a second run.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((options.out / "compiled").resolve()))
         run = Run(options)
+        warnings.showwarning = run.warn
         end = threading.Timer(options.seconds + GRACE, run.end)
         end.daemon = True
         end.start()
-        sound = run.go()
-        end.cancel()
+        try:
+            sound = run.go()
+        finally:
+            end.cancel()
+            end.join()  # Python aborts where a thread wakes up at its very end
         say(f"results: {options.out / 'results.json'}, {options.out / 'tables.md'}")
         raise SystemExit(0 if sound else 1)
     except (AsdError, OSError) as error:

@@ -140,13 +140,13 @@ def in_batches(subject: Subject, batch: int, prepare: float, seconds: float) -> 
 FULL = Size(
     (
         by_graph(SMALL, 18, 8),
-        by_call(SMALL, 5, 10),
+        by_call(SMALL, 10, 8),
         Training(MIDDLE, 5, 50),
-        by_graph(MIDDLE, 20, 18),
-        by_call(MIDDLE, 8, 12),
-        Training(LARGE, 12, 100),
-        by_graph(LARGE, 30, 18),
-        by_call(LARGE, 12, 12),
+        by_graph(MIDDLE, 20, 15),
+        by_call(MIDDLE, 14, 10),
+        Training(LARGE, 12, 95),
+        by_graph(LARGE, 30, 15),
+        by_call(LARGE, 18, 10),
         Counting(GRAPH, 15),
         compiled(MIDDLE, 70, 8),
         # What follows is for a run that takes up the networks of an earlier one, or a faster machine.

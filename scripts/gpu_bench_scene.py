@@ -16,6 +16,8 @@ HAND_DIM = 4
 """Numbers of the hand: its place, and how far the gripper is open."""
 GOAL = slice(32, 35)
 """Of the environment's state; the object's place is its first three numbers."""
+PLACES = 6
+"""Numbers of the places of the object and the goal."""
 VIEWS = {f"{IMAGES}front": (0, 2), f"{IMAGES}top": (0, 1)}
 """Each camera, and the axes that lie across and up its frames."""
 COLOURS = {"goal": (0.1, 0.9, 0.2), "object": (0.9, 0.15, 0.1), "hand": (0.2, 0.4, 1.0)}
@@ -43,6 +45,11 @@ def render(hand: Tensor, surroundings: Tensor, size: tuple[int, int]) -> dict[st
         view: _draw([(places[name][:, list(axes)], radii[name], COLOURS[name]) for name in COLOURS], size)
         for view, axes in VIEWS.items()
     }
+
+
+def places(surroundings: Tensor) -> Tensor:
+    """Find where the object and the goal are [N, 6], normalised."""
+    return torch.cat([surroundings[:, :3], surroundings[:, GOAL]], dim=1)
 
 
 def _draw(discs: list[tuple[Tensor, Tensor, tuple[float, float, float]]], size: tuple[int, int]) -> Tensor:

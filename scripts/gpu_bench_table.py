@@ -88,6 +88,8 @@ def tables(results: Mapping[str, Any]) -> str:
             for each in results["kernels"]
         ]
         lines += ["", f"## {results['kernels'][0]['unit'].capitalize()} of a round", "", *markdown(KERNELS, rows)]
+    if results["warnings"]:
+        lines += ["", "## Warnings", "", *(f"- {each}" for each in results["warnings"])]
     if results["skipped"]:
         lines += ["", "## Left out", "", *(f"- {each['what']}: {each['why']}" for each in results["skipped"])]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
 """Train a U-Net on a recording for as long as there is time, with PyTorch alone, and keep it as a LeRobot folder.
 
-With cameras, frames are drawn as they are needed (`gpu_bench_scene`), and the encoder is trained along.
+With cameras, frames are drawn as they are needed (`gpu_bench_scene`), and the encoder is trained along. In the few
+minutes that there are it would hardly find what matters by the policy's loss alone, so a linear map of its features,
+which is thrown away, learns to tell where the object and the goal are.
 """
 
 import json
@@ -48,25 +50,35 @@ class Task:
     encoder: RgbEncoder | None
     windows: dict[str, Tensor]
     """Normalised, on the device: STATE and ENVIRONMENT_STATE [N, n_obs_steps, dim], ACTION [N, horizon, dim]."""
+    places: nn.Linear | None = None
+    """Tells by the features of all cameras where the object and the goal are."""
 
     @property
-    def modules(self) -> nn.ModuleDict:
-        """Both networks, or the one that there is."""
-        encoder = {} if self.encoder is None else {"encoder": self.encoder}
-        return nn.ModuleDict({"unet": self.unet, **encoder})
+    def weights(self) -> list[nn.Parameter]:
+        """Of all that there is, the policy's first."""
+        parts = (self.unet, self.encoder, self.places)
+        return [weight for part in parts if part is not None for weight in part.parameters()]
 
-    def observe(self, rows: Tensor, frames_of: Tensor | None = None) -> Tensor:
-        """Make the conditioning of rows [R, cond_dim]; with the frames of other rows, if they are named."""
-        if self.encoder is None:
-            return torch.cat([self.windows[name][rows] for name in self.config.input_dims], dim=-1).flatten(1)
+    def observe(self, rows: Tensor, frames_of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make the conditioning of rows [R, cond_dim], and the mean square by which the places are missed.
+
+        Args:
+            rows: Of the windows.
+            frames_of: The rows whose frames are seen; None for the same.
+        """
+        if self.encoder is None or self.places is None:
+            seen = [self.windows[name][rows] for name in self.config.input_dims]
+            return torch.cat(seen, dim=-1).flatten(1), torch.zeros((), device=rows.device)
         seen = rows if frames_of is None else frames_of
         hand, surroundings = (self.windows[name][seen].flatten(0, 1) for name in (STATE, ENVIRONMENT_STATE))
         frames = gpu_bench_scene.render(hand, surroundings, self.encoder.config.seen)
         steps = self.windows[STATE].shape[1]
         stacked = torch.cat([frames[name] for name in self.config.vision.cameras]).float() / 255
-        stacked = ((stacked - COLOUR_MEAN) / COLOUR_DEVIATION).contiguous(memory_format=torch.channels_last)
+        stacked = (stacked - COLOUR_MEAN) / COLOUR_DEVIATION
         features = self.encoder(stacked).float().unflatten(0, (len(frames), len(rows), steps))
-        return torch.cat([self.windows[STATE][rows], *features], dim=-1).flatten(1)
+        told = self.places(torch.cat([*features], dim=-1).flatten(0, 1)).float()
+        missed = functional.mse_loss(told, gpu_bench_scene.places(surroundings))
+        return torch.cat([self.windows[STATE][rows], *features], dim=-1).flatten(1), missed
 
 
 def make_task(like: Policy, subject: Subject, recording: Recording, seed: int) -> Task:
@@ -91,9 +103,9 @@ def make_task(like: Policy, subject: Subject, recording: Recording, seed: int) -
     torch.manual_seed(seed)
     unet = ConditionalUnet1d(config.unet).to(like.device)
     looking = None if cameras.encoder is None else RgbEncoder(cameras.encoder).to(like.device)
-    if looking is not None:
-        looking.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in its overloads
-    return Task(config, unet, looking, windows)
+    known = len(gpu_bench_scene.VIEWS) * cameras.encoder.size if cameras.encoder else 0
+    places = nn.Linear(known, gpu_bench_scene.PLACES).to(like.device) if known else None
+    return Task(config, unet, looking, windows, places)
 
 
 def train(
@@ -113,7 +125,7 @@ def train(
     Returns: The contents of its training.json.
     """
     device, task = like.device, make_task(like, subject, recording, seed)
-    weights = list(task.modules.parameters())
+    weights = task.weights
     average = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=PEAK_LEARNING_RATE, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
     signal, noise = (values.to(device) for values in mixing(like.chain))
@@ -125,9 +137,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(share)
         rows = torch.randint(len(task.windows[ACTION]), (batch,), device=device)
-        loss = loss_of(rows, draws, None)
+        loss, missed = loss_of(rows, draws, None)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + missed).backward()
         optimizer.step()
         step += 1
         with torch.no_grad():
@@ -143,7 +155,7 @@ def train(
             weight.copy_(value)
     notes = {
         "down_dims": list(task.config.down_dims),
-        "parameters": sum(weight.numel() for weight in weights),
+        "parameters": sum(weight.numel() for part in (task.unet, task.encoder) if part for weight in part.parameters()),
         "train_steps": step,
         "seconds": took,
         "batch": batch * draws,
@@ -162,8 +174,10 @@ def train(
 
 def loss_function(
     task: Task, chain: GaussianChain, signal: Tensor, noise: Tensor
-) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+) -> Callable[[Tensor, int, Tensor | None], tuple[Tensor, Tensor]]:
     """Make the function that computes the loss of rows [R], each with so many noises, by the frames of these or others.
+
+    Beside the loss it gives the mean square by which places are missed.
 
     Args:
         task: What is trained.
@@ -173,26 +187,28 @@ def loss_function(
     """
     timesteps = torch.as_tensor(chain.timesteps, device=signal.device)
 
-    def loss(rows: Tensor, draws: int, frames_of: Tensor | None) -> Tensor:
+    def loss(rows: Tensor, draws: int, frames_of: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.autocast(signal.device.type, torch.bfloat16):
-            cond = task.observe(rows, frames_of).repeat(draws, 1)
+            observed, missed = task.observe(rows, frames_of)
+            cond = observed.repeat(draws, 1)
             actions = task.windows[ACTION][rows].repeat(draws, 1, 1)
             at = torch.randint(len(timesteps), (len(actions),), device=signal.device)
             drawn = torch.randn_like(actions)
             noisy = signal[at].view(-1, 1, 1) * actions + noise[at].view(-1, 1, 1) * drawn
             predicted = task.unet(noisy, timesteps[at], cond)
-        return functional.mse_loss(predicted.float(), drawn)
+        return functional.mse_loss(predicted.float(), drawn), missed
 
     return loss
 
 
 def look_at_others(
-    task: Task, loss_of: Callable[[Tensor, int, Tensor | None], Tensor], batch: int, batches: int = 4
+    task: Task, loss_of: Callable[[Tensor, int, Tensor | None], tuple[Tensor, Tensor]], batch: int, batches: int = 4
 ) -> dict[str, float]:
     """Compare the loss by a state's own frames with that by another's: equal, if the vision does not matter."""
     if task.encoder is None:
         return {}
     losses: dict[str, list[Tensor]] = {"loss_by_own_frames": [], "loss_by_other_frames": []}
+    missed: list[Tensor] = []
     with torch.no_grad():
         for seed in range(batches):
             rows, others = torch.randint(
@@ -200,8 +216,11 @@ def look_at_others(
             ).to(task.windows[ACTION].device)
             for name, seen in zip(losses, (rows, others), strict=True):
                 torch.manual_seed(seed)  # the same noise for both
-                losses[name].append(loss_of(rows, DRAWS, seen))
-    return {name: float(torch.stack(values).mean()) for name, values in losses.items()}
+                loss, squares = loss_of(rows, DRAWS, seen)
+                losses[name].append(loss)
+                missed.append(squares)
+    known = {"places_missed_by": float(torch.stack(missed).mean().sqrt())}  # in halves of the range of the data
+    return {name: float(torch.stack(values).mean()) for name, values in losses.items()} | known
 
 
 def mixing(chain: GaussianChain) -> tuple[Tensor, Tensor]:

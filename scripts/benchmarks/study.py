@@ -170,8 +170,8 @@ SIZES_NOTE = """\
 ## Time and memory beside the network, by the size of a plan
 
 Plans one after the other at batch 1, half of each executed, of a network that is one multiplication. CPU time of the
-process, of 200 plans, and that over the rounds; it includes the network, what is learned, and the noise. Memory is by
-how much the process's peak grew. Each row is a process of its own; its first plan is left out.
+process, and that over the rounds; it includes the network, what is learned, and the noise. Memory is by how much the
+process's peak grew. Each row is a process of its own; its first plan is left out.
 """
 
 GRID_NOTE = """\

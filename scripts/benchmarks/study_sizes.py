@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 
 import asd_policy
-from asd_policy.samplers.asd.compiled import load_kernels
+from asd_policy.samplers import make_sampler
 from study_common import Results, console, markdown_table
 
 EVENTS = ((16, 2), (16, 4), (32, 8), (64, 14), (16, 200), (16, 516))
@@ -65,7 +65,7 @@ def _plan(event: tuple[int, int], spec: str, plans: int, threads: int) -> dict[s
     """Time plans of one size in this process."""
     torch.set_num_threads(threads)
     function = asd_policy.accelerate_fn(_network, _SCHEDULER, spec)
-    load_kernels()  # the compiler itself needs 100 MiB, whatever the plan
+    make_sampler(spec).prepare(torch.device("cpu"))  # the compiler itself needs 100 MiB, whatever the plan
     before = _peak_mib()
     beside, rounds, longest = [], [], []
     for plan in range(plans + 1):

@@ -103,10 +103,9 @@ def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_
 def test_a_choice_is_kept(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on does so with what `asd` chose at first, and is the run of the sampler that was chosen."""
     first, again = tmp_path / "first", tmp_path / "again"
-    monkeypatch.setattr(choice, "_time_round", lambda *_: 0.0)
-    monkeypatch.setattr(choice, "_time_call", lambda *_: 1.0)  # points cost nothing
+    monkeypatch.setattr(choice, "shortlist", lambda _: [choice.Setting(8, *choice.DEFAULT.pair)])
     assert cli.run(words(small_checkpoint, first, specs=["asd"], episodes=2)) == 0
-    monkeypatch.setattr(choice, "_time_call", lambda _, __, window: float(window**2))  # they do
+    monkeypatch.setattr(choice, "shortlist", lambda _: [choice.Setting(2, *choice.DEFAULT.pair)])
     assert cli.run(words(small_checkpoint, first, specs=["asd"], resume=True)) == 0
     (found,) = results_of(first)["samplers"]
     assert found["spec"] == "asd:window=auto,draft=auto,verify=auto"
@@ -121,7 +120,7 @@ def test_after_tune_nothing_is_timed(small_checkpoint: Path, tmp_path: Path, mon
     """So `asd` chooses alike in every run."""
     assert cli.run(["tune", "--policy", str(small_checkpoint), "--plans", "8", "--backends", "torch-eager"]) == 0
     monkeypatch.delattr(choice, "_time_call")
-    monkeypatch.delattr(choice, "_time_round")
+    monkeypatch.delattr(choice, "shortlist")
     for run in ("one", "two"):
         assert cli.run(words(small_checkpoint, tmp_path / run, specs=["asd"], episodes=2)) == 0
     assert untimed(results_of(tmp_path / "one")) == untimed(results_of(tmp_path / "two"))
@@ -331,13 +330,13 @@ def test_a_deadline_cuts_plans_and_says_so(
     small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a clock that moves by 10 ms with every network call: four steps and a jump fit into 55 ms."""
-    now, call = [0.0], Target.output
+    now, call = [0.0], Target.call
 
     def slowed(self: Target, *arguments: Any) -> Any:
         now[0] += 0.01
         return call(self, *arguments)
 
-    monkeypatch.setattr(Target, "output", slowed)
+    monkeypatch.setattr(Target, "call", slowed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     options = {"episodes": 2, "deadline_ms": 55, "fallback": "jump"}
     assert cli.run(words(small_checkpoint, tmp_path, specs=("ddpm", "ddim:2"), **options)) == 0

@@ -19,6 +19,7 @@ from asd_policy.policy import episode_state as control
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd import autotune as choice
+from asd_policy.samplers.asd.experience import Experience
 
 SPECS = ("ddpm", "asd:window=1", "asd:window=5", "ddim:2")
 
@@ -82,9 +83,12 @@ def test_what_is_chosen_is_chosen_once(checkpoint: Path, monkeypatch: pytest.Mon
     """For the batch that will be planned together; episodes are then those of the sampler that was chosen."""
     policy, env = asd_policy.load_policy(checkpoint), make_env("asd/Avoid-v0")
     ddpm, asd, fixed = samplers = [make_sampler(spec) for spec in ("ddpm", "asd", "asd:window=5")]
+
+    def costs(settings: list[choice.Setting], _: Experience, batch: int, __: int) -> dict[choice.Setting, float]:
+        return {each: abs(batch * each.window - 9) + 99 * (each.pair != choice.DEFAULT.pair) for each in settings}
+
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "_time_call", lambda _, initial, window: 1.0 if len(initial) * window < 10 else 99.0)
-        patch.setattr(choice, "_time_round", lambda *_: 0.0)
+        patch.setattr(choice, "expected_costs", costs)
         alone, together = (closed_loop.resolve_samplers(policy, env, samplers, batch) for batch in (1, 3))
     for settled in (alone, together):
         assert list(settled) == [sampler.spec for sampler in samplers]

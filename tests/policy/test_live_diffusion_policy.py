@@ -466,7 +466,7 @@ def test_calls_of_a_cold_first_plan_are_counted() -> None:
     stats = policy.asd_stats.last
     assert stats is not None
     assert (stats.all_calls, stats.all_points) == (len(calls), sum(calls))
-    assert policy.asd_stats.trial_calls == stats.trial_calls > 20
+    assert policy.asd_stats.trial_calls == stats.trial_calls >= 9
 
 
 @pytest.fixture
@@ -493,7 +493,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandIn], int]:
 
 def test_times_are_kept_by_the_weights(own_cache: Path, timed: Callable[[StandIn], int]) -> None:
     """In the user's cache, as `tune` keeps those of checkpoints; what plans have taught is not kept."""
-    assert timed(make()) == 8
+    assert timed(make()) == 3
     policy = make()
     assert timed(policy) == 0
     for _ in range(4):
@@ -504,11 +504,11 @@ def test_times_are_kept_by_the_weights(own_cache: Path, timed: Callable[[StandIn
     assert backend == "live" and known.latency and known.plans == 0 and not known.moments and not known.judgements
     changed = make()
     nn.init.zeros_(next(changed.model.parameters()))
-    assert timed(changed) == 8
-    assert timed(make(steps=10)) == 6
+    assert timed(changed) == 3
+    assert timed(make(steps=10)) == 3
     file.write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="times are measured anew: .* cannot be read"):
-        assert timed(make()) == 8
+        assert timed(make()) == 3
     assert timed(make()) == 0
 
 
@@ -518,7 +518,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="what was measured is not kept: .*"):
-        assert timed(make()) == 8
+        assert timed(make()) == 3
 
 
 def test_warm_ups_that_cannot_be() -> None:

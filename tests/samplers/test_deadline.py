@@ -400,13 +400,13 @@ def slow_policy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    call = Target.output
+    call = Target.call
 
     def slowed(self: Target, seen: Tensor, timestep: Tensor, rows: Tensor | None = None) -> Tensor:
         now[0] += 0.01
         return call(self, seen, timestep, rows)
 
-    monkeypatch.setattr(Target, "output", slowed)
+    monkeypatch.setattr(Target, "call", slowed)
     return lambda spec: asd_policy.load_policy(checkpoint).with_sampler(make_sampler(spec))
 
 

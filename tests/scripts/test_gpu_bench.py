@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -64,6 +65,7 @@ def test_the_whole_in_small(tmp_path: Path) -> None:
     assert all(notes["train_steps"] > 0 for notes in results["training"].values())
     seeing = results["training"]["tiny, two cameras"]
     assert seeing["loss_by_own_frames"] != seeing["loss_by_other_frames"]
+    assert seeing["places_missed_by"] > 0
     assert results["recording"]["environment"] == "asd/MetaWorld-pick-place-v0"
     parts = {part["network"]: part for part in results["parts"]}
     assert [(name, part["batch"]) for name, part in parts.items()] == [("tiny", 4), ("tiny, two cameras", 1)]
@@ -178,14 +180,22 @@ def test_no_time_is_said_and_a_trained_network_is_taken_up(
     assert [entry["what"] for entry in results["skipped"]] == ["tiny, batch 2", "tiny, batch 8"]
     assert "0 s of 0 s are left; 0 s are needed to prepare it" in results["skipped"][0]["why"]
 
-    # A part that breaks leaves the others, and the run says that it was not whole.
-    monkeypatch.setattr(script.Run, "states", lambda *_: 1 / 0)
+    # A part that breaks leaves the others, and the run says that it was not whole, and what it was warned of.
+    def break_(*_: Any) -> Any:
+        warnings.warn("it runs in a slower way", stacklevel=1)
+        return 1 / 0
+
+    monkeypatch.setattr(script.Run, "states", break_)
     monkeypatch.setattr(sys, "argv", [*words, "--seconds", "100"])
-    with pytest.raises(SystemExit) as stop:
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         script.main()
     assert stop.value.code == 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert [entry["why"] for entry in results["skipped"]][-1] == "ZeroDivisionError: division by zero"
+    assert results["warnings"] == ["it runs in a slower way"]
+    assert "## Warnings\n\n- it runs in a slower way\n" in (tmp_path / "tables.md").read_text()
     assert results["training"]["tiny"]["train_steps"] == 1
     assert (folder / "model.safetensors").read_bytes() == before
     assert "skipped: tiny, batch 8: ZeroDivisionError" in capsys.readouterr().out

@@ -197,8 +197,8 @@ def test_workers_run_what_was_chosen(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Times are measured once, here, and not by each worker for itself."""
-    monkeypatch.setattr(choice, "_time_call", lambda _, initial, window: 1.0 if len(initial) * window < 13 else 99.0)
-    monkeypatch.setattr(choice, "_time_round", lambda *_: 0.0)
+    asked: list[int] = []
+    monkeypatch.setattr(choice, "shortlist", lambda _: asked.append(1) or [choice.Setting(6, *choice.DEFAULT.pair)])
     threads = torch.get_num_threads()
     words = ["eval", "--policy", str(small_checkpoint), "--env", ENV, "--samplers", "asd", "--envs", "2"]
     assert cli.run([*words, "--episodes", "4", "--workers", "2", "--out", str(tmp_path)]) == 0
@@ -207,6 +207,7 @@ def test_workers_run_what_was_chosen(
     assert found is not None
     assert {plan.window for episode in found.episodes for plan in episode.plans} == {6}
     assert "asd:window=auto,draft=auto,verify=auto ran as asd:window=6," in capsys.readouterr().err
+    assert len(asked) <= 3  # before and after some plans, and for plans together; not in the workers
 
 
 def ray_processes() -> list[psutil.Process]:

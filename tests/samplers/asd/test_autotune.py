@@ -161,7 +161,7 @@ def test_auto_tries_and_chooses(
 def test_the_clock_overrules_the_model(
     mixture: MixtureDenoiser, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls of 8 points are dear in plans, which no timed call of 1, 4 or 12 points has shown."""
+    """Large calls become dear in plans, which the calls that were timed have not shown."""
     dial = Dial(mixture, 1.0, 0.3)
     monkeypatch.setattr("time.perf_counter", dial.perf_counter)
     known, generator = Experience(), torch.Generator().manual_seed(0)
@@ -174,8 +174,8 @@ def test_the_clock_overrules_the_model(
         plan()
     expected = min(trial := known.trials[1, None, None].left)
     assert len(trial) > 1
-    for setting in trial:
-        dial.dear[setting.window] = 0.0 if setting == expected else 5.0
+    for size in range(expected.window + 1, len(chain) + 1):
+        dial.dear[size] = 50.0
     for _ in range(6 * 24):
         plan()
     assert plan() == expected.window
