@@ -115,7 +115,7 @@ class Tiles:
     def whole(self, size: int) -> dict[str, int]:
         """Share out rows whose numbers one program has all."""
         wide = _power(size)
-        return {"ROWS": self.rows, "WIDE": wide, "num_warps": min(max(wide // 128, 1), 16)}
+        return {"ROWS": self.rows, "WIDE": wide, "num_warps": min(max(wide // 128, 1), 32)}
 
     def split(self, size: int) -> dict[str, int]:
         """Share out rows whose numbers have nothing to do with each other."""
