@@ -134,10 +134,12 @@ class RoundRecording:
         self._jump: Callable[[], None] | None = None  # recorded with the first deadline
         while True:
             round_ = Round(own, first.draft, first.verifier, inputs.response, self.window)
-            form = launched_form(round_, self.path, self._counts)
+            with launcher.queue():
+                # Kept with the recording, which knows no more than the addresses of what it reads.
+                self._round = launched_form(round_, self.path, self._counts)
             try:
-                self.start = launcher.record(partial(self._start, form))
-                self.advance = launcher.record(partial(self._advance, form))
+                self.start = launcher.record(self._start)
+                self.advance = launcher.record(self._advance)
                 return
             except OutOfDeviceMemory:
                 if self.window == 1:
@@ -149,17 +151,18 @@ class RoundRecording:
                 )
                 self.window //= 2
 
-    def _start(self, round_: Round | LaunchedRound) -> None:
+    def _start(self) -> None:
         copy_into(Path.begin(self._own, self.inputs.tape, self.inputs.last_plan), self.path)
-        if isinstance(round_, LaunchedRound):
-            round_.begin()
+        if isinstance(self._round, LaunchedRound):
+            self._round.begin()
         self._count()
 
-    def _advance(self, round_: Round | LaunchedRound) -> None:
-        if isinstance(round_, LaunchedRound):
-            return round_()  # which counts
-        round_(self.path, self._rows, compact=False)
-        self._count()
+    def _advance(self) -> None:
+        if isinstance(self._round, LaunchedRound):
+            self._round()  # which counts
+        else:
+            self._round(self.path, self._rows, compact=False)
+            self._count()
 
     def _count(self) -> None:
         counts, steps = self.path.counts(), self._steps

@@ -104,8 +104,9 @@ class Asd(Sampler):
         launcher = launcher_of(denoiser)
         if launcher is not None and launches(launcher.device):
             drafts = [self.draft] if self.draft else [name for name, draft in DRAFTS.items() if draft.refusals]
-            for draft, verify in product(drafts, [self.verify] if self.verify else VERIFIERS):
-                compile_round(denoiser, chain, event, launcher.device, (DRAFTS[draft], VERIFIERS[verify]))
+            with launcher.queue():
+                for draft, verify in product(drafts, [self.verify] if self.verify else VERIFIERS):
+                    compile_round(denoiser, chain, event, launcher.device, (DRAFTS[draft], VERIFIERS[verify]))
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Choose a setting, do rounds until every row is at the end of the chain, and learn from what they cost."""

@@ -1,9 +1,12 @@
 """The kernels of a round, in Triton's interpreter: the reference's samples, its law, and the number of launches."""
 
+import gc
 import math
 import os
 import subprocess
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -148,10 +151,10 @@ def test_samples_are_the_references(draft: str, verify: str, shape: tuple[int, .
     assert shape[0] < 3 or any(len(set(plan.stats.rounds)) > 1 for plan in plans)
 
 
-@pytest.mark.parametrize("draft", ["frozen", "response"])
-def test_tiles_of_a_gpu(draft: str) -> None:
+@pytest.mark.parametrize(("draft", "shape"), [("frozen", (1, 18, 9)), ("response", (1, 17, 2))])
+def test_tiles_of_a_gpu(draft: str, shape: tuple[int, ...]) -> None:
     """One row a program, more coordinates and vectors than fit one, and special functions of the kernels' own."""
-    Case(Asd(STEPS, draft, "block"), (1, 18, 9)).check(1e-8, rows=1, count=1, own_functions=True)
+    Case(Asd(STEPS, draft, "block"), shape).check(1e-8, rows=1, count=1, own_functions=True)
 
 
 def test_sums_in_parts() -> None:
@@ -279,6 +282,29 @@ def test_a_round_is_few_launches(draft: str, verify: str, given: Given) -> None:
     assert len(counted[1]) > 80
 
 
+def test_a_recording_keeps_its_kernels_memory() -> None:
+    """What replays a graph has to: it holds addresses alone."""
+    tape = NoiseTape.draw((1, 4, 2), STEPS, torch.Generator().manual_seed(0))
+    target = Target(network(8), chain_of(), (1, 4, 2), torch.zeros((1, 5)))
+    round_ = Round(target, DRAFTS["picard"], VERIFIERS["block"], None, 4)
+    with launched(8):
+        recording = RoundRecording(Forgetful(), round_, tape)
+    gc.collect()
+    assert isinstance(recording._round, form.LaunchedRound)
+    memory = [weakref.ref(each) for each in vars(recording._round).values() if isinstance(each, Tensor)]
+    assert len(memory) >= 4  # the conditioning, the scale, the counts, the mask
+    assert all(each() is not None for each in memory)
+
+
+class Forgetful(Again):
+    """Keeps nothing of what it records, as a CUDA graph."""
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Do it once."""
+        work()
+        return lambda: None
+
+
 def test_special_functions() -> None:
     x = np.concatenate([np.linspace(-60, 9, 4093), [-0.0, 1e-17, -1e-17]])
     np.testing.assert_allclose(evaluate(normal.tile_log_ndtr, x), log_ndtr(x), rtol=3e-14, atol=1e-300)
@@ -389,5 +415,9 @@ def test_code_for_a_gpu(tmp_path: Path) -> None:
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"turn_in", "respond", "turn_back", "compare", "judge", "commit"}
+    kernels = ["turn_in", "respond", "turn_back", "compare", "commit"]
+    found = Counter((name, kind) for name, kind, *_ in lines)
+    # Once for each type and shape of a plan, whatever the window; `judge` does not see the shape.
+    expected = {(name, kind): 2 for name in kernels for kind in ("float32", "float64")}
+    assert found == expected | {("judge", "float32"): 1, ("judge", "float64"): 1}
     assert all(int(shared) <= 48 * 1024 for _, _, _, shared, _ in lines)

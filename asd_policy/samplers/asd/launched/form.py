@@ -115,7 +115,7 @@ class Tiles:
     def whole(self, size: int) -> dict[str, int]:
         """Share out rows whose numbers one program has all."""
         wide = _power(size)
-        return {"ROWS": self.rows, "WIDE": wide, "num_warps": min(max(wide // 128, 1), 16)}
+        return {"ROWS": self.rows, "WIDE": wide, "num_warps": min(max(wide // 128, 1), 32)}
 
     def split(self, size: int) -> dict[str, int]:
         """Share out rows whose numbers have nothing to do with each other."""
@@ -210,12 +210,12 @@ class LaunchedRound:
             state = path.x, path.cursor, path.normals, _flags(path.seen), path.x0_pred, path.latest
             kernels.reuse[grid](
                 (*state, _flags(path.rejected)), tables, self._shown_values, (plain, shown, timesteps),
-                self._sizes, how, **share, **_NO_FUSION,
+                coded(*self._sizes), how, **share, **_NO_FUSION,
             )  # fmt: skip
             return shown, timesteps, (plain, plain)
         horizon, width = self._event
         turned, drafted = path.x.new_empty((rows, window + 3, size)), plain.new_empty(plain.shape)
-        share, sizes = tiles.turned(horizon), (rows, window, steps, horizon, width)
+        share, sizes = tiles.turned(horizon), coded(rows, window, steps, horizon, width)
         state = path.x, path.cursor, path.normals, path.latest, path.innovation
         kernels.turn_in[self._turns(rows * (window + 3))](
             state, self._tables.sigma, response.basis, turned, sizes, **share, **_NO_FUSION
@@ -223,7 +223,7 @@ class LaunchedRound:
         share_rows = tiles.whole(size)
         state = path.cursor, path.free, _flags(path.seen), path.points, path.x0_pred, path.shift, path.change
         kernels.respond[(_parts(rows, share_rows["ROWS"]),)](
-            state, tables, response.gain, turned, (drafted, timesteps), self._sizes, **share_rows, **_NO_FUSION
+            state, tables, response.gain, turned, (drafted, timesteps), coded(*self._sizes), **share_rows, **_NO_FUSION
         )
         kernels.turn_back[self._turns(2 * rows * window)](
             (path.x, path.cursor), (response.basis, drafted), self._shown_values, (plain, shown), sizes, how,
@@ -255,7 +255,7 @@ class LaunchedRound:
         self._kernels.compare[grid](
             (path.cursor, _flags(path.rejected), path.normals), (shown, output, plain),
             (tables.output_scale, tables.input_scale, excess, self._scale), self._guided_values, (x0_pred, parts),
-            (*self._sizes, width, *output.stride()),
+            coded(*self._sizes, width, *output.stride()),
             (self._singly, self._given, self._guided, ready, chain.clip_range, tables.excess is not None), tile,
             num_warps=1 if size <= 128 else 4, **_NO_FUSION,
         )  # fmt: skip
@@ -265,7 +265,7 @@ class LaunchedRound:
         basis = path.x if response is None else response.basis
         self._kernels.commit[self._turns(rows * window)](
             state, (tables.a, tables.b, tables.sigma, self._mask, basis), (plain, drafted, x0_pred), verdict,
-            (rows, window, steps, horizon, width), (response is not None, renews, self._given),
+            coded(rows, window, steps, horizon, width), (response is not None, renews, self._given),
             **self.tiles.turned(horizon), **_NO_FUSION,
         )  # fmt: skip
 
@@ -280,10 +280,15 @@ class LaunchedRound:
         slots = _power(steps)
         self._kernels.judge[(_parts(rows, self.tiles.rows),)](
             (path.cursor, path.uniforms, *flags, path.rounds, path.nfe), (parts, self._scale), verdict, self._counts,
-            (rows, window, steps, parts.shape[1]), (self._singly, self.reference.verifier.judge is block),
+            coded(rows, window, steps, parts.shape[1]), (self._singly, self.reference.verifier.judge is block),
             ROWS=self.tiles.rows, SLOTS=slots, num_warps=min(max(slots // 32, 1), 4),
         )  # fmt: skip
         return verdict
+
+
+def coded(*sizes: int) -> tuple[int, ...]:
+    """Write sizes so that a kernel is the same for all: Triton makes others for 1, and for what 16 divides."""
+    return tuple(32 * size + 17 for size in sizes)
 
 
 def _flags(values: Array) -> Array:

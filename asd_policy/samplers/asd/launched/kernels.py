@@ -33,6 +33,18 @@ _FARTHEST = tl.constexpr(FARTHEST)
 
 
 @triton.jit
+def _whole(size):
+    """Read a size that `form.coded` wrote."""
+    return size >> 5
+
+
+@triton.jit
+def _four(sizes):
+    """Read four of them."""
+    return _whole(sizes[0]), _whole(sizes[1]), _whole(sizes[2]), _whole(sizes[3])
+
+
+@triton.jit
 def _quota(row, inside, cursor, rejected, n, steps, SINGLY: tl.constexpr):
     """Find the first step of rows and the points that the round has for them: 1 … n, 0 of rows that are done."""
     first = tl.load(cursor + row, mask=inside, other=steps).to(tl.int32)
@@ -52,14 +64,14 @@ def _divide(x, y):
         return x / y
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def reuse(path, tables, held_values, out, sizes, HOW: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
     """Roll out rows whose guesses are earlier predictions; see `draft.roll_out`. Points that are none are zeros."""
     x, cursor, normals, seen, x0_pred, latest, rejected = path
     a, b, sigma, times = tables
     mask, values, noisy = held_values
     plain, shown, timesteps = out
-    R, n, steps, D = sizes
+    R, n, steps, D = _four(sizes)
     HOLDS: tl.constexpr = HOW[0]
     GIVEN: tl.constexpr = HOW[1]
     NOISED: tl.constexpr = HOW[2]
@@ -107,11 +119,12 @@ def _turned(source, base, ok, stride, weights, wanted, horizon):
     return total
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def turn_in(path, sigma, matrix, turned, sizes, TALL: tl.constexpr, WIDE: tl.constexpr):
     """Turn what a roll-out needs into the response's basis: σξ of n slots, x, x̂0 and the last σξ, [R, n + 3, D]."""
     x, cursor, normals, latest, innovation = path
-    R, n, steps, horizon, width = sizes
+    R, n, steps, horizon = _four(sizes)
+    width = _whole(sizes[4])
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)[None, :]
     place = tl.program_id(1) * TALL + tl.arange(0, TALL)[:, None]
     D = horizon * width
@@ -139,7 +152,7 @@ def _add3(a, b, c, other_a, other_b, other_c):
     return a + other_a, b + other_b, c + other_c
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def respond(path, tables, gain, turned, out, sizes, ROWS: tl.constexpr, WIDE: tl.constexpr):
     """Roll out rows whose guesses follow their points, in the response's basis; see `draft.Follow`.
 
@@ -148,7 +161,7 @@ def respond(path, tables, gain, turned, out, sizes, ROWS: tl.constexpr, WIDE: tl
     cursor, free, seen, points, x0_pred, shift, change = path
     a, b, sigma, times = tables
     drafted, timesteps = out
-    R, n, steps, D = sizes
+    R, n, steps, D = _four(sizes)
     TINY: tl.constexpr = 2.2250738585072014e-308 if points.dtype.element_ty == tl.float64 else 1.1754943508222875e-38
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     place = tl.arange(0, WIDE)[None, :]
@@ -201,14 +214,15 @@ def respond(path, tables, gain, turned, out, sizes, ROWS: tl.constexpr, WIDE: tl
         slope_shift, slope_change, length = next_shift, next_change, next_length[:, None]
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def turn_back(path, turning, held_values, out, sizes, HOW: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr):
     """Turn drafted points and guesses [2, R, n, D] back, and show the points as the inpainting has them."""
     x, cursor = path
     matrix, drafted = turning
     mask, values, noisy = held_values
     plain, shown = out
-    R, n, steps, horizon, width = sizes
+    R, n, steps, horizon = _four(sizes)
+    width = _whole(sizes[4])
     GIVEN: tl.constexpr = HOW[1]
     NOISED: tl.constexpr = HOW[2]
     column = tl.program_id(0) * WIDE + tl.arange(0, WIDE)[None, :]
@@ -253,7 +267,7 @@ def _predicted(shown, output, step, tables, LIMIT: tl.constexpr, EXCEEDS: tl.con
             return clipped
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, TILE: tl.constexpr):
     """Predict x̂0 from the network's output, and sum up how far guesses are from it, a part of the coordinates each.
 
@@ -264,7 +278,8 @@ def compare(path, network, tables, held_values, out, sizes, HOW: tl.constexpr, T
     shown, output, plain = network
     mask, values, guidance = held_values
     x0_pred, parts = out
-    R, n, steps, D, width, by_point, by_time, by_action = sizes
+    R, n, steps, D = _four(sizes)
+    width, by_point, by_time, by_action = _four(sizes[4:8])
     SINGLY: tl.constexpr = HOW[0]
     GIVEN: tl.constexpr = HOW[1]
     GUIDED: tl.constexpr = HOW[2]
@@ -394,7 +409,7 @@ def _each(uniform, steps_of, gaps, sizes, SLOTS: tl.constexpr):
     return last, tl.where((slot == last) & (slot + 1 < count), -2.0 * along, 0.0), uniform
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def judge(path, gaps, verdict, counts, sizes, HOW: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
     """Judge the drafts of rows, and move the rows on.
 
@@ -404,7 +419,7 @@ def judge(path, gaps, verdict, counts, sizes, HOW: tl.constexpr, ROWS: tl.conste
     """
     cursor, uniforms, seen, rejected, refused, judged, rounds, nfe = path
     spans, again, units, roots, moves = verdict
-    R, n, steps, pieces = sizes
+    R, n, steps, pieces = _four(sizes)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     slot = tl.arange(0, SLOTS)[None, :]
     exists = row < R
@@ -460,14 +475,15 @@ def _move_on(row, span, path, out, R, n):
     tl.store(counts + 2 * R.to(tl.int64) + row, spent, mask=exists)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def commit(path, tables, drafts, verdict, sizes, HOW: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr):
     """Take the step that rows come to, and keep what was seen and the noise where renewed; see `engine.Round`."""
     x, normals, points, kept, shift, change, latest, innovation = path
     a, b, sigma, mask, matrix = tables
     plain, drafted, x0_pred = drafts
     spans, again, units, roots, moves = verdict
-    R, n, steps, horizon, width = sizes
+    R, n, steps, horizon = _four(sizes)
+    width = _whole(sizes[4])
     RESPONDS: tl.constexpr = HOW[0]
     RENEWS: tl.constexpr = HOW[1]
     GIVEN: tl.constexpr = HOW[2]
