@@ -104,7 +104,7 @@ def reuse(path, tables, held_values, out, sizes, HOW: tl.constexpr, ROWS: tl.con
                 held = tl.load(noisy + (row.to(tl.int64) * steps + step) * D + place, mask=inside & live, other=0)
             tl.store(shown + e, tl.where(live, tl.where(given, held, now), 0), mask=inside)
         time = tl.load(times + step)
-        tl.store(timesteps + row.to(tl.int64) * n + slot, time, mask=(row < R) & (tl.program_id(1) == 0))
+        tl.store(timesteps + row.to(tl.int64) * n + slot, time, mask=(row < R) & (0 * row == tl.program_id(1)))
         now = (a_k * carry + sigma_k * noise) + b_k * now
 
 
