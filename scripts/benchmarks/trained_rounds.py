@@ -9,13 +9,19 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
 
+from asd_policy import load_policy
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.evaluation import closed_loop
+from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.experience import CommittedPaths, Experience
 from study_common import (
@@ -39,6 +45,8 @@ class Options:
     """The checkpoint."""
     env: str
     """Its environment."""
+    recorded: Path | None = None
+    """A robomimic .hdf5 whose observations the policy sees one after the other, whatever it does; else it acts."""
     states: int = 48
     """States to plan from."""
     calibration: int = 64
@@ -55,6 +63,47 @@ class Options:
     """Of episodes and tapes."""
     threads: int = 1
     """Of torch."""
+
+
+class Recording(gymnasium.Env[Any, Any]):
+    """The observations of recorded episodes, one episode after the other, whatever the actions."""
+
+    def __init__(self, file: Path, env: gymnasium.Env[Any, Any]) -> None:
+        """Read them; spaces are those of the environment that they are of."""
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        with h5py.File(file) as opened:
+            episodes: Any = opened["data"]
+            self._episodes = [
+                {name: np.asarray(values, np.float64) for name, values in episodes[name]["obs"].items()}
+                for name in episodes
+            ]
+        self._next, self._step = 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode."""
+        self._now, self._step = self._episodes[self._next % len(self._episodes)], 0
+        self._next += 1
+        return self._observe(), {"success": False}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Show the next observation."""
+        self._step += 1
+        ended = self._step + 1 == len(next(iter(self._now.values())))
+        return self._observe(), 0.0, False, ended, {"success": False}
+
+    def _observe(self) -> dict[str, Any]:
+        return {name: values[self._step] for name, values in self._now.items()}
+
+
+def load_recorded(options: Options) -> Subject:
+    """Load a checkpoint and let it plan at recorded observations; the first episodes are to learn from."""
+    assert options.recorded is not None
+    planner = load_policy(options.policy, ROLL_OUT)
+    env = Recording(options.recorded, make_env(options.env))
+    learned_from = closed_loop.collect_states(planner, env, options.calibration, options.seed + CALIBRATION_SEED)
+    planner.experience.freeze()
+    measured = closed_loop.collect_states(planner, env, options.states, options.seed)
+    return Subject(options.policy.name, options.env, planner, measured, learned_from, planner.experience)
 
 
 class Watched(Experience):
@@ -125,7 +174,11 @@ def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
-    subject = load(options.policy, options.env, options.states, options.calibration, options.seed)
+    subject = (
+        load_recorded(options)
+        if options.recorded
+        else load(options.policy, options.env, options.states, options.calibration, options.seed)
+    )
     episodes = len(np.unique(subject.states.episode))
     size = subject.policy.event[0] * subject.policy.event[1]
     print(grid(subject, options))
