@@ -7,6 +7,7 @@ functions, noise, and PyTorch's contexts. Annotations say `Array`, which a type 
 
 import contextlib
 import functools
+import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +164,12 @@ def arange(count: int, like: Any) -> Array:
     import torch
 
     return torch.arange(count, device=like.device)
+
+
+def in_memory_order(x: Any) -> Array:
+    """Lay out an array's numbers in the order of its axes: copy it, or return it as it is."""
+    ordered: Any = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+    return ordered
 
 
 def copied(x: Any) -> Array:
@@ -325,6 +332,23 @@ def normals(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None
     import torch
 
     return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype or torch.float32)
+
+
+def normals_in_turn(count: int, shape: Sequence[int], generator: Any, device: Any, dtype: Any = None) -> Array:
+    """Draw standard normal numbers as `count` calls of `normals` would, one after the other: [count, *shape].
+
+    In one call where the library then draws the same numbers: NumPy always, PyTorch on a CPU in sixteens.
+    """
+    at_once = device == NUMPY or (device_kind(device) == "cpu" and math.prod(shape) % 16 == 0)
+    if at_once:
+        return normals((count, *shape), generator, device, dtype)
+    drawn = [normals(shape, generator, device, dtype) for _ in range(count)]
+    return namespace(drawn[0]).stack(drawn)
+
+
+def device_kind(device: Any) -> str:
+    """Give the kind of a device, such as "cuda", without its index."""
+    return str(device).partition(":")[0]
 
 
 def uniforms(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None) -> Array:

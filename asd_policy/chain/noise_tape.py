@@ -65,8 +65,8 @@ class NoiseTape:
                 [arrays.uniforms((steps,), one, device, dtype) for one in generator]
             )
         else:
-            whole = [arrays.normals((batch, *event), generator, device, dtype) for _ in range(drawn)]
-            normals = arrays.namespace(whole[0]).stack(whole, axis=1)
+            whole = arrays.normals_in_turn(drawn, (batch, *event), generator, device, dtype)
+            normals = arrays.in_memory_order(whole.swapaxes(0, 1))
             uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
         if initial is None:
             return cls(normals[:, 0], normals[:, 1:], 1 - uniforms)

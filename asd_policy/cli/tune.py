@@ -38,7 +38,7 @@ from asd_policy.samplers.base import Target
 from asd_policy.samplers.warm_start import WarmStart
 
 _ONE = (1, None, None)  # of an experience's trials: those of `asd`, for one robot
-_MOST_TRIED = 144  # plans on a backend
+_MOST_TRIED = 256  # plans on a backend
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ STEPS, ROUNDS = "asd_policy.samplers.kernels:compile_steps", "asd_policy.sampler
 
 def is_host(device: Device) -> bool:
     """Tell whether a device's memory is the host's."""
-    return device == NUMPY or str(device).partition(":")[0] == "cpu"
+    return device == NUMPY or arrays.device_kind(device) == "cpu"
 
 
 @cache

@@ -128,3 +128,17 @@ def test_the_compiler_does_not_even_look_at_what_is_left_alone() -> None:
         counters.clear()
         assert torch.equal(torch.compile(asked, backend="eager")(x), 2 * x)
         assert (counters["frames"]["total"], counters["stats"]["unique_graphs"]) == (looked, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 16, 2), (3, 16, 1), (16,), (1, 5, 3), (7, 8, 14)])
+def test_numbers_drawn_at_once_are_those_drawn_in_turn(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """To the bit, and what is drawn after them, too: plans of a seed stay what they are in the libraries' loops."""
+    for count in (1, 2, 101):
+        one, other = (torch.Generator().manual_seed(3) for _ in range(2))
+        found = arrays.normals_in_turn(count, shape, one, torch.device("cpu"), dtype)
+        assert torch.equal(found, torch.stack([torch.randn(shape, generator=other, dtype=dtype) for _ in range(count)]))
+        assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
+        first, second = (np.random.default_rng(3) for _ in range(2))
+        drawn = np.stack([second.standard_normal(shape, np.float32) for _ in range(count)])
+        np.testing.assert_array_equal(arrays.normals_in_turn(count, shape, first, NUMPY), drawn)

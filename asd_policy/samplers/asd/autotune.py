@@ -29,7 +29,7 @@ _TIMED_WINDOWS = (1, 4, 16, 64)  # the time of a call is nearly linear in betwee
 _TIMED_CALLS = 2
 _FIRST_PLANS = 4
 """Plans that tell how often drafts are refused here; before, the settings to try are those of a usual policy."""
-_WINDOWS_TRIED, _TRIED_UP_TO = 4, 1.3
+_WINDOWS_TRIED, _TRIED_UP_TO = 7, 1.3
 """How many windows are tried beside the one of the least expected cost, and how many times that cost they may have."""
 _BLOCK = 4  # plans of a setting in a row, where each setting is a recording
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STAGES = {3: 1.25, 6: 1.12, 12: 1.06}
+STAGES = {3: 1.25, 8: 1.12, 16: 1.06}
 """After so many plans of each setting those go that cost more than so many times the best one's: what the noise of so
 few plans does not explain."""
-ENOUGH = 24
+ENOUGH = 32
 """Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
 _AS_GOOD = 1.02
 
@@ -97,7 +97,7 @@ class Trial:
     def best(self) -> Setting:
         """The setting of the least time so far; of those that are as good, the one with the shortest tail."""
         tried = [setting for setting in self.left if self.tried[setting].pace]
-        if not tried:
+        if self.done or not tried:
             return self.left[0]
         least = min(self.tried[setting].seconds for setting in tried)
         good = [setting for setting in tried if self.tried[setting].seconds <= _AS_GOOD * least]

@@ -23,7 +23,7 @@ from asd_policy.samplers.asd.autotune import (
     shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.asd.trials import Trial, Tried
+from asd_policy.samplers.asd.trials import ENOUGH, Trial, Tried
 from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
@@ -149,7 +149,7 @@ def test_auto_tries_and_chooses(
         ]
         return [plan.stats.window for plan in made]
 
-    tried = windows(4 + 6 * 24)
+    tried = windows(4 + 8 * ENOUGH)
     assert known.latency[1] == per_call + per_point
     assert len(set(tried)) > 1
     assert set(windows(3)) == {expected}
@@ -176,7 +176,7 @@ def test_the_clock_overrules_the_model(
     assert len(trial) > 1
     for size in range(expected.window + 1, len(chain) + 1):
         dial.dear[size] = 50.0
-    for _ in range(6 * 24):
+    for _ in range(8 * ENOUGH):
         plan()
     assert plan() == expected.window
 
@@ -192,7 +192,7 @@ def test_what_plans_cost_is_what_is_told() -> None:
 def test_of_equals_the_shorter_tail_is_taken() -> None:
     steady, wild = Setting(8, "picard", "block"), Setting(32, "picard", "block")
     trial = Trial.of([wild, steady])
-    for plan in range(24):
+    for plan in range(ENOUGH):
         for setting, rounds in ((wild, 5 + 10 * (plan % 2)), (steady, 10)):
             trial.note(setting, rounds, 0.1 * rounds)
     assert trial.done and trial.best == steady
