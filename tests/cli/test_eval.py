@@ -103,9 +103,9 @@ def test_two_runs_are_the_same(small_checkpoint: Path, uninterrupted: Path, tmp_
 def test_a_choice_is_kept(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on does so with what `asd` chose at first, and is the run of the sampler that was chosen."""
     first, again = tmp_path / "first", tmp_path / "again"
-    monkeypatch.setattr(choice, "shortlist", lambda _: [choice.Setting(8, *choice.DEFAULT.pair)])
+    monkeypatch.setattr(choice, "shortlist", lambda *_: [choice.Setting(8, *choice.DEFAULT.pair)])
     assert cli.run(words(small_checkpoint, first, specs=["asd"], episodes=2)) == 0
-    monkeypatch.setattr(choice, "shortlist", lambda _: [choice.Setting(2, *choice.DEFAULT.pair)])
+    monkeypatch.setattr(choice, "shortlist", lambda *_: [choice.Setting(2, *choice.DEFAULT.pair)])
     assert cli.run(words(small_checkpoint, first, specs=["asd"], resume=True)) == 0
     (found,) = results_of(first)["samplers"]
     assert found["spec"] == "asd:window=auto,draft=auto,verify=auto"

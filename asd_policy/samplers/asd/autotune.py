@@ -31,7 +31,9 @@ _FIRST_PLANS = 4
 """Plans that tell how often drafts are refused here; before, the settings to try are those of a usual policy."""
 _WINDOWS_TRIED, _TRIED_UP_TO = 7, 1.3
 """How many windows are tried beside the one of the least expected cost, and how many times that cost they may have."""
-_BLOCK = 4  # plans of a setting in a row, where each setting is a recording
+_WINDOWS_RECORDED, _BLOCK = 4, 4
+"""The same where each setting is a recording, of which a network keeps no more than `recording.MOST_RECORDINGS`; and
+how many plans are then made with a setting in a row."""
 
 
 _PRIORS = {(name, verify): share for name, draft in DRAFTS.items() for verify, share in draft.refusals.items()}
@@ -75,24 +77,25 @@ def choose(
     if trial is None or (anew and not trial.informed):
         settings = candidates(steps, None, draft, verify)
         measure(settings, target, tape, experience)
-        likely = shortlist(expected_costs(settings, experience, batch, steps))
+        windows = _WINDOWS_TRIED if target.launcher is None else _WINDOWS_RECORDED
+        likely = shortlist(expected_costs(settings, experience, batch, steps), windows)
         trial = experience.trials[key] = Trial.of(likely, informed)
     if trial.done or not experience.trying:
         return trial.best
     return trial.turn(1 if target.launcher is None else _BLOCK)
 
 
-def shortlist(costs: Mapping[Setting, float]) -> list[Setting]:
+def shortlist(costs: Mapping[Setting, float], windows: int = _WINDOWS_TRIED) -> list[Setting]:
     """List the settings to try, by their expected costs: those that may be the best, far enough apart to tell them.
 
-    A few windows of the best draft and verifier, spread over those that may be the best, and the best setting of
+    The best, as many windows of its draft and verifier, spread over those that may be the best, and the best setting of
     others.
     """
     likely = sorted(costs, key=lambda setting: costs[setting])  # of equals the first: the default pair's
     likely = [each for each in likely if costs[each] <= _TRIED_UP_TO * costs[likely[0]]]
     best, others = likely[0], [each for each in likely if each.pair != likely[0].pair]
     own = sorted(each for each in likely if each.pair == best.pair)
-    spread = {own[round(place)] for place in np.linspace(0, len(own) - 1, min(_WINDOWS_TRIED, len(own)))}
+    spread = {own[round(place)] for place in np.linspace(0, len(own) - 1, min(windows, len(own)))}
     return sorted({best, *spread, *others[:1]}, key=lambda setting: costs[setting])
 
 

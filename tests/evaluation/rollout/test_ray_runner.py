@@ -198,7 +198,7 @@ def test_workers_run_what_was_chosen(
 ) -> None:
     """Times are measured once, here, and not by each worker for itself."""
     asked: list[int] = []
-    monkeypatch.setattr(choice, "shortlist", lambda _: asked.append(1) or [choice.Setting(6, *choice.DEFAULT.pair)])
+    monkeypatch.setattr(choice, "shortlist", lambda *_: asked.append(1) or [choice.Setting(6, *choice.DEFAULT.pair)])
     threads = torch.get_num_threads()
     words = ["eval", "--policy", str(small_checkpoint), "--env", ENV, "--samplers", "asd", "--envs", "2"]
     assert cli.run([*words, "--episodes", "4", "--workers", "2", "--out", str(tmp_path)]) == 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.recording import MOST_RECORDINGS
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.autotune import (
     DEFAULT,
@@ -239,6 +240,9 @@ def test_trials_are_kept() -> None:
 def test_the_shortlist_is_what_may_be_the_best() -> None:
     costs = {Setting(window, "picard", "block"): cost for window, cost in ((1, 9.0), (4, 1.2), (8, 1.0), (16, 1.4))}
     assert [setting.window for setting in shortlist(costs)] == [8, 4]
+    flat = {Setting(window, *pair): 1.0 for window in WINDOWS for pair in PRIOR_REFUSALS}
+    assert len(shortlist(flat)) <= 9 and len({setting.window for setting in shortlist(flat)}) >= 7
+    assert len(shortlist(flat, 4)) + 1 < MOST_RECORDINGS  # with the sequential sampler beside them
 
 
 def test_times_between_and_beyond_those_that_were_measured() -> None:
