@@ -1,8 +1,16 @@
 """Shared fixtures: a short chain, analytic denoisers, a small random LeRobot folder."""
 
+import contextlib
+import importlib
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+# Triton's own functions are for its interpreter if they are imported as such, and parts of PyTorch import them.
+with mock.patch.dict(os.environ, TRITON_INTERPRET="1"), contextlib.suppress(ImportError):
+    importlib.import_module("triton.language")
 
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig

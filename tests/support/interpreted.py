@@ -1,6 +1,6 @@
 """Triton's kernels on a CPU, by its interpreter, and recordings there that run the recorded work again.
 
-To be imported at the top of a test's module: Triton has to be imported as an interpreter, and is nowhere else before.
+Triton has to be imported as an interpreter, before PyTorch's compiler imports it: tests/conftest.py does.
 """
 
 import importlib

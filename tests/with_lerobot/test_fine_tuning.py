@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from conftest import ENVIRONMENT_STATE, STATE
 
 LeRobotDataset = pytest.importorskip("lerobot.datasets.lerobot_dataset", exc_type=ImportError).LeRobotDataset
+TrainPipelineConfig = pytest.importorskip("lerobot.configs.train").TrainPipelineConfig
 
 DIMS = {STATE: 2, ENVIRONMENT_STATE: 16, "action": 2}
 
@@ -34,6 +35,11 @@ def record(root: Path) -> None:
     dataset.finalize()
 
 
+EVALUATES = (
+    "env_eval_freq" if "env_eval_freq" in TrainPipelineConfig.__dataclass_fields__ else "eval_freq"
+)  # before 0.6
+
+
 def train(folder: Path, recording: Path, out: Path, path: str) -> str:
     """Fine-tune for two steps, with an evaluation; return LeRobot's log."""
     program = str(Path(sys.executable).with_name("lerobot-train"))
@@ -42,10 +48,11 @@ def train(folder: Path, recording: Path, out: Path, path: str) -> str:
         *("--dataset.repo_id=local/recording", f"--dataset.root={recording}", f"--output_dir={out}"),
         *("--steps=2", "--save_freq=2", "--batch_size=2", "--num_workers=0", "--wandb.enable=false"),
         *("--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=10"),
-        *("--env_eval_freq=2", "--eval.n_episodes=2", "--eval.batch_size=1"),
+        *(f"--{EVALUATES}=2", "--eval.n_episodes=2", "--eval.batch_size=1"),
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ASD_POLICY_SAMPLER")}
-    environment |= {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy", "PYTHONPATH": path}
+    ahead = os.pathsep.join(each for each in (path, os.environ.get("PYTHONPATH")) if each)
+    environment |= {"HF_HUB_OFFLINE": "1", "SDL_VIDEODRIVER": "dummy", "PYTHONPATH": ahead}
     done = subprocess.run([program, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
