@@ -637,8 +637,13 @@ def test_ctrl_c(robot: Robot, planner: Planner) -> None:
 
     options = LoopOptions(patience=LONG, safe_action=[SAFE], late_limit=10**9)
     loop = ControlLoop(planner, robot.read, write, 500.0, options)
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
+    # Where the tests run in a shell's background, Ctrl-C is ignored unless told otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert robot.actions[-1] == SAFE
     assert loop.telemetry().state == "ended"
 
