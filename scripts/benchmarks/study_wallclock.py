@@ -52,7 +52,8 @@ class RowByRow(Backend):
 
 def contenders(subject: Subject, backends: Sequence[str], windows: Sequence[int]) -> list[Contender]:
     """Make samplers on each backend of a checkpoint's network: sequential, of few steps, default, of fixed windows."""
-    samplers = ("ddpm", "ddim:10", "asd", *(f"asd:window={window}" for window in windows))
+    fixed = [f"asd:window={window}" for window in windows if window <= len(subject.policy.chain)]
+    samplers = ("ddpm", "ddim:10", "asd", *fixed)
     return [enter(subject, sampler, make_backend(backend)) for backend in backends for sampler in samplers]
 
 
