@@ -221,18 +221,17 @@ def _try(
     """Plan on each backend in turn, with the settings that may be the best there and with the sequential sampler."""
     task, clock = progress.add_task("trying", total=_MOST_TRIED), clock_of(policies[0].device)
     for each, own in zip(policies, costs, strict=True):
-        each.experience.learning, each.sampler = False, Asd()
+        each.sampler = Asd()
         each.experience.trials[_ONE] = Trial.of(dict.fromkeys([*shortlist(own), _sequential(own)]))
     for index in range(_MOST_TRIED):
-        for each in policies:
-            if each.experience.undecided:
+        undecided = [each for each in policies if each.experience.undecided]
+        for each in undecided:
+            with each.experience.paused():
                 benchmark.plan(each, benchmark.pick(states, index, 1), seed + index, clock)
         progress.update(task, completed=index + 1)
-        if not any(each.experience.undecided for each in policies):
+        if not undecided:
             break
     progress.update(task, completed=_MOST_TRIED)
-    for each in policies:
-        each.experience.learning = True
 
 
 def _trial(policy: Policy) -> Trial:

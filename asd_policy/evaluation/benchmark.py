@@ -8,7 +8,6 @@ rounds.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -131,21 +130,19 @@ def warm_up_contender(contender: Contender, states: States, batch: int, seed: in
     """
     policy, clock = contender.policy, clock_of(contender.policy.device)
     learning = -(-CALIBRATION_PLANS // batch) if policy.sampler.learns else 0
-    still_to_come = WARM_UP_PLANS
-    for index in count():
-        enough = index >= learning and not (policy.experience.undecided and index < learning + TRIAL_PLANS)
-        if enough:
-            policy.experience.freeze()
-            still_to_come -= 1
-        if still_to_come < 0:
-            return
-        try:
+    made = 0
+    try:
+        while made < learning or (policy.experience.undecided and made < learning + TRIAL_PLANS):
+            plan(policy, pick(states, made, batch), seed + CALIBRATION_SEED + made, clock)
+            made += 1
+        policy.experience.freeze()
+        for index in range(made, made + WARM_UP_PLANS):
             plan(policy, pick(states, index, batch), seed + CALIBRATION_SEED + index, clock)
-        except torch.OutOfMemoryError as error:
-            raise BackendError(
-                f"{contender.name} at batch {batch} is out of memory: {str(error).splitlines()[0]}; "
-                "use a smaller batch or window"
-            ) from None
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"{contender.name} at batch {batch} is out of memory: {str(error).splitlines()[0]}; "
+            "use a smaller batch or window"
+        ) from None
 
 
 def pick(states: States, index: int, batch: int) -> States:

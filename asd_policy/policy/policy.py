@@ -261,15 +261,10 @@ class Policy:
         generators = [arrays.make_generator(self.device, seed) for seed in range(robots)]
         action = arrays.to_numpy(self._action.unnormalize(0 * self._action.origin))
         prefixes = [prefix_of(np.tile(action, (self.horizons.n_action_steps, 1)), [1], continuity)] * robots
-        learning, self.experience.learning = self.experience.learning, False
-        try:
-            plans = [self.plan(history, generators, prefixes=prefixes)]
-            # One more, for which all is ready; and what records its rounds records those of all that it will try.
-            recorded = plans[0].stats.network_seconds is None
-            while (len(plans) < 2 and plans[0].stats.trial_calls) or (recorded and self.experience.untried):
+        plans: list[Plan] = []
+        with self.experience.paused():
+            while self.experience.lacks([plan.stats for plan in plans]):
                 plans.append(self.plan(history, generators, prefixes=prefixes))
-        finally:
-            self.experience.learning = learning
         calls += sum(plan.stats.all_calls for plan in plans)
         points += sum(plan.stats.all_points for plan in plans)
         return WarmUp(calls, points, time.perf_counter() - start, plans[-1].seconds, plans[-1].stats.spec)

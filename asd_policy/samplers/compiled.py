@@ -44,10 +44,14 @@ def load_kernels(loops: str) -> ModuleType | None:
     return kernels
 
 
+def has_known_precision(x: Array) -> bool:
+    """Tell whether loops and kernels are there for numbers of the type of x."""
+    return str(x.dtype).rpartition(".")[2] in ("float32", "float64")
+
+
 def loops_for(loops: str, x: Array) -> ModuleType | None:
     """Load loops if they can run on arrays like x."""
-    floats = str(x.dtype).rpartition(".")[2] in ("float32", "float64")
-    return load_kernels(loops) if floats and is_host(arrays.device_of(x)) else None
+    return load_kernels(loops) if has_known_precision(x) and is_host(arrays.device_of(x)) else None
 
 
 def on_host(values: Array) -> Numbers:

@@ -15,7 +15,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Samples, Target, check_count, number
-from asd_policy.samplers.ddpm import walk
+from asd_policy.samplers.ddpm import walk, walk_called
 from asd_policy.samplers.fewsteps import FewSteps, configured
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.records import sequential_costs
@@ -63,7 +63,7 @@ class Ddim(FewSteps):
         """Walk a chain of few steps, as one recording where the network's calls can be recorded."""
         launcher, costs = target.launcher, sequential_costs([self.steps] * len(tape.initial))
         if launcher is None:
-            return Samples(walk(target, tape)[0], costs)
+            return Samples(walk_called(target, tape)[0], costs)
         recorded = launcher.keep(
             (self, *shapes(target, tape)), lambda: WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0])
         )

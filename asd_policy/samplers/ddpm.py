@@ -62,15 +62,20 @@ class Ddpm(Sampler):
             )
             return Samples(recorded(target, tape), costs, recorded=True)
         reserve(target, tape)
-        loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
-        tables = None if loops is None else _tables(target.chain, on_host(tape.initial).dtype)
-        x, done = walk(target, tape) if loops is None or tables is None else _walk_compiled(target, tape, loops, tables)
+        x, done = walk_called(target, tape)
         if done == len(target.chain):
             return Samples(x, costs)
         rows = arrays.arange(len(x), x)
         now = arrays.namespace(rows).full_like(rows, done)
         sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, warm_start)
         return Samples(sample, sequential_costs((done + calls).tolist(), cut=True))
+
+
+def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
+    """Walk the chain as `walk` does, by compiled steps where there are some: not to be recorded."""
+    loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
+    tables = None if loops is None else _tables(target.chain, on_host(tape.initial).dtype)
+    return walk(target, tape) if loops is None or tables is None else _walk_compiled(target, tape, loops, tables)
 
 
 def _tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
@@ -87,7 +92,7 @@ def _walk_compiled(
     shape, steps = tape.initial.shape, len(target.chain)
     x = tape.initial.reshape(len(tape.initial), -1)
     timesteps = arrays.asarray(np.repeat(target.chain.timesteps[:, None], len(x), 1), arrays.device_of(x))
-    normals = np.ascontiguousarray(on_host(tape.normals.reshape(len(x), steps, -1)))
+    normals = np.ascontiguousarray(on_host(tape.normals.reshape(len(x), tape.normals.shape[1], -1)))
     here, x0_pred = np.ascontiguousarray(on_host(x)), np.empty_like(on_host(x))
     for k in range(steps):
         if not target.allows("step"):

@@ -20,8 +20,7 @@ import tyro
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation
 
-import asd_envs  # noqa: F401  registers the environments
-from asd_envs.adapter import require
+from asd_envs.adapter import require  # and so registers the environments
 
 Array = npt.NDArray[np.float64]
 REACH, TURN = 0.02, 4.0

@@ -1,9 +1,7 @@
 """Operations and bytes by hand, and what the bounds make of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from asd_policy.checkpoints import load_policy
 from asd_policy.errors import BackendError
 from asd_policy.evaluation import roofline
 from asd_policy.evaluation.roofline import Ceiling, Network, Work, measure_network, measure_work
-from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from support.replays import Replays
 
 
 @pytest.fixture(autouse=True)
@@ -94,40 +92,6 @@ def test_calls_are_interleaved(checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     assert sizes == [1, 1, 2, 2, 4, 4] + [1, 2, 4] * roofline.CALLS
 
 
-class Replays(Launcher):
-    """Does the work again, as a replay does."""
-
-    def __init__(self, room: bool = True) -> None:
-        """Begin without recordings."""
-        super().__init__()
-        self.log: list[str] = []
-        self.room = room
-
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Keep the work."""
-        if not self.room:
-            raise OutOfDeviceMemory
-        self.log.append("record")
-
-        def replay() -> None:
-            self.log.append("replay")
-            work()
-
-        return replay
-
-    def queue(self) -> Any:
-        """Nothing to enter."""
-        return nullcontext()
-
-    def settle(self) -> None:
-        """Note it."""
-        self.log.append("settle")
-
-    def fetch(self, sample: torch.Tensor, counts: torch.Tensor) -> Any:
-        """Nobody does."""
-        raise NotImplementedError
-
-
 def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
     """Called one by one, a network on a GPU takes as long as Python needs to launch it."""
     policy = load_policy(checkpoint)
@@ -146,7 +110,7 @@ def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
     assert [len(each) for each in took.values()] == [roofline.CALLS] * 2
     assert Launched.launcher.log[:2] == ["record"] * 2
     assert Launched.launcher.log.count("replay") == Launched.launcher.log.count("settle") == 2 * (roofline.CALLS + 2)
-    Launched.launcher = Replays(room=False)
+    Launched.launcher = Replays(room=-1)
     with pytest.raises(BackendError, match="no memory to record a network call"):
         roofline.time_calls([policy], (1, 2), HostClock())
 

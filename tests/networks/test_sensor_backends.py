@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from asd_policy.networks.backends.onnx_session import provider_options
 from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
-from asd_policy.networks.recording import Launcher, OutOfDeviceMemory
+from support.replays import Replays
 from support.sensor_networks import Camera, Cloud, Patches
 
 CPU = torch.device("cpu")
@@ -127,41 +126,6 @@ def test_what_cannot_be_prepared() -> None:
 
 
 # CUDA graphs, without a GPU.
-
-
-class Replays(Launcher):
-    """Does the work again on the same memory, as a replay does, in a queue of its own."""
-
-    room = 4
-
-    def __init__(self) -> None:
-        """Begin without recordings."""
-        super().__init__()
-        self.log: list[str] = []
-
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Note it, and keep the work."""
-        if self.room < 0:
-            raise OutOfDeviceMemory
-        self.log.append("record")
-
-        def replay() -> None:
-            self.log.append("replay")
-            work()
-
-        return replay
-
-    def queue(self) -> Any:
-        """Nothing to enter: a CPU has one queue."""
-        return nullcontext()
-
-    def settle(self) -> None:
-        """Note it."""
-        self.log.append("settle")
-
-    def fetch(self, sample: Tensor, counts: Tensor) -> Any:
-        """Nobody does."""
-        raise NotImplementedError
 
 
 @pytest.fixture

@@ -276,6 +276,18 @@ def wave(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
     return torch.sin(2 * x) + 0.001 * timestep.view(-1, *[1] * (x.ndim - 1))
 
 
+def drawn(data: st.DataObject, name: str) -> tuple[dict[str, Any], GaussianChain]:
+    """Draw a scheduler's configuration that makes a chain, and the chain."""
+    config = data.draw(configs(name))
+    try:
+        return config, GaussianChain.from_scheduler(
+            {"_class_name": name, **config}, eta=1.0 if name[:4] == "DDIM" else None
+        )
+    except ChainError:
+        assume(False)
+        raise
+
+
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), fraction=st.floats(0, 1), order=st.sampled_from([1, 2, 3]), eta=st.sampled_from([0.0, 0.6]))
@@ -283,12 +295,7 @@ def test_few_steps_are_those_of_diffusers(
     name: str, data: st.DataObject, fraction: float, order: int, eta: float
 ) -> None:
     """On any chain: the plan of the scheduler that a user would make of its configuration, or one clear line."""
-    config = data.draw(configs(name))
-    try:
-        chain = GaussianChain.from_scheduler({"_class_name": name, **config}, eta=1.0 if name[:4] == "DDIM" else None)
-    except ChainError:
-        assume(False)
-        raise
+    config, chain = drawn(data, name)
     steps = max(1, round(fraction * len(chain)))
     named = config["beta_schedule"] in ("linear", "scaled_linear", "squaredcos_cap_v2") or config["trained_betas"]
     common = {key: value for key, value in config.items() if key != "variance_type"}
@@ -325,12 +332,7 @@ def test_each_step_of_ddim_without_diffusers_is_that_of_diffusers(
     name: str, data: st.DataObject, fraction: float, eta: float
 ) -> None:
     """On any chain, from the points of the plan through diffusers."""
-    config = data.draw(configs(name))
-    try:
-        chain = GaussianChain.from_scheduler({"_class_name": name, **config}, eta=1.0 if name[:4] == "DDIM" else None)
-    except ChainError:
-        assume(False)
-        raise
+    _, chain = drawn(data, name)
     sampler, recorder = Ddim(max(1, round(fraction * len(chain))), eta), Recorder(wave)
     tape = draw_tape(chain, 2)
     try:

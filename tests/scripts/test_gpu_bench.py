@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from asd_policy import load_policy
 from asd_policy.chain.gaussian import GaussianChain
@@ -24,7 +22,7 @@ from asd_policy.networks.backends.cuda_graphs import GraphedDenoiser
 from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.networks.backends.torch_network import torch_denoiser
 from asd_policy.networks.backends.torch_sensor import RecordedSensor, torch_sensor
-from asd_policy.networks.recording import Launcher
+from support.replays import Replays
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -95,25 +93,13 @@ def test_the_whole_in_small(tmp_path: Path) -> None:
     assert (tmp_path / "network-tiny-two-cameras/model.safetensors").exists()
 
 
-class Replays(Launcher):
-    """Does the work again, on the same memory, as a graph does."""
+class Graphs(Replays):
+    """Does the work while it is recorded, too, as a graph is warmed up."""
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """Do it, and keep it."""
         work()
-        return lambda: None if work() is None else None
-
-    def queue(self) -> Any:
-        """Nothing to enter."""
-        return nullcontext()
-
-    def settle(self) -> None:
-        """Nothing to wait for."""
-
-    def fetch(self, sample: Tensor, counts: Tensor) -> Any:
-        """Copy at once."""
-        copies = sample.clone(), counts.clone()
-        return lambda: copies
+        return super().record(work)
 
 
 def test_graphs_without_a_gpu(
@@ -124,7 +110,7 @@ def test_graphs_without_a_gpu(
 
     def recorded(backend: Any, network: Any, job: Any) -> Any:
         denoiser = GraphedDenoiser.__new__(GraphedDenoiser)
-        parts = {"_denoiser": torch_denoiser(network, job, backend), "_device": CPU, "launcher": Replays()}
+        parts = {"_denoiser": torch_denoiser(network, job, backend), "_device": CPU, "launcher": Graphs()}
         vars(denoiser).update(parts)
         return denoiser
 
@@ -132,7 +118,7 @@ def test_graphs_without_a_gpu(
     monkeypatch.setattr(
         TorchCudaGraph,
         "prepare_tensor_sensor",
-        lambda backend, network, job: RecordedSensor(torch_sensor(network, job, backend), Replays()),
+        lambda backend, network, job: RecordedSensor(torch_sensor(network, job, backend), Graphs()),
     )
     seeing = layout.Subject("seeing", (16, 32), (96, 128), (48, 64))
     samplers = ("ddpm", "asd:window=8", "ddim:10")

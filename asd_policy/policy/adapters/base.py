@@ -377,20 +377,11 @@ class LivePlanner:
             DenoiserError: As `sample`.
         """
         start, before = time.perf_counter(), (self.stats.trial_calls, self.stats.trial_points)
-        learning, self.experience.learning = self.experience.learning, False
-        last, self.last_sample, self._warming = self.last_sample, None, []
-        try:
-            plan()
-            stats = self._warming[0]
-            # One more, for which all is ready; and what records its rounds records those of all that it will try.
-            recorded = stats.network_seconds is None
-            while (len(self._warming) < 2 and stats.trial_calls) or (recorded and self.experience.untried):
+        with self._apart() as made, self.experience.paused():
+            while self.experience.lacks(made):
                 plan()
-            stats = self._warming[-1]
-        finally:
-            self.experience.learning = learning
-            self.last_sample, self._warming = last, None
         self.begin_episode()
+        stats = made[-1]
         calls, points = self.stats.trial_calls - before[0], self.stats.trial_points - before[1]
         return WarmUp(calls, points, time.perf_counter() - start, stats.seconds, stats.spec)
 
@@ -413,24 +404,28 @@ class LivePlanner:
         enough = self.experience.plans >= plans and not self.experience.undecided
         if not plans or not self.sampler.learns or self._memory is None or self.stats.plans or enough:
             return None
-        began, self._warming = time.perf_counter(), []
-        last, self.last_sample = self.last_sample, None
-        experience, before = self.experience, -1
-        was = experience.learning, experience.trying
-        try:
+        began, experience, before = time.perf_counter(), self.experience, -1
+        with self._apart() as made:
             # A plan of one point a round has nothing to teach.
             while (before < experience.plans < plans) or experience.undecided:
                 before = experience.plans
                 plan()
                 if time.perf_counter() - began > _LEARNING_SECONDS:
                     break
-            experience.learning = experience.trying = False
-            plan()
-            return self._warming[-1]
+            with experience.paused(trying=False):
+                plan()
+        self._memory.keep(experience)
+        return made[-1]
+
+    @contextmanager
+    def _apart(self) -> Iterator[list[SpeculationStats]]:
+        """Yield the list that takes what plans cost in a context: they are none of the policy's, nor follow on any."""
+        last, self.last_sample = self.last_sample, None
+        made = self._warming = list[SpeculationStats]()
+        try:
+            yield made
         finally:
-            experience.learning, experience.trying = was
             self.last_sample, self._warming = last, None
-            self._memory.keep(self.experience)
 
     @arrays.uncompiled
     def sample(

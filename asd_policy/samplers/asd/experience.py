@@ -5,7 +5,8 @@ plans, from whole committed paths; a response fitted with the data of the plan i
 to judge it, and the law would be another one.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers.asd.response import Response, fit, moments
 from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.pace import Pace
+from asd_policy.samplers.records import SpeculationStats
 
 T = TypeVar("T")
 
@@ -88,6 +90,16 @@ class Experience:
         self.plans, self.responses = other.plans, other.responses
         self.moments, self.judgements = other.moments, other.judgements
 
+    @contextmanager
+    def paused(self, trying: bool = True) -> Iterator[None]:
+        """Learn nothing of the plans in a context, and try no settings with them either, unless `trying`."""
+        was = self.learning, self.trying
+        self.learning, self.trying = False, self.trying and trying
+        try:
+            yield
+        finally:
+            self.learning, self.trying = was
+
     def freeze(self) -> None:
         """Stop learning and trying, with the last word on all that was learned."""
         self.learning = self.trying = False
@@ -102,6 +114,17 @@ class Experience:
     def untried(self) -> bool:
         """Whether there are settings to try that no plan was made with."""
         return self.trying and any(trial.untried for trial in self.trials.values())
+
+    def lacks(self, plans: Sequence[SpeculationStats]) -> bool:
+        """Tell whether a warm-up that has made these plans needs another one, so that no later plan is held up.
+
+        After one that had something to time, one more, for which all is ready; and what records its rounds records
+        those of all that it will try.
+        """
+        if not plans:
+            return True
+        recorded = plans[0].network_seconds is None
+        return (len(plans) < 2 and plans[0].trial_calls > 0) or (recorded and self.untried)
 
     def tried(self, batch: int) -> list[dict[str, Any]]:
         """List what plans of a batch cost with each setting that was tried, as results.json has it, the best first."""

@@ -22,6 +22,7 @@ from asd_policy.samplers.asd.draft import Draft, FrozenDraft
 from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.base import Target
+from asd_policy.samplers.compiled import has_known_precision
 
 _TRIAL = 2
 """Points per row of the round that kernels are tried on."""
@@ -71,8 +72,7 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         path: Theirs.
         counts: Takes the counts of the path, see `rounds.RoundRecording`.
     """
-    floats = str(path.x.dtype).rpartition(".")[2] in ("float32", "float64")
-    if not (round_.is_known and floats and launches(arrays.device_of(path.x))):
+    if not (round_.is_known and has_known_precision(path.x) and launches(arrays.device_of(path.x))):
         return round_
     kernels: Any = load_launched()
     try:
