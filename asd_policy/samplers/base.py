@@ -235,14 +235,7 @@ class Sampler(abc.ABC):
         target = _target(denoiser, chain, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
-            target.mark("encode")
-            if cond is not None:
-                encoding = time.perf_counter()
-                with target.autocast:
-                    target = replace(target, cond=encode(denoiser, cond))
-                target.meter.stop(encoding)
-            target.mark("host")
-            samples = self.run(target, tape, warm_start)
+            samples = self.run(_conditioned(target, cond), tape, warm_start)
             sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
         check_finite(sample)
         sample = arrays.ordinary(sample)
@@ -326,6 +319,18 @@ def _target(
         meter=Meter(place),
         autocast=arrays.ambient_autocast(place),
     )
+
+
+def _conditioned(target: Target, cond: Array | None) -> Target:
+    """Condition a target, as its network encodes it."""
+    if cond is None:
+        return target
+    before, start = target.mark("encode"), time.perf_counter()
+    with target.autocast:
+        encoded = encode(target.denoiser, cond)
+    target.meter.stop(start)
+    target.mark(before)
+    return replace(target, cond=encoded)
 
 
 def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:
