@@ -124,8 +124,9 @@ $(EDGE)/.installed: $(STAMP)
 		-e plugins/lerobot_policy_asd || $(NO_PIP)
 	@touch $@
 
-dist: $(STAMP) ## build the sdist and the wheel into dist/
+dist: $(STAMP) ## build the sdists and wheels of the package and of its LeRobot plugin into dist/
 	@rm -rf dist && $(PY) -m hatchling build -d dist
+	@cd plugins/lerobot_policy_asd && $(CURDIR)/$(PY) -m hatchling build -d $(CURDIR)/dist
 
 proto: $(STAMP) ## generate the protocol of `asd-policy serve` from planner.proto
 	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. asd_policy/deploy/serving/planner.proto

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -254,3 +255,11 @@ def test_broken_plugins_are_named(install: Callable[[str], Path]) -> None:
     with pytest.raises(SpecError, match="draft=number is not one of auto, .*is a int, not a Draft"):
         make_sampler("asd:draft=number")
     assert type(DRAFTS["picard"]) is PicardDraft
+
+
+def test_the_documented_draft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    (block,) = re.findall(r"```python\n(.*?)```", (root / "docs/guide/extending.md").read_text(), re.DOTALL)
+    exec(block, {"__name__": "__main__"})
+    assert capsys.readouterr().out.startswith("asd:window=8,draft=LazyDraft,verify=block took ")
