@@ -14,8 +14,9 @@ $(error LEROBOT is $(LEROBOT), and what is tested is 0.6.1 and 0.4.4)
 endif
 LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi-task-dit,pusht,training
 EDGE := .venv-edge
+WHEEL = rm -f runs/edge/*.whl && $(PY) -m hatchling build -t wheel -d runs/edge >/dev/null
 SUITES := .venv-suites
-EXTRAS := dev,metaworld,robotics,pusht,onnx,ray,realtime,serve,data
+EXTRAS := all,dev
 CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 PIP := pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 LEROBOT_PIP := pip install -q --disable-pip-version-check -c tests/with_lerobot/constraints-0.6.1.txt
@@ -24,7 +25,7 @@ EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install interpreter browser demo test lerobot edge suites lint format types clean
+.PHONY: help install interpreter browser demo test lerobot edge suites dist proto lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -71,9 +72,12 @@ lerobot: $(LEROBOT_VENV)/.installed ## test with the lerobot package, in a .venv
 	@$(LEROBOT_TYPES)
 	@OMP_NUM_THREADS=1 $(LEROBOT_PATH) $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot
 
-edge: $(EDGE)/.installed ## test without PyTorch, in a .venv-edge of its own, on a policy that is exported first
+edge: $(EDGE)/.installed ## test the wheel without PyTorch, in a .venv-edge of its own, on a policy that is exported first
+	@$(WHEEL)
+	@$(EDGE)/bin/python -m $(PIP) --force-reinstall --no-deps runs/edge/*.whl
+	@$(EDGE)/bin/python -m pip --disable-pip-version-check check
 	@OMP_NUM_THREADS=1 $(PY) tests/without_torch/prepare.py runs/edge
-	@ASD_EDGE_FILES='$(CURDIR)/runs/edge' $(EDGE)/bin/python -m pytest -q -c /dev/null --rootdir=tests/without_torch \
+	@ASD_EDGE_FILES='$(CURDIR)/runs/edge' $(EDGE)/bin/pytest -q -c /dev/null --rootdir=tests/without_torch \
 		--confcutdir=tests/without_torch -p no:cacheprovider tests/without_torch
 
 suites: $(SUITES)/.installed ## test the adapters of robosuite and gym-aloha, in a .venv-suites of its own (minutes)
@@ -91,9 +95,9 @@ $(SUITES)/.installed: pyproject.toml constraints.txt
 
 $(EDGE)/.installed: $(STAMP)
 	@test -x $(EDGE)/bin/python || $(PYTHON) -m venv $(EDGE)
-	@echo "installing array-api-compat, lazy-loader, numpy, onnxruntime and safetensors into $(EDGE)"
-	@$(EDGE)/bin/python -m $(PIP) hatchling editables array-api-compat lazy-loader numpy onnxruntime safetensors pytest || $(NO_PIP)
-	@$(EDGE)/bin/python -m $(PIP) --no-build-isolation --no-deps -e . || $(NO_PIP)
+	@echo "installing the wheel with its extra edge, which has no PyTorch, into $(EDGE)"
+	@$(WHEEL)
+	@$(EDGE)/bin/python -m $(PIP) "$$(ls runs/edge/*.whl)[edge]" pytest || $(NO_PIP)
 	@touch $@
 
 # LeRobot asks for Python 3.12: the first of these that runs, as a pyenv shim may name one that does not.
@@ -106,7 +110,7 @@ $(EDGE)/.installed: $(STAMP)
 	@echo "installing lerobot 0.6.1 and what it needs into $(LEROBOT_VENV): minutes, and 7 GB"
 	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) hatchling editables || $(NO_PIP)
 	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) --no-build-isolation 'lerobot[$(LEROBOT_EXTRAS)]' pytest \
-		-e '.[onnx]' -e plugins/lerobot_policy_asd -e tests/with_lerobot/lerobot_robot_fake || $(NO_PIP)
+		-e '.[eval,onnx]' -e plugins/lerobot_policy_asd -e tests/with_lerobot/lerobot_robot_fake || $(NO_PIP)
 	@touch $@
 
 # The newest for Python 3.11. It and torchvision are installed without their dependencies: both ask for other versions of
@@ -115,10 +119,14 @@ $(EDGE)/.installed: $(STAMP)
 	@test -x $(LEROBOT_VENV)/bin/python || $(PYTHON) -m venv $(LEROBOT_VENV)
 	@echo "installing lerobot 0.4.4 and what it imports into $(LEROBOT_VENV)"
 	@$(LEROBOT_VENV)/bin/python -m $(PIP) hatchling editables || $(NO_PIP)
-	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation -e . -r tests/with_lerobot/requirements-0.4.4.txt || $(NO_PIP)
+	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation -e '.[eval]' -r tests/with_lerobot/requirements-0.4.4.txt || $(NO_PIP)
 	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision \
 		-e plugins/lerobot_policy_asd || $(NO_PIP)
 	@touch $@
+
+dist: $(STAMP) ## build the sdists and wheels of the package and of its LeRobot plugin into dist/
+	@rm -rf dist && $(PY) -m hatchling build -d dist
+	@cd plugins/lerobot_policy_asd && $(CURDIR)/$(PY) -m hatchling build -d $(CURDIR)/dist
 
 proto: $(STAMP) ## generate the protocol of `asd-policy serve` from planner.proto
 	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. asd_policy/deploy/serving/planner.proto
@@ -134,5 +142,5 @@ format: $(STAMP) ## put files into the project's format
 types: $(STAMP) ## check types
 	@$(PY) -m pyright
 
-clean: ## remove .venv, .venv-lerobot-…, .venv-edge, .venv-suites, caches and results
-	rm -rf $(VENV) .venv-lerobot-* $(EDGE) $(SUITES) .pytest_cache .ruff_cache .hypothesis runs
+clean: ## remove .venv, .venv-lerobot-…, .venv-edge, .venv-suites, dist, caches and results
+	rm -rf $(VENV) .venv-lerobot-* $(EDGE) $(SUITES) dist .pytest_cache .ruff_cache .hypothesis runs

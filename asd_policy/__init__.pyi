@@ -13,6 +13,7 @@ from .errors import CheckpointError as CheckpointError
 from .errors import DenoiserError as DenoiserError
 from .errors import EnvError as EnvError
 from .errors import LoopError as LoopError
+from .errors import MissingPackageError as MissingPackageError
 from .errors import ObservationError as ObservationError
 from .errors import RunError as RunError
 from .errors import ServingError as ServingError

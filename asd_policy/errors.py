@@ -58,6 +58,10 @@ class BackendError(AsdError):
     """A backend cannot run here, or not this network."""
 
 
+class MissingPackageError(AsdError, ImportError):
+    """A package that is not installed; the message names the extra that installs it."""
+
+
 class RunError(AsdError, ValueError):
     """A folder of results that is another run's, or whose journal is damaged or cannot be written."""
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from array_api_compat import numpy as numpy_functions
 
 from asd_policy._common import normal
+from asd_policy._common.extras import install
 from asd_policy.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def find_device(name: Any) -> Device:
 
         device = torch.device(name)
         torch.empty(1, device=device)
+    except ModuleNotFoundError as error:
+        reason = f"it needs {error.name}: {install('torch')}"
+        raise SpecError(f"device {str(name)!r} cannot be used here: {reason}") from None
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise SpecError(f"device {str(name)!r} cannot be used here: {reason}") from None

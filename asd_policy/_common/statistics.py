@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common import extras
+
 # scipy is imported where it is used: the import is slow, and a benchmark does not need it.
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
@@ -19,7 +21,7 @@ _Z95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 def wilson(successes: int, trials: int) -> Interval:
     """Compute Wilson's 95 % interval of a success rate (Wilson 1927)."""
-    from scipy import stats
+    stats = extras.module("scipy.stats", "an interval", "eval")
 
     interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
@@ -77,7 +79,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Compute Student's 95 % interval of a mean; None for fewer than two values."""
-    from scipy import stats
+    stats = extras.module("scipy.stats", "an interval", "eval")
 
     if len(values) < 2:
         return None
@@ -98,7 +100,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float]) -> tuple[f
     Returns:
         Difference and interval: None for fewer than two pairs, a point where all differ by the same.
     """
-    from scipy import stats
+    stats = extras.module("scipy.stats", "an interval", "eval")
 
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     mean = float(differences.mean())
@@ -134,7 +136,7 @@ def entropy(modes: Counter[str]) -> float | None:
 
     It underestimates by about (number of modes − 1)/(2 n): compare only counts of equal size.
     """
-    from scipy import stats
+    stats = extras.module("scipy.stats", "an interval", "eval")
 
     if not modes:
         return None
@@ -158,7 +160,7 @@ def welch_difference(first: tuple[float, Interval, int], second: tuple[float, In
         first: Mean, its interval by `mean_interval` and the number of values; counted positive.
         second: The other, counted negative.
     """
-    from scipy import stats
+    stats = extras.module("scipy.stats", "an interval", "eval")
 
     variances, degrees = [], []
     for _, (low, high), count in (first, second):

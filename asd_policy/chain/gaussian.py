@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
+from asd_policy._common.extras import needed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -107,7 +108,8 @@ class GaussianChain:
         Raises:
             ChainError: The configuration is not one of a Gaussian chain with network-independent variance.
         """
-        from asd_policy.chain.scheduler_steps import read_schedule  # here, because it needs PyTorch
+        with needed("the chain of a noise scheduler", "torch"):
+            from asd_policy.chain.scheduler_steps import read_schedule  # here, because it needs PyTorch
 
         coefficients, config = read_schedule(scheduler, num_inference_steps, eta)
         return cls(config=config, **coefficients)

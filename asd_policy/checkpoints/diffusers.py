@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asd_policy._common.extras import needed
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
 from asd_policy.checkpoints.base import Description, Format
 from asd_policy.checkpoints.schedule import schedule_of
@@ -106,8 +107,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
         ChainError: The noise scheduler is not one that can be sampled here.
         SpecError: The sampler's options do not fit the chain.
     """
-    from diffusers.models.unets.unet_1d import UNet1DModel
-
+    unet = _unet()
     at, config = _read_config(folder)
     schedule = schedule_of(_read_scheduler(folder, at), None)
     defaults = _defaults()
@@ -118,7 +118,7 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     weights = read_tensors(folder, weights_file)
 
     def make() -> nn.Module:
-        return UNet1DModel(**known)
+        return unet(**known)
 
     network = load_weights(make, weights, lambda key: key, weights_file, f"{at}{CONFIG}").to(device)
     blocks = len(list(network.get_submodule("down_blocks").children()))
@@ -127,11 +127,20 @@ def load_unet1d(folder: Path, sampler: Sampler, device: torch.device) -> Acceler
     return AcceleratedFn(denoiser, schedule.law, sampler, device)
 
 
+def _unet() -> Any:
+    """Import the class of the network.
+
+    Raises:
+        CheckpointError: diffusers is not installed.
+    """
+    with needed("a folder of diffusers", "diffusers", CheckpointError):
+        from diffusers.models.unets.unet_1d import UNet1DModel
+    return UNet1DModel
+
+
 def _defaults() -> dict[str, Any]:
     """List the options of a `UNet1DModel` and their defaults."""
-    from diffusers.models.unets.unet_1d import UNet1DModel
-
-    parameters = signature(UNet1DModel.__init__).parameters
+    parameters = signature(_unet().__init__).parameters
     return {name: each.default for name, each in parameters.items() if name != "self"}
 
 

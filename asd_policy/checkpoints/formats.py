@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from asd_policy._common.extras import install
 from asd_policy.checkpoints.base import Format
 from asd_policy.checkpoints.hub import fetch, is_hub_id, looks_like_a_path
 from asd_policy.checkpoints.onnx import policy as onnx_policy
@@ -66,7 +67,7 @@ def find_format(path: Path) -> tuple[str, Format]:
 def _explain(path: Path) -> list[str]:
     """Describe a file of no known format, where it can be recognised."""
     if not find_spec("torch"):
-        return []
+        return [f"all other formats need PyTorch: {install('torch')}"]
     from asd_policy.checkpoints.untrusted.archives import explain
 
     what = explain(path)

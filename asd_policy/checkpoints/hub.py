@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from asd_policy._common.extras import needed
 from asd_policy.errors import CheckpointError
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
@@ -50,14 +51,15 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
             or neither the Hub nor a whole copy in the cache can be reached.
     """
     # Imported here, because it takes half a second and only Hub ids need it.
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    with needed(f"no checkpoint at {hub_id}: the path does not exist, and the Hub", "hub", CheckpointError):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
     found = _ID.fullmatch(hub_id)
     assert found is not None

@@ -15,14 +15,14 @@ from asd_policy.policy.adapters import find_adapter, is_accelerated
 from asd_policy.policy.adapters.base import SCHEDULERS, LiveParts, check_own, check_step
 from asd_policy.policy.law import check_chain
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import make_sampler
+from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.ddim import OwnDdim
 
 _TOLERANCE = 1e-3  # of the largest number in a plan
 
 
 def policy_of(
-    live: Any, sampler: str | None, device: str | None, backend: str | None, chain: str, processors: Any
+    live: Any, sampler: str | Sampler | None, device: str | None, backend: str | None, chain: str, processors: Any
 ) -> Policy:
     """Make a `Policy` of a live one.
 

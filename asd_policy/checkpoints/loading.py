@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy._common.arrays import find_device, on_cpu
+from asd_policy._common.extras import needed
 from asd_policy.checkpoints.formats import find_format, locate
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import CheckpointError, SpecError
@@ -12,7 +13,7 @@ from asd_policy.networks.backends import make_backend
 from asd_policy.policy.function import AcceleratedFn
 from asd_policy.policy.law import CHECKPOINT, check_chain
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import make_sampler
+from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.ddpm import Ddpm
 
 AUTO = "auto"
@@ -22,7 +23,7 @@ MAX_PLAN = 2**27  # random numbers; half a gigabyte
 
 def load_policy(
     path: str | Path | Any,
-    sampler: str | None = None,
+    sampler: str | Sampler | None = None,
     device: str | None = None,
     backend: str | None = None,
     chain: str = CHECKPOINT,
@@ -36,8 +37,8 @@ def load_policy(
     Args:
         path: A checkpoint of one of `FORMATS`, or a Hugging Face Hub id `owner/name` or `owner/name@revision`; or a
             live policy of a class in `ADAPTERS`, in eval mode, on whose own weights this one plans.
-        sampler: Spec of the sampler to plan with; `accelerate` changes it. None for the sequential one: `ddpm`, or the
-            file's own `ddim:n` where its scheduler is DDIM without noise and `chain` is "checkpoint".
+        sampler: Spec of the sampler to plan with, or the sampler; `accelerate` changes it. None for the sequential one:
+            `ddpm`, or the file's own `ddim:n` where its scheduler is DDIM without noise and `chain` is "checkpoint".
         device: A torch device such as "cpu" or "cuda"; None for the CPU, or a live policy's own.
         backend: Spec of what runs the network; None for `torch-eager`, or `onnx` for an exported file; "auto" for the
             one that `asd-policy tune` found best here.
@@ -56,7 +57,8 @@ def load_policy(
             live object is of no known class, in training mode, or does something that would be lost.
     """
     if not isinstance(path, str | Path):
-        from asd_policy.checkpoints.live import policy_of  # which needs PyTorch, as live policies do
+        with needed("a live policy", "torch"):
+            from asd_policy.checkpoints.live import policy_of
 
         return policy_of(path, sampler, device, backend, chain, processors)
     if processors is not None:
@@ -71,13 +73,13 @@ def load_policy(
 
 
 def load_fn(
-    path: str | Path, sampler: str | None = None, device: str = "cpu", chain: str = CHECKPOINT
+    path: str | Path, sampler: str | Sampler | None = None, device: str = "cpu", chain: str = CHECKPOINT
 ) -> AcceleratedFn:
     """Load a checkpoint that is no policy, a network and its noise schedule, as something to sample from.
 
     Args:
         path: As for `load_policy`.
-        sampler: Spec of the sampler; None for `asd`, or the file's own `ddim:n` where that runs.
+        sampler: Spec of the sampler, or the sampler; None for `asd`, or the file's own `ddim:n` where that runs.
         device: A torch device such as "cpu" or "cuda".
         chain: As for `load_policy`.
 
@@ -96,7 +98,7 @@ def load_fn(
 
 def load(
     path: Path,
-    sampler: str | None,
+    sampler: str | Sampler | None,
     device: str,
     backend: str | None = None,
     chain: str = CHECKPOINT,

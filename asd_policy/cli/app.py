@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import asd_policy
-from asd_policy.errors import AsdError, SpecError, one_line
+from asd_policy._common.extras import needed
+from asd_policy.errors import AsdError, MissingPackageError, SpecError, one_line
 
 BAD_INPUT = 2
 """Exit status of an error."""
@@ -22,8 +23,11 @@ BAD_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
     warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(_colourless(str(message)))}\n"
-    with _ended_by_interrupts():
-        import_module("asd_policy.cli.commands")  # with torch: seconds in which there is nothing to lose
+    try:
+        with _ended_by_interrupts(), needed("the command line", "eval"):
+            import_module("asd_policy.cli.commands")  # with torch: seconds in which there is nothing to lose
+    except MissingPackageError as error:
+        sys.exit(_fail(error))
     status = run(sys.argv[1:] if arguments is None else list(arguments))
     # The results are out. What libraries still hold in a buffer, or print at their end, does not belong to them.
     with contextlib.suppress(AttributeError, OSError, ValueError):

@@ -4,11 +4,13 @@ import math
 import queue
 import signal
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from asd_policy._common.extras import needed
 from asd_policy.checkpoints import load_policy
 from asd_policy.cli.common import DONE, INTERRUPTED, ChainOption, FixedCropOption, check_at_least, choose_samplers
 from asd_policy.errors import BackendError, SpecError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 STOPS = signal.SIGTERM, signal.SIGINT
 """Signals that end a server when the plans under way are finished."""
+PACKAGES = "google.protobuf", "grpc", "grpc_health", "prometheus_client"
+"""What a server needs beyond the other commands, which the extra `serve` installs."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,13 @@ class ServeCommand:
             check_port(name.replace("_", "-"), getattr(self, name))
         if not 0 < self.lease < math.inf:
             raise SpecError(f"--lease {self.lease:g} is not a time above 0 s")
-        try:
+        with needed("serve", "serve", BackendError):
+            for package in PACKAGES:
+                import_module(package)
             from prometheus_client import start_http_server
 
             from asd_policy.deploy.serving.server import Limits, PolicyServer
             from asd_policy.deploy.serving.tokens import read_token
-        except ImportError as error:
-            raise BackendError(f"serve needs {error.name}: pip install 'asd-policy[serve]'") from None
         token = None if self.token_file is None else read_token(self.token_file)
         credentials = self._credentials()
         policy = load_policy(self.policy, self.sampler, self.device, self.backend, self.chain, self.fixed_crop)

@@ -14,7 +14,7 @@ from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States
 from asd_policy.policy.episode_state import Pilot
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers import Sampler, as_it_ran
 
 Advance = Callable[[], object]
 WARM_UP_PLANS = 3
@@ -101,7 +101,7 @@ def resolve_samplers(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
     for planner in prepare_planners(policy, env, choosing, batch) if choosing else ():
         (moment,) = InProcess(lambda: env).reset([0])
         _plan_together(planner, moment.observation, batch)
-        ran[planner.sampler.spec] = make_sampler(planner.plans[0].stats.spec)
+        ran[planner.sampler.spec] = as_it_ran(planner.sampler, planner.plans[0].stats.spec)
     return ran
 
 

@@ -20,6 +20,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common import extras
+
 # scipy is imported where it is used: it takes its time, and importing the package does without it.
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -147,7 +149,7 @@ def equivalence_power(pairs: int, discordance: float, margin: float) -> float:
         discordance: Probability that one of a pair succeeds and the other fails.
         margin: Of the difference, between 0 and 1.
     """
-    from scipy import special
+    special = extras.module("scipy.special", "a test of equivalence", "eval")
 
     design = Paired(pairs)
     c, most = np.arange(pairs + 1), design.most()
@@ -195,7 +197,7 @@ def _below(design: Design, b: int, c: int, margin: float) -> float:
 
 def _size(design: Design, bound: float, margin: float) -> float:
     """Compute the largest probability of a statistic at or below a bound where the difference is the margin."""
-    from scipy import special
+    special = extras.module("scipy.special", "a test of equivalence", "eval")
 
     mass, chance = _laws(design, margin)
     cuts, most = _cuts(design, bound, margin), design.most()
@@ -240,6 +242,6 @@ def _grid() -> Floats:
 
 
 def _binomial(trials: int, chance: Floats) -> Floats:
-    from scipy import stats
+    stats = extras.module("scipy.stats", "a test of equivalence", "eval")
 
     return stats.binom.pmf(np.arange(trials + 1), trials, chance)

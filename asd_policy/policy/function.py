@@ -132,7 +132,7 @@ class AcceleratedFn:
 def accelerate_fn(
     denoise: Denoiser,
     scheduler: Any,
-    spec: str = "asd",
+    spec: str | Sampler = "asd",
     num_inference_steps: int | None = None,
     eta: float | None = None,
     device: Device | str | None = None,
@@ -145,7 +145,7 @@ def accelerate_fn(
             how a network of diffusers is called, rows being points of several chains at different timesteps; where
             it returns an object, pass `lambda x, t, cond: unet(x, t).sample`.
         scheduler: A diffusers `DDPMScheduler`, a `DDIMScheduler` that adds noise, or the configuration of one.
-        spec: A sampler spec such as `asd:window=16`.
+        spec: A sampler spec such as `asd:window=16`, or a sampler.
         num_inference_steps: Steps of the chain; None for all the training steps.
         eta: DDIM's share of noise, in (0, 1]; None for DDPM.
         device: Where to sample; None for where the conditioning is, else the CPU.

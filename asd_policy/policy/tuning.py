@@ -16,10 +16,10 @@ from asd_policy._common.arrays import Array, Device
 from asd_policy._common.files import atomic_file, cache_dir
 from asd_policy._common.hardware import hardware, library
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, SpecError
 from asd_policy.samplers.asd.couplings import VERIFIERS
-from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.other_drafts import check_draft
 from asd_policy.samplers.asd.trials import Trial
 
 VERSION = "4"
@@ -149,9 +149,17 @@ def _trial(written: Sequence[Any], steps: int) -> Trial:
     """Read a trial of settings that a chain of so many steps can have."""
     trial = Trial.from_json(written)
     for window, draft, verify in trial.tried:
-        if not (1 <= window <= steps and draft in DRAFTS and verify in VERIFIERS):
+        if not (1 <= window <= steps and _has_draft(draft) and verify in VERIFIERS):
             raise ValueError(f"window={window},draft={draft},verify={verify} is no setting of asd")
     return trial
+
+
+def _has_draft(name: str) -> bool:
+    try:
+        check_draft(name)
+    except SpecError:
+        return False
+    return True
 
 
 def _seconds(items: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -1,6 +1,16 @@
-"""Samplers by name."""
+"""Samplers by name; those of other distributions come by the entry-point group `asd_policy.samplers`.
 
+Such an entry point names a subclass of `Sampler`, a frozen dataclass of its options; its own name is the sampler's in
+specs. A `Sampler` that nobody has registered can be given as it is, wherever a spec can.
+"""
+
+from dataclasses import is_dataclass
+from inspect import isabstract
+from typing import Any
+
+from asd_policy._common.plugins import load_objects
 from asd_policy._common.specs import parse_spec
+from asd_policy.errors import SpecError
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.base import Sampler
 from asd_policy.samplers.ddim import Ddim
@@ -15,16 +25,42 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "paradigms": Paradigms,
     "asd": Asd,
 }
-"""Every sampler by its name in a spec."""
+"""Every sampler of this package by its name in a spec."""
+GROUP = "asd_policy.samplers"
 
 
-def make_sampler(spec: str) -> Sampler:
+def make_sampler(spec: str | Sampler) -> Sampler:
     """Make a sampler from its spec.
 
     Args:
-        spec: Such as `ddpm`, `ddim:10`, `paradigms:tol=0.1`, `asd` or `asd:window=16,draft=picard`.
+        spec: Such as `ddpm`, `ddim:10`, `paradigms:tol=0.1`, `asd` or `asd:window=16,draft=picard`; or a sampler, which
+            is returned as it is.
 
     Raises:
         SpecError: An unknown name or option, or a value that is not of the option's type or out of range.
     """
-    return parse_spec("sampler", spec, SAMPLERS)
+    if isinstance(spec, Sampler):
+        return spec
+    if not isinstance(spec, str):
+        raise SpecError(f"{spec!r:.80} is no sampler: give a spec such as 'asd:window=16', or a Sampler")
+    if spec.partition(":")[0] in SAMPLERS:
+        return parse_spec("sampler", spec, SAMPLERS)
+    theirs, failures = load_objects(GROUP, _is_sampler, "a dataclass that implements Sampler")
+    try:
+        return parse_spec("sampler", spec, SAMPLERS | theirs)
+    except SpecError as error:
+        raise SpecError("; ".join([str(error), *failures])) from None
+
+
+def as_it_ran(sampler: Sampler, spec: str) -> Sampler:
+    """Make the sampler that a plan was made as, where it had something to choose.
+
+    Args:
+        sampler: What was asked for.
+        spec: Of the plan's `SpeculationStats`.
+    """
+    return sampler if spec == sampler.spec else make_sampler(spec)
+
+
+def _is_sampler(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Sampler) and is_dataclass(found) and not isabstract(found)

@@ -11,12 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 from asd_policy._common.arrays import NUMPY, Array, device_of
+from asd_policy._common.extras import install, needed
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Samples, Target, check_count, number
 from asd_policy.samplers.ddpm import walk, walk_called
-from asd_policy.samplers.fewsteps import FewSteps, configured
+from asd_policy.samplers.fewsteps import EXTRA, FewSteps, configured
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.records import sequential_costs
 from asd_policy.samplers.warm_start import WarmStart
@@ -45,7 +46,8 @@ class Ddim(FewSteps):
             super().check(chain)
         else:
             check_count(self._steps, self.steps, chain)
-            shortened(self, chain)
+            with needed(self.spec, EXTRA, SpecError):
+                shortened(self, chain)
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Walk the shortened chain once."""
@@ -55,7 +57,7 @@ class Ddim(FewSteps):
         if not has_diffusers():
             raise SpecError(
                 f"{self.spec} with given coordinates, with a deadline or on NumPy's arrays runs through diffusers, "
-                "which is not installed; ddpm and asd need no other package"
+                f"which is not installed: {install(EXTRA)}; ddpm and asd need no other package"
             )
         return super().run(target, tape, warm_start)
 

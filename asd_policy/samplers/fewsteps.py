@@ -11,6 +11,7 @@ from typing import Any
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
+from asd_policy._common.extras import needed
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -18,6 +19,9 @@ from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.fallback import fall_back
 from asd_policy.samplers.records import sequential_costs
 from asd_policy.samplers.warm_start import WarmStart
+
+EXTRA = "diffusers"
+"""What these samplers need beyond what `asd` does: diffusers, and PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class FewSteps(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Refuse more steps than the chain has, and noise schedules that diffusers has no numbers for."""
         check_count(self._steps, self.steps, chain)
-        _scheduler(self, chain)
+        with needed(self.spec, EXTRA, SpecError):
+            _scheduler(self, chain)
 
     @abc.abstractmethod
     def scheduler(self, chain: GaussianChain) -> Any:

@@ -5,8 +5,11 @@ observation dictionary of the LeRobot convention (`agent_pos`, `environment_stat
 step. `make_expert` has a demonstrator of some.
 """
 
-from asd_envs.experts import Expert, make_expert
-from asd_envs.registration import METAWORLD_TASKS, register_all
+try:
+    from asd_envs.experts import Expert, make_expert
+    from asd_envs.registration import METAWORLD_TASKS, register_all
+except ModuleNotFoundError as error:
+    raise ImportError(f"asd_envs needs {error.name}: pip install 'asd-policy[envs]'") from error
 
 register_all()
 

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import gymnasium
 
 OWN_TASKS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "Avoid": ("asd_envs.avoid:AvoidEnv", 100, {}),
+    "Avoid": ("asd_envs.own:AvoidEnv", 100, {}),
     "AvoidPixels": (
-        "asd_envs.avoid:AvoidEnv",
+        "asd_envs.own:AvoidEnv",
         100,
         {"obs_type": "pixels_agent_pos", "displacement": 0.06, "view": ("near", 64)},
     ),
-    "Intercept": ("asd_envs.intercept:InterceptEnv", 80, {}),
-    "PushT": ("asd_envs.pusht:PushTEnv", 300, {}),
+    "Intercept": ("asd_envs.own:InterceptEnv", 80, {}),
+    "PushT": ("asd_envs.own:PushTEnv", 300, {}),
 }
 """Class, control steps and options of each task of our own, `asd/<name>-v0`."""
 # The 50 tasks of Meta-World v3 by their names there, less the version.

@@ -1,6 +1,10 @@
-"""Where PyTorch is not installed: numpy and onnxruntime plan from an exported file (`make edge`)."""
+"""The wheel with its extra `edge`, where PyTorch is not installed: it plans from an exported file (`make edge`)."""
 
+import importlib
 import os
+import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import pytest
 
 import asd_policy
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels
 
 FOLDER = Path(os.environ["ASD_EDGE_FILES"])
 
@@ -20,8 +25,14 @@ def plans() -> dict[str, Any]:
     return dict(np.load(FOLDER / "plans.npz"))
 
 
-def test_there_is_no_pytorch() -> None:
+def test_the_wheel_runs_and_there_is_no_pytorch() -> None:
+    assert Path(asd_policy.__file__).is_relative_to(sys.prefix)
     assert not [name for name in ("torch", "scipy", "diffusers", "gymnasium", "onnx") if find_spec(name)]
+
+
+def test_rounds_are_compiled() -> None:
+    """What makes plans fast is installed, too."""
+    assert load_kernels(ROUNDS) is not None and load_kernels(STEPS) is not None
 
 
 @pytest.mark.parametrize("spec", ["ddpm", "asd:window=16", "asd:window=8,draft=warm,verify=reflection"])
@@ -71,7 +82,33 @@ def test_a_camera(form: str) -> None:
 def test_what_needs_pytorch_says_so(tmp_path: Path) -> None:
     with pytest.raises(asd_policy.CheckpointError, match="is not a checkpoint of a known format: exported ONNX file"):
         asd_policy.load_policy(tmp_path)
-    with pytest.raises(asd_policy.SpecError, match="device 'cuda' cannot be used here: No module named 'torch'"):
+    with pytest.raises(asd_policy.CheckpointError, match=r"need PyTorch: pip install 'asd-policy\[torch\]'"):
+        asd_policy.load_policy(tmp_path)
+    with pytest.raises(asd_policy.SpecError, match=r"needs torch: pip install 'asd-policy\[torch\]'"):
         asd_policy.load_policy(FOLDER / "policy.onnx", device="cuda")
     with pytest.raises(asd_policy.BackendError, match="torch-eager runs on PyTorch's tensors"):
         asd_policy.load_policy(FOLDER / "policy.onnx", backend="torch-eager")
+
+
+@pytest.mark.parametrize("spec", ["ddim:10", "ddim:10,eta=1", "dpmsolver:10"])
+def test_samplers_through_diffusers_say_so(spec: str) -> None:
+    with pytest.raises(asd_policy.SpecError, match=rf"^{spec} needs \w+: pip install 'asd-policy\[diffusers\]'$"):
+        asd_policy.load_policy(FOLDER / "policy.onnx", spec)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["eval", "--policy", "policy.onnx"]])
+def test_the_command_line_says_so(words: list[str]) -> None:
+    done = subprocess.run([Path(sys.executable).with_name("asd-policy"), *words], capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert re.fullmatch(r"asd-policy: the command line needs \w+: pip install 'asd-policy\[eval\]'\n", done.stderr)
+
+
+def test_the_rest_says_so() -> None:
+    with pytest.raises(asd_policy.BackendError, match=r"needs grpc: pip install 'asd-policy\[client\]'"):
+        importlib.import_module("asd_policy.deploy.serving")
+    with pytest.raises(asd_policy.MissingPackageError, match=r"needs torch: pip install 'asd-policy\[torch\]'"):
+        asd_policy.GaussianChain.from_scheduler({"num_train_timesteps": 100})
+    with pytest.raises(asd_policy.MissingPackageError, match=r"needs gymnasium: pip install 'asd-policy\[eval\]'"):
+        importlib.import_module("asd_policy.evaluation.rollout.environments")
+    with pytest.raises(ImportError, match=r"needs gymnasium: pip install 'asd-policy\[envs\]'"):
+        importlib.import_module("asd_envs")

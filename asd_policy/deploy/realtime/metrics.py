@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from asd_policy._common.extras import needed
 from asd_policy.deploy.realtime.telemetry import COUNTS, STATES, Telemetry
 from asd_policy.errors import LoopError
 
@@ -38,12 +39,8 @@ class MetricsServer:
         Raises:
             LoopError: prometheus-client is missing, or the port cannot be had.
         """
-        try:
+        with needed("the metrics endpoint", "realtime", LoopError):
             from prometheus_client import CollectorRegistry, start_http_server
-        except ImportError:
-            raise LoopError(
-                "the metrics endpoint needs prometheus-client: pip install 'asd-policy[realtime]'"
-            ) from None
         registry = CollectorRegistry()
         registry.register(_Collector(telemetry))
         try:

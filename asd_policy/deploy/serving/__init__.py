@@ -5,14 +5,13 @@ Both speak gRPC, by `planner.proto`. Importing `asd_policy` imports none of it.
 
 import os
 
+from asd_policy._common.extras import needed
 from asd_policy.errors import BackendError
 
 # gRPC's fork handlers break processes that it starts, such as environments or ffmpeg.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-try:
+with needed("planning on a server", "client", BackendError):
     from asd_policy.deploy.serving.client import RemotePlan, RemotePolicy
-except ImportError as error:
-    raise BackendError(f"serving needs {error.name}: pip install 'asd-policy[serve]'") from None
 
 __all__ = ["RemotePlan", "RemotePolicy"]

@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import cdist, pdist, squareform
+
+from asd_policy._common.extras import needed
+
+with needed("a test of exactness", "eval"):
+    from scipy import optimize, stats
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import cdist, pdist, squareform
 
 Array = npt.NDArray[np.float64]
 

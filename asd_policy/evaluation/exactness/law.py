@@ -29,7 +29,7 @@ from asd_policy.evaluation.exactness.checks import (
 from asd_policy.evaluation.rollout.environments import Env
 from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import Sampler, make_sampler
+from asd_policy.samplers import Sampler, as_it_ran, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.warm_start import WarmStart
@@ -149,7 +149,7 @@ def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sam
     result = sampler.sample(
         policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, inpainting=held, warm_start=past
     )
-    return make_sampler(result.stats.spec)
+    return as_it_ran(sampler, result.stats.spec)
 
 
 def draw_plans(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asd_policy._common import extras
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import RunError
 from asd_policy.evaluation.comparison import load_run
@@ -54,7 +55,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         episodes: Those it sums up; empty where they were not kept.
         video: From a file, see `write`.
     """
-    import jinja2
+    jinja2 = extras.module("jinja2", "the report page", "eval")
 
     best = fastest_exact(results)
     verdict = best and best["equivalence"]

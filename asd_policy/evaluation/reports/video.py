@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common.extras import needed
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import EnvError
 from asd_policy.evaluation.closed_loop import run_episode
@@ -241,8 +242,6 @@ def ffmpeg() -> Any:
     Raises:
         EnvError: It, or pillow, is not installed.
     """
-    try:
+    with needed("--video", "eval", EnvError):
         importlib.import_module("PIL")
         return importlib.import_module("imageio_ffmpeg")
-    except ImportError as error:
-        raise EnvError(f"--video needs {error.name}: pip install 'asd-policy[envs]'") from None

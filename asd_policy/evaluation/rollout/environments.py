@@ -10,13 +10,15 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
-import gymnasium
-from gymnasium.wrappers import TimeLimit
-
+from asd_policy._common.extras import needed
 from asd_policy.errors import EnvError, one_line
 from asd_policy.evaluation.rollout.global_random import GlobalRandom
 from asd_policy.policy.planner import Planner
 from asd_policy.policy.policy import Policy
+
+with needed("an environment", "eval"):
+    import gymnasium
+    from gymnasium.wrappers import TimeLimit
 
 Env = gymnasium.Env[Any, Any]
 ENTRY_POINT_GROUP = "asd_policy.environments"

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from asd_policy._common.extras import needed
 from asd_policy.checkpoints import load_policy
 from asd_policy.errors import AsdError, BackendError, SpecError
 from asd_policy.evaluation.rollout.clocks import ControlClock, make_pilot
@@ -330,7 +331,5 @@ def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's client leaves threads of gRPC behind, whose handlers break whatever is started later, such as ffmpeg.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    try:
+    with needed("--workers", "ray", BackendError):
         return import_module("ray")
-    except ImportError as error:
-        raise BackendError(f"--workers needs {error.name or 'ray'}: pip install 'asd-policy[ray]'") from None

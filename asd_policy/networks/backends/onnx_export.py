@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy._common import arrays
+from asd_policy._common.extras import install
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Encode, Job, SensorJob
 from asd_policy.networks.backends.onnx_lowering import lower
@@ -72,7 +73,7 @@ def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], outpu
     check_size(network)
     missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if missing:
-        raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: pip install asd-policy[onnx]")
+        raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: {install('onnx')}")
     rows = {0: torch.export.Dim("points")}
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():

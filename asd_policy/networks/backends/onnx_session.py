@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asd_policy._common.extras import install
 from asd_policy.errors import BackendError, one_line
 from asd_policy.networks.backends.base import Job, SensorJob
 
@@ -34,8 +36,8 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f"the backend onnx needs onnxruntime ({error}): pip install asd-policy[onnx], or asd-policy[onnx-gpu] "
-            "for cuda and tensorrt"
+            f"the backend onnx needs onnxruntime ({error}): {install('onnx' if find_spec('torch') else 'edge')}, or "
+            "asd-policy[onnx-gpu] for cuda and tensorrt"
         ) from None
     return onnxruntime
 
@@ -51,7 +53,7 @@ def check_provider(provider: str) -> None:
         there = [name for name, full in PROVIDERS.items() if full in available]
         raise BackendError(
             f"this onnxruntime has no provider {provider}; it has {', '.join(there)}. GPUs need the package "
-            "onnxruntime-gpu in the place of onnxruntime: pip install asd-policy[onnx-gpu]"
+            f"onnxruntime-gpu in the place of onnxruntime: {install('onnx-gpu')}"
         )
 
 

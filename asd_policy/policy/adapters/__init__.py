@@ -9,7 +9,7 @@ from asd_policy.policy.adapters import diffusion_policy, lerobot, multi_task_dit
 from asd_policy.policy.adapters.base import WARM_UP, Acceleration, Adapter, Patch, qualified
 from asd_policy.policy.law import CHECKPOINT, check_chain
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import make_sampler
+from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.deadline import JUMP, check_deadline
 from asd_policy.samplers.records import WarmUp
 
@@ -31,7 +31,7 @@ _ABSENT = ...  # the value of an attribute to remove; the same object after a co
 @overload
 def accelerate(
     policy: Policy,
-    spec: str = "asd",
+    spec: str | Sampler = "asd",
     backend: str | None = None,
     deadline_ms: float | None = None,
     chain: str | None = None,
@@ -39,14 +39,14 @@ def accelerate(
 @overload
 def accelerate(
     policy: P,
-    spec: str = "asd",
+    spec: str | Sampler = "asd",
     backend: str | None = None,
     deadline_ms: float | None = None,
     chain: str | None = None,
 ) -> P: ...
 def accelerate(
     policy: Any,
-    spec: str = "asd",
+    spec: str | Sampler = "asd",
     backend: str | None = None,
     deadline_ms: float | None = None,
     chain: str | None = None,
@@ -61,7 +61,7 @@ def accelerate(
 
     Args:
         policy: A `Policy` from `load_policy`, or a live object of a class in `ADAPTERS`.
-        spec: A sampler spec such as `asd:window=16`.
+        spec: A sampler spec such as `asd:window=16`, or a sampler.
         backend: Spec of what runs the network, such as `torch-compile` or `onnx:provider=cpu`. None for torch-eager,
             of a `Policy` for the one that it has.
         deadline_ms: When plans have to be there, from their begin [ms], encoding included; those that would not be at

@@ -27,6 +27,8 @@ DISTANCE_POWER = 4
 class Draft:
     """What the guesses are made of, and where a round looks. A draft keeps nothing itself: it reads the `Path`."""
 
+    name: str = ""
+    """What specs and results call it where it is given as an object; empty for its class's name."""
     starts_from_last_plan: bool = False
     """Whether the first guess of a plan is the plan before it; else it is zero."""
     responds: bool = False

@@ -49,8 +49,8 @@ class Round:
     @property
     def is_known(self) -> bool:
         """Whether draft, verifier and roll-out are those of this package, whose rounds have compiled forms, too."""
-        known = type(self.draft) in _DRAFTS and self.verifier.judge in (reflection, block)
-        return known and roll_out is drafts.roll_out
+        plain = type(self.draft) in _DRAFTS and not vars(self.draft)  # an attribute of its own may change it
+        return plain and self.verifier.judge in (reflection, block) and roll_out is drafts.roll_out
 
     def __call__(self, path: Path, rows: Array, compact: bool) -> None:
         """Commit at least one step of every row that is not done.

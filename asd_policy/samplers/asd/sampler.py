@@ -14,13 +14,14 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.recording import launcher_of
-from asd_policy.samplers.asd.autotune import DEFAULT, choose
+from asd_policy.samplers.asd.autotune import DEFAULT, PRIOR_REFUSALS, choose
 from asd_policy.samplers.asd.compiled import CompiledRounds, loops_of
 from asd_policy.samplers.asd.couplings import VERIFIERS
-from asd_policy.samplers.asd.draft import DRAFTS
+from asd_policy.samplers.asd.draft import DRAFTS, Draft
 from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.experience import CommittedPaths
 from asd_policy.samplers.asd.launched.form import compile_round, launches
+from asd_policy.samplers.asd.other_drafts import check_draft, portable, register
 from asd_policy.samplers.asd.response import sines, turn
 from asd_policy.samplers.asd.rounds import EagerRounds, ReplayedRounds, RoundRecording, Rounds
 from asd_policy.samplers.asd.trials import Setting
@@ -44,8 +45,9 @@ class Asd(Sampler):
 
     window: int | None = None
     """Points θ that one network call evaluates per row; 1 is the sequential sampler. None (auto) for the best here."""
-    draft: str | None = None
-    """Name of the draft. None (auto) for the best here if the window is auto, else for the default, `response`."""
+    draft: str | Draft | None = None
+    """Name of the draft, or a `Draft` of your own, which gets one. None (auto) for the best here if the window is auto,
+    else for the default, `response`."""
     verify: str | None = None
     """Name of the coupling. None (auto) for the best here if the window is auto, else for the default, `block`."""
 
@@ -55,8 +57,10 @@ class Asd(Sampler):
         Raises:
             SpecError: One of them does not exist.
         """
-        if self.draft is not None and self.draft not in DRAFTS:
-            raise SpecError(f"draft={self.draft} is not one of auto, {', '.join(DRAFTS)}")
+        if isinstance(self.draft, Draft):
+            object.__setattr__(self, "draft", register(self.draft))
+        elif self.draft is not None:
+            check_draft(self.draft)
         if self.verify is not None and self.verify not in VERIFIERS:
             raise SpecError(f"verify={self.verify} is not one of auto, {', '.join(VERIFIERS)}")
         if self.window is not None:
@@ -64,6 +68,15 @@ class Asd(Sampler):
             # A choice by the clock would make plans differ from run to run, where the user has fixed the window.
             object.__setattr__(self, "draft", self.draft or DEFAULT.draft)
             object.__setattr__(self, "verify", self.verify or DEFAULT.verify)
+
+    def __reduce__(self) -> tuple[type["Asd"], tuple[int | None, str | Draft | None, str | None]]:
+        return Asd, (self.window, portable(self.draft_name), self.verify)
+
+    @property
+    def draft_name(self) -> str | None:
+        """Name of the draft; None (auto) for the best here."""
+        assert not isinstance(self.draft, Draft)  # `__post_init__` has given it a name
+        return self.draft
 
     @property
     def spec(self) -> str:
@@ -73,7 +86,7 @@ class Asd(Sampler):
 
     @property
     def exact(self) -> bool:
-        """True for every draft and verifier here."""
+        """True for every draft and verifier here; of a draft from elsewhere `asd-policy verify` finds out."""
         return True
 
     @property
@@ -84,7 +97,7 @@ class Asd(Sampler):
     @property
     def responds(self) -> bool:
         """Whether the draft responds to the noise, or may be chosen to."""
-        return self.draft is None or DRAFTS[self.draft].responds
+        return self.draft_name is None or DRAFTS[self.draft_name].responds
 
     @property
     def chooses(self) -> bool:
@@ -106,7 +119,7 @@ class Asd(Sampler):
         """Compile the kernels of the rounds that may be chosen, or read them from the disk."""
         launcher = launcher_of(denoiser)
         if launcher is not None and launches(launcher.device):
-            drafts = [self.draft] if self.draft else [name for name, draft in DRAFTS.items() if draft.refusals]
+            drafts = [self.draft_name] if self.draft_name else dict.fromkeys(draft for draft, _ in PRIOR_REFUSALS)
             with launcher.queue():
                 for draft, verify in product(drafts, [self.verify] if self.verify else VERIFIERS):
                     compile_round(denoiser, chain, event, launcher.device, (DRAFTS[draft], VERIFIERS[verify]))
@@ -114,7 +127,7 @@ class Asd(Sampler):
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Choose a setting, do rounds until every row is at the end of the chain, and learn from what they cost."""
         experience, batch = warm_start.experience, len(tape.initial)
-        setting = choose(self.window, self.draft, self.verify, target, tape, experience)
+        setting = choose(self.window, self.draft_name, self.verify, target, tape, experience)
         start = time.perf_counter()
         samples, rounds = self._run(setting, target, tape, warm_start)
         if experience is not None and not any(cost.cut for cost in samples.costs):

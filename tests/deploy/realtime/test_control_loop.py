@@ -1023,7 +1023,7 @@ def test_a_port_in_use(robot: Robot, planner: Planner) -> None:
 
 def test_metrics_without_prometheus(robot: Robot, planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(LoopError, match=r"needs prometheus-client: pip install 'asd-policy\[realtime\]'"):
+    with pytest.raises(LoopError, match=r"needs prometheus_client: pip install 'asd-policy\[realtime\]'"):
         make_loop(robot, planner, metrics_port=0).start()
 
 

@@ -110,7 +110,7 @@ def test_frames_that_a_policy_sees_are_filmed(tmp_path: Path, monkeypatch: pytes
 
 def test_without_ffmpeg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(EnvError, match=r"--video needs imageio_ffmpeg: pip install 'asd-policy\[envs\]'"):
+    with pytest.raises(EnvError, match=r"--video needs imageio_ffmpeg: pip install 'asd-policy\[eval\]'"):
         video.record({}, "asd/Avoid-v0", 0, tmp_path)
 
 
