@@ -33,10 +33,15 @@ class Column:
         return all(cell in (NOTHING, "") for cell in self.cells)
 
     @property
+    def heading(self) -> str:
+        """Write the name so that no unit stands on a line of its own."""
+        return self.name.replace(" %", "\u00a0%")
+
+    @property
     def least(self) -> int:
         """Compute the width that it needs: names wrap, and so do words."""
         pieces = (piece for cell in self.cells for piece in (cell.split() if self.text else [cell]))
-        return max(map(_cells, (*self.name.split(), *pieces)), default=0)
+        return max(map(_cells, (*self.heading.split(" "), *pieces)))
 
     @property
     def most(self) -> int:
@@ -80,7 +85,7 @@ class Sheet:
 
     def _lay_out(self, columns: Sequence[Column], widths: Sequence[int]) -> "Iterator[Text]":
         """Yield the names, a rule, and the rows."""
-        names = [_wrap(column.name, width) for column, width in zip(columns, widths, strict=True)]
+        names = [_wrap(column.heading, width) for column, width in zip(columns, widths, strict=True)]
         height = max(map(len, names))
         yield from _lines([[""] * (height - len(name)) + name for name in names], columns, widths, "bold")
         yield _text("─" * (sum(widths) + len(_GAP) * (len(widths) - 1)))

@@ -10,7 +10,7 @@ from asd_policy._common.files import atomic_file
 from asd_policy.errors import RunError
 from asd_policy.evaluation.comparison import load_run
 from asd_policy.evaluation.reports import page_plots, plots, report, verdicts
-from asd_policy.evaluation.reports.names import reference_of
+from asd_policy.evaluation.reports.names import reference_of, short_name, shown_name
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
 from asd_policy.evaluation.rollout.episodes import Episode
@@ -58,7 +58,6 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     import jinja2
 
     best = fastest_exact(results)
-    verdict = best and best["equivalence"]
     clocked, sequential = report.is_clocked(results), reference_of(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
@@ -69,9 +68,11 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     return environment.get_template(PAGE).render(
         results=results,
         best=best,
-        verdict=verdicts.equivalence_text(verdict, best["episodes"]) if best and verdict else None,
+        name=shown_name,
+        short=short_name,
+        verdict=verdicts.headline_verdict(best, sequential) if best and best["equivalence"] else None,
         reference=next((each for each in results["samplers"] if each["spec"] == sequential), None),
-        sequential=sequential,
+        sequential_name=short_name(sequential),
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
         shown_failures=_SHOWN_FAILURES,

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.evaluation.reports import plots, report
-from asd_policy.evaluation.reports.names import name_at_any_window, reference_of, shown_name
+from asd_policy.evaluation.reports import names, plots, report
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.policy.plan import PlanRecord
 
@@ -88,13 +87,13 @@ def _success(pyplot: Any, results: Results, episodes: Episodes) -> str:
         style = plots.mark(index)
         axis.hlines(index, low, high, color=style["color"], linestyle=plots.line_style(each["exact"]))
         axis.plot(rate, index, **style)
-        axis.annotate(shown_name(each), (0, index - 0.22), fontsize=8)
-        if each["spec"] == reference_of(results):
+        axis.annotate(report.shown_name(each), (0, index - 0.22), fontsize=8)
+        if each["spec"] == report.reference_of(results):
             axis.axvspan(low, high, color=style["color"], alpha=0.12, linewidth=0)
     axis.set(xlim=(0, 102), ylim=(len(samplers) - 0.6, -0.7), xlabel="successful episodes [%]")
     axis.tick_params(left=False, labelleft=False)
     axis.spines["left"].set_visible(False)
-    band = reference_of(results)
+    band = report.reference_of(results)
     return f"Share of successful episodes with Wilson's 95 % interval; the shaded band is that of {band}."
 
 
@@ -104,7 +103,7 @@ def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
         seconds[spec].append(1e3 * plan.seconds)
     there = [each for each in results["samplers"] if each["spec"] in seconds]
     figure, axis = _axes(pyplot, len(there))
-    plots.latencies(axis, [(shown_name(each), each["exact"], seconds[each["spec"]]) for each in there])
+    plots.latencies(axis, [(report.shown_name(each), each["exact"], seconds[each["spec"]]) for each in there])
     _legend(figure)
     batches = sorted({plan.batch for _, plan in _plans(episodes)})
     together = (
@@ -114,7 +113,7 @@ def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
 
 
 def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    sequential = reference_of(results)
+    sequential = report.reference_of(results)
     windowed = [each for each in results["samplers"] if each["exact"] and each["spec"] != sequential and each["plans"]]
     windows = sorted({each["window"] for each in windowed})
     if len(windows) < 2:
@@ -144,7 +143,7 @@ def _acceptance(pyplot: Any, results: Results, episodes: Episodes) -> str:
         raise LeftOut("no sampler of this run verifies drafts")
     figure, axis = _axes(pyplot, len(known))
     for index, each, rates in known:
-        axis.plot(100 * rates, label=shown_name(each), markevery=0.12, **plots.mark(index))
+        axis.plot(100 * rates, label=report.shown_name(each), markevery=0.12, **plots.mark(index))
     steps = max(each["steps"] for _, each, _ in known)
     axis.set(xlim=(-1, steps), ylim=(0, 103), xlabel=f"step k of {steps} (0 is the noisiest)")
     axis.set_ylabel("drafts accepted [%]")
@@ -163,7 +162,7 @@ def _rounds(pyplot: Any, results: Results, episodes: Episodes) -> str:
         by_step = rounds.get(each["spec"], {})
         met = {count for counts in by_step.values() for count in counts}
         if len(met) == 1:
-            constant.append(f"{shown_name(each)}: always {met.pop()}")
+            constant.append(f"{report.shown_name(each)}: always {met.pop()}")
         elif met:
             lines.append((index, each, sorted(by_step.items())))
     if not lines:
@@ -174,7 +173,7 @@ def _rounds(pyplot: Any, results: Results, episodes: Episodes) -> str:
         low, high = np.transpose([np.percentile(counts, (25, 75)) for _, counts in by_step])
         means = [np.mean(counts) for _, counts in by_step]
         style = plots.mark(index)
-        line = {"linestyle": plots.line_style(each["exact"]), "label": shown_name(each), "markevery": 0.12}
+        line = {"linestyle": plots.line_style(each["exact"]), "label": report.shown_name(each), "markevery": 0.12}
         axis.plot(at, means, **line, **style)
         axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axis.set(xlabel="control step at which the plan was made", ylabel="rounds [network calls]", ylim=(0, None))
@@ -197,7 +196,7 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
         counts = [each["modes"].get(mode, 0) for mode in names]
         axis.bar(range(len(names)), counts, color=plots.mark(index)["color"], width=0.7)
         entropy = "" if each["mode_entropy"] is None else f", entropy {each['mode_entropy']:.2f} nat"
-        axis.set_title(shown_name(each) + entropy, fontsize=8, loc="left", pad=2)
+        axis.set_title(report.shown_name(each) + entropy, fontsize=8, loc="left", pad=2)
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=2)
     axes[-1, 0].set_xticks(range(len(names)), written, rotation=90, fontsize=7)
     figure.supylabel("successful episodes", fontsize=9)
@@ -217,7 +216,7 @@ def _late(pyplot: Any, results: Results, episodes: Episodes) -> str:
         at, style = each["timing"]["counted_latency_ms"]["mean"], plots.mark(index)
         if each["return_ci95"] is not None:
             axis.vlines(at, *each["return_ci95"], color=style["color"], linestyle=plots.line_style(each["exact"]))
-        axis.plot(at, each["return_mean"], linestyle="", label=shown_name(each), **style)
+        axis.plot(at, each["return_mean"], linestyle="", label=report.shown_name(each), **style)
     axis.set(xlabel="mean latency that was counted [ms]", ylabel="return", xlim=(0, None))
     _legend(figure)
     return "Mean return with its 95 % interval (Student's), at the mean latency of a sampler's plans."
@@ -244,7 +243,7 @@ def _plans(episodes: Episodes) -> list[tuple[str, PlanRecord]]:
 
 
 def _without_window(each: dict[str, Any]) -> str:
-    return name_at_any_window(each["spec"])
+    return names.name_at_any_window(each["spec"])
 
 
 _Drawer = Callable[[Any, Results, Episodes], str]

@@ -6,6 +6,8 @@ from typing import Any
 from asd_policy.evaluation.equivalence import MOST_PAIRS, pairs_needed
 from asd_policy.evaluation.reports.names import reference_of, shown_name
 
+SHOWN, NOT_SHOWN, NOT_SO = "shown", "not shown", "not so"
+"""Of equivalence: what a test can find. `NOT_SO` where the interval of the difference lies outside of the margin."""
 _NO_POWER = 0.005  # is 0 %
 
 
@@ -22,7 +24,7 @@ def verdict_line(results: dict[str, Any]) -> str | None:
     reference = reference_of(results)
     if all(_is_hopeless(result["equivalence"]) for result in judged):
         return f"verdict: {_too_few(judged, reference)}"
-    words: dict[str, list[str]] = {"shown": [], "not shown": [], "not so": []}
+    words: dict[str, list[str]] = {SHOWN: [], NOT_SHOWN: [], NOT_SO: []}
     for result in judged:
         word, why = _judge(result)
         words[word].append(f"{shown_name(result)} ({why})")
@@ -46,6 +48,23 @@ def equivalence_lines(results: dict[str, Any]) -> list[str]:
     return lines + ([_too_few(hopeless, reference_of(results))] if hopeless else [])
 
 
+def headline_verdict(result: dict[str, Any], reference: str) -> str:
+    """Say in a sentence whether a sampler's success is the sequential one's, or how many episodes can show it.
+
+    Args:
+        result: Of results.json, with a test of equivalence.
+        reference: Spec of the sequential sampler.
+    """
+    verdict = result["equivalence"]
+    if _is_hopeless(verdict):
+        return f"{_too_few([result], reference)}."
+    word, why = _judge(result)
+    within = f"{reference}'s within {100 * verdict['margin']:g} points"
+    if word == NOT_SHOWN:
+        return f"{result['episodes']} episodes do not show that its success is {within} ({why})."
+    return f"Its success is {'not ' if word == NOT_SO else ''}{within} ({why})."
+
+
 def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
     """Put a test of equivalence into words: over how many episodes and, where it is not shown, how many can."""
     within = f"within {100 * verdict['margin']:g} points"
@@ -61,10 +80,10 @@ def _judge(result: dict[str, Any]) -> tuple[str, str]:
     verdict, difference = result["equivalence"], result.get("paired_difference_ci95")
     p_value = f"p = {verdict['p_value']:.2g}"
     if verdict["equivalent"]:
-        return "shown", p_value
+        return SHOWN, p_value
     if difference is not None and (difference[0] > verdict["margin"] or difference[1] < -verdict["margin"]):
-        return "not so", f"{100 * difference[0]:+.0f} … {100 * difference[1]:+.0f} points"
-    return "not shown", f"{p_value}, {_what_can(verdict, result['episodes'])}"
+        return NOT_SO, f"{100 * difference[0]:+.0f} … {100 * difference[1]:+.0f} points"
+    return NOT_SHOWN, f"{p_value}, {_what_can(verdict, result['episodes'])}"
 
 
 def _is_hopeless(verdict: dict[str, Any]) -> bool:
