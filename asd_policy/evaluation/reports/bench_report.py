@@ -73,15 +73,6 @@ def latency_table(results: dict[str, Any]) -> Sheet:
     )
 
 
-def choices(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler that had settings to choose: what most of its plans ran as."""
-    return [
-        f"{shown_name(each)} {_on(each)} ran as {each['ran']}"
-        for each in results["samplers"]
-        if each.get("ran", each["spec"]) != each["spec"]
-    ]
-
-
 def _speedup(each: dict[str, Any]) -> str:
     interval = each["wall_clock_speedup_ci95"]
     reach = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"

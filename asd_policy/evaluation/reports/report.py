@@ -251,9 +251,9 @@ def other_rate(results: dict[str, Any]) -> str | None:
 
 
 def choices(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler of results.json that had settings to choose: what it ran as."""
+    """Write a line for each sampler of results.json that had settings to choose: what it, or most plans, ran as."""
     return [
-        f"{shown_name(result)} ran as {result['ran']}"
+        f"{shown_name(result)}{' on ' + result['backend'] if 'backend' in result else ''} ran as {result['ran']}"
         for result in results["samplers"]
         if result.get("ran", result["spec"]) != result["spec"]
     ]
