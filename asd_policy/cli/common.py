@@ -196,7 +196,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1)),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, overflow="fold")),
         console=console,
         expand=True,
     )
