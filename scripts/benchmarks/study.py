@@ -198,9 +198,10 @@ be gained there, and `asd` should not lose.
 CEILING_NOTE = f"""\
 ## Network calls on a CPU, and what limits them
 
-Median milliseconds of {BLOCKS * CALLS} calls by their number of points, made in a row as plans make them, and, in brackets,
-the share that the larger of two bounds would need: its matrix products and convolutions at the rate of a large matrix product, and its weights read once at
-the bandwidth of a large copy. Above 100 % weights stay in a cache from call to call.
+Median milliseconds of {BLOCKS * CALLS} calls by their number of points, made in a row as plans make them, and, in
+brackets, the share that the larger of two bounds would need: its matrix products and convolutions at the rate of a
+large matrix product, and its weights read once at the bandwidth of a large copy. Above
+100 % weights stay in a cache from call to call.
 """
 
 SCALING_NOTE = """\
