@@ -21,7 +21,7 @@ def ceiling_table(ceiling: dict[str, Any]) -> Sheet:
         return Column(name, tuple(_ms(point[key]) for _, point in points), leaves)
 
     return Sheet(
-        "network calls: median, and the time that the device's own matrix product and copy would need",
+        "network calls in a row: median, and the time that PyTorch's own matrix product and copy would need",
         [
             Column("points", tuple(str(point["points"]) for _, point in points)),
             column("call ms", "call_ms"),
