@@ -18,13 +18,12 @@ from asd_policy.cli.common import (
     choose_samplers,
     print_json,
     progress_bar,
-    text_column,
 )
 from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
 from asd_policy.evaluation import closed_loop
-from asd_policy.evaluation.reports import page, report, video
+from asd_policy.evaluation.reports import names, page, report, video
 from asd_policy.evaluation.rollout.clocks import ControlClock, clock_record, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env, open_env, step_limit
 from asd_policy.evaluation.rollout.journal import RESULTS, Found, Journal
@@ -189,13 +188,13 @@ class EvalCommand(EvalOptions):
     ) -> KeyboardInterrupt | AsdError | None:
         """Run what is not done yet, and keep each episode as it finishes; return what cut it short, if anything did."""
         try:
-            with progress_bar(console, text_column("{task.fields[running]}")) as progress:
-                task = progress.add_task(self.env, total=tally.most, running="")
+            with progress_bar(console) as progress:
+                task = progress.add_task(self.env, total=tally.most)
                 for episode in runner.run(tally.work()):
                     if episode not in tally:  # some of a group that was cut short are there already
                         journal.add(episode)
                         tally.add(episode)
-                        progress.update(task, completed=len(tally.episodes), running=tally.line())
+                        progress.update(task, completed=len(tally.episodes), description=tally.line())
         except (KeyboardInterrupt, AsdError) as stop:
             return stop
         finally:
@@ -292,7 +291,7 @@ class EvalCommand(EvalOptions):
         try:
             if self.video and setup is not None:
                 beside = best["spec"] if best else None
-                reference = report.reference_of(results)
+                reference = names.reference_of(results)
                 shapes = next(iter(setup.planners.values())).observation_shapes
                 filmed = (self.env, self.seed, self.out, beside, self.max_steps, reference, shapes)
                 for path in video.record(setup.pilots, *filmed):

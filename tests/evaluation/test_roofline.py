@@ -79,21 +79,29 @@ def test_bounds_by_hand() -> None:
     assert [ceiling.call_seconds("torch", points) for points in (1, 2, 9)] == [2, 2, 8]  # no further than measured
 
 
-def test_calls_are_interleaved(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = load_policy(checkpoint)
+def test_calls_are_timed_in_a_row(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plans make them: the first ten after calls on other points find caches full of those, and take longer."""
+    policy, now = load_policy(checkpoint), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     sizes: list[int] = []
 
     def network(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
         sizes.append(len(x))
+        now[0] += 0.001 if sizes[-10:] == [len(x)] * 10 else 0.004
         return x
 
     policy.denoiser = network
-    roofline.time_calls([policy], (1, 2, 4), HostClock())
-    assert sizes == [1, 1, 2, 2, 4, 4] + [1, 2, 4] * roofline.CALLS
+    (took,) = roofline.time_calls([policy], (1, 2, 4), HostClock()).values()
+    assert list(took) == [1, 2, 4]
+    for seconds in took.values():
+        assert seconds == pytest.approx([0.001] * roofline.BLOCKS * roofline.CALLS)
+    turn = sizes[: len(sizes) // roofline.BLOCKS]
+    assert turn == sorted(turn) and sizes == turn * roofline.BLOCKS  # in turns, so that a busy moment meets all
 
 
-def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
+def test_calls_that_plans_replay_are_replayed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called one by one, a network on a GPU takes as long as Python needs to launch it."""
+    monkeypatch.setattr(roofline, "_WARM_UP_SECONDS", float("inf"))
     policy = load_policy(checkpoint)
 
     class Launched:
@@ -107,9 +115,10 @@ def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
 
     policy.denoiser = Launched()
     took = roofline.time_calls([policy], (1, 2), HostClock())[policy.backend.spec]
-    assert [len(each) for each in took.values()] == [roofline.CALLS] * 2
+    assert [len(each) for each in took.values()] == [roofline.BLOCKS * roofline.CALLS] * 2
     assert Launched.launcher.log[:2] == ["record"] * 2
-    assert Launched.launcher.log.count("replay") == Launched.launcher.log.count("settle") == 2 * (roofline.CALLS + 2)
+    made = 2 * roofline.BLOCKS * (roofline._WARM_UP_CALLS + roofline.CALLS)
+    assert Launched.launcher.log.count("replay") == Launched.launcher.log.count("settle") == made
     Launched.launcher = Replays(room=-1)
     with pytest.raises(BackendError, match="no memory to record a network call"):
         roofline.time_calls([policy], (1, 2), HostClock())
