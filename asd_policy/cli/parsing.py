@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -16,7 +16,9 @@ from asd_policy.errors import SpecError, colourless
 from asd_policy.samplers import SAMPLERS
 
 PROGRAM = "asd-policy"
-_OF_ALL = ("help", "tyro-print-completion", "tyro-write-completion")
+COMPLETION = "--completion"
+"""What asks for a shell's completion of the words, as a script."""
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -30,22 +32,43 @@ def parse(arguments: Sequence[str]) -> Any:
         SystemExit: They ask for help or for a shell's completion, which is printed.
     """
     words = list(arguments)
+    if words[:1] == [COMPLETION]:
+        _print_completion(words[1:])
     _check_command(words)
     _check_options(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
-                prog=PROGRAM,
-                description=f"{(asd_policy.__doc__ or '').splitlines()[0]} Samplers: {', '.join(SAMPLERS)}. "
-                f"{PROGRAM} --version prints the version.",
-                args=words,
-            )
+            return _understand(words)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
     raise SpecError(f"{_fold(said.getvalue())}; see {_help_of(words)}")
+
+
+def _understand(words: Sequence[str]) -> Any:
+    about = (asd_policy.__doc__ or "").splitlines()[0]
+    more = f"{PROGRAM} --version prints the version, {COMPLETION} {'|'.join(SHELLS)} what a shell completes."
+    description = f"{about} Samplers: {', '.join(SAMPLERS)}. {more}"
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=PROGRAM, description=description, args=words)
+
+
+def _print_completion(shells: Sequence[str]) -> NoReturn:
+    """Print the script with which a shell completes a command line.
+
+    Raises:
+        SpecError: There is no such shell.
+        SystemExit: It is printed.
+    """
+    if len(shells) != 1 or shells[0] not in SHELLS:
+        raise SpecError(f"{COMPLETION} takes one of {', '.join(SHELLS)}; given {' '.join(shells) or 'none'}")
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        _understand(["--tyro-print-completion", *shells])
+    for line in script.getvalue().splitlines():
+        # Help of several lines: the script's reader would take each of them for a word.
+        print(line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC = ") else line)
+    raise SystemExit(0)
 
 
 def _help_of(words: Sequence[str]) -> str:
@@ -76,10 +99,10 @@ def _check_options(words: Sequence[str]) -> None:
     names = [] if command is None else [field.name.replace("_", "-") for field in fields(command)]
     for word in words:
         name = word.removeprefix("--").partition("=")[0].replace("_", "-")
-        if not word.startswith("--") or name.removeprefix("no-") in names or name in _OF_ALL or not name:
+        if not word.startswith("--") or name.removeprefix("no-") in names or name in ("", "help"):
             continue
         whose = PROGRAM if command is None else words[0]
-        meant = did_you_mean(name, names or ("help", "version"), "--")
+        meant = did_you_mean(name, names or ("help", "version", "completion"), "--")
         raise SpecError(f"{whose} has no option --{name}{meant}; see {_help_of(words)}")
 
 

@@ -1,6 +1,7 @@
 """From words to a command: the version, what was meant by a misspelt word, and whose help explains it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import asd_policy
 from asd_policy import cli
 from asd_policy.checkpoints import inspection
-from asd_policy.cli.parsing import parse
+from asd_policy.cli.parsing import SHELLS, parse
 from support.contract import one_line
 
 EVAL = ("eval", "--policy", "a", "--env", "asd/Avoid-v0", "--out", "b")
@@ -35,6 +36,8 @@ EVAL = ("eval", "--policy", "a", "--env", "asd/Avoid-v0", "--out", "b")
         ((*EVAL, "--hz", "fast"), "--hz 'fast' is not a number"),
         ((*EVAL, "--samplers", "ads"), "no sampler 'ads' in 'ads' (did you mean 'asd'?); there are ddpm, "),
         ((*EVAL, "--samplers", "asd:windows=3"), "no option 'windows' in 'asd:windows=3' (did you mean 'window'?); as"),
+        (("--completion",), "--completion takes one of bash, zsh, fish; given none"),
+        (("--completion", "ksh"), "--completion takes one of bash, zsh, fish; given ksh"),
         (("inspect",), "inspect PATH takes one checkpoint; given none"),
         (("inspect", "a", "--policy", "b"), "inspect PATH takes one checkpoint; given a and b"),
     ],
@@ -43,21 +46,15 @@ def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFi
     assert message in one_line(list(words), capsys)
 
 
-@pytest.mark.parametrize("boxes", ["ascii", "utf-8"])
-def test_the_parsers_boxes_are_folded(boxes: str) -> None:
+@pytest.mark.parametrize("utf8", [False, True])
+def test_the_parsers_boxes_are_folded(
+    utf8: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It draws them of other characters where a terminal has no others."""
-    for words, message in (
-        (["eval"], "Missing from asd-policy eval: --policy --env --out"),
-        (["report", "a", "b"], "b"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "asd_policy", *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": boxes},
-            capture_output=True,
-            text=True,
-        )
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("asd-policy: ") and f"{message}; see asd-policy {words[0]} --help" in line
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", utf8)
+    missing = "asd-policy: Missing from asd-policy eval: --policy --env --out; see asd-policy eval --help"
+    assert one_line(["eval"], capsys) == missing
+    assert one_line(["report", "a", "b"], capsys) == "asd-policy: not known: b; see asd-policy report --help"
 
 
 def test_options_in_all_their_forms() -> None:
@@ -91,10 +88,31 @@ def test_the_version_of_both_programs(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"asd-policy {asd_policy.__version__}\n", "")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_the_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.run(["--tyro-print-completion", shell])
-    assert not stop.value.code
+        cli.run(["--completion", shell])
+    assert stop.value.code == 0
     script = capsys.readouterr().out
     assert "asd-policy" in script and "--until-ci" in script and "inspect" in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_words_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["--completion", "bash"])
+    (tmp_path / "completion").write_text(capsys.readouterr().out)
+    script = """
+        source completion
+        COMP_WORDS=(asd-policy "$@"); COMP_CWORD=$#
+        $(complete -p asd-policy | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+
+    def completed(*words: str) -> list[str]:
+        told = subprocess.run(["bash", "-c", script, "bash", *words], cwd=tmp_path, capture_output=True, text=True)
+        return told.stdout.splitlines()
+
+    assert completed("ev") == ["eval"]
+    assert completed("eval", "--until") == ["--until-ci"]
+    assert all(word.startswith("-") for word in completed("eval", "--"))
