@@ -81,16 +81,17 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, which supervisors send to end a job, stop a command as Ctrl-C does: with its results."""
+    """Let a supervisor that ends a job, and a terminal that is closed, stop a command as Ctrl-C: with its results."""
     in_main = threading.current_thread() is threading.main_thread()  # handlers are for it alone
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [each for each in ends if in_main and signal.getsignal(each) is signal.SIG_DFL]  # not under nohup
+    for each in ours:
+        signal.signal(each, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _stop() -> int:
