@@ -31,7 +31,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:  # a name too long and a folder that may not be entered, too
-        raise RunError(f"--out: {folder} cannot be written: {error.strerror}") from None
+        raise RunError(f"--out {folder} cannot be written: {error.strerror}") from None
 
 
 def busy_note() -> str | None:

@@ -41,7 +41,7 @@ def is_frame(shape: tuple[int, ...]) -> bool:
 
 @contextmanager
 def shown_by(whom: str) -> Iterator[None]:
-    """Say in an error within whose observation it speaks of.
+    """Say in an error within whose observation it speaks of; where that is said twice, the outer one knows best.
 
     Args:
         whom: Who shows or returns it, such as "robot 2".
@@ -52,7 +52,8 @@ def shown_by(whom: str) -> Iterator[None]:
     try:
         yield
     except ObservationError as error:
-        raise ObservationError(f"{whom} shows what the policy cannot read: {error}") from None
+        bare = error.__cause__ if isinstance(error.__cause__, ObservationError) else error
+        raise ObservationError(f"{whom} shows what the policy cannot read: {bare}") from bare
 
 
 def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[str, Array]:
