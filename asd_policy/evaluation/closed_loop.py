@@ -13,7 +13,7 @@ from asd_policy.evaluation.rollout.episodes import Episode, run_group
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States
 from asd_policy.policy.episode_state import Pilot
-from asd_policy.policy.observation import shown_by
+from asd_policy.policy.observation import given_by
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 
@@ -50,7 +50,7 @@ def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
         planner.warm_up()
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
-            with shown_by(_name(env)):
+            with given_by(_name(env)):
                 planner.select_action(moment.observation)
         if planner.sampler.learns:
             calibrate(planner, env, CALIBRATION_PLANS)

@@ -40,11 +40,11 @@ def is_frame(shape: tuple[int, ...]) -> bool:
 
 
 @contextmanager
-def shown_by(whom: str) -> Iterator[None]:
+def given_by(whom: str) -> Iterator[None]:
     """Say in an error within whose observation it speaks of; where that is said twice, the outer one knows best.
 
     Args:
-        whom: Who shows or returns it, such as "robot 2".
+        whom: Who gave it, such as "robot 2".
 
     Raises:
         ObservationError: One was raised within.
@@ -53,7 +53,7 @@ def shown_by(whom: str) -> Iterator[None]:
         yield
     except ObservationError as error:
         bare = error.__cause__ if isinstance(error.__cause__, ObservationError) else error
-        raise ObservationError(f"{whom} shows what the policy cannot read: {bare}") from bare
+        raise ObservationError(f"{whom} gave an observation that cannot be used: {bare}") from bare
 
 
 def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[str, Array]:

@@ -24,7 +24,7 @@ from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_o
 from asd_policy.policy.episode_state import EpisodeState, conditioning, together
 from asd_policy.policy.law import Law
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import Shapes, describe_shapes, read_observation, shown_by
+from asd_policy.policy.observation import Shapes, describe_shapes, given_by, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
@@ -373,7 +373,7 @@ class Policy:
         Raises:
             ObservationError: A key is missing, a shape or a dtype is wrong, or a value is no finite real number.
         """
-        with shown_by(f"robot {row}") if len(self.robots) > 1 else nullcontext():
+        with given_by(f"robot {row}") if len(self.robots) > 1 else nullcontext():
             self.robots[row].observe(read_observation(observation, self.observation_shapes, self.device))
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
