@@ -1,5 +1,7 @@
 """The errors this package raises on purpose. Each message names the bad value and the valid ones, in one line."""
 
+import re
+
 MAX_MESSAGE = 1000
 """Most characters of an error's message, whatever was wrong: it goes to logs, over wires and on terminals."""
 
@@ -7,6 +9,11 @@ MAX_MESSAGE = 1000
 def printable(text: str) -> str:
     """Write out what a terminal would act on, or not show."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def colourless(text: str) -> str:
+    """Leave out what colours a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def one_line(text: str, most: int = MAX_MESSAGE) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asd_policy.chain.gaussian import GaussianChain
-from asd_policy.cli import app
+from asd_policy.cli.parsing import parse
 from asd_policy.evaluation.exactness.law import PathRecorder, step_checks
 from asd_policy.evaluation.exactness.mutants import mutated
 from asd_policy.networks.analytic import MixtureDenoiser
@@ -70,7 +70,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
                 declared = rf'^    {field}: |"{option}"'  # of a dataclass, or of argparse
                 assert re.search(declared, source, re.MULTILINE), f"{program} has no option {option}"
         else:
-            assert app._parse(words) is not None
+            assert parse(words) is not None
 
 
 @pytest.mark.parametrize("page", RESULTS, ids=name)

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,51 @@ def versions(device: Device) -> dict[str, str | None]:
     return found
 
 
+def cpus() -> int:
+    """Count the CPUs of the machine."""
+    return os.cpu_count() or 1
+
+
+def load() -> float | None:
+    """Read the host's load average over the last minute; None where the system has none."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def busy_cpus(seconds: float) -> float | None:
+    """Look for a while how many CPUs of the machine are at work; None where the system does not say.
+
+    Args:
+        seconds: How long to look [s]; the caller sleeps meanwhile.
+    """
+    before, start = _worked(), time.monotonic()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = _worked()
+    return None if after is None else (after - before) / (time.monotonic() - start)
+
+
+def _worked() -> float | None:
+    """Read the time that all CPUs have worked since the system started [s]."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, _idle, _waiting, *rest = map(int, fields)
+    except (OSError, ValueError):
+        return None  # not Linux
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
 def power_state(device: Device) -> dict[str, Any]:
     """Read what decides how fast a device runs just now; None for what cannot be read.
 
     For a CPU the governor and frequencies [kHz] of its first core; for a GPU clocks [MHz], power [W] and temperature
     [°C] from nvidia-smi. For both the host's load average over a minute, and the CPUs that may be used.
     """
-    try:
-        load = os.getloadavg()[0]
-    except OSError:
-        load = None
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    state: dict[str, Any] = {"load": load, "usable_cpus": affinity and len(affinity(0))}
+    state: dict[str, Any] = {"load": load(), "usable_cpus": affinity and len(affinity(0))}
     if device != NUMPY and device.type == "cuda":
         return state | (_nvidia_smi(device, _GPU_STATE) or dict.fromkeys(_GPU_STATE))
     for name in _CPU_STATE:

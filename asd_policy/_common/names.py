@@ -33,6 +33,20 @@ def unknown_names(given: Iterable[str], known: Collection[str], where: str, erro
     return unknown
 
 
+def did_you_mean(word: str, known: Collection[str], lead: str = "") -> str:
+    """Write which known name a misspelt one may stand for, to go on a message; nothing where none is like it.
+
+    Args:
+        word: As it was given.
+        known: The names that there are.
+        lead: What stands before a name where it is used, such as "--".
+    """
+    plain = {name.lower(): name for name in known}
+    return "".join(
+        f" (did you mean {lead + plain[close]!r}?)" for close in get_close_matches(word.lower()[:_LONGEST], plain, n=1)
+    )
+
+
 def unknown_note(unknown: Collection[str], where: str) -> tuple[str, ...]:
     """Write a note on unknown names; none where there are none."""
     shown = ", ".join(name[:_LONGEST] for name in list(unknown)[:10])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from asd_policy._common.names import did_you_mean
 from asd_policy.errors import SpecError
 
 T = TypeVar("T")
@@ -22,7 +23,9 @@ def parse_spec(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
     """
     name, _, rest = spec.partition(":")
     if name not in registry:
-        raise SpecError(f"no {kind} {name!r} in {spec!r}; there are {', '.join(registry)}")
+        raise SpecError(
+            f"no {kind} {name!r} in {spec!r}{did_you_mean(name, registry)}; there are {', '.join(registry)}"
+        )
     made = registry[name]
     hints = get_type_hints(made)
     options = [field.name for field in fields(made)]  # pyright: ignore[reportArgumentType]  # all are dataclasses
@@ -32,7 +35,8 @@ def parse_spec(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
         if not equals and position == 0 and options:
             option, text = options[0], item
         if option not in options:
-            raise SpecError(f"no option {option!r} in {spec!r}; {name} has {', '.join(options) or 'none'}")
+            meant = did_you_mean(option, options)
+            raise SpecError(f"no option {option!r} in {spec!r}{meant}; {name} has {', '.join(options) or 'none'}")
         if option in values:
             raise SpecError(f"option {option!r} is given twice in {spec!r}")
         try:

@@ -1,9 +1,7 @@
 """The command line `asd-policy`: reads options, shows progress, and turns errors into one line and a status."""
 
 import contextlib
-import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -12,23 +10,27 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-import asd_policy
 from asd_policy._common.extras import needed
-from asd_policy.errors import AsdError, MissingPackageError, SpecError, one_line
+from asd_policy._common.version import PACKAGE_VERSION
+from asd_policy.errors import AsdError, MissingPackageError, colourless, one_line
 
 BAD_INPUT = 2
 """Exit status of an error."""
+VERSION = ["--version"]
+"""What asks for the version alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check did not hold, 2 bad usage or input, 130 interrupted."""
-    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(_colourless(str(message)))}\n"
-    try:
-        with _ended_by_interrupts(), needed("the command line", "eval"):
-            import_module("asd_policy.cli.commands")  # with torch: seconds in which there is nothing to lose
-    except MissingPackageError as error:
-        sys.exit(_fail(error))
-    status = run(sys.argv[1:] if arguments is None else list(arguments))
+    warnings.formatwarning = lambda message, *_, **__: f"asd-policy: warning: {one_line(colourless(str(message)))}\n"
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] != VERSION:
+        try:
+            with _ended_by_interrupts(), needed("the command line", "eval"):
+                import_module("asd_policy.cli.commands")  # with torch: seconds in which there is nothing to lose
+        except MissingPackageError as error:
+            sys.exit(_fail(error))
+    status = run(words)
     # The results are out. What libraries still hold in a buffer, or print at their end, does not belong to them.
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sys.stdout.flush()
@@ -54,8 +56,13 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
+    if list(arguments[:1]) == VERSION:
+        print(f"asd-policy {PACKAGE_VERSION}")
+        return 0
     try:
-        command = _parse(arguments)
+        from asd_policy.cli.parsing import parse
+
+        command = parse(arguments)
     except KeyboardInterrupt:
         return _stop()
     except AsdError as error:
@@ -78,16 +85,17 @@ def run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, which supervisors send to end a job, stop a command as Ctrl-C does: with its results."""
+    """Let a supervisor that ends a job, and a terminal that is closed, stop a command as Ctrl-C: with its results."""
     in_main = threading.current_thread() is threading.main_thread()  # handlers are for it alone
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [each for each in ends if in_main and signal.getsignal(each) is signal.SIG_DFL]  # not under nohup
+    for each in ours:
+        signal.signal(each, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _stop() -> int:
@@ -100,46 +108,6 @@ def _is_interrupt(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def _parse(arguments: Sequence[str]) -> Any:
-    """Parse the arguments into a command.
-
-    Raises:
-        SpecError: They describe none; the message is tyro's box of text, folded into one line.
-    """
-    import tyro
-
-    from asd_policy.cli.commands import COMMANDS
-    from asd_policy.samplers import SAMPLERS
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
-                prog="asd-policy",
-                description=f"{asd_policy.__doc__} Samplers: {', '.join(SAMPLERS)}.",
-                args=list(arguments),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-    raise SpecError(_fold(said.getvalue()))
-
-
-def _colourless(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def _fold(box: str) -> str:
-    """Fold tyro's boxed message into one line, without its title, help texts and guesses."""
-    lines = [line.strip("│╭╮╰╯ ") for line in _colourless(box).splitlines()]
-    parts = [part.strip() for part in re.split(r"─{4,}", " ".join(lines))]
-    kept = [part for part in parts if part and not re.match(r"─ |For full|Argument help|Perhaps you", part)]
-    message = re.sub(r"(--[\w-]+) [A-Z]+ .*?\(required\)", r"\1", " ".join("; ".join(kept).split()))
-    message = re.sub(r" \(applied to [\w -]+\)| Arguments are applied.*?matter\.", "", message)
-    return f"{message.rstrip('.')}; see asd-policy --help"
 
 
 def _fail(error: Exception) -> int:

@@ -1,6 +1,9 @@
 """`asd-policy bench`: how long does a plan take here, with each sampler on each backend?"""
 
+import contextlib
 import importlib.util
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from rich.console import Console
 from asd_policy._common import hardware
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
+from asd_policy.cli.advice import busy_note, hint_at_onnx, warn_of
 from asd_policy.cli.common import (
     DONE,
     INTERRUPTED,
@@ -25,9 +29,10 @@ from asd_policy.cli.common import (
 )
 from asd_policy.errors import AsdError
 from asd_policy.evaluation import closed_loop
-from asd_policy.evaluation.benchmark import Benchmark, contenders
+from asd_policy.evaluation.benchmark import Benchmark, Contender, contenders
 from asd_policy.evaluation.reports import bench_report, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
+from asd_policy.evaluation.rollout.journal import RESULTS
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
 from asd_policy.networks.backends import make_backend
 from asd_policy.policy.law import CHECKPOINT
@@ -36,6 +41,8 @@ from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.ddpm import Ddpm
 
+KEPT_EVERY = 30.0
+"""Time between writes of what is measured so far [s]: for the end that nothing can answer, as of `kill -9`."""
 MAX_STATES = 512
 """Most states that are rolled out; a benchmark of more plans uses them again."""
 
@@ -79,6 +86,7 @@ class BenchCommand:
         check_specs(self.samplers)
         backends = [make_backend(spec) for spec in self.backends]
         check_folder(self.out, "bench")
+        busy = busy_note()
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.check()
         samplers = choose_samplers(policy, self.samplers) + [Asd(window) for window in self.windows]
@@ -86,10 +94,35 @@ class BenchCommand:
         with console.status("looking for states"):
             states, calibration = self._states(policy)
         self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
+        warn_of(console, busy)
+        if not self.backends:
+            hint_at_onnx(console, policy, "--backends torch-eager onnx")
         bench = Benchmark(entered, states, calibration, self.plans, self.batch, self.seed)
+        path, record = self.out / RESULTS, self._record(policy, entered)
+        cut_short = self._measure(console, bench, path, record)
+        power = {"power_after": hardware.power_state(policy.device)}
+        results = {**record, **power, "interrupted": cut_short is not None, **bench.results()}
+        if bench.rounds or not path.exists():
+            write_json(path, results)
+        else:  # of an earlier bench, whose plans are more than none
+            path = None
+        if self.json:
+            print_json(results)
+        self._tell(console, results)
+        if cut_short is None:
+            console.print(f"results: {path}", soft_wrap=True)
+            return DONE
+        kept = f"are kept in {path}" if path else f"are there; {self.out} keeps the results of before"
+        console.print(f"interrupted: {results['plans']} of {self.plans} plans {kept}", soft_wrap=True)
+        if isinstance(cut_short, AsdError):
+            raise cut_short
+        return INTERRUPTED
+
+    def _record(self, policy: Policy, entered: Sequence[Contender]) -> dict[str, Any]:
+        """Build what results.json says of the run as a whole, before anything is measured."""
         specs = list(dict.fromkeys(contender.policy.backend.spec for contender in entered))
         dtypes = {contender.policy.backend.dtype for contender in entered}
-        record = report.run_record("bench", self.policy, self.env, self.seed, policy) | {
+        return report.run_record("bench", self.policy, self.env, self.seed, policy) | {
             "episodes": None,
             "backend": specs[0] if len(specs) == 1 else None,
             "dtype": dtypes.pop() if len(dtypes) == 1 else None,
@@ -99,7 +132,12 @@ class BenchCommand:
             "float32": hardware.float32_precision(),
             "power_before": hardware.power_state(policy.device),
         }
-        cut_short: KeyboardInterrupt | AsdError | None = None
+
+    def _measure(
+        self, console: Console, bench: Benchmark, path: Path, record: dict[str, Any]
+    ) -> KeyboardInterrupt | AsdError | None:
+        """Measure, keeping now and then what is there; return what cut it short, if anything did."""
+        kept_at = time.monotonic()
         try:
             with console.status("measuring the ceiling"):
                 ceiling = bench.measure_ceiling()
@@ -108,26 +146,18 @@ class BenchCommand:
                 task = progress.add_task("")
 
                 def advance(doing: str, done: int, total: int) -> None:
+                    nonlocal kept_at
                     progress.update(task, description=doing, completed=done, total=total)
+                    if bench.rounds and time.monotonic() > kept_at + KEPT_EVERY:
+                        with contextlib.suppress(OSError):  # the write at the end says what is wrong
+                            write_json(path, {**record, "interrupted": True, **bench.results()})
+                        kept_at = time.monotonic()
 
                 bench.warm_up(advance)
                 bench.measure(advance)
         except (KeyboardInterrupt, AsdError) as stop:
-            cut_short = stop
-        power = {"power_after": hardware.power_state(policy.device)}
-        results = {**record, **power, "interrupted": cut_short is not None, **bench.results()}
-        path = self.out / "results.json"
-        write_json(path, results)
-        if self.json:
-            print_json(results)
-        self._tell(console, results)
-        if cut_short is None:
-            console.print(f"results: {path}", soft_wrap=True)
-            return DONE
-        console.print(f"interrupted: {results['plans']} of {self.plans} plans are kept in {path}", soft_wrap=True)
-        if isinstance(cut_short, AsdError):
-            raise cut_short
-        return INTERRUPTED
+            return stop
+        return None
 
     def _states(self, policy: Policy) -> tuple[States, States]:
         """Make states to measure in, and others to warm up in."""

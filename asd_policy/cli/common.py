@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from asd_policy.cli.advice import check_writable
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS
 from asd_policy.networks.backends import BACKENDS
@@ -37,10 +38,11 @@ FAILED = DIFFERS
 """Exit status of an evaluation in which an episode failed."""
 
 BackendOption = Annotated[
-    str,
+    str | None,
     tyro.conf.arg(
         help=f"What runs the network: {' | '.join(BACKENDS)} | auto (as tuned), with options such as "
-        f"torch-eager:dtype={DTYPES[1]} or torch-replicas:devices=cuda:0+cuda:1."
+        f"torch-eager:dtype={DTYPES[1]} or torch-replicas:devices=cuda:0+cuda:1. By default the checkpoint's own: "
+        "torch-eager, or onnx for an exported file."
     ),
 ]
 """The option `--backend`."""
@@ -157,11 +159,12 @@ def check_at_least(name: str, value: int, least: int) -> None:
 
 
 def check_folder(folder: Path, command: str) -> None:
-    """Refuse a folder with the results of another command: a command replaces only its own.
+    """Refuse a folder with the results of another command, which replaces only its own, or that cannot be written.
 
     Raises:
         RunError: It does.
     """
+    check_writable(folder)
     path = folder / RESULTS
     if (folder / NAME).exists():
         raise RunError(f"{folder} holds a run of asd-policy eval: name another --out")

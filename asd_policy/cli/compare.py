@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
+from asd_policy.cli.advice import warn_of
 from asd_policy.cli.common import DONE, check_margin, print_json
 from asd_policy.evaluation import comparison
 from asd_policy.evaluation.comparison import MARGIN
@@ -39,6 +40,9 @@ class CompareCommand:
         results = comparison.compare_runs(first, second, self.margin)
         if self.json:
             print_json(results)
+        if results["differing"]:
+            differing = "; ".join(results["differing"])
+            warn_of(console, f"{differing}: the ratio of latencies is not of the samplers alone")
         console.print(report.comparison_table(results))
         for result in results["samplers"]:
             verdict = equivalence_text(result["equivalence"], min(result["episodes"]))

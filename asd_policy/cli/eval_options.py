@@ -7,6 +7,7 @@ from typing import Any
 
 from asd_policy.checkpoints import find_format, inspection, locate
 from asd_policy.checkpoints.tuning import find_tuning
+from asd_policy.cli.advice import check_writable
 from asd_policy.cli.common import (
     BackendOption,
     ChainOption,
@@ -23,7 +24,6 @@ from asd_policy.evaluation.rollout.environments import Env, control_rate
 from asd_policy.evaluation.rollout.journal import RESULTS, Found, find_run
 from asd_policy.evaluation.rollout.latencies import Latency, read_latency
 from asd_policy.evaluation.rollout.ray_runner import Workers
-from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.continuity import CONTINUITIES
 from asd_policy.policy.law import CHECKPOINT
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
@@ -103,7 +103,7 @@ class EvalOptions:
     fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
-    backend: BackendOption = TorchEager.name
+    backend: BackendOption = None
     resume: bool = False
     """Go on with the run in --out, if there is one, without losing or repeating an episode."""
     overwrite: bool = False
@@ -197,6 +197,7 @@ class EvalOptions:
         Raises:
             RunError: There is one, and nothing was said about it; or it is damaged.
         """
+        check_writable(self.out)
         if self.overwrite:
             return None
         found = find_run(self.out)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
+from asd_policy.cli.advice import busy_note, hint_at_onnx, warn_of
 from asd_policy.cli.common import (
     DONE,
     FAILED,
@@ -23,6 +24,7 @@ from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
 from asd_policy.evaluation import closed_loop
+from asd_policy.evaluation.comparison import kept_episodes
 from asd_policy.evaluation.reports import names, page, report, video
 from asd_policy.evaluation.rollout.clocks import ControlClock, clock_record, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env, open_env, step_limit
@@ -76,14 +78,18 @@ class EvalCommand(EvalOptions):
         found = self.find_run()
         if self.video:
             self._check_video()
+        busy = busy_note()
         policy = self._load()
         samplers = choose_samplers(policy, self.samplers)
         setup = self._set_up(policy, samplers, self.read_latency(samplers), found)
         runner = self._make_runner(setup)
         journal = self._open_journal(setup, found)
         self._tell_limit(console, setup)
+        self._advise(console, policy, busy)
         earlier = found.episodes if found else ()
-        tally = Tally(list(setup.samplers), earlier, self.most, self.envs, self.until_ci)
+        tally = Tally(list(setup.samplers), earlier, self.most, self.envs, self.until_ci, self._least(found))
+        if tally.wanted > self.most:
+            console.print(f"--episodes {self.most}: the run has {tally.wanted}, and keeps them", soft_wrap=True)
         stop = self._run_episodes(console, runner, journal, tally)
         results = self._sum_up(setup, tally, runner.count, stop is not None)
         self._write(results, stop)
@@ -182,6 +188,23 @@ class EvalCommand(EvalOptions):
                 "steps (--max-steps)",
                 soft_wrap=True,
             )
+
+    def _advise(self, console: Console, policy: Policy, busy: str | None) -> None:
+        """Say what would make times better, or more to be believed."""
+        warn_of(console, busy)
+        if self.backend is None:
+            hint_at_onnx(console, policy, "--backend onnx")
+
+    def _least(self, found: Found | None) -> int:
+        """Count the episodes of each sampler that a run has and keeps, whatever was asked for.
+
+        With `--until-ci` a run may have more than the interval needs, of groups that were under way: they do not count.
+        """
+        if found is None:
+            return 0
+        if self.until_ci is None:
+            return max((episode.index + 1 for episode in found.episodes), default=0)
+        return kept_episodes(self.out)
 
     def _run_episodes(
         self, console: Console, runner: Runner, journal: Journal, tally: Tally

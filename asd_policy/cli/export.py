@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from asd_policy.checkpoints import find_format, inspection, load_policy, locate
+from asd_policy.cli.advice import check_writable
 from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, print_json
 from asd_policy.errors import SpecError
 from asd_policy.evaluation.reports import report
@@ -37,6 +38,7 @@ class ExportCommand:
             raise SpecError(f"--format {self.format} is not one of {', '.join(FORMATS)}")
         if self.out.is_dir():
             raise SpecError(f"--out {self.out} is a folder; it names the file to write")
+        check_writable(self.out.parent)
         from asd_policy.checkpoints.onnx.writing import CHECKED, export_policy
 
         folder = locate(self.policy)

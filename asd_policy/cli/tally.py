@@ -14,7 +14,13 @@ class Tally:
     """The episodes of a run so far, and whether they are enough."""
 
     def __init__(
-        self, specs: Sequence[str], episodes: Sequence[Episode], most: int, group_size: int, until_ci: float | None
+        self,
+        specs: Sequence[str],
+        episodes: Sequence[Episode],
+        most: int,
+        group_size: int,
+        until_ci: float | None,
+        least: int = 0,
     ) -> None:
         """Begin to count.
 
@@ -24,9 +30,11 @@ class Tally:
             most: Episodes for each sampler, at most.
             group_size: Episodes in a group.
             until_ci: Stop when the success interval of every sampler reaches at most this far to either side.
+            least: Episodes for each sampler that the run does not go below: it has so many, and had them counted.
         """
         self.episodes = list(episodes)
-        self._specs, self._most, self._group_size, self._until_ci = specs, most, group_size, until_ci
+        self._specs, self._most, self._group_size, self._until_ci = specs, max(most, least), group_size, until_ci
+        self._least = least
         self._known = {(episode.spec, episode.index): episode for episode in episodes}
         self._before = len(episodes)
         self._started = time.perf_counter()
@@ -55,7 +63,7 @@ class Tally:
     @property
     def wanted(self) -> int:
         """Episodes for each sampler that make the run complete."""
-        return self._enough() or self._most
+        return max(self._enough() or self._most, self._least)
 
     @property
     def goal(self) -> int:

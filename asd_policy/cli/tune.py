@@ -16,8 +16,9 @@ from asd_policy._common.clock import clock_of
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import AUTO, load_policy, locate
 from asd_policy.checkpoints.tuning import tuning_file
+from asd_policy.cli.advice import busy_note, check_writable, warn_of
 from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, check_at_least, print_json, progress_bar
-from asd_policy.errors import BackendError
+from asd_policy.errors import BackendError, SpecError
 from asd_policy.evaluation import benchmark, closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
@@ -70,6 +71,11 @@ class TuneCommand:
         """Measure, learn, choose and write; return the exit status."""
         check_at_least("plans", self.plans, 1)
         check_at_least("seed", self.seed, 0)
+        if self.out is not None:
+            if self.out.is_dir():
+                raise SpecError(f"--out {self.out} is a folder; it names the file to write")
+            check_writable(self.out.parent)
+        busy = busy_note()
         backends = [make_backend(spec) for spec in dict.fromkeys(self.backends)]
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.law.check_gaussian("tune")
@@ -77,6 +83,7 @@ class TuneCommand:
         policies, left_out = _prepare(policy, backends, console)
         first = policies[0]
         first.check()
+        warn_of(console, busy)
         record = report.run_record("tune", self.policy, self.env, self.seed, first)
         with _open(first, self.env) as env, progress_bar(console) as progress:
             task = progress.add_task("plans", total=self.plans)

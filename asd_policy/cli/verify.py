@@ -8,6 +8,7 @@ from rich.console import Console
 
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
+from asd_policy.cli.advice import hint_at_onnx
 from asd_policy.cli.common import (
     DIFFERS,
     DONE,
@@ -24,7 +25,6 @@ from asd_policy.evaluation.exactness import law
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.evaluation.states import random_conditioning
-from asd_policy.networks.backends.torch_eager import TorchEager
 from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers import make_sampler
 
@@ -54,7 +54,7 @@ class VerifyCommand:
     fixed_crop: FixedCropOption = False
     device: str = "cpu"
     """Torch device to plan on."""
-    backend: BackendOption = TorchEager.name
+    backend: BackendOption = None
     json: bool = False
     """Print the results as one JSON object on stdout."""
     debug: bool = False
@@ -88,6 +88,8 @@ class VerifyCommand:
             with open_env(self.env) as env:
                 conds = law.closed_loop_conditioning(policy, env, sampler, self.observations, states)
             source = f"episodes of {self.env}"
+        if self.backend is None:
+            hint_at_onnx(console, policy, "--backend onnx")
         sampler = law.resolve_for_one_plan(policy, sampler, conds)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails

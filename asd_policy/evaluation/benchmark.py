@@ -238,6 +238,11 @@ class Benchmark:
         self._timings: list[list[TimedPlan]] = []
         self._staged: list[list[TimedPlan]] = []
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds have finished."""
+        return len(self._timings)
+
     def measure_ceiling(self) -> Ceiling:
         """Measure what the network and the device can do at best, before anything is measured against it.
 

@@ -13,6 +13,7 @@ from asd_policy.evaluation.rollout.episodes import Episode, run_group
 from asd_policy.evaluation.rollout.vector import InProcess
 from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States
 from asd_policy.policy.episode_state import Pilot
+from asd_policy.policy.observation import given_by
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, as_it_ran
 
@@ -49,7 +50,8 @@ def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
         planner.warm_up()
         for _ in range(WARM_UP_PLANS):
             planner.reset(seed=0)
-            planner.select_action(moment.observation)
+            with given_by(_name(env)):
+                planner.select_action(moment.observation)
         if planner.sampler.learns:
             calibrate(planner, env, CALIBRATION_PLANS)
         if batch > 1 and planner.sampler.chooses:
@@ -58,6 +60,10 @@ def prepare_planners(policy: Policy, env: Env, samplers: Sequence[Sampler], batc
         for size in range(2, batch + 1) if planner.deadline_ms is not None else ():
             planner.warm_up(size)
     return planners
+
+
+def _name(env: Env) -> str:
+    return "the environment" if env.spec is None else env.spec.id
 
 
 def _try_together(planner: Policy, observation: Any, size: int) -> None:

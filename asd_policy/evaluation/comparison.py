@@ -32,6 +32,8 @@ VERSION = 1
 MARGIN = 0.1
 """Difference of success rates that would not matter, by default."""
 
+_MEASURED_WITH = ("device", "backend", "dtype", "envs", "workers")
+"""What latencies depend on, beside the sampler, in results.json."""
 RATIOS = ("rounds_ratio", "latency_ratio")
 
 Pairs = Sequence[tuple[Episode, Episode]]
@@ -239,6 +241,14 @@ def load_run(path: Path) -> Run:
     return Run(file, results, None if found is None else found.episodes)
 
 
+def kept_episodes(folder: Path) -> int:
+    """Count the episodes of each sampler in the results of a run that is complete; 0 where there is none."""
+    if not (folder / RESULTS).exists():
+        return 0
+    results = load_run(folder).results
+    return results["episodes"] if results.get("complete") else 0
+
+
 def _check_costs(sampler: dict[str, Any]) -> None:
     """Refuse a sampler whose plans cost nothing.
 
@@ -291,8 +301,23 @@ def compare_runs(first: Run, second: Run, margin: float) -> dict[str, Any]:
         "env": first.results["env"],
         "paired": why is None,
         "why_unpaired": why,
+        "differing": _differing(first, second),
         "samplers": samplers,
     }
+
+
+def _differing(first: Run, second: Run) -> list[str]:
+    """Say what else than samplers differs that latencies depend on; runs of old versions may not name all of it."""
+    found = []
+    for key in _MEASURED_WITH:
+        a, b = first.results.get(key), second.results.get(key)
+        if a is None or b is None or a == b:
+            continue
+        if key == "device":  # its parts are the processor, its CPUs and the threads
+            pairs = list(zip(a.split(", "), b.split(", "), strict=False))
+            a, b = (", ".join(side) for side in zip(*((x, y) for x, y in pairs if x != y) or [(a, b)], strict=True))
+        found.append(f"{key} {a} in the first run, {b} in the second")
+    return found
 
 
 def _why_unpaired(first: Run, second: Run) -> str | None:

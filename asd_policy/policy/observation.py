@@ -1,6 +1,7 @@
 """Observations of a robot as they come, checked: by the policy's names or the environment's, frames in two forms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,23 @@ channels) for a point cloud."""
 def is_frame(shape: tuple[int, ...]) -> bool:
     """Tell whether a feature is a camera's frame, which comes in two forms."""
     return len(shape) == 3
+
+
+@contextmanager
+def given_by(whom: str) -> Iterator[None]:
+    """Say in an error within whose observation it speaks of; where that is said twice, the outer one knows best.
+
+    Args:
+        whom: Who gave it, such as "robot 2".
+
+    Raises:
+        ObservationError: One was raised within.
+    """
+    try:
+        yield
+    except ObservationError as error:
+        bare = error.__cause__ if isinstance(error.__cause__, ObservationError) else error
+        raise ObservationError(f"{whom} gave an observation that cannot be used: {bare}") from bare
 
 
 def read_observation(observation: Any, shapes: Shapes, device: Device) -> dict[str, Array]:
@@ -215,7 +233,7 @@ def _find(observation: Mapping[Any, Any], name: str, shapes: Shapes) -> tuple[st
         names = (name, f"{PIXELS}.{camera}")
     raise ObservationError(
         f"the observation has no {' or '.join(map(repr, names))}; it has {_names(observation)}, the policy "
-        f"reads {_describe(shapes)}"
+        f"reads {describe_shapes(shapes)}"
     )
 
 
@@ -223,13 +241,13 @@ def _split(flat: Any, shapes: Shapes) -> dict[str, npt.NDArray[Any]]:
     """Take an observation that is one array apart into its features, which are vectors."""
     if any(len(shape) > 1 for shape in shapes.values()):
         raise ObservationError(
-            f"the observation is a {type(flat).__name__}; the policy reads a mapping of {_describe(shapes)}"
+            f"the observation is a {type(flat).__name__}; the policy reads a mapping of {describe_shapes(shapes)}"
         )
     flat, dims = as_numbers(flat, "the observation"), [shape[0] for shape in shapes.values()]
     if flat.shape != (sum(dims),):
         raise ObservationError(
             f"the observation has shape {flat.shape}; the policy reads ({sum(dims)},) or a mapping of "
-            f"{_describe(shapes)}"
+            f"{describe_shapes(shapes)}"
         )
     return dict(zip(shapes, np.split(flat, np.cumsum(dims)[:-1]), strict=True))
 
@@ -238,5 +256,6 @@ def _names(mapping: Mapping[Any, Any]) -> str:
     return ", ".join(map(repr, mapping)) or "nothing"
 
 
-def _describe(shapes: Shapes) -> str:
+def describe_shapes(shapes: Shapes) -> str:
+    """Write the policy's features with their shapes, for messages."""
     return ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())

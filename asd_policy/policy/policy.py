@@ -4,6 +4,7 @@ import copy
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -23,7 +24,7 @@ from asd_policy.policy.continuity import CONTINUITIES, Prefix, overlay, prefix_o
 from asd_policy.policy.episode_state import EpisodeState, conditioning, together
 from asd_policy.policy.law import Law
 from asd_policy.policy.normalisation import Affine
-from asd_policy.policy.observation import Shapes, read_observation
+from asd_policy.policy.observation import Shapes, describe_shapes, given_by, read_observation
 from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
@@ -92,6 +93,15 @@ class Policy:
         """Source of the noise of `select_action`."""
         self._run_on(backend or TorchEager())
         self.reset()
+
+    def __repr__(self) -> str:
+        steps = self.horizons
+        deadline = "" if self.deadline_ms is None else f", deadline {self.deadline_ms:g} ms by {self.fallback}"
+        return (
+            f"Policy({describe_shapes(self.observation_shapes)} → action ({self.action_dim},); n_obs_steps "
+            f"{steps.n_obs_steps}, horizon {steps.horizon}, n_action_steps {steps.n_action_steps}; "
+            f"{self.sampler.spec} of {self.steps} steps{deadline}; {self.backend.spec} on {self.device})"
+        )
 
     @property
     def observation_dims(self) -> dict[str, int]:
@@ -363,7 +373,8 @@ class Policy:
         Raises:
             ObservationError: A key is missing, a shape or a dtype is wrong, or a value is no finite real number.
         """
-        self.robots[row].observe(read_observation(observation, self.observation_shapes, self.device))
+        with given_by(f"robot {row}") if len(self.robots) > 1 else nullcontext():
+            self.robots[row].observe(read_observation(observation, self.observation_shapes, self.device))
 
     def act(self, rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Choose the next action of some robots, with one batched plan for those whose queue is empty.

@@ -143,7 +143,7 @@ EAGER = ("--backends", "torch-eager")
         ("samplers", "asd:window=0", "window=0 is not in 1 … K"),
         ("samplers", "asd:window=11", "window=11 is not in 1 … 10"),
         ("episodes", "0", "--episodes 0 is not 1 or more"),
-        ("episodes", "many", "Error parsing --episodes"),
+        ("episodes", "many", "--episodes 'many' is not a whole number; see asd-policy eval --help"),
         ("seed", "-1", "--seed -1 is not 0 or more"),
         ("margin", "0", "--margin 0 is not between 0 and 1"),
         ("workers", "many", "--workers 'many' is not a number from 1 on, ray or ray://host:port"),
@@ -152,7 +152,7 @@ EAGER = ("--backends", "torch-eager")
         ("backend", "abacus", "no backend 'abacus' in 'abacus'; there are torch-eager"),
         ("backend", "torch-eager:dtype=int8", "dtype=int8 is none of float32, bfloat16, float16"),
         ("backend", "torch-replicas:devices=cuda:99", "no device 'cuda:99' here for torch-replicas"),
-        ("colour", "red", "Unrecognized options: --colour"),
+        ("colour", "red", "eval has no option --colour; see asd-policy eval --help"),
     ],
 )
 def test_mistakes(

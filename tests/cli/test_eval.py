@@ -387,3 +387,17 @@ def test_deadlines_that_are_refused(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
     assert not (tmp_path / RESULTS).exists()
+
+
+def test_a_run_does_not_shrink(small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer episodes asked for than it has, or a wider interval: all of them stay in the results."""
+    one = ("ddim:2",)
+    assert cli.run(words(small_checkpoint, tmp_path, specs=one, episodes=4)) == 0
+    whole, journal = untimed(results_of(tmp_path)), (tmp_path / NAME).read_bytes()
+    capsys.readouterr()
+    assert cli.run(words(small_checkpoint, tmp_path, specs=one, episodes=2, resume=True)) == 0
+    assert "--episodes 2: the run has 4, and keeps them" in capsys.readouterr().err
+    assert untimed(results_of(tmp_path)) == whole
+    assert cli.run(words(small_checkpoint, tmp_path, specs=one, episodes=9, until_ci=0.49, resume=True)) == 0
+    assert {**untimed(results_of(tmp_path)), "until_ci": None} == whole
+    assert (tmp_path / NAME).read_bytes() == journal

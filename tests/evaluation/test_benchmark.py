@@ -15,6 +15,7 @@ from torch import Tensor
 from asd_policy import cli
 from asd_policy._common.clock import STAGES, HostClock
 from asd_policy.checkpoints import load_policy
+from asd_policy.cli import bench as bench_command
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation import benchmark, roofline
 from asd_policy.evaluation.benchmark import Benchmark, Contender, TimedPlan, contenders
@@ -454,3 +455,39 @@ def test_what_was_measured_is_kept(
     said = capsys.readouterr().err
     assert "interrupted: 1 of 2 plans are kept in" in said
     assert (said.splitlines()[-1] == "asd-policy: it broke") == (stop is AsdError)
+
+
+def test_a_bench_that_nobody_ends_is_kept_up_to_then(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `kill -9`: what was written by then is whole rounds, and says that it is not the end."""
+    rounds: Callable[..., Iterator[list[TimedPlan]]] = benchmark.interleave
+
+    def killed(*args: Any) -> Iterator[list[TimedPlan]]:
+        yield from list(rounds(*args))[:1]
+        raise SystemError
+
+    monkeypatch.setattr(benchmark, "interleave", killed)
+    monkeypatch.setattr(bench_command, "KEPT_EVERY", 0.0)
+    with pytest.raises(SystemError):
+        cli.run(words(checkpoint, tmp_path, "--samplers", "ddpm"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["interrupted"], results["plans"], results["samplers"][0]["plans"]) == (True, 1, 1)
+
+
+def test_no_plan_replaces_none(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended before the first round, a bench leaves an earlier one as it was; alone, it keeps its ceiling."""
+
+    def ended(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Benchmark, "warm_up", ended)
+    assert cli.run(words(checkpoint, tmp_path, "--samplers", "ddpm")) == 130
+    path = tmp_path / "results.json"
+    assert json.loads(path.read_text())["ceiling"]["backends"]
+    path.write_text('{"command": "bench"}')
+    assert cli.run(words(checkpoint, tmp_path, "--samplers", "ddpm")) == 130
+    assert path.read_text() == '{"command": "bench"}'
+    assert f"interrupted: 0 of 2 plans are there; {tmp_path} keeps the results of before" in capsys.readouterr().err

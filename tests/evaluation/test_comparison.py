@@ -220,3 +220,22 @@ def test_the_summary_of_a_run_has_the_verdict() -> None:
     assert equivalence_lines({"samplers": [ddpm, asd]}) == [
         f"{short_name(ASD)}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"
     ]
+
+
+def test_what_else_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Backends and threads change latencies; a run that does not name them says nothing."""
+    first = {"device": "AMD EPYC, 2 CPUs, 1 torch threads", "backend": "torch-eager", "envs": 1}
+    second = {"device": "AMD EPYC, 2 CPUs, 2 torch threads", "backend": "onnx:provider=cpu,threads=auto", "envs": 1}
+    runs = [
+        write_run(tmp_path / name, [make_episode(index) for index in range(4)], **changes)
+        for name, changes in (("a", first), ("b", second), ("c", {}))
+    ]
+    assert cli.run(["compare", str(runs[0]), str(runs[1])]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.startswith(
+        "warning: device 1 torch threads in the first run, 2 torch threads in the second; backend torch-eager in the "
+        "first run, onnx:provider=cpu,threads=auto in the second: the ratio of latencies is not of the samplers alone"
+    )
+    for other in (runs[0], runs[2]):
+        assert cli.run(["compare", str(runs[0]), str(other)]) == 0
+        assert "warning" not in capsys.readouterr().err

@@ -151,6 +151,26 @@ def test_bad_observations_are_named(bad: Any, message: str, policy: Policy) -> N
     assert not policy.plans
 
 
+def test_an_error_says_which_robot(policy: Policy) -> None:
+    bad = OBSERVATION | {"agent_pos": np.zeros(5)}
+    said = "observation 'agent_pos' has shape (5,), not (4,)"
+    for seeds, message in (([0], said), ([0, 1], f"robot 0 gave an observation that cannot be used: {said}")):
+        policy.reset_batch(seeds)
+        with pytest.raises(asd_policy.ObservationError) as caught:
+            policy.observe(0, bad)
+        assert str(caught.value) == message
+
+
+def test_a_policy_prints_what_it_is(policy: Policy) -> None:
+    steps = policy.horizons
+    assert repr(policy.with_deadline(40)) == (
+        "Policy('observation.state' (4,), 'observation.environment_state' (3,) → action (2,); "
+        f"n_obs_steps {steps.n_obs_steps}, horizon {steps.horizon}, n_action_steps {steps.n_action_steps}; "
+        f"{policy.sampler.spec} of {policy.steps} steps, deadline 40 ms by jump; {policy.backend.spec} on cpu)"
+    )
+    assert "deadline" not in repr(policy)
+
+
 def test_errors_are_one_line_of_bounded_length(policy: Policy) -> None:
     """However much was wrong; its beginning says what, its end what would be right."""
     with pytest.raises(asd_policy.ObservationError) as error:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from asd_policy._common.arrays import NUMPY
 from asd_policy._common.border import as_numbers, finite
 from asd_policy.errors import ObservationError
-from asd_policy.policy.observation import Shapes, read_observation
+from asd_policy.policy.observation import Shapes, given_by, read_observation
 
 
 class History:
@@ -38,13 +38,14 @@ class History:
         Raises:
             ObservationError: What the planner reads of it is missing, has a wrong shape, or is no finite real number.
         """
-        seen = _copied(observation)
-        if self._shapes is not None:
-            kept = read_observation(seen, self._shapes, NUMPY)
-        else:
-            kept, first = seen, seen if self._first is None else self._first
-            _check_form(seen, first)
-            self._first = first
+        with given_by("read_observation"):
+            seen = _copied(observation)
+            if self._shapes is not None:
+                kept = read_observation(seen, self._shapes, NUMPY)
+            else:
+                kept, first = seen, seen if self._first is None else self._first
+                _check_form(seen, first)
+                self._first = first
         self._kept.append(kept)
         self.latest = seen
 

@@ -73,6 +73,27 @@ class Telemetry:
     rounds_mean: float | None
     """Sequential network calls of a plan; None before the first."""
 
+    def __str__(self) -> str:
+        counts = [f"{name} {getattr(self, name)}" for name in COUNTS]
+        rows = [("period", "ms", self.period_ms), ("lateness", "ms", self.lateness_ms)]
+        rows += [("plan", "ms", self.plan_ms), ("seam", "", self.seam)]
+        found = [_line(name, unit, values) for name, unit, values in rows if values is not None]
+        return "\n".join(
+            (
+                f"{self.state}{'' if self.fault is None else f': {self.fault}'}",
+                ", ".join(counts[:6]),
+                ", ".join(counts[6:]),
+                *([] if self.rounds_mean is None else [f"rounds of a plan {self.rounds_mean:.1f}"]),
+                *([] if not found else [f"{'':14}" + "".join(f"{name:>10}" for name in ("p50", "p95", "p99", "max"))]),
+                *found,
+            )
+        )
+
+
+def _line(name: str, unit: str, values: Percentiles) -> str:
+    shown = "".join(f"{value:10.4g}" for value in (values.p50, values.p95, values.p99, values.max))
+    return f"{name + (f' [{unit}]' if unit else ''):14}{shown}  of {values.n}"
+
 
 class Ring:
     """The last numbers of a row, in memory that is allocated once."""

@@ -80,7 +80,7 @@ class RequestReader:
         read: dict[str, Any] = {}
         try:
             for name, shape in self._shapes.items():
-                what = f"observation {name!r}"
+                what = f"the request's observation {name!r}"
                 if name in cameras:
                     read[name] = unpack(request.frames[name], shape, steps, what)
                 else:

@@ -32,8 +32,8 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     """Make an environment by its gymnasium id.
 
     A namespace such as `asd/` is registered by the module that an installed distribution names for it under the
-    entry-point group `asd_policy.environments`; `module:id` imports a module itself, as gymnasium does. Options of the
-    constructor follow after commas, see `read_id`.
+    entry-point group `asd_policy.environments`; `module:id` imports a module itself, as gymnasium does, and looks in
+    the current folder, too. Options of the constructor follow after commas, see `read_id`.
 
     Args:
         env_id: Such as "asd/Avoid-v0".
@@ -48,6 +48,7 @@ def make_env(env_id: str, render_mode: str | None = None, max_steps: int | None 
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # no screen: MuJoCo's default, for frames, would look for one
     namespace = env_id.split("/")[0]
+    _look_here_for(env_id)
     # Not every environment takes a render mode, so none is passed where none is wanted.
     options |= {} if render_mode is None else {"render_mode": render_mode}
     try:
@@ -89,6 +90,16 @@ def read_id(text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             options[name] = value
     return env_id, options
+
+
+def _look_here_for(env_id: str) -> None:
+    """Let the module of `module:id` be imported from the current folder; a program has its own folder instead.
+
+    It is the last place: nothing there hides what is installed. Processes that are started look there, too.
+    """
+    here = os.getcwd()
+    if ":" in env_id and not {"", here} & set(sys.path):
+        sys.path.append(here)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from asd_policy._common.shapes import check_shape
 from asd_policy.errors import EnvError, ObservationError
 from asd_policy.evaluation.rollout.vector import End, Envs, EnvsLost, Moment
 from asd_policy.policy.episode_state import EpisodeState, Pilot
+from asd_policy.policy.observation import given_by
 from asd_policy.policy.plan import PlanRecord, Timing
 
 
@@ -118,7 +119,8 @@ def run_group(pilot: Pilot, envs: Envs, indices: Sequence[int], seed: int) -> It
                 rows[row].take(moment)
                 if rows[row].end is None:
                     try:
-                        pilot.observe(row, moment.observation)
+                        with given_by("the environment"):
+                            pilot.observe(row, moment.observation)
                     except ObservationError as error:
                         rows[row].end = End.failure(str(error))
                 if rows[row].end is not None:

@@ -263,11 +263,12 @@ def broken(robot: Robot, planner: Planner, what: str, begin: int, end: int) -> N
         planner.fault = wrong
 
 
+GAVE = "read_observation gave an observation that cannot be used:"
 FAULTS = {
     "source raises": "read_observation raised ConnectionError: the cable is out",
-    "source returns NaN": "the observation holds NaN or infinity: nan at [0]",
-    "source returns another shape": "the observation is float64 (2,), in the first observation it was float64 (1,)",
-    "source returns no array": "the observation is no array: ",
+    "source returns NaN": f"{GAVE} the observation holds NaN or infinity: nan at [0]",
+    "source returns another shape": f"{GAVE} the observation is float64 (2,), in the first observation it was",
+    "source returns no array": f"{GAVE} the observation is no array: ",
     "planner raises": "the planner raised ConnectionError: the cable is out",
     "planner returns NaN": "the plan holds NaN or infinity: nan at [0, 0]",
     "planner returns too much for 32 bits": "the plan holds NaN or infinity in 32 bits: 1e+300 at [1, 0]",
@@ -1146,3 +1147,25 @@ def test_telemetry_is_read_whole_while_it_is_written() -> None:
     writer.join()
     assert all(plans == n for plans, n in seen)
     assert recorder.telemetry().plans == telemetry.PLANS_KEPT
+
+
+def test_telemetry_prints_as_a_table() -> None:
+    recorder = telemetry.Recorder()
+    assert str(recorder.telemetry()).splitlines() == [
+        "ready",
+        "ticks 0, missed 0, blind 0, stale 0, safe 0, faults 0",
+        "plans 0, cut 0, dropped 0, episodes 0",
+    ]
+    recorder.state, recorder.fault = "safe", "the cable is out"
+    recorder.count("ticks", 3)
+    recorder.write(1.001, 1.0)
+    recorder.plan(0.0425, 7, False)
+    assert str(recorder.telemetry()).splitlines() == [
+        "safe: the cable is out",
+        "ticks 3, missed 0, blind 0, stale 0, safe 0, faults 0",
+        "plans 1, cut 0, dropped 0, episodes 0",
+        "rounds of a plan 7.0",
+        "                     p50       p95       p99       max",
+        "lateness [ms]          1         1         1         1  of 1",
+        "plan [ms]           42.5      42.5      42.5      42.5  of 1",
+    ]

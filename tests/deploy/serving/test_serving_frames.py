@@ -150,7 +150,7 @@ def test_other_frames_are_refused_in_one_line(served: Served, message: pb.Frames
         raw.plan(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = str(caught.value.details())
-    assert details.startswith(f"observation '{CAMERA}'") and said in details and "\n" not in details
+    assert details.startswith(f"the request's observation '{CAMERA}'") and said in details and "\n" not in details
     raw.channel.close()
 
 

@@ -1,12 +1,19 @@
 """An environment's id with the options of its constructor."""
 
+import os
+import sys
 from ctypes.util import find_library
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
-from asd_policy.errors import EnvError
+from asd_policy.checkpoints import load_policy
+from asd_policy.errors import EnvError, ObservationError
+from asd_policy.evaluation.closed_loop import prepare_planners
 from asd_policy.evaluation.rollout.environments import make_env, read_id
+from asd_policy.samplers import make_sampler
 
 
 def test_options_are_read_as_numbers_or_texts() -> None:
@@ -47,4 +54,32 @@ def test_frames_are_an_option(env_id: str, size: int) -> None:
     assert first["pixels"].std() > 10
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first["pixels"], again["pixels"])
+    env.close()
+
+
+def test_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program looks for modules in its own folder, and not where it was called."""
+    (tmp_path / "here_alone.py").write_text(
+        "import gymnasium\ngymnasium.register('here/Avoid-v0', 'asd_envs.avoid:AvoidEnv', max_episode_steps=3)\n"
+    )
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())])
+    with pytest.raises(EnvError, match="No module named 'here_alone'"):
+        make_env("here_alone:here/Avoid-v0")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    make_env("asd/Avoid-v0").close()
+    assert sys.path == before
+    for _ in range(2):
+        make_env("here_alone:here/Avoid-v0").close()
+    assert sys.path == [*before, str(tmp_path)]  # once, and where it hides nothing
+
+
+def test_an_error_says_whose_observation(small_checkpoint: Path) -> None:
+    """The environment's, by its id before the first episode."""
+    env = gymnasium.wrappers.TransformObservation(
+        make_env("asd/Avoid-v0"), lambda seen: {"pos": seen["agent_pos"]}, gymnasium.spaces.Dict()
+    )
+    said = "asd/Avoid-v0 gave an observation that cannot be used: the observation has no 'observation.state' or "
+    with pytest.raises(ObservationError, match=f"^{said}'agent_pos'; it has 'pos', the policy reads "):
+        prepare_planners(load_policy(small_checkpoint), env, [make_sampler("ddim:2")])
     env.close()
