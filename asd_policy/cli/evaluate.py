@@ -288,13 +288,10 @@ class EvalCommand(EvalOptions):
 
     def _write_page(self, console: Console, setup: Setup | None, results: dict[str, Any]) -> None:
         """Write the videos that are asked for, if the run is whole, and the page."""
-        best = page.fastest_exact(results)
         try:
             if self.video and setup is not None:
-                beside = best["spec"] if best else None
-                reference = report.reference_of(results)
                 shapes = next(iter(setup.planners.values())).observation_shapes
-                filmed = (self.env, self.seed, self.out, beside, self.max_steps, reference, shapes)
+                filmed = (self.env, self.seed, self.out, page.shown_beside(results), self.max_steps, shapes)
                 for path in video.record(setup.pilots, *filmed):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:
