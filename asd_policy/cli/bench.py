@@ -149,6 +149,8 @@ class BenchCommand:
         if not results["samplers"]:
             return
         console.print(bench_report.latency_table(results))
+        for line in bench_report.choices(results):
+            console.print(line, soft_wrap=True)
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")

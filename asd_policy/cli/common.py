@@ -15,12 +15,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from asd_policy.errors import RunError, SpecError
 from asd_policy.evaluation.rollout.journal import NAME, RESULTS
@@ -101,17 +101,18 @@ def choose_samplers(policy: Policy, specs: Sequence[str]) -> list[Sampler]:
 
 
 _REDIRECTED_WIDTH = 140  # [columns] of what goes to a file, which has no width of its own
+_WIDE = 130  # [columns] of a terminal with room for everything
 _LINE_EVERY = 20.0  # [s] between lines of progress that goes to a file
-_STDOUT, _STDERR = 1, 2  # file descriptors
+_STREAMS = _STDIN, _STDOUT, _STDERR = 0, 1, 2  # file descriptors
 _results: TextIO | None = None  # where `print_json` writes while stdout is for nothing else
 
 
 def make_console() -> Console:
     """Make a console on stderr that takes text as it is: paths and errors of other packages may look like markup."""
     console = Console(stderr=True, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(stderr=True, markup=False, emoji=False, width=_REDIRECTED_WIDTH)
-    return console
+    if console.is_terminal or "COLUMNS" in os.environ or any(map(os.isatty, _STREAMS)):  # as in 2>&1 | tee log
+        return console
+    return Console(stderr=True, markup=False, emoji=False, width=_REDIRECTED_WIDTH)
 
 
 def print_json(results: dict[str, Any]) -> None:
@@ -184,23 +185,21 @@ def check_margin(margin: float) -> None:
         raise SpecError(f"--margin {margin:g} is not between 0 and 1")
 
 
-def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
-    """Make a progress bar that counts, with more columns after it; without a terminal it prints lines."""
+def progress_bar(console: Console) -> Progress:
+    """Make a progress bar whose counter is never cut: what is being done stands last, and takes what room is left.
+
+    Without a terminal it prints lines.
+    """
     return _Progress(
-        text_column("{task.description}"),
-        BarColumn(),
         MofNCompleteColumn(),
+        BarColumn(bar_width=20 if console.width < _WIDE else 40),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        *more,
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console,
+        expand=True,
     )
-
-
-def text_column(form: str) -> TextColumn:
-    """Make a column of a progress bar that takes text as it is."""
-    return TextColumn(form, markup=False)
 
 
 class _Progress(Progress):
@@ -228,4 +227,4 @@ class _Progress(Progress):
             return
         self._told = time.monotonic()
         task = self._tasks[task_id]
-        self.console.print(f"{task.description}: {task.completed:g} of {task.total:g}", soft_wrap=True)
+        self.console.print(f"{task.completed:g} of {task.total:g}: {task.description}", soft_wrap=True)

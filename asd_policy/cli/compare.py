@@ -10,6 +10,8 @@ from asd_policy.cli.common import DONE, check_margin, print_json
 from asd_policy.evaluation import comparison
 from asd_policy.evaluation.comparison import MARGIN
 from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.reports.names import shown_name
+from asd_policy.evaluation.reports.verdicts import equivalence_text
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,6 @@ class CompareCommand:
             print_json(results)
         console.print(report.comparison_table(results))
         for result in results["samplers"]:
-            verdict = report.equivalence_text(result["equivalence"], min(result["episodes"]))
-            console.print(f"{result['spec']}: {verdict}", soft_wrap=True)
+            verdict = equivalence_text(result["equivalence"], min(result["episodes"]))
+            console.print(f"{shown_name(result)}: {verdict}", soft_wrap=True)
         return DONE

@@ -18,7 +18,6 @@ from asd_policy.cli.common import (
     choose_samplers,
     print_json,
     progress_bar,
-    text_column,
 )
 from asd_policy.cli.eval_options import EvalOptions
 from asd_policy.cli.tally import Tally
@@ -189,13 +188,13 @@ class EvalCommand(EvalOptions):
     ) -> KeyboardInterrupt | AsdError | None:
         """Run what is not done yet, and keep each episode as it finishes; return what cut it short, if anything did."""
         try:
-            with progress_bar(console, text_column("{task.fields[running]}")) as progress:
-                task = progress.add_task(self.env, total=tally.most, running="")
+            with progress_bar(console) as progress:
+                task = progress.add_task(self.env, total=tally.most)
                 for episode in runner.run(tally.work()):
                     if episode not in tally:  # some of a group that was cut short are there already
                         journal.add(episode)
                         tally.add(episode)
-                        progress.update(task, completed=len(tally.episodes), running=tally.line())
+                        progress.update(task, completed=len(tally.episodes), description=tally.line())
         except (KeyboardInterrupt, AsdError) as stop:
             return stop
         finally:

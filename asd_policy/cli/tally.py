@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from asd_policy._common.statistics import enough_episodes
+from asd_policy.evaluation.reports.names import short_name
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.runner import Group, groups
 
@@ -92,7 +93,7 @@ class Tally:
         for spec in self._specs:
             done = [episode.success for episode in self.episodes if episode.spec == spec]
             if done:
-                rates.append(f"{spec} {100 * sum(done) / len(done):.0f} %")
+                rates.append(f"{short_name(spec)} {100 * sum(done) / len(done):.0f} %")
         plans = sum(len(episode.plans) for episode in new)
         return f"{', '.join(rates)}; {plans / seconds:.1f} plans/s"
 

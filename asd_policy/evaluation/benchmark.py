@@ -6,6 +6,7 @@ rounds.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -382,6 +383,7 @@ def summarize_plans(
     speedup, speedup_ci95 = against(baseline)
     over_eager, over_eager_ci95 = against(eager)
     return {
+        "ran": Counter(each.spec for each in stats).most_common(1)[0][0],
         "steps": steps,
         "plans": len(timings),
         **summarize_calls(rounds, nfe, [each.window for each in stats], steps),

@@ -289,7 +289,11 @@ def compare_runs(first: Run, second: Run, margin: float) -> dict[str, Any]:
         )
     why = _why_unpaired(first, second)
     try:
-        samplers = [_compare_sampler(first, second, spec, why is None, margin) for spec in specs]
+        samplers = [
+            {"spec": spec, "exact": all(run.samplers[spec].get("exact", True) for run in (first, second))}
+            | _compare_sampler(first, second, spec, why is None, margin)
+            for spec in specs
+        ]
     except KeyError as error:
         raise RunError(f"{first.path} or {second.path} lacks {error}, which an asd-policy eval writes") from error
     return {
@@ -317,16 +321,15 @@ def _compare_sampler(first: Run, second: Run, spec: str, paired: bool, margin: f
     a, b = first.samplers[spec], second.samplers[spec]
     episodes, others = first.of(spec), second.of(spec)
     if episodes is None or others is None:
-        return {"spec": spec, **_unpaired(a, b, margin), **_ratios_of_means(a, b)}
+        return {**_unpaired(a, b, margin), **_ratios_of_means(a, b)}
     if not paired:
-        return {"spec": spec, **_unpaired(a, b, margin), **_ratios(episodes, others, paired)}
+        return {**_unpaired(a, b, margin), **_ratios(episodes, others, paired)}
     pairs = pair(episodes, others)
     if not pairs:
         raise RunError(f"{first.path} and {second.path} share no episode of {spec}")
     episodes, others = map(list, zip(*pairs, strict=True))
     successes = [[episode.success for episode in side] for side in (others, episodes)]
     return {
-        "spec": spec,
         "episodes": [len(pairs), len(pairs)],
         "success_difference": {
             "mean": float(np.mean(successes[0]) - np.mean(successes[1])),

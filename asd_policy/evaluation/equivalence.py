@@ -28,10 +28,14 @@ LEVEL = 0.05
 """Of each one-sided test, and so of the verdict."""
 WANTED_POWER = 0.8
 
+USUAL_DISCORDANCE = 0.05
+"""Of two samplers of one law on a good policy: success rates of 97 %, with independent noise."""
+MOST_PAIRS = 1 << 15
+"""Most pairs that `pairs_needed` looks for."""
+
 _NUISANCES = 150  # points between the ends of the open parameter; a finer grid moves a p-value by less than 2e-4
 _NEGLIGIBLE = 1e-13  # probability of an outcome that is left out of sums
 _ROUNDING = 1e-9  # of statistics that are equal in exact arithmetic
-_MOST_PAIRS = 1 << 15
 
 
 class Design(Protocol):
@@ -177,7 +181,7 @@ def pairs_needed(discordance: float, margin: float) -> int | None:
     low, high = 1, 16
     while equivalence_power(high, discordance, margin) < WANTED_POWER:
         low, high = high, 2 * high
-        if high > _MOST_PAIRS:
+        if high > MOST_PAIRS:
             return None
     while high - low > 1:
         middle = (low + high) // 2

@@ -26,9 +26,9 @@ from asd_policy.policy.policy import Policy
 
 POINTS = (1, 2, 4, 8, 16, 32, 64)
 """Points of a row that calls are timed with, as far as the chain has steps."""
-CALLS = 10
-"""Timed calls for each number of points; their median counts."""
-_WARM_UP_CALLS = 2
+BLOCKS, CALLS = 5, 3
+"""How often each number of points has its turn, and timed calls in a row in each turn; the median of all counts."""
+_WARM_UP_CALLS = 2  # of a turn: the first calls find caches full of another network, or of other numbers of points
 _MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns of the timed matrix product
 _COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes of the timed copy: more than caches hold
 _REPEATS = 5  # of both; the fastest counts
@@ -153,21 +153,24 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
 
 
 def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
-    """Time `CALLS` network calls by backend and number of points [s], all of them interleaved."""
+    """Time network calls by backend and number of points [s], as plans make them: in a row on so many points.
+
+    A call after one on another number of points, or of another backend, can take several times as long. Turns are
+    interleaved, so that what else the machine does meets all alike.
+    """
     calls = {
         (policy.backend.spec, count): replayed(policy.denoiser, network_call(policy.denoiser, policy, count))
         for policy in policies
         for count in points
     }
-    for call in calls.values():
-        for _ in range(_WARM_UP_CALLS):
-            call()
     seconds: dict[str, dict[int, list[float]]] = {
         policy.backend.spec: {count: [] for count in points} for policy in policies
     }
-    for _ in range(CALLS):
+    for _ in range(BLOCKS):
         for (backend, count), call in calls.items():
-            seconds[backend][count].append(_time(call, clock))
+            for _ in range(_WARM_UP_CALLS):
+                call()
+            seconds[backend][count] += [_time(call, clock) for _ in range(CALLS)]
     return seconds
 
 

@@ -16,6 +16,8 @@ from asd_policy.errors import RunError
 from asd_policy.evaluation.comparison import Run, compare_runs, equivalence_result, load_run, pair, reward_difference
 from asd_policy.evaluation.equivalence import tost_paired, tost_unpaired
 from asd_policy.evaluation.reports import report
+from asd_policy.evaluation.reports.names import short_name
+from asd_policy.evaluation.reports.verdicts import equivalence_lines
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.evaluation.rollout.journal import Journal
 from asd_policy.evaluation.summary import summarize_episodes
@@ -203,18 +205,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     results = json.loads(printed.out)
     assert results == json.loads(json.dumps(compare_runs(load_run(first), load_run(second), 0.1)))
     assert results["first"] == str(first) and results["second"] == str(second)
-    for words in ("asd:window=8", "+0.0 [", "0.50×", "episodes paired", "success equivalent within 10 points (p = "):
+    for words in ("asd θ=8", "+0.0 [", "0.50×", "episodes paired", "success equivalent within 10 points (p = "):
         assert words in printed.err
-
-
-def test_a_verdict_in_words() -> None:
-    shown = {"margin": 0.1, "p_value": 0.012, "equivalent": True, "power": 0.9}
-    assert report.equivalence_text(shown, 200) == "success equivalent within 10 points (p = 0.012, 200 episodes)"
-    missed = {"margin": 0.05, "p_value": 0.31, "equivalent": False, "power": 0.12}
-    assert report.equivalence_text(missed, 50) == (
-        "success not shown to be equivalent within 5 points (p = 0.31, 50 episodes; of equal rates it would be with a "
-        "probability of 12 %)"
-    )
 
 
 def test_the_summary_of_a_run_has_the_verdict() -> None:
@@ -225,6 +217,6 @@ def test_the_summary_of_a_run_has_the_verdict() -> None:
     assert asd["reward_difference"] == {"mean": 0.0, "ci95": (0.0, 0.0)}
     (alone,) = summarize_episodes({ASD: make_sampler(ASD)}, episodes[1::2], 100)
     assert alone["equivalence"] is alone["reward_difference"] is None
-    assert report.equivalence_lines({"samplers": [ddpm, asd]}) == [
-        f"{ASD}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"
+    assert equivalence_lines({"samplers": [ddpm, asd]}) == [
+        f"{short_name(ASD)}: success equivalent within 20 points (p = {asd['equivalence']['p_value']:.2g}, 60 episodes)"
     ]

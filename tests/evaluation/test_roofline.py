@@ -79,17 +79,23 @@ def test_bounds_by_hand() -> None:
     assert [ceiling.call_seconds("torch", points) for points in (1, 2, 9)] == [2, 2, 8]  # no further than measured
 
 
-def test_calls_are_interleaved(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = load_policy(checkpoint)
+def test_calls_are_timed_in_a_row(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plans make them: a call after one on other points finds caches full of something else, and takes longer."""
+    policy, now, last = load_policy(checkpoint), [0.0], [0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     sizes: list[int] = []
 
     def network(x: torch.Tensor, timestep: torch.Tensor, cond: torch.Tensor | None) -> torch.Tensor:
+        now[0] += 1.0 if last[0] == len(x) else 4.0
+        last[0] = len(x)
         sizes.append(len(x))
         return x
 
     policy.denoiser = network
-    roofline.time_calls([policy], (1, 2, 4), HostClock())
-    assert sizes == [1, 1, 2, 2, 4, 4] + [1, 2, 4] * roofline.CALLS
+    (took,) = roofline.time_calls([policy], (1, 2, 4), HostClock()).values()
+    assert took == dict.fromkeys((1, 2, 4), [1.0] * roofline.BLOCKS * roofline.CALLS)
+    turn = sizes[: len(sizes) // roofline.BLOCKS]
+    assert turn == sorted(turn) and sizes == turn * roofline.BLOCKS  # in turns, so that a busy moment meets all
 
 
 def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
@@ -107,9 +113,13 @@ def test_calls_that_plans_replay_are_replayed(checkpoint: Path) -> None:
 
     policy.denoiser = Launched()
     took = roofline.time_calls([policy], (1, 2), HostClock())[policy.backend.spec]
-    assert [len(each) for each in took.values()] == [roofline.CALLS] * 2
+    assert [len(each) for each in took.values()] == [roofline.BLOCKS * roofline.CALLS] * 2
     assert Launched.launcher.log[:2] == ["record"] * 2
-    assert Launched.launcher.log.count("replay") == Launched.launcher.log.count("settle") == 2 * (roofline.CALLS + 2)
+    assert (
+        Launched.launcher.log.count("replay")
+        == Launched.launcher.log.count("settle")
+        == 2 * roofline.BLOCKS * (roofline.CALLS + 2)
+    )
     Launched.launcher = Replays(room=-1)
     with pytest.raises(BackendError, match="no memory to record a network call"):
         roofline.time_calls([policy], (1, 2), HostClock())

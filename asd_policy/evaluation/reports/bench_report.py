@@ -1,91 +1,109 @@
 """A benchmark's results as tables and plots: the ceiling, the plans against it, and where their time goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from rich.table import Table
 
 from asd_policy._common.clock import STAGES
 from asd_policy.evaluation.reports import plots
+from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
+from asd_policy.evaluation.reports.names import name_at_any_window, reference_of, shown_name
 from asd_policy.evaluation.reports.plots import Drawer, LeftOut, Styles
-from asd_policy.evaluation.reports.report import caption, reference_of, shown_name
+from asd_policy.evaluation.reports.report import caption
 
 _LEGEND_NAME = 55  # [characters] of a name that leaves room for another beside it
 
 
-def ceiling_table(ceiling: dict[str, Any]) -> Table:
+def ceiling_table(ceiling: dict[str, Any]) -> Sheet:
     """Lay out the `ceiling` of a results.json object as a table for the terminal."""
     rates = ", ".join(f"{1e-12 * rate:.3g} TFLOP/s {dtype}" for dtype, rate in ceiling["flops_per_second"].items())
-    table = Table(
-        title="network calls: median, and the time that the device's own matrix product and copy would need",
-        caption=f"measured: {rates}, {1e-9 * ceiling['bytes_per_second']:.3g} GB/s",
+    points = [(backend, point) for backend in ceiling["backends"] for point in backend["curve"]]
+
+    def column(name: str, key: str, leaves: int = 0) -> Column:
+        return Column(name, tuple(_ms(point[key]) for _, point in points), leaves)
+
+    return Sheet(
+        "network calls: median, and the time that the device's own matrix product and copy would need",
+        [
+            Column("points", tuple(str(point["points"]) for _, point in points)),
+            column("call ms", "call_ms"),
+            column("operations ms", "compute_ms", 2),
+            column("weights ms", "weights_ms", 3),
+            column("traffic ms", "traffic_ms", 1),
+            Column("of limit", tuple(_share(point["of_limit"], 0) for _, point in points)),
+        ],
+        f"measured: {rates}, {1e-9 * ceiling['bytes_per_second']:.3g} GB/s",
+        [
+            f"{_on(backend)}, {backend['dtype']}; one plan's calls one by one: {_ms(backend['sequential_ms'])} ms"
+            for backend, _ in points
+        ],
     )
-    columns = ("backend", "points", "call ms", "K calls ms", "operations ms", "weights ms", "traffic ms", "of limit")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "backend" else "right")
-    for backend in ceiling["backends"]:
-        for index, point in enumerate(backend["curve"]):
-            table.add_row(
-                f"{backend['backend']}\n{backend['dtype']}" if index == 0 else "",
-                str(point["points"]),
-                _ms(point["call_ms"]),
-                _ms(backend["sequential_ms"]) if index == 0 else "",
-                *(_ms(point[key]) for key in ("compute_ms", "weights_ms", "traffic_ms")),
-                "–" if point["of_limit"] is None else f"{100 * point['of_limit']:.0f} %",
-            )
-    return table
 
 
-def latency_table(results: dict[str, Any]) -> Table:
+def latency_table(results: dict[str, Any]) -> Sheet:
     """Lay out the plans of a results.json object of `bench` as a table for the terminal."""
-    baseline = results["baseline"]
+    baseline, samplers = results["baseline"], results["samplers"]
     against = f"× is against {baseline['spec']} on {baseline['backend']}" if baseline else ""
-    table = Table(
-        title=f"{results['plans']} plans each, interleaved, batch {results['batch']}, states {results['states_from']}",
-        caption=f"{caption(results)}; {against}",
+    encoded = any(each.get("encode_fraction") is not None for each in samplers)
+
+    def column(name: str, cell: Callable[[dict[str, Any]], str], leaves: int = 0) -> Column:
+        return Column(name, tuple(map(cell, samplers)), leaves)
+
+    def latency(name: str, leaves: int = 0) -> Column:
+        return column(f"{name} ms", lambda each: _ms(each["latency_ms"][name]), leaves)
+
+    return Sheet(
+        f"{results['plans']} plans each, interleaved, batch {results['batch']}, states {results['states_from']}",
+        [
+            column("sampler", shown_name),
+            latency("mean"),
+            latency("p50", 7),
+            latency("p95"),
+            latency("p99", 6),
+            latency("max", 3),
+            column("× [95 %]", _speedup),
+            column("× eager", lambda each: _ratio(each["speedup_over_eager"]), 4),
+            column("× rounds", lambda each: f"{each['algorithmic_speedup']:.1f}", 5),
+            column("rounds", lambda each: f"{each['rounds_mean']:.1f}"),
+            column("calls alone ms", lambda each: _ms(each["floor_ms"]), 2),
+            column("at best ms", lambda each: _ms(each.get("limit_ms")), 1),
+            column("encoding", lambda each: _share(each.get("encode_fraction"))),
+            column(f"outside the network{'s' if encoded else ''}", _outside, 8),
+        ],
+        "; ".join(filter(None, (caption(results), against))),
+        [_on(each) for each in samplers],
     )
-    columns = ("sampler on backend", "window", "rounds", "p50 / p95 / p99 / max ms", "× [95 %]", "× eager", "× rounds",
-               "calls alone ms", "at best ms", "outside the network")  # fmt: skip
-    encoded = any(each.get("encode_fraction") is not None for each in results["samplers"])
-    if encoded:
-        columns = (*columns[:-1], "encoding", "outside the networks")
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    for each in results["samplers"]:
-        latency, interval = each["latency_ms"], each["wall_clock_speedup_ci95"]
-        name = shown_name(each).replace(",", ",\n  ")
-        table.add_row(
-            f"{name}\n  on {each['backend']}",
-            str(each["window"]),
-            f"{each['rounds_mean']:.1f}",
-            " / ".join(_ms(latency[key]) for key in ("p50", "p95", "p99", "max")),
-            _ratio(each["wall_clock_speedup"])
-            + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"),
-            _ratio(each["speedup_over_eager"]),
-            f"{each['algorithmic_speedup']:.1f}",
-            _ms(each["floor_ms"]),
-            _ms(each.get("limit_ms")),
-            *([_share(each["encode_fraction"])] if encoded else []),
-            _share(each.get("outside_fraction") if each["overhead_fraction"] is None else each["overhead_fraction"]),
-        )
-    return table
 
 
-def _share(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+def choices(results: dict[str, Any]) -> list[str]:
+    """Write a line for each sampler that had settings to choose: what most of its plans ran as."""
+    return [
+        f"{shown_name(each)} {_on(each)} ran as {each['ran']}"
+        for each in results["samplers"]
+        if each.get("ran", each["spec"]) != each["spec"]
+    ]
 
 
-def stages_table(results: dict[str, Any]) -> Table:
+def _speedup(each: dict[str, Any]) -> str:
+    interval = each["wall_clock_speedup_ci95"]
+    reach = "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return _ratio(each["wall_clock_speedup"]) + reach
+
+
+def _outside(each: dict[str, Any]) -> str:
+    """Write the share outside the network: as clocked, or by what the calls alone take."""
+    return _share(each.get("outside_fraction") if each["overhead_fraction"] is None else each["overhead_fraction"])
+
+
+def _share(fraction: float | None, digits: int = 1) -> str:
+    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def stages_table(results: dict[str, Any]) -> Sheet:
     """Lay out where a plan's time goes as a table for the terminal."""
-    table = Table(title="where a plan's time goes, ms")
-    table.add_column("sampler on backend")
-    for stage in STAGES:
-        table.add_column(stage, justify="right")
-    for each in results["samplers"]:
-        if each["stages_ms"]:
-            cells = (_ms(each["stages_ms"][stage]) for stage in STAGES)
-            table.add_row(f"{each['spec']} on {each['backend']}".replace(",", ",\n  "), *cells)
-    return table
+    known = [each for each in results["samplers"] if each["stages_ms"]]
+    stages = [Column(stage, tuple(_ms(each["stages_ms"][stage]) for each in known)) for stage in STAGES]
+    names = Column("sampler", tuple(map(shown_name, known)))
+    return Sheet("where a plan's time goes, ms", [names, *stages], headings=[_on(each) for each in known])
 
 
 def _latencies(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> str:
@@ -108,7 +126,7 @@ def _speedups(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> 
     axis.axhline(1, color="0.75", linewidth=1, zorder=0)
     styles = Styles(results["samplers"])
     plots.speedups(
-        axis, exact, lambda each: _label(each, plots.without_window(each["spec"])), "wall_clock_speedup", styles
+        axis, exact, lambda each: _label(each, name_at_any_window(each["spec"])), "wall_clock_speedup", styles
     )
     sequential = reference_of(results)
     axis.set(xlabel=f"window θ ({sequential}: 1)", ylabel=f"speedup over {sequential} on the best backend")
@@ -123,14 +141,18 @@ BENCH_PLOTS: tuple[tuple[str, str, Drawer], ...] = (
 """Name, title, and what draws it."""
 
 
-def _label(each: dict[str, Any], spec: str) -> str:
-    return f"{spec} on {each['backend']}"
+def _label(each: dict[str, Any], name: str) -> str:
+    return f"{name} {_on(each)}"
+
+
+def _on(each: dict[str, Any]) -> str:
+    return f"on {each['backend']}"
 
 
 def _ms(value: float | None) -> str:
     """Write milliseconds with three digits, or more before the point."""
-    return "–" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return NOTHING if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{value:.2f}"

@@ -9,7 +9,8 @@ from typing import Any
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import RunError
 from asd_policy.evaluation.comparison import load_run
-from asd_policy.evaluation.reports import page_plots, plots, report
+from asd_policy.evaluation.reports import page_plots, plots, report, verdicts
+from asd_policy.evaluation.reports.names import reference_of, short_name, shown_name
 from asd_policy.evaluation.reports.page_plots import Results
 from asd_policy.evaluation.reports.video import SIDE_BY_SIDE
 from asd_policy.evaluation.rollout.episodes import Episode
@@ -57,8 +58,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     import jinja2
 
     best = fastest_exact(results)
-    verdict = best and best["equivalence"]
-    clocked, sequential = report.is_clocked(results), report.reference_of(results)
+    clocked, sequential = report.is_clocked(results), reference_of(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asd_policy.evaluation.reports"),
         autoescape=True,
@@ -68,9 +68,11 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
     return environment.get_template(PAGE).render(
         results=results,
         best=best,
-        verdict=report.equivalence_text(verdict, best["episodes"]) if best and verdict else None,
+        name=shown_name,
+        short=short_name,
+        verdict=verdicts.headline_verdict(best, sequential) if best and best["equivalence"] else None,
         reference=next((each for each in results["samplers"] if each["spec"] == sequential), None),
-        sequential=sequential,
+        sequential_name=short_name(sequential),
         complete=results.get("complete", not results.get("interrupted")),
         failures=[episode for episode in episodes if episode.error is not None],
         shown_failures=_SHOWN_FAILURES,
@@ -81,7 +83,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         timing_rows=[report.timing_row(each) for each in results["samplers"]] if clocked else [],
         other_rate=report.other_rate(results) if clocked else None,
         choices=[*report.choices(results), *report.cuts(results), *report.encodings(results)],
-        verdicts=report.equivalence_lines(results),
+        verdicts=verdicts.equivalence_lines(results),
         sizes=report.sample_sizes(results),
         video=video,
         beside=", ".join(shown_beside(results).values()),
@@ -95,7 +97,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
 
 def fastest_exact(results: Results) -> Results | None:
     """Find the exact sampler, the sequential one aside, with the highest speedup: by the clock, else in rounds."""
-    sequential = report.reference_of(results)
+    sequential = reference_of(results)
     exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != sequential and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.evaluation.reports import plots, report
+from asd_policy.evaluation.reports import names, plots, report
 from asd_policy.evaluation.reports.plots import Drawer, LeftOut, Styles
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.policy.plan import PlanRecord
@@ -286,7 +286,7 @@ def _plans(episodes: Episodes) -> list[tuple[str, PlanRecord]]:
 
 
 def _without_window(each: dict[str, Any]) -> str:
-    return plots.without_window(each["spec"])
+    return names.name_at_any_window(each["spec"])
 
 
 _PLOTS: tuple[tuple[str, str, Drawer], ...] = (

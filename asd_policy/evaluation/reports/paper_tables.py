@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asd_policy.errors import printable
-from asd_policy.evaluation.reports.report import is_clocked, reference_of, shown_name
+from asd_policy.evaluation.reports.names import reference_of, shown_name
+from asd_policy.evaluation.reports.report import is_clocked
 
 Row = dict[str, Any]
 """A sampler of results.json."""

@@ -1,7 +1,6 @@
 """How plots look, and those that `bench` and `eval` share: matplotlib's figures, small, the same for the same data."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -185,11 +184,6 @@ def thinned(values: Sequence[int]) -> list[int]:
         if math.log(kept[-1] / value) >= gap:
             kept.append(value)
     return kept[::-1]
-
-
-def without_window(spec: str) -> str:
-    """Remove the window from a spec."""
-    return re.sub(r"window=\w+,?", "", spec).rstrip(":")
 
 
 def plain_numbers(axis: Any, write: Callable[[float, int], str], subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:

@@ -1,7 +1,7 @@
 """Results as tables in the terminal and in Markdown, and the record of what ran."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
-from asd_policy.evaluation.equivalence import pairs_needed
+from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
+from asd_policy.evaluation.reports.names import reference_of, shown_name
+from asd_policy.evaluation.reports.verdicts import verdict_line
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.recording import launcher_of
 from asd_policy.policy.law import CHECKPOINT, TRAINED
@@ -24,9 +26,8 @@ from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
 
-_NO_POWER = 0.005  # is 0 %
-COLUMNS = ("sampler", "success % [95 %]", "return [95 %]", "mode entropy", "rounds", "nfe", "algorithmic speedup",
-           "latency p50 / p95 / p99 ms", "wall-clock speedup", "overhead")  # fmt: skip
+Cell = Callable[[dict[str, Any]], str]
+"""Writes a cell of a sampler of results.json."""
 
 
 def git_commit() -> str | None:
@@ -93,11 +94,6 @@ def engine_of(device: Device, denoiser: Denoiser) -> str:
     return "triton" if launcher_of(denoiser) is not None and launches(device) else "arrays"
 
 
-def reference_of(results: dict[str, Any]) -> str:
-    """Find the spec of the sequential sampler that a results.json object compares the others with."""
-    return results.get("reference", "ddpm")
-
-
 def laws_of(results: dict[str, Any]) -> list[str]:
     """Say which law ran, in each thing in which a checkpoint may have two."""
     said, sequential = [], reference_of(results)
@@ -115,38 +111,58 @@ def caption(results: dict[str, Any]) -> str:
     return "; ".join((results["device"], *laws_of(results)))
 
 
-def shown_name(result: dict[str, Any]) -> str:
-    """Name a sampler of results.json in tables and plots: its spec, marked where it is approximate."""
-    return result["spec"] + ("" if result["exact"] else " (approximate)")
+def _percent(value: float, digits: int = 0) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return NOTHING if value is None else form.format(value)
+
+
+def _success(result: dict[str, Any]) -> str:
+    low, high = result["success_ci95"]
+    return f"{_percent(result['success_rate'])} [{_percent(low)}, {_percent(high)}]"
+
+
+def _share(value: float | None, digits: int = 0) -> str:
+    return NOTHING if value is None else f"{_percent(value, digits)} %"
+
+
+def _milliseconds(key: str) -> Cell:
+    return lambda result: NOTHING if result["latency_ms"] is None else f"{result['latency_ms'][key]:.0f}"
+
+
+def _number(key: str, form: str) -> Cell:
+    return lambda result: _optional(result[key], form)
+
+
+_CELLS: tuple[tuple[str, Cell, int], ...] = (
+    ("sampler", shown_name, 0),
+    ("success % [95 %]", _success, 0),
+    ("wall-clock speedup", _number("wall_clock_speedup", "{:.2f}×"), 0),
+    ("mean ms", _milliseconds("mean"), 0),
+    ("p50 ms", _milliseconds("p50"), 7),
+    ("p95 ms", _milliseconds("p95"), 8),
+    ("p99 ms", _milliseconds("p99"), 4),
+    ("rounds", _number("rounds_mean", "{:.1f}"), 0),
+    ("algorithmic speedup", _number("algorithmic_speedup", "{:.1f}×"), 6),
+    ("nfe", _number("nfe_mean", "{:.0f}"), 1),
+    ("return [95 %]", lambda result: _interval(result["return_mean"], result["return_ci95"]), 5),
+    ("mode entropy", _number("mode_entropy", "{:.2f}"), 3),
+    ("overhead", lambda result: _share(result["overhead_fraction"], 1), 2),
+)
+"""Name of a column, what it says of a sampler, and when it leaves a narrow terminal, see `Column.leaves`."""
+COLUMNS = tuple(name for name, _, _ in _CELLS)
 
 
 def row(result: dict[str, Any]) -> tuple[str, ...]:
     """Write the cells of one sampler of results.json, in the order of `COLUMNS`."""
-    low, high = result["success_ci95"]
-    latency = result["latency_ms"]
-    if latency is None:  # no episode came to a plan
-        costs = ("–",) * 6
-    else:
-        costs = (
-            f"{result['rounds_mean']:.1f}",
-            f"{result['nfe_mean']:.0f}",
-            f"{result['algorithmic_speedup']:.1f}×",
-            f"{latency['p50']:.0f} / {latency['p95']:.0f} / {latency['p99']:.0f}",
-            "–" if result["wall_clock_speedup"] is None else f"{result['wall_clock_speedup']:.2f}×",
-            "–" if result["overhead_fraction"] is None else f"{100 * result['overhead_fraction']:.1f} %",
-        )
-    return (
-        shown_name(result),
-        f"{100 * result['success_rate']:.0f} [{100 * low:.0f}, {100 * high:.0f}]",
-        _interval(result["return_mean"], result["return_ci95"]),
-        "–" if result["mode_entropy"] is None else f"{result['mode_entropy']:.2f}",
-        *costs,
-    )
+    return tuple(cell(result) for _, cell, _ in _CELLS)
 
 
 def _interval(mean: float | None, ends: Sequence[float] | None) -> str:
     if mean is None:
-        return "–"
+        return NOTHING
     return f"{mean:.3g}" + ("" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]")
 
 
@@ -161,54 +177,55 @@ def sample_sizes(results: dict[str, Any]) -> str:
     return f"{span(episodes)} episodes and {span(plans)} plans for each sampler"
 
 
-def table(results: dict[str, Any]) -> "Table":
+def table(results: dict[str, Any]) -> Sheet:
     """Lay out a results.json object as a table for the terminal."""
-    from rich.table import Table
-
     title = f"{results['env']}, seed {results['seed']}: {sample_sizes(results)}"
-    rich_table = Table(title=title, caption=caption(results))
-    for column in COLUMNS:
-        first = column == "sampler"
-        rich_table.add_column(column, justify="left" if first else "right", no_wrap=first)
-    for result in results["samplers"]:
-        name, *cells = row(result)
-        rich_table.add_row(name.replace(",", ",\n  "), *cells)
-    return rich_table
+    return Sheet(title, _columns(_CELLS, results["samplers"]), caption(results))
 
 
-TIMING_COLUMNS = ("sampler", "latency counted p50 / p95 ms", "delay steps", "stale steps", "missed deadlines",
-                  "control Hz", "jitter ms", "seam")  # fmt: skip
+def _columns(cells: Sequence[tuple[str, Cell, int]], samplers: Sequence[dict[str, Any]]) -> list[Column]:
+    return [Column(name, tuple(map(cell, samplers)), leaves) for name, cell, leaves in cells]
+
+
+def _timing(key: str, form: str) -> Cell:
+    """Write what became of a sampler in real time; nothing where no episode came to its end."""
+    return lambda result: NOTHING if result["timing"] is None else _optional(result["timing"][key], form)
+
+
+def _timing_share(key: str) -> Cell:
+    return lambda result: NOTHING if result["timing"] is None else _share(result["timing"][key])
+
+
+def _counted(key: str) -> Cell:
+    def cell(result: dict[str, Any]) -> str:
+        counted = result["timing"] and result["timing"]["counted_latency_ms"]
+        return f"{counted[key]:.0f}" if counted else NOTHING
+
+    return cell
+
+
+_TIMING_CELLS: tuple[tuple[str, Cell, int], ...] = (
+    ("sampler", shown_name, 0),
+    ("counted p50 ms", _counted("p50"), 3),
+    ("counted p95 ms", _counted("p95"), 0),
+    ("delay steps", _timing("delay_steps_mean", "{:.1f}"), 0),
+    ("stale steps", _timing_share("stale_fraction"), 0),
+    ("missed deadlines", _timing_share("missed_fraction"), 0),
+    ("control Hz", _timing("control_frequency_hz", "{:.1f}"), 0),
+    ("jitter ms", _timing("jitter_ms", "{:.0f}"), 2),
+    ("seam", _timing("seam_mean", "{:.3f}"), 1),
+)
+TIMING_COLUMNS = tuple(name for name, _, _ in _TIMING_CELLS)
 
 
 def timing_row(result: dict[str, Any]) -> tuple[str, ...]:
     """Write the cells of one sampler of results.json that ran by a clock, in the order of `TIMING_COLUMNS`."""
-    name, timing = shown_name(result), result["timing"]
-    if timing is None:  # no episode came to its end
-        return (name, *("–",) * (len(TIMING_COLUMNS) - 1))
-    latency, delay = timing["counted_latency_ms"], timing["delay_steps_mean"]
-    return (
-        name,
-        "–" if latency is None else f"{latency['p50']:.0f} / {latency['p95']:.0f}",
-        "–" if delay is None else f"{delay:.1f}",
-        f"{100 * timing['stale_fraction']:.0f} %",
-        "–" if timing["missed_fraction"] is None else f"{100 * timing['missed_fraction']:.0f} %",
-        f"{timing['control_frequency_hz']:.1f}",
-        "–" if timing["jitter_ms"] is None else f"{timing['jitter_ms']:.0f}",
-        "–" if timing["seam_mean"] is None else f"{timing['seam_mean']:.3f}",
-    )
+    return tuple(cell(result) for _, cell, _ in _TIMING_CELLS)
 
 
-def timing_table(results: dict[str, Any]) -> "Table":
+def timing_table(results: dict[str, Any]) -> Sheet:
     """Lay out delays and deadlines of a run by a clock, a results.json object, as a table for the terminal."""
-    from rich.table import Table
-
-    rich_table = Table(title=clock_title(results))
-    for column in TIMING_COLUMNS:
-        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
-    for result in results["samplers"]:
-        name, *cells = timing_row(result)
-        rich_table.add_row(name.replace(",", ",\n  "), *cells)
-    return rich_table
+    return Sheet(clock_title(results), _columns(_TIMING_CELLS, results["samplers"]))
 
 
 def is_clocked(results: dict[str, Any]) -> bool:
@@ -236,7 +253,7 @@ def other_rate(results: dict[str, Any]) -> str | None:
 def choices(results: dict[str, Any]) -> list[str]:
     """Write a line for each sampler of results.json that had settings to choose: what it ran as."""
     return [
-        f"{result['spec']} ran as {result['ran']}"
+        f"{shown_name(result)} ran as {result['ran']}"
         for result in results["samplers"]
         if result.get("ran", result["spec"]) != result["spec"]
     ]
@@ -245,8 +262,8 @@ def choices(results: dict[str, Any]) -> list[str]:
 def cuts(results: dict[str, Any]) -> list[str]:
     """Write a line for each sampler of results.json with plans that a deadline cut: how many."""
     return [
-        f"{result['spec']}: {result['cut_plans']} of {result['plans']} plans cut at {results['deadline_ms']:g} ms and "
-        f"finished by {results['fallback']} (approximate)"
+        f"{shown_name(result)}: {result['cut_plans']} of {result['plans']} plans cut at {results['deadline_ms']:g} ms "
+        f"and finished by {results['fallback']} (approximate)"
         for result in results["samplers"]
         if result.get("cut_plans")
     ]
@@ -255,7 +272,7 @@ def cuts(results: dict[str, Any]) -> list[str]:
 def encodings(results: dict[str, Any]) -> list[str]:
     """Write one line on what networks that encode observations take of a plan; none for policies of vectors alone."""
     shares = [
-        f"{result['spec']} {result['encode_ms']:.0f} ms ({100 * result['encode_fraction']:.0f} %)"
+        f"{shown_name(result)} {result['encode_ms']:.0f} ms ({100 * result['encode_fraction']:.0f} %)"
         for result in results["samplers"]
         if result.get("encode_ms") is not None
     ]
@@ -264,76 +281,31 @@ def encodings(results: dict[str, Any]) -> list[str]:
 
 def remarks(results: dict[str, Any]) -> list[str]:
     """Write the lines under the table of an evaluation."""
-    return [*choices(results), *cuts(results), *encodings(results), *equivalence_lines(results)]
+    verdict = verdict_line(results)
+    return [*choices(results), *cuts(results), *encodings(results), *([] if verdict is None else [verdict])]
 
 
-def equivalence_lines(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler that was compared with the sequential one: whether its success is equivalent.
-
-    Samplers for which so few episodes could not have shown it share one line.
-    """
-    lines, hopeless = [], []
-    for result in results["samplers"]:
-        verdict = result["equivalence"]
-        if verdict is None:
-            continue
-        if not verdict["equivalent"] and verdict["power"] is not None and verdict["power"] < _NO_POWER:
-            hopeless.append(result)
-        else:
-            lines.append(f"{result['spec']}: {equivalence_text(verdict, result['episodes'])}")
-    return lines + ([_too_few(hopeless, reference_of(results))] if hopeless else [])
-
-
-def _too_few(hopeless: Sequence[dict[str, Any]], reference: str) -> str:
-    """Say that so many episodes cannot show equivalence, and how many can, for all of these samplers."""
-    episodes = max(result["episodes"] for result in hopeless)
-    verdicts = [result["equivalence"] for result in hopeless]
-    margin = verdicts[0]["margin"]
-    # Older results have no discordance; where no pair differs, it is this.
-    discordance = max(verdict.get("discordance") or 1 / (episodes + 2) for verdict in verdicts)
-    needed = pairs_needed(discordance, margin)
-    enough = "more than can be counted are needed" if needed is None else f"about {needed} can"
-    return f"{episodes} episodes cannot show that success is {reference}'s within {100 * margin:g} points: {enough}"
-
-
-def equivalence_text(verdict: dict[str, Any], episodes: int) -> str:
-    """Put a test of equivalence into words: over how many episodes and, where it is not shown, with what power."""
-    within = f"within {100 * verdict['margin']:g} points"
-    p_value = f"p = {verdict['p_value']:.2g}, {episodes} episodes"
-    if verdict["equivalent"]:
-        return f"success equivalent {within} ({p_value})"
-    power = verdict["power"]
-    chance = "" if power is None else f"; of equal rates it would be with a probability of {100 * power:.0f} %"
-    return f"success not shown to be equivalent {within} ({p_value}{chance})"
-
-
-def comparison_table(results: dict[str, Any]) -> "Table":
+def comparison_table(results: dict[str, Any]) -> Sheet:
     """Lay out what `asd-policy compare` found as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
     how = "episodes paired" if results["paired"] else f"episodes not paired: {results['why_unpaired']}"
-    rich_table = Table(
-        title=Text(printable(f"{results['env']}: {results['second']} against {results['first']}")),
-        caption=Text(printable(f"second minus first, second / first; 95 % intervals; {how}")),
+    cells: tuple[tuple[str, Cell, int], ...] = (
+        ("sampler", shown_name, 0),
+        ("episodes", lambda result: " / ".join(map(str, dict.fromkeys(result["episodes"]))), 1),
+        ("success, points", lambda result: _estimate(result["success_difference"], "{:+.1f}", 100), 0),
+        ("return", lambda result: _estimate(result["return_difference"], "{:+.3g}"), 2),
+        ("rounds per plan", lambda result: _estimate(result["rounds_ratio"], "{:.2f}×"), 0),
+        ("latency per plan", lambda result: _estimate(result["latency_ratio"], "{:.2f}×"), 0),
     )
-    for column in ("sampler", "episodes", "success, points", "return", "rounds per plan", "latency per plan"):
-        rich_table.add_column(column, justify="left" if column == "sampler" else "right")
-    for result in results["samplers"]:
-        rich_table.add_row(
-            result["spec"].replace(",", ",\n  "),
-            " / ".join(map(str, dict.fromkeys(result["episodes"]))),
-            _estimate(result["success_difference"], "{:+.1f}", 100),
-            _estimate(result["return_difference"], "{:+.3g}"),
-            _estimate(result["rounds_ratio"], "{:.2f}×"),
-            _estimate(result["latency_ratio"], "{:.2f}×"),
-        )
-    return rich_table
+    return Sheet(
+        printable(f"{results['env']}: {results['second']} against {results['first']}"),
+        _columns(cells, results["samplers"]),
+        printable(f"second minus first, second / first; 95 % intervals; {how}"),
+    )
 
 
 def _estimate(value: dict[str, Any] | None, form: str, scale: float = 1) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     mean = form.format(scale * value["mean"])
     if value["ci95"] is None:
         return mean
@@ -348,8 +320,7 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     for results in all_results:
         for index, result in enumerate(results["samplers"]):
             task = f"`{results['env']}`" if index == 0 else ""
-            spec, *cells = row(result)
-            lines.append("| " + " | ".join((task, f"`{spec}`", *cells)) + " |")
+            lines.append("| " + " | ".join((task, *row(result))) + " |")
     first = all_results[0]
     ran = f"{first['device']}; torch {first['torch']}, {first['backend']}, {first['dtype']}; seed {first['seed']}"
     counts = "; ".join(f"`{results['env']}` {sample_sizes(results)}" for results in all_results)
@@ -360,26 +331,24 @@ def markdown(all_results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_table(results: dict[str, Any]) -> "Table":
+def tuning_table(results: dict[str, Any]) -> Sheet:
     """Lay out the results.json object of `tune` as a table for the terminal."""
-    from rich.table import Table
-
-    title = f"{results['policy']}: {results['plans']} plans learned from"
-    rich_table = Table(title=title, caption=f"≈ expected, not tried; {caption(results)}")
-    best = {each: results[each] for each in ("backend", "window")}
     pair = results["sampler"].partition(",")[2]
-    for column in ("backend", "θ", "draft, coupling", "call ms", "plan ms", "against sequential"):
-        rich_table.add_column(column, justify="left" if column in ("backend", "draft, coupling") else "right")
     sequential = {name: _least(results, name) for name in ("plan_ms", "expected_plan_ms")}
+    rows, headings, styles = [], [], []
     for each in sorted(results["settings"], key=lambda each: (each["backend"], each["window"])):
         tried, own = each["plan_ms"] is not None, f"draft={each['draft']},verify={each['verify']}" == pair
         if tried or own:
             name, about = ("plan_ms", "") if tried else ("expected_plan_ms", "≈ ")
             cells = f"{each['call_ms']:.2f}", f"{about}{each[name]:.1f}", f"{about}{sequential[name] / each[name]:.2f}×"
-            style = "bold" if tried and own and best.items() <= each.items() else None
-            names = each["backend"].partition(":")[0], str(each["window"]), f"{each['draft']}, {each['verify']}"
-            rich_table.add_row(*names, *cells, style=style)
-    return rich_table
+            rows.append((f"θ={each['window']} {each['draft']} {each['verify']}", *cells))
+            headings.append(f"on {each['backend']}")
+            best = all(results[key] == each[key] for key in ("backend", "window"))
+            styles.append("bold" if tried and own and best else "")
+    names = "setting", "call ms", "plan ms", "against sequential"
+    columns = [Column(name, tuple(cells)) for name, cells in zip(names, zip(*rows, strict=True), strict=True)]
+    title = f"{results['policy']}: {results['plans']} plans learned from"
+    return Sheet(title, columns, f"≈ expected, not tried; {caption(results)}", headings, styles)
 
 
 def _least(results: dict[str, Any], name: str) -> float:
@@ -387,25 +356,27 @@ def _least(results: dict[str, Any], name: str) -> float:
     return min(each[name] for each in results["settings"] if each["window"] == 1 and each[name] is not None)
 
 
-def verification_table(results: dict[str, Any]) -> "Table":
+def verification_table(results: dict[str, Any]) -> Sheet:
     """Lay out the results.json object of `verify` as a table for the terminal."""
-    from rich.table import Table
-
-    rich_table = Table(
-        title=f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
+    checks = results["checks"]
+    found = [
+        ", ".join(f"{_words(effect)} {value:.3g}" for effect, value in check["effects"].items()) for check in checks
+    ]
+    detectable = [results["detectable"].get(check["name"], {}) for check in checks]
+    seen = [", ".join(f"{_words(effect)} {_powers(each)}" for effect, each in powers.items()) for powers in detectable]
+    return Sheet(
+        f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
         f"observations ({results['observations_from']}), seed {results['seed']}",
-        caption=caption(results),
+        [
+            Column("test", tuple(check["name"] for check in checks), text=True),
+            Column("of", tuple(check["of"] for check in checks), text=True),
+            Column("p-value", tuple(f"{check['p_value']:.2g}" for check in checks)),
+            Column("found", tuple(found), text=True),
+            Column("would be found (power 80 / 90 %)", tuple(seen), text=True),
+        ],
+        caption(results),
+        styles=["bold red" if check["p_value"] <= results["level"] else "" for check in checks],
     )
-    for column in ("test", "of", "p-value", "found", "would be found (power 80 / 90 %)"):
-        rich_table.add_column(column, justify="right" if column == "p-value" else "left")
-    for check in results["checks"]:
-        name = check["name"]
-        found = ", ".join(f"{_words(effect)} {value:.3g}" for effect, value in check["effects"].items())
-        detectable = results["detectable"].get(name, {})
-        seen = ", ".join(f"{_words(effect)} {_powers(powers)}" for effect, powers in detectable.items())
-        bold = "bold red" if check["p_value"] <= results["level"] else None
-        rich_table.add_row(name, check["of"], f"{check['p_value']:.2g}", found, seen, style=bold)
-    return rich_table
 
 
 def verdict(results: dict[str, Any]) -> str:

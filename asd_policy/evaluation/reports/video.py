@@ -134,10 +134,9 @@ def side_by_side(films: Sequence[Film], path: Path) -> None:
         with writing(path, _REAL_TIME_FPS) as write:
             for moment in zip_longest(*parts):
                 shown = [last if new is None else new for last, new in zip(shown, moment, strict=True)]
-                both = np.hstack(shown)
-                write(both)
+                write(np.hstack(shown))
             for _ in range(round(_HOLD * _REAL_TIME_FPS)):
-                write(both)
+                write(np.hstack(shown))
 
 
 def _in_real_time(film: Film) -> Generator[Frame, None, None]:

@@ -33,12 +33,12 @@ def words(html: str) -> str:
 def test_what_it_says() -> None:
     html = words(page.build(results(), episodes()))
     for said in (
-        "<wbr>verify=block</code> succeeded in <strong>75 %</strong> [41, 93] of 8 episodes",
-        "sequential <code>ddpm</code> in <strong>75 %</strong> [41, 93] of 8 on the same seeds",
-        "<strong>5.00×</strong> as fast", "<strong>12.5×</strong> fewer rounds",
-        "Against <code>ddpm</code>: success equivalent within 10 points (p = 0.012, 8 episodes).",
-        "<li>ddim:10: success equivalent within 10 points (p = 0.012, 8 episodes)</li>",
-        "1 failed episode<", "Not drawn: ddpm: always 100, ddim:10 (approximate): always 10.",
+        "<strong>asd θ=32</strong> planned <strong>5.00×</strong> as fast as <strong>ddpm</strong> on this machine, in "
+        "<strong>12.5×</strong> fewer sequential calls of the network. It succeeded in <strong>75 %</strong> [41, 93] "
+        "of 8 episodes, ddpm in <strong>75 %</strong> [41, 93] of 8 on the same seeds. Its success is ddpm&#39;s "
+        "within 10 points (p = 0.012).",
+        "<li>ddim-10 ≈: success equivalent within 10 points (p = 0.012, 8 episodes)</li>",
+        "1 failed episode<", "Not drawn: ddpm: always 100, ddim-10 ≈: always 10.",
         "Up to 2 plans were made together", "asd_policy 0.1.0, commit 0123456789abcdef; torch 2.13.0",
         "812 environment steps, 2.31 episodes", "75 [41, 93]", "12.5×",
     ):  # fmt: skip
@@ -61,12 +61,12 @@ def test_what_it_says_of_a_clock() -> None:
     html = words(page.build(results(*samplers, **clock, continuity="soft"), episodes()))
     section = html.partition("<h2>In real time</h2>")[2].partition("</section>")[0]
     for said in (
-        "clock async, 50 Hz, latency runs/$a$.txt, continuity soft", "120 / 187", "<td>6.5</td>", "<td>12 %</td>",
-        "<td>33 %</td>", "<td>43.8</td>", "<td>21</td>", "<td>0.062</td>",
+        "clock async, 50 Hz, latency runs/$a$.txt, continuity soft", "<td>120</td><td>187</td><td>6.5</td>",
+        "<td>12 %</td>", "<td>33 %</td>", "<td>43.8</td>", "<td>21</td>", "<td>0.062</td>",
         "asd/Avoid-v0 runs at 20 Hz, the clock at 50 Hz: a delay costs 2.5 times the steps",
     ):  # fmt: skip
         assert said in section, said
-    assert section.count("<td>–</td>") == 7
+    assert section.count("<td>–</td>") == 8
     assert html.count("<svg") == len(PLOTS) + 1
     assert "--clock async \\ --hz 50.0 \\ --latency &#39;runs/$a$.txt&#39; \\ --continuity soft" in html
     waiting = page.build(results(*(sampler(spec, timing=None) for spec in SPECS), **clock, continuity="none"), [])
@@ -95,25 +95,41 @@ def test_the_command_is_the_run() -> None:
     ("record", "done", "said"),
     [
         (results(complete=False), episodes(), "The run was interrupted"),
-        (results(sampler("asd:window=8")), [], "which was not measured: there is nothing to compare"),
-        (results(sampler("ddpm"), sampler("ddim:10")), [], "No exact sampler but <code>ddpm</code> was measured"),
+        (results(sampler("asd:window=8")), [], "ddpm was not measured: there is nothing to compare"),
+        (results(sampler("ddpm"), sampler("ddim:10")), [], "No exact sampler but ddpm was measured"),
         (results(sampler("ddpm"), sampler("asd:window=8")), [], "Left out: only window 8 was measured"),
         (results(sampler("ddpm")), [], "Left out: no sampler with a window was measured"),
         (results(sampler("ddpm")), [], "Left out: it is drawn from episodes.jsonl, which has no plans here"),
         (results(sampler("ddpm")), [], "Left out: no sampler of this run verifies drafts"),
         (results(sampler("ddpm")), episodes(("ddpm",)), "same number of rounds; ddpm: always 100"),
         (results(sampler("ddpm", modes={}, mode_entropy=None)), [], "Left out: the environment reports no modes"),
-        (results(sampler("ddpm"), sampler("asd:window=8", plans=0)), [], "No exact sampler but <code>ddpm</code> was"),
+        (results(sampler("ddpm"), sampler("asd:window=8", plans=0)), [], "No exact sampler but ddpm was"),
     ],
 )
 def test_what_is_missing_is_said(record: Results, done: list[Episode], said: str) -> None:
     assert said in words(page.build(record, done))
 
 
-def test_a_verdict_that_was_not_reached() -> None:
-    open_verdict = {"margin": 0.05, "p_value": 0.31, "equivalent": False, "power": 0.42}
-    html = words(page.build(results(sampler("ddpm"), sampler("asd:window=8", equivalence=open_verdict)), []))
-    assert "success not shown to be equivalent within 5 points (p = 0.31, 8 episodes; of equal rates" in html
+@pytest.mark.parametrize(
+    ("power", "discordance", "said"),
+    [
+        (0.42, 0.1, "8 episodes do not show that its success is ddpm&#39;s within 5 points (p = 0.31, about 375 can)."),
+        (0.0, 0.1, "8 episodes cannot show that success is ddpm&#39;s within 5 points: about 375 can."),
+    ],
+)
+def test_a_verdict_that_was_not_reached(power: float, discordance: float, said: str) -> None:
+    """The headline says how many episodes it takes."""
+    verdict = {"margin": 0.05, "p_value": 0.31, "equivalent": False, "power": power, "discordance": discordance}
+    html = words(page.build(results(sampler("ddpm"), sampler("asd:window=8", equivalence=verdict)), []))
+    assert said in html.partition('id="headline"')[2].partition("</p>")[0]
+
+
+def test_every_name_is_short() -> None:
+    """But for the command line, which repeats the run."""
+    html = page.build(results(), episodes())
+    beside = html.partition('<pre id="command">')
+    assert "draft=" not in beside[0] and "draft=response" in beside[2]
+    assert html.count("paper&#39;s asd θ=8") + html.count("paper's asd θ=8") >= 5
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "algorithmic_speedup": 5.01,
         "wall_clock_speedup": 2.514,
         "overhead_fraction": 0.1034,
-        "latency_ms": {"p50": 101.6, "p95": 140.2, "p99": 158.0},
+        "latency_ms": {"mean": 111.7, "p50": 101.6, "p95": 140.2, "p99": 158.0},
     }
     unknown = {**sampler, "spec": "ddim:10", "exact": False, "plans": 97, "mode_entropy": None}
     return {
@@ -48,29 +48,54 @@ def results(**changes: Any) -> dict[str, Any]:
 def test_row() -> None:
     first, second = (report.row(sampler) for sampler in results()["samplers"])
     assert first == (
-        "asd:window=8,draft=frozen,verify=reflection", "95 [76, 99]", "0.95 [0.845, 1]", "2.71", "20.0", "116", "5.0×",
-        "102 / 140 / 158", "2.51×", "10.3 %",
+        "paper's asd θ=8", "95 [76, 99]", "2.51×", "112", "102", "140", "158", "20.0", "5.0×", "116", "0.95 [0.845, 1]",
+        "2.71", "10.3 %",
     )  # fmt: skip
-    assert second[0] == "ddim:10 (approximate)"
-    assert second[3] == second[8] == "–"
+    assert second[0] == "ddim-10 ≈"
+    assert dict(zip(report.COLUMNS, second, strict=True))["mode entropy"] == second[2] == "–"
     unknown = {"return_mean": None, "return_ci95": None}
-    assert report.row(results(**unknown)["samplers"][0])[2] == "–"
-    assert report.row(results(return_ci95=None)["samplers"][0])[2] == "0.95"
+    assert report.row(results(**unknown)["samplers"][0])[10] == "–"
+    assert report.row(results(return_ci95=None)["samplers"][0])[10] == "0.95"
 
 
-def test_terminal_table_holds_every_cell() -> None:
+def shown(width: int, **changes: Any) -> str:
     written = io.StringIO()
-    Console(width=140, file=written).print(report.table(results()))
-    text = written.getvalue()
-    for words in ("asd/Avoid-v0, seed 3: 20 episodes and 95 … 97 plans", "A CPU", "draft=frozen", "5.0×", "10.3 %"):
+    Console(width=width, file=written).print(report.table(results(**changes)))
+    assert max(map(len, written.getvalue().splitlines())) <= width
+    assert "…" not in written.getvalue().replace("95 … 97", "")
+    return written.getvalue()
+
+
+def test_a_wide_terminal_shows_every_cell() -> None:
+    text = shown(160)
+    for words in (
+        "asd/Avoid-v0, seed 3: 20 episodes and 95 … 97 plans",
+        "A CPU",
+        *report.row(results()["samplers"][0]),
+    ):
         assert words in text
+    assert "no room" not in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_shows_success_and_time_whole(width: int) -> None:
+    text = shown(width)
+    for words in ("paper's asd θ=8", "ddim-10 ≈", "95 [76, 99]", "2.51×", "112", "140", "20.0"):
+        assert words in text
+    assert "nfe" in text.partition("no room here for: ")[2]
+    assert "116" not in text
+
+
+def test_an_empty_column_goes_at_any_width() -> None:
+    assert "entropy" in shown(160)
+    assert "entropy" not in shown(160, mode_entropy=None)
 
 
 def test_markdown() -> None:
     lines = report.markdown([results(), results()]).splitlines()
     assert len({line.count("|") for line in lines[:6]}) == 1
-    assert lines[2].startswith("| `asd/Avoid-v0` | `asd:window=8")
-    assert lines[3].startswith("|  | `ddim:10 (approximate)`")
+    assert lines[2].startswith("| `asd/Avoid-v0` | paper's asd θ=8 |")
+    assert lines[3].startswith("|  | ddim-10 ≈ |")
     assert lines[-1].startswith("A CPU; torch 2.0, torch-eager, float32; seed 3; asd_policy 0.1.0 at 01234567; K = 100")
     assert "`asd/Avoid-v0` 20 episodes" in lines[-1]
 
@@ -79,22 +104,6 @@ def test_the_record_of_what_ran() -> None:
     assert "torch threads" in report.hardware(torch.device("cpu"))
     commit = report.git_commit()
     assert commit is None or len(commit) == 40
-
-
-def test_too_few_episodes_are_said_once() -> None:
-    """And how many would do for all, by the most that differ; what was shown, or could have been, has its own line."""
-
-    def sampler(spec: str, power: float, equivalent: bool = False, discordance: float = 1 / 17) -> dict[str, Any]:
-        verdict = {"margin": 0.1, "p_value": 0.2, "equivalent": equivalent, "power": power, "discordance": discordance}
-        return {"spec": spec, "episodes": 15, "equivalence": verdict}
-
-    few = [sampler("a", 0.0), sampler("b", 0.004, discordance=3 / 17), sampler("c", 0.0)]
-    line = "15 episodes cannot show that success is ddpm's within 10 points: about 164 can"
-    assert report.equivalence_lines({"samplers": few}) == [line]
-    lines = report.equivalence_lines({"samplers": [sampler("d", 0.3), *few, sampler("e", 0.0, True)]})
-    assert [each.partition(":")[0] for each in lines] == ["d", "e", line.partition(":")[0]]
-    del few[1]["equivalence"]["discordance"]  # as before
-    assert report.equivalence_lines({"samplers": few})[0].endswith("about 76 can")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +122,7 @@ def test_an_absolute_path_is_known_by_its_end(given: str, named: str, small_chec
 def test_encoding_is_a_line_where_networks_encode() -> None:
     assert report.encodings(results()) == []
     encoding = results(encode_ms=91.7, encode_fraction=0.684)
-    assert report.encodings(encoding) == [
-        "encoding takes of a plan: asd:window=8,draft=frozen,verify=reflection 92 ms (68 %)"
-    ]
+    assert report.encodings(encoding) == ["encoding takes of a plan: paper's asd θ=8 92 ms (68 %)"]
 
 
 def test_the_law_is_told_under_the_table() -> None:
