@@ -110,7 +110,7 @@ def record(
         for spec, pilot in pilots.items():
             path = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
             with _rendering(env_id), writing(path, fps) as write:
-                episode = run_episode(pilot, Filmed(env, spec, write, shapes or {}), 0, seed)
+                episode = run_episode(pilot, _Filmed(env, spec, write, shapes or {}), 0, seed)
             hz = pilot.clock.hz if isinstance(pilot, ClockedPilot) else fps
             films[spec] = Film.of(path, (beside or {}).get(spec, spec), episode, hz)
     written = [film.path for film in films.values()]
@@ -180,7 +180,7 @@ def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
     return frame
 
 
-class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose frames go into a video, under a title, the step, and the success."""
 
     def __init__(
@@ -191,14 +191,12 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._steps = 0
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, and film what it begins with."""
         observation, info = self.env.reset(**options)
         self._steps = 0
         self._show(observation, info)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step, and film what it leads to."""
         result = self.env.step(action)
         self._steps += 1
         self._show(result[0], result[-1])
