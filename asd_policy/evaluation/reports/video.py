@@ -1,6 +1,7 @@
 """Episodes as H.264 videos that browsers and phones play: one for each sampler, and some side by side in real time."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def check_video(env_id: str) -> None:
         EnvError: It takes no render mode or renders no frame, or imageio with ffmpeg is not installed.
     """
     ffmpeg()
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")  # its LLVM after that of Mesa's renderer ends the process
     with open_env(env_id, RENDER_MODE) as env, _rendering(env_id):
         env.reset(seed=0)
         _frame(env)

@@ -1,5 +1,7 @@
 """Videos: what browsers and phones play, labelled, and two beside each other."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from ctypes.util import find_library
@@ -149,3 +151,13 @@ def test_an_environment_that_cannot_be_rendered(small_checkpoint: Path, tmp_path
     planner = load_policy(small_checkpoint)
     with pytest.raises(EnvError, match="no environment 'asd/None-v0'"):
         video.record({"ddpm": planner}, "asd/None-v0", 0, tmp_path)
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_a_check_of_the_renderer_leaves_pytorch_s_compiler_usable() -> None:
+    """In a process of its own: Triton's LLVM, loaded after that of Mesa, ends one."""
+    pytest.importorskip("triton")
+    code = "from asd_policy.evaluation.reports import video; video.check_video('asd/Avoid-v0'); import torch._dynamo"
+    environment = os.environ | {"MUJOCO_GL": "egl"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-500:]
