@@ -30,7 +30,7 @@ from asd_policy.cli.common import (
 from asd_policy.errors import AsdError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, Contender, contenders
-from asd_policy.evaluation.reports import bench_report, report
+from asd_policy.evaluation.reports import bench_report, figures, report
 from asd_policy.evaluation.rollout.environments import check_fit, open_env
 from asd_policy.evaluation.rollout.journal import RESULTS
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
@@ -185,5 +185,8 @@ class BenchCommand:
         if importlib.util.find_spec("matplotlib") is None:
             console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
             return
-        for plot in bench_report.draw_bench_plots(results, self.out):
+        drawn = figures.draw_all(results, (), self.out, "svg")
+        for plot in drawn.files:
             console.print(f"plot: {plot}", soft_wrap=True)
+        for line in drawn.left_out:
+            console.print(line, soft_wrap=True)

@@ -25,7 +25,7 @@ from asd_policy.cli.tally import Tally
 from asd_policy.errors import AsdError, RunError, one_line
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.comparison import kept_episodes
-from asd_policy.evaluation.reports import names, page, report, video
+from asd_policy.evaluation.reports import page, report, video
 from asd_policy.evaluation.rollout.clocks import ControlClock, clock_record, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env, open_env, step_limit
 from asd_policy.evaluation.rollout.journal import RESULTS, Found, Journal
@@ -310,13 +310,10 @@ class EvalCommand(EvalOptions):
 
     def _write_page(self, console: Console, setup: Setup | None, results: dict[str, Any]) -> None:
         """Write the videos that are asked for, if the run is whole, and the page."""
-        best = page.fastest_exact(results)
         try:
             if self.video and setup is not None:
-                beside = best["spec"] if best else None
-                reference = names.reference_of(results)
                 shapes = next(iter(setup.planners.values())).observation_shapes
-                filmed = (self.env, self.seed, self.out, beside, self.max_steps, reference, shapes)
+                filmed = (self.env, self.seed, self.out, page.shown_beside(results), self.max_steps, shapes)
                 for path in video.record(setup.pilots, *filmed):
                     console.print(f"video: {path}", soft_wrap=True)
         finally:

@@ -207,6 +207,28 @@ class Run:
         return sorted((e for e in self.episodes if e.spec == spec and e.index < count), key=lambda e: e.index)
 
 
+def read_results(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Read the results.json of a command; return its path, and what is in it.
+
+    Args:
+        path: The file, or its folder.
+
+    Raises:
+        RunError: It is no results.json of `asd-policy`, or of another version.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text())
+        version, _ = results["version"], results["command"]
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RunError(f"{file} is no {RESULTS} of asd-policy") from None
+    if version != VERSION:
+        raise RunError(f"{file} has version {version!r}; version {VERSION} can be read")
+    return file, results
+
+
 def load_run(path: Path) -> Run:
     """Read what an evaluation left in its folder.
 
@@ -216,18 +238,9 @@ def load_run(path: Path) -> Run:
     Raises:
         RunError: It is no results.json of `asd-policy eval`, or of another version; or the journal is damaged.
     """
-    file = path / RESULTS if path.is_dir() else path
-    try:
-        results = json.loads(file.read_text())
-        version, command = results["version"], results["command"]
-    except OSError as error:
-        raise RunError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise RunError(f"{file} is no {RESULTS} of asd-policy") from None
-    if version != VERSION:
-        raise RunError(f"{file} has version {version!r}; version {VERSION} can be read")
-    if command != "eval":
-        raise RunError(f"{file} is of asd-policy {command}; those of asd-policy eval can be read")
+    file, results = read_results(path)
+    if results["command"] != "eval":
+        raise RunError(f"{file} is of asd-policy {results['command']}; those of asd-policy eval can be read")
     missing = [key for key in ("env", "seed", "episodes", "samplers") if key not in results]
     if missing:
         raise RunError(f"{file} is no {RESULTS} of asd-policy: it has no {missing[0]!r}")

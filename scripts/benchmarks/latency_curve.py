@@ -239,7 +239,7 @@ def draw(tasks: Sequence[Task], options: Options, points: Points, measure: str) 
             for axis, mode in zip(axes[:, column], PILOTS, strict=True):
                 for index, law in enumerate(laws):
                     label = "exact: ddpm, asd" if law == EXACT else law
-                    style = plots.mark(index) | {"label": label if column == 0 else None}
+                    style = plots.mark(index, law == EXACT) | {"label": label if column == 0 else None}
                     curve(axis, task, mode, law, options, points, measure, style)
                 axis.set(title=f"{task.env}, {mode}", xlabel="latency of a plan [ms]", ylabel=measure)
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -278,7 +278,6 @@ def curve(
     axis.plot(
         [ms for ms, _ in known],
         [point[mean] for _, point in known],
-        linestyle=plots.line_style(law == EXACT),
         **style,
     )
     for ms, point in known:

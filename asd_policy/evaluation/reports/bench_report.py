@@ -1,15 +1,16 @@
 """A benchmark's results as tables and plots: the ceiling, the plans against it, and where their time goes."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from asd_policy._common.clock import STAGES
-from asd_policy._common.files import atomic_file
 from asd_policy.evaluation.reports import plots
 from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
 from asd_policy.evaluation.reports.names import name_at_any_window, reference_of, shown_name
+from asd_policy.evaluation.reports.plots import Drawer, LeftOut, Styles
 from asd_policy.evaluation.reports.report import caption
+
+_LEGEND_NAME = 55  # [characters] of a name that leaves room for another beside it
 
 
 def ceiling_table(ceiling: dict[str, Any]) -> Sheet:
@@ -96,44 +97,39 @@ def stages_table(results: dict[str, Any]) -> Sheet:
     return Sheet("where a plan's time goes, ms", [names, *stages], headings=[_on(each) for each in known])
 
 
-def draw_bench_plots(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw the distribution of latencies, and speedup against window, as SVG files.
-
-    Args:
-        results: A results.json object of `bench`, with at least one plan of each contender.
-        folder: For latency.svg and speedup.svg.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    with plots.drawing() as pyplot:
-        figures = {
-            folder / "latency.svg": _latencies(pyplot, results["samplers"]),
-            folder / "speedup.svg": _speedups(pyplot, results),
-        }
-        for path, figure in figures.items():
-            with atomic_file(path) as temporary:
-                figure.savefig(temporary, format="svg", metadata={"Date": None})
-            pyplot.close(figure)
-    return list(figures)
+def _latencies(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> str:
+    samplers = results["samplers"]
+    names = [_label(each, shown_name(each)) for each in samplers]
+    columns = 2 if max(map(len, names)) <= _LEGEND_NAME else 1
+    height = 3.5 + 0.15 * -(-len(names) // columns)
+    figure, axis = pyplot.subplots(figsize=(8, height), layout="constrained")
+    timed = [(each, each["latencies_ms"]) for each in samplers]
+    plots.latencies(axis, timed, lambda each: _label(each, shown_name(each)), Styles(samplers))
+    figure.legend(fontsize=7, loc="outside lower center", ncols=columns)
+    return f"Share of the {results['plans']} plans each that took longer than a time: the lower left is the best."
 
 
-def _latencies(pyplot: Any, samplers: Sequence[dict[str, Any]]) -> Any:
-    figure, axis = pyplot.subplots(figsize=(8, 4.5 + 0.12 * len(samplers)), layout="constrained")
-    plots.latencies(axis, [(_label(each, shown_name(each)), each["exact"], each["latencies_ms"]) for each in samplers])
-    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _speedups(pyplot: Any, results: dict[str, Any]) -> Any:
-    figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
+def _speedups(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> str:
     exact = [each for each in results["samplers"] if each["exact"] and each["wall_clock_speedup"] is not None]
+    if not exact:
+        raise LeftOut("no exact sampler was measured beside the sequential one")
+    figure, axis = pyplot.subplots(figsize=(6, 5 + 0.18 * len(exact)), layout="constrained")
     axis.axhline(1, color="0.75", linewidth=1, zorder=0)
-    plots.speedups(axis, exact, lambda each: _label(each, name_at_any_window(each["spec"])), "wall_clock_speedup")
+    styles = Styles(results["samplers"])
+    plots.speedups(
+        axis, exact, lambda each: _label(each, name_at_any_window(each["spec"])), "wall_clock_speedup", styles
+    )
     sequential = reference_of(results)
     axis.set(xlabel=f"window θ ({sequential}: 1)", ylabel=f"speedup over {sequential} on the best backend")
     figure.legend(loc="outside lower center")
-    return figure
+    return f"Speedup over {sequential} on its fastest backend, with its 95 % interval, at each window."
+
+
+BENCH_PLOTS: tuple[tuple[str, str, Drawer], ...] = (
+    ("latency", "Latency of a plan", _latencies),
+    ("speedup", "Speedup against window", _speedups),
+)
+"""Name, title, and what draws it."""
 
 
 def _label(each: dict[str, Any], name: str) -> str:

@@ -87,6 +87,7 @@ def build(results: Results, episodes: Sequence[Episode], video: dict[str, Any] |
         verdicts=verdicts.equivalence_lines(results),
         sizes=report.sample_sizes(results),
         video=video,
+        beside=", ".join(shown_beside(results).values()),
         plots=page_plots.draw_page_plots(results, episodes),
         facts=_facts(results),
         command=_command(results),
@@ -100,6 +101,19 @@ def fastest_exact(results: Results) -> Results | None:
     sequential = reference_of(results)
     exact = [each for each in results["samplers"] if each["exact"] and each["spec"] != sequential and each["plans"]]
     return max(exact, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
+
+
+def shown_beside(results: Results) -> dict[str, str]:
+    """Choose the samplers of the side-by-side video, from left to right: specs, and their names.
+
+    They are the sequential one, the fastest of the others, and the fastest exact one; fewer where there are fewer.
+    """
+    best, sequential = fastest_exact(results), report.reference_of(results)
+    named = {each["spec"]: each for each in results["samplers"] if each["plans"]}
+    ends = [named[sequential]] if sequential in named else []
+    rest = [each for each in named.values() if each not in (*ends, best)]
+    other = max(rest, key=lambda each: each["wall_clock_speedup"] or each["algorithmic_speedup"], default=None)
+    return {each["spec"]: report.shown_name(each) for each in (*ends, other, best) if each is not None}
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

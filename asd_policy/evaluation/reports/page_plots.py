@@ -1,15 +1,16 @@
-"""The plots of an evaluation's page: each an SVG for the page itself, or the reason why there is none."""
+"""The plots of an evaluation, for its page each an SVG for the page itself, or the reason why there is none."""
 
 import io
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from asd_policy.evaluation.reports import names, plots, report
+from asd_policy.evaluation.reports.plots import Drawer, LeftOut, Styles
 from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.policy.plan import PlanRecord
 
@@ -18,11 +19,9 @@ Episodes = Sequence[Episode]
 
 _WIDTH = 4.3  # [in]: a column of a desk's screen, and about a phone's width, so that text is read at its own size
 _NAME = 24  # [characters] of a mode's name
+_MOST_MODES = 28  # that have room for a name each
+_OTHERS = "all others"
 _LEGEND_ROW = 0.18  # [in]
-
-
-class LeftOut(Exception):
-    """There is nothing to draw; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,19 @@ def draw_page_plots(results: Results, episodes: Episodes) -> list[Plot]:
         results: With at least one sampler.
         episodes: Those it sums up; empty where they were not kept.
     """
-    drawers = (*_PLOTS, *_CLOCKED_PLOTS) if report.is_clocked(results) else _PLOTS
-    return [_plot(name, title, drawer, results, episodes) for name, title, drawer in drawers]
+    return [_plot(name, title, drawer, results, episodes) for name, title, drawer in drawers(results)]
 
 
-def _plot(name: str, title: str, drawer: "_Drawer", results: Results, episodes: Episodes) -> Plot:
+def drawers(results: Results) -> tuple[tuple[str, str, Drawer], ...]:
+    """List the plots of a results.json object of `eval`: name, title, and what draws it."""
+    return (*_PLOTS, *_CLOCKED_PLOTS) if report.is_clocked(results) else _PLOTS
+
+
+def _plot(name: str, title: str, drawer: Drawer, results: Results, episodes: Episodes) -> Plot:
     try:
         with plots.drawing() as pyplot:
-            try:
-                caption = drawer(pyplot, results, episodes)
-                return Plot(name, title, caption, _svg(pyplot.gcf(), name))
-            finally:
-                pyplot.close("all")
+            caption = drawer(pyplot, results, episodes)
+            return Plot(name, title, caption, _svg(pyplot.gcf(), name))
     except ImportError:
         return Plot(name, title, "Not drawn: plots need matplotlib; pip install 'asd-policy[plots]'.", None)
     except LeftOut as reason:
@@ -80,12 +80,12 @@ def _svg(figure: Any, name: str) -> str:
 
 
 def _success(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    samplers = results["samplers"]
-    figure, axis = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.42 * len(samplers)), layout="constrained")
+    samplers, styles = results["samplers"], Styles(results["samplers"])
+    _, axis = pyplot.subplots(figsize=(_WIDTH, 0.6 + 0.42 * len(samplers)), layout="constrained")
     for index, each in enumerate(samplers):
         rate, (low, high) = (100 * np.array(each[key]) for key in ("success_rate", "success_ci95"))
-        style = plots.mark(index)
-        axis.hlines(index, low, high, color=style["color"], linestyle=plots.line_style(each["exact"]))
+        style = styles.mark(each)
+        axis.hlines(index, low, high, color=style["color"])
         axis.plot(rate, index, **style)
         axis.annotate(report.shown_name(each), (0, index - 0.22), fontsize=8)
         if each["spec"] == report.reference_of(results):
@@ -103,7 +103,8 @@ def _latency(pyplot: Any, results: Results, episodes: Episodes) -> str:
         seconds[spec].append(1e3 * plan.seconds)
     there = [each for each in results["samplers"] if each["spec"] in seconds]
     figure, axis = _axes(pyplot, len(there))
-    plots.latencies(axis, [(report.shown_name(each), each["exact"], seconds[each["spec"]]) for each in there])
+    timed = [(each, seconds[each["spec"]]) for each in there]
+    plots.latencies(axis, timed, report.shown_name, Styles(results["samplers"]))
     _legend(figure)
     batches = sorted({plan.batch for _, plan in _plans(episodes)})
     together = (
@@ -122,29 +123,32 @@ def _window(pyplot: Any, results: Results, episodes: Episodes) -> str:
     timed = [each for each in windowed if each["wall_clock_speedup"] is not None]
     figure, axis = _axes(pyplot, len({_without_window(each) for each in windowed}))
     axis.axhline(1, color=plots.FAINT, linewidth=1, zorder=0)
-    plots.speedups(axis, windowed, _without_window, "algorithmic_speedup", linestyle=":", fillstyle="none")
+    styles = Styles(results["samplers"])
+    plots.speedups(axis, windowed, _without_window, "algorithmic_speedup", styles, linestyle=":", fillstyle="none")
     if timed:
-        plots.speedups(axis, timed, _without_window, "wall_clock_speedup", label=None)
+        plots.speedups(axis, timed, _without_window, "wall_clock_speedup", styles, label=None)
     axis.set(xlabel="window θ [points per network call]", ylabel=f"speedup over {sequential} [×]", ylim=(0, None))
     _legend(figure)
     return (
         "Hollow, dotted: K over mean rounds, what calls on many points would give if they cost what calls on one do. "
-        "Filled, solid: by this machine's clock. Exact samplers alone; auto stands at the window it took most often."
+        "Filled, solid: by this machine's clock. Exact samplers alone. A ring is around the window that asd chose most "
+        "often."
     )
 
 
 def _acceptance(pyplot: Any, results: Results, episodes: Episodes) -> str:
     known = [
-        (index, each, np.array(each["acceptance_by_step"], dtype=float))
-        for index, each in enumerate(results["samplers"])
+        (each, np.array(each["acceptance_by_step"], dtype=float))
+        for each in results["samplers"]
         if each.get("acceptance_by_step") is not None
     ]
     if not known:
         raise LeftOut("no sampler of this run verifies drafts")
     figure, axis = _axes(pyplot, len(known))
-    for index, each, rates in known:
-        axis.plot(100 * rates, label=report.shown_name(each), markevery=0.12, **plots.mark(index))
-    steps = max(each["steps"] for _, each, _ in known)
+    styles = Styles(results["samplers"])
+    for each, rates in known:
+        axis.plot(100 * rates, label=report.shown_name(each), markevery=0.12, **styles.line(each))
+    steps = max(each["steps"] for each, _ in known)
     axis.set(xlim=(-1, steps), ylim=(0, 103), xlabel=f"step k of {steps} (0 is the noisiest)")
     axis.set_ylabel("drafts accepted [%]")
     _legend(figure)
@@ -158,23 +162,23 @@ def _rounds(pyplot: Any, results: Results, episodes: Episodes) -> str:
     for spec, plan in _plans(episodes):
         rounds[spec][plan.at].append(plan.rounds)
     constant, lines = [], []
-    for index, each in enumerate(results["samplers"]):
+    for each in results["samplers"]:
         by_step = rounds.get(each["spec"], {})
         met = {count for counts in by_step.values() for count in counts}
         if len(met) == 1:
             constant.append(f"{report.shown_name(each)}: always {met.pop()}")
         elif met:
-            lines.append((index, each, sorted(by_step.items())))
+            lines.append((each, sorted(by_step.items())))
     if not lines:
         raise LeftOut("every plan took the same number of rounds; " + ", ".join(constant))
     figure, axis = _axes(pyplot, len(lines))
-    for index, each, by_step in lines:
+    styles = Styles(results["samplers"])
+    for each, by_step in lines:
         at = [step for step, _ in by_step]
         low, high = np.transpose([np.percentile(counts, (25, 75)) for _, counts in by_step])
         means = [np.mean(counts) for _, counts in by_step]
-        style = plots.mark(index)
-        line = {"linestyle": plots.line_style(each["exact"]), "label": report.shown_name(each), "markevery": 0.12}
-        axis.plot(at, means, **line, **style)
+        style = styles.line(each)
+        axis.plot(at, means, label=report.shown_name(each), markevery=0.12, **style)
         axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axis.set(xlabel="control step at which the plan was made", ylabel="rounds [network calls]", ylim=(0, None))
     _legend(figure)
@@ -183,39 +187,78 @@ def _rounds(pyplot: Any, results: Results, episodes: Episodes) -> str:
 
 
 def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    samplers = results["samplers"]
-    names = sorted({mode for each in samplers for mode in each["modes"]})
-    if not names:
+    samplers, styles = results["samplers"], Styles(results["samplers"])
+    met = sum((Counter(each["modes"]) for each in samplers), Counter[str]())
+    if not met:
         raise LeftOut("the environment reports no modes")
-    written = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names]
+    names = sorted(mode for mode, _ in met.most_common(_MOST_MODES))
+    rest = set(met) - set(names)
+    written = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names] + [_OTHERS] * bool(rest)
     size = (_WIDTH, 0.4 + 0.62 * len(samplers) + 0.06 * max(map(len, written)))
     figure, axes = pyplot.subplots(
         len(samplers), figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
     )
-    for index, (each, axis) in enumerate(zip(samplers, axes[:, 0], strict=True)):
+    for each, axis in zip(samplers, axes[:, 0], strict=True):
         counts = [each["modes"].get(mode, 0) for mode in names]
-        axis.bar(range(len(names)), counts, color=plots.mark(index)["color"], width=0.7)
+        counts += [sum(each["modes"].get(mode, 0) for mode in rest)] * bool(rest)
+        axis.bar(range(len(counts)), counts, color=styles.mark(each)["color"], width=0.7)
         entropy = "" if each["mode_entropy"] is None else f", entropy {each['mode_entropy']:.2f} nat"
         axis.set_title(report.shown_name(each) + entropy, fontsize=8, loc="left", pad=2)
         axis.yaxis.get_major_locator().set_params(integer=True, nbins=2)
-    axes[-1, 0].set_xticks(range(len(names)), written, rotation=90, fontsize=7)
+    axes[-1, 0].set_xticks(range(len(written)), written, rotation=90, fontsize=7)
     figure.supylabel("successful episodes", fontsize=9)
-    return f"How often each of the {len(names)} ways that were met was taken, in successful episodes."
+    return f"How often each of the {len(met)} ways that were met was taken, in successful episodes."
+
+
+def _tradeoff(pyplot: Any, results: Results, episodes: Episodes) -> str:
+    placed = [(each, latency) for each in results["samplers"] if (latency := _mean_latency(each)) is not None]
+    if not placed:
+        raise LeftOut("no sampler has a latency")
+    figure, axis = _axes(pyplot, len(placed))
+    draw_tradeoff(axis, placed, Styles(results["samplers"]))
+    _legend(figure)
+    return "Upper left is the best. Success with Wilson's 95 % interval, at the mean latency of a sampler's plans."
+
+
+def draw_tradeoff(axis: Any, placed: Sequence[tuple[Results, float]], styles: Styles) -> None:
+    """Draw success against latency, a point for each sampler.
+
+    Args:
+        axis: To draw on.
+        placed: Samplers of results.json, and the mean latency of their plans [ms].
+        styles: Of the run.
+    """
+    for each, latency in placed:
+        style = styles.mark(each)
+        axis.vlines(latency, *(100 * np.array(each["success_ci95"])), color=style["color"])
+        label = report.shown_name(each)
+        axis.plot(latency, 100 * each["success_rate"], linestyle="", label=label, **style | {"markersize": 7})
+    axis.set(xscale="log", xlabel="mean latency of a plan [ms]", ylabel="successful episodes [%]", ylim=(0, 103))
+    axis.margins(x=0.15)
+    plots.plain_numbers(axis.xaxis, lambda value, _: f"{value:g}")
+
+
+def _mean_latency(each: Results) -> float | None:
+    """Find the mean latency of a sampler's plans [ms]: the one that was counted, where a clock ran."""
+    counted = (each.get("timing") or {}).get("counted_latency_ms")
+    latency = counted or each["latency_ms"]
+    return None if latency is None else latency["mean"]
 
 
 def _late(pyplot: Any, results: Results, episodes: Episodes) -> str:
     timed = [
-        (index, each)
-        for index, each in enumerate(results["samplers"])
+        each
+        for each in results["samplers"]
         if each["timing"] and each["timing"]["counted_latency_ms"] and each["return_mean"] is not None
     ]
     if not timed:
         raise LeftOut("no episode came to a second plan")
     figure, axis = _axes(pyplot, len(timed))
-    for index, each in timed:
-        at, style = each["timing"]["counted_latency_ms"]["mean"], plots.mark(index)
+    styles = Styles(results["samplers"])
+    for each in timed:
+        at, style = each["timing"]["counted_latency_ms"]["mean"], styles.mark(each)
         if each["return_ci95"] is not None:
-            axis.vlines(at, *each["return_ci95"], color=style["color"], linestyle=plots.line_style(each["exact"]))
+            axis.vlines(at, *each["return_ci95"], color=style["color"])
         axis.plot(at, each["return_mean"], linestyle="", label=report.shown_name(each), **style)
     axis.set(xlabel="mean latency that was counted [ms]", ylabel="return", xlim=(0, None))
     _legend(figure)
@@ -246,14 +289,14 @@ def _without_window(each: dict[str, Any]) -> str:
     return names.name_at_any_window(each["spec"])
 
 
-_Drawer = Callable[[Any, Results, Episodes], str]
-_PLOTS: tuple[tuple[str, str, _Drawer], ...] = (
+_PLOTS: tuple[tuple[str, str, Drawer], ...] = (
     ("success", "Success", _success),
+    ("tradeoff", "Success against latency", _tradeoff),
     ("latency", "Latency of a plan", _latency),
     ("window", "Speedup against window", _window),
     ("acceptance", "Acceptance by step", _acceptance),
     ("rounds", "Rounds over an episode", _rounds),
     ("modes", "Modes", _modes),
 )
-_CLOCKED_PLOTS: tuple[tuple[str, str, _Drawer], ...] = (("late", "Return against latency", _late),)
+_CLOCKED_PLOTS: tuple[tuple[str, str, Drawer], ...] = (("late", "Return against latency", _late),)
 """Of a run in which time went on while plans were made."""

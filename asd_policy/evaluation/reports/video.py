@@ -1,8 +1,11 @@
-"""Episodes as H.264 videos that browsers and phones play: one for each sampler, and two of them side by side."""
+"""Episodes as H.264 videos that browsers and phones play: one for each sampler, and some side by side in real time."""
 
 import importlib
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+import importlib.util
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from asd_policy._common.extras import needed
 from asd_policy._common.files import atomic_file
 from asd_policy.errors import EnvError
 from asd_policy.evaluation.closed_loop import run_episode
+from asd_policy.evaluation.rollout.clocks import ClockedPilot
 from asd_policy.evaluation.rollout.environments import open_env
+from asd_policy.evaluation.rollout.episodes import Episode
 from asd_policy.policy.episode_state import Pilot
 from asd_policy.policy.observation import Shapes, frames_seen
 
@@ -31,6 +36,34 @@ _BAR, _FONT, _MARGIN = 44, 14, 8  # [px]: above a frame, for the label
 _NAME = 16  # [px]: above what a camera sees, for its name
 _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
+_REAL_TIME_FPS = 30
+_HOLD = 1.0  # [s] at the end
+_LETTERS = 16  # of a label beside others, in the width of a frame: so large that a phone shows them
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video of one episode, and the time that its frames stood for."""
+
+    path: Path
+    """The video, of `record`."""
+    title: str
+    waits: tuple[float, ...]
+    """What the robot waited for a plan at each frame [s]: 0 where none was made, or time went on meanwhile."""
+    hz: float
+    """Control steps in a second."""
+    success: bool
+
+    @classmethod
+    def of(cls, path: Path, title: str, episode: Episode, hz: float) -> "Film":
+        """Describe the film of an episode."""
+        waited = {plan.at: plan.seconds for plan in episode.plans if plan.timing is None}
+        return cls(path, title, tuple(waited.get(step, 0.0) for step in range(episode.steps)), hz, episode.success)
+
+    @property
+    def seconds(self) -> float:
+        """How long the episode took."""
+        return sum(self.waits) + len(self.waits) / self.hz
 
 
 def check_video(env_id: str) -> None:
@@ -40,6 +73,8 @@ def check_video(env_id: str) -> None:
         EnvError: It takes no render mode or renders no frame, or imageio with ffmpeg is not installed.
     """
     ffmpeg()
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")  # its LLVM after that of Mesa's renderer ends the process
     with open_env(env_id, RENDER_MODE) as env, _rendering(env_id):
         env.reset(seed=0)
         _frame(env)
@@ -50,12 +85,11 @@ def record(
     env_id: str,
     seed: int,
     folder: Path,
-    beside: str | None = None,
+    beside: Mapping[str, str] | None = None,
     max_steps: int | None = None,
-    reference: str = "ddpm",
     shapes: Shapes | None = None,
 ) -> list[Path]:
-    """Write an mp4 of episode 0 for each sampler, and one with two of them side by side.
+    """Write an mp4 of episode 0 for each sampler, and one with some of them side by side, in real time.
 
     Beside what the environment renders stands what the policy's cameras see.
 
@@ -65,45 +99,68 @@ def record(
         env_id: Gymnasium id of the environment.
         seed: Of the evaluation.
         folder: To write into.
-        beside: Spec of the sampler to show beside the sequential one, if the pilots have both.
+        beside: Specs of the samplers to show side by side, from left to right, and their titles; with less than two
+            of them there is no such video.
         max_steps: As for `make_env`.
-        reference: Spec of the sequential one.
         shapes: Of the features that the policies observe; None for vectors alone.
 
     Raises:
         EnvError: The environment cannot render here, or imageio with ffmpeg is not installed.
     """
     ffmpeg()
-    paths: dict[str, Path] = {}
+    films: dict[str, Film] = {}
     with open_env(env_id, RENDER_MODE, max_steps) as env:
         fps = env.metadata.get("render_fps", _FPS)
         for spec, pilot in pilots.items():
-            paths[spec] = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
-            with _rendering(env_id), writing(paths[spec], fps) as write:
-                run_episode(pilot, _Filmed(env, spec, write, shapes or {}), 0, seed)
-    written = list(paths.values())
-    if reference in paths and beside in paths:
+            path = folder / f"{spec.replace(':', '-').replace(',', '-')}.mp4"
+            with _rendering(env_id), writing(path, fps) as write:
+                episode = run_episode(pilot, _Filmed(env, spec, write, shapes or {}), 0, seed)
+            hz = pilot.clock.hz if isinstance(pilot, ClockedPilot) else fps
+            films[spec] = Film.of(path, (beside or {}).get(spec, spec), episode, hz)
+    written = [film.path for film in films.values()]
+    shown = [films[spec] for spec in beside or {}]
+    if len(shown) > 1:
         written.append(folder / SIDE_BY_SIDE)
-        side_by_side(paths[reference], paths[beside], written[-1])
+        side_by_side(shown, written[-1])
     return written
 
 
-def side_by_side(left: Path, right: Path, path: Path) -> None:
-    """Write two videos of one environment as one; the shorter one stops at its last frame.
+def side_by_side(films: Sequence[Film], path: Path) -> None:
+    """Write some films of one environment as one, in real time: a robot that waits for a plan stands still.
 
     Args:
-        left: A video of `record`.
-        right: Another, with frames of the same height.
+        films: From left to right, with frames of the same height. One that has ended stops at its last frame.
         path: To write.
     """
-    with closing(_frames(left)) as first, closing(_frames(right)) as second:
-        fps = next(first)["fps"]
-        next(second)
-        shown: list[Any] = [None, None]
-        with writing(path, fps) as write:
-            for pair in zip_longest(first, second):
-                shown = [last if new is None else new for last, new in zip(shown, pair, strict=True)]
+    with ExitStack() as opened:
+        parts = [opened.enter_context(closing(_in_real_time(film))) for film in films]
+        shown: list[Any] = [None] * len(films)
+        with writing(path, _REAL_TIME_FPS) as write:
+            for moment in zip_longest(*parts):
+                shown = [last if new is None else new for last, new in zip(shown, moment, strict=True)]
                 write(np.hstack(shown))
+            for _ in range(round(_HOLD * _REAL_TIME_FPS)):
+                write(np.hstack(shown))
+
+
+def _in_real_time(film: Film) -> Generator[Frame, None, None]:
+    """Yield what a film shows at each moment of real time, under a label of its own, and what it ends with."""
+    with closing(_frames(film.path)) as frames:
+        next(frames)
+        tick, begun = 0, 0.0
+        for wait, frame in zip(film.waits, frames, strict=False):
+            scene, ended = frame[_BAR:], begun + wait + 1 / film.hz
+            while (now := tick / _REAL_TIME_FPS) < ended:
+                doing = ", planning" if now < begun + wait else ""
+                yield _labelled_for_phones(scene, film.title, f"{now:.1f} s{doing}")
+                tick += 1
+            begun = ended
+        outcome = "success" if film.success else "failure"
+        yield _labelled_for_phones(next(frames)[_BAR:], film.title, f"{outcome} at {film.seconds:.1f} s")
+
+
+def _labelled_for_phones(scene: Frame, *lines: str) -> Frame:
+    return labelled(scene, *lines, font=round(1.6 * scene.shape[1] / _LETTERS))
 
 
 @contextmanager
@@ -163,7 +220,7 @@ def enlarged(frame: Frame) -> Frame:
 
 def beside(scene: Frame, seen: Mapping[str, Frame]) -> Frame:
     """Put what cameras see beside a scene, one below the other, each under its name and as high as there is room."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if not seen:
         return scene
@@ -178,21 +235,36 @@ def beside(scene: Frame, seen: Mapping[str, Frame]) -> Frame:
     draw = ImageDraw.Draw(image)
     for rows_of_one, part, name in zip(rows, parts, seen, strict=True):
         corner = scene.shape[1], int(rows_of_one[0])
-        draw.text((corner[0] + 4, corner[1] + 2), name, _INK, ImageFont.load_default(_FONT - 3))
+        draw.text((corner[0] + 4, corner[1] + 2), name, _INK, _font(_FONT - 3))
         image.paste(part, (corner[0], corner[1] + _NAME))
     return np.asarray(image)
 
 
-def labelled(frame: Frame, *lines: str) -> Frame:
-    """Put two lines of text above a frame; enlarge it if it is small, and make its sides even, as H.264 needs."""
-    from PIL import Image, ImageDraw, ImageFont
+def labelled(frame: Frame, *lines: str, font: int = _FONT) -> Frame:
+    """Put two lines of text above a frame; enlarge it if it is small, and make its sides even, as H.264 needs.
+
+    Args:
+        frame: The frame.
+        *lines: The text.
+        font: Size of the text [px].
+    """
+    from PIL import Image, ImageDraw
 
     frame = enlarged(frame)
     height, width = (side + side % 2 for side in frame.shape[:2])
-    image = Image.new("RGB", (width, height + _BAR), _PAPER)
-    image.paste(Image.fromarray(frame), (0, _BAR))
-    ImageDraw.Draw(image).text((_MARGIN, 4), "\n".join(lines), _INK, ImageFont.load_default(_FONT))
+    bar = 2 * (_BAR * font // (2 * _FONT))
+    image = Image.new("RGB", (width, height + bar), _PAPER)
+    image.paste(Image.fromarray(frame), (0, bar))
+    ImageDraw.Draw(image).text((_MARGIN, 4), "\n".join(lines), _INK, _font(font))
     return np.asarray(image)
+
+
+@lru_cache
+def _font(size: int) -> Any:
+    """Load the font of labels: a file, which every frame would read."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from asd_policy._common import hardware
 from asd_policy._common.clock import STAGES
-from asd_policy.evaluation.reports import bench_report, report
+from asd_policy.evaluation.reports import bench_report, figures, report
 
 
 def sampler(**changes: Any) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def test_plots_have_a_line_for_each_kind_of_contender(tmp_path: Path) -> None:
     wider = sampler(spec="asd:window=auto,draft=frozen,verify=reflection", window=32, wall_clock_speedup_ci95=None)
     ddpm = sampler(spec="ddpm", window=1)
     approximate = sampler(spec="ddim:10", exact=False)
-    paths = bench_report.draw_bench_plots(results(ddpm, sampler(), wider, approximate), tmp_path)
-    latency, speedup = (path.read_text() for path in paths)
+    record = results(ddpm, sampler(), wider, approximate) | {"command": "bench"}
+    latency, speedup = (path.read_text() for path in figures.draw_all(record, (), tmp_path, "svg").files)
     for name in ("ddpm on fast", "ddim-10 ≈ on fast", "paper's asd θ=8 on fast", "paper's asd on fast"):
         assert name in latency
     assert speedup.count("paper's asd θ=… on fast") == speedup.count("paper's asd on fast") == 1
-    assert "auto" in speedup and "ddpm on fast" in speedup and "ddim" not in speedup
+    assert "θ chosen by asd" in speedup and "ddpm on fast" in speedup and "ddim" not in speedup
 
 
 def test_what_a_record_says_of_the_machine() -> None:

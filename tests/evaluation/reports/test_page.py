@@ -22,7 +22,7 @@ from support.run_files import SPECS, episodes, results, sampler, save
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[3]
-PLOTS = ("success", "latency", "window", "acceptance", "rounds", "modes")
+PLOTS = ("success", "tradeoff", "latency", "window", "acceptance", "rounds", "modes")
 
 
 def words(html: str) -> str:

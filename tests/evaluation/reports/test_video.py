@@ -1,7 +1,11 @@
 """Videos: what browsers and phones play, labelled, and two beside each other."""
 
+import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from ctypes.util import find_library
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +17,13 @@ from asd_policy.errors import EnvError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import video
 from asd_policy.evaluation.rollout.environments import make_env
+from asd_policy.evaluation.rollout.episodes import Episode
+from asd_policy.policy.plan import PlanRecord, Timing
 from asd_policy.samplers import make_sampler
 from support.small_checkpoints import camera_config, save_cameras
 
 ffmpeg = pytest.importorskip("imageio_ffmpeg")
 RED, BLUE = (200, 0, 0), (0, 0, 200)
-
-
-def write(path: Path, colour: tuple[int, int, int], frames: int) -> Path:
-    with video.writing(path, 10) as show:
-        for _ in range(frames):
-            show(np.full((64, 48, 3), colour, np.uint8))
-    return path
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[video.Frame]]:
@@ -45,16 +44,48 @@ def test_a_label_leaves_the_frame_as_it_is(shape: tuple[int, int]) -> None:
     assert (one[:bar] != other[:bar]).any()
 
 
-def test_side_by_side_holds_the_last_frame(tmp_path: Path) -> None:
-    left, right = write(tmp_path / "left.mp4", RED, 6), write(tmp_path / "right.mp4", BLUE, 3)
-    video.side_by_side(left, right, tmp_path / "both.mp4")
-    about, frames = read(tmp_path / "both.mp4")
-    assert (about["codec"], about["fps"], about["size"]) == ("h264", 10, (96, 64))
+def filmed(path: Path, colours: Sequence[tuple[int, int, int]], waits: tuple[float, ...], success: bool) -> video.Film:
+    """Film an episode at 10 Hz: a frame of a colour for each step, and one for its end."""
+    with video.writing(path, 10) as show:
+        for colour in colours:
+            show(video.labelled(np.full((320, 320, 3), colour, np.uint8), "name", "step"))
+    return video.Film(path, path.stem, waits, 10, success)
+
+
+def test_side_by_side_is_in_real_time(tmp_path: Path) -> None:
+    """The left robot waits 0.5 s for its plan, and comes to its second frame after 0.6 s; the others wait for none."""
+    slow = filmed(tmp_path / "ddpm.mp4", [RED, BLUE, RED], (0.5, 0.0), True)
+    fast = filmed(tmp_path / "asd.mp4", [RED, BLUE, BLUE], (0.0, 0.0), False)
+    assert slow.seconds == pytest.approx(0.7) and fast.seconds == pytest.approx(0.2)
+    video.side_by_side([slow, fast, fast], tmp_path / "all.mp4")
+    about, frames = read(tmp_path / "all.mp4")
+    assert (about["codec"], about["fps"], about["size"][0]) == ("h264", 30, 960)
     assert about["pix_fmt"].startswith("yuv420p")
-    assert len(frames) == 6
-    for frame in frames:
-        for half, colour in ((frame[:, 4:44], RED), (frame[:, 52:92], BLUE)):
-            assert np.abs(half.astype(int) - colour).max() < 25
+    assert len(frames) == 30 * 0.7 + 1 + 30  # the end is held for a second
+
+    def colours(place: int) -> list[str]:
+        middles = [frame[-100, 320 * place + 160] for frame in frames]
+        return ["red" if middle[0] > middle[2] else "blue" for middle in middles]
+
+    assert colours(0) == ["red"] * 18 + ["blue"] * 3 + ["red"] * 31
+    assert colours(1) == colours(2) == ["red"] * 3 + ["blue"] * 49  # its end, held
+
+    def bar(tick: int) -> np.ndarray[Any, Any]:
+        return frames[tick][8:48, :320].astype(int)
+
+    assert np.abs(bar(14) - bar(16)).max() > 100  # "planning" goes
+
+
+def test_only_a_robot_that_waits_stands_still() -> None:
+    """By a clock time goes on while a plan is made, so its film has no pause for it."""
+    costs = {"rounds": 5, "nfe": 9, "window": 2, "batch": 1, "network_seconds": None, "refused": None, "unjudged": None}
+    waited = PlanRecord(at=2, seconds=0.25, **costs)
+    clocked = replace(waited, timing=Timing(latency=0.25, delay=3, stale=1, seam=None))
+    waits = [
+        video.Film.of(Path("a.mp4"), "ddpm", Episode("ddpm", 0, True, 1.0, 4, None, None, (plan,)), 10).waits
+        for plan in (waited, clocked)
+    ]
+    assert waits == [(0, 0, 0.25, 0), (0, 0, 0, 0)]
 
 
 def test_a_video_that_fails_is_not_there(tmp_path: Path) -> None:
@@ -74,12 +105,14 @@ def test_the_evaluated_episode_is_filmed(
     found = closed_loop.prepare_planners(load_policy(small_checkpoint), env, samplers)
     steps = [closed_loop.run_episode(planner, env, 0, seed=3).steps for planner in found]
     planners = {planner.sampler.spec: planner for planner in found}
-    paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside=samplers[2].spec)
+    beside = {sampler.spec: sampler.spec for sampler in (samplers[0], samplers[2])}
+    paths = video.record(planners, "asd/Avoid-v0", 3, tmp_path, beside)
     assert [path.name for path in paths] == [
         "ddpm.mp4", "ddim-2.mp4", "asd-window=5-draft=response-verify=block.mp4", "side-by-side.mp4",
     ]  # fmt: skip
-    counts = [len(read(path)[1]) for path in paths]
-    assert counts == [*(count + 1 for count in steps), max(steps[0], steps[2]) + 1]
+    *counts, together = (len(read(path)[1]) for path in paths)
+    assert counts == [count + 1 for count in steps]
+    assert together > 30 * (max(steps[0], steps[2]) / 10 + 1)  # at 10 Hz, with the time that plans took, and a second
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -118,3 +151,13 @@ def test_an_environment_that_cannot_be_rendered(small_checkpoint: Path, tmp_path
     planner = load_policy(small_checkpoint)
     with pytest.raises(EnvError, match="no environment 'asd/None-v0'"):
         video.record({"ddpm": planner}, "asd/None-v0", 0, tmp_path)
+
+
+@pytest.mark.skipif(find_library("EGL") is None, reason="rendering without a screen needs the system library libEGL")
+def test_a_check_of_the_renderer_leaves_pytorch_s_compiler_usable() -> None:
+    """In a process of its own: Triton's LLVM, loaded after that of Mesa, ends one."""
+    pytest.importorskip("triton")
+    code = "from asd_policy.evaluation.reports import video; video.check_video('asd/Avoid-v0'); import torch._dynamo"
+    environment = os.environ | {"MUJOCO_GL": "egl"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-500:]
