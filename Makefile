@@ -16,7 +16,7 @@ LEROBOT_EXTRAS := core-scripts,diffusion,evaluation,multi-task-dit,pusht,trainin
 EDGE := .venv-edge
 WHEEL = rm -f runs/edge/*.whl && $(PY) -m hatchling build -t wheel -d runs/edge >/dev/null
 SUITES := .venv-suites
-EXTRAS := all,dev
+EXTRAS := all,dev,docs
 CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 PIP := pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 LEROBOT_PIP := pip install -q --disable-pip-version-check -c tests/with_lerobot/constraints-0.6.1.txt
@@ -25,7 +25,7 @@ EPISODES ?= 15
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install interpreter browser demo test lerobot edge suites dist proto lint format types clean
+.PHONY: help install interpreter browser demo test lerobot edge suites docs dist proto lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -123,6 +123,10 @@ $(EDGE)/.installed: $(STAMP)
 	@$(LEROBOT_VENV)/bin/python -m $(PIP) --no-build-isolation --no-deps lerobot torchvision \
 		-e plugins/lerobot_policy_asd || $(NO_PIP)
 	@touch $@
+
+docs: $(STAMP) ## build the documents as a site into runs/site, strictly
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "wrote runs/site/index.html"
 
 dist: $(STAMP) ## build the sdists and wheels of the package and of its LeRobot plugin into dist/
 	@rm -rf dist && $(PY) -m hatchling build -d dist

@@ -27,6 +27,7 @@ from asd_policy.evaluation.exactness.checks import (
     whiten,
 )
 from asd_policy.evaluation.rollout.environments import Env
+from asd_policy.evaluation.states import TRIAL_PLANS
 from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, as_it_ran, make_sampler
@@ -145,11 +146,22 @@ def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sam
     """Let a sampler choose the settings left to it for a single plan, as in use, and not for a large batch."""
     if not isinstance(sampler, Asd):
         return sampler
-    past, held = WarmStart(None, policy.experience.copy()), policy.inpainting(conds[:1])
-    result = sampler.sample(
-        policy.denoiser, policy.chain, (1, *policy.event), conds[:1], policy.generator, inpainting=held, warm_start=past
-    )
-    return as_it_ran(sampler, result.stats.spec)
+    experience, spec = policy.experience.copy(), sampler.spec
+    for plan in range(TRIAL_PLANS):
+        cond = conds[plan % len(conds)][None]
+        result = sampler.sample(
+            policy.denoiser,
+            policy.chain,
+            (1, *policy.event),
+            cond,
+            policy.generator,
+            inpainting=policy.inpainting(cond),
+            warm_start=WarmStart(None, experience),
+        )
+        spec = result.stats.spec
+        if not experience.undecided:
+            break
+    return as_it_ran(sampler, spec)
 
 
 def draw_plans(

@@ -103,6 +103,8 @@ class Experience:
     def freeze(self) -> None:
         """Stop learning and trying, with the last word on all that was learned."""
         self.learning = self.trying = False
+        for trial in self.trials.values():
+            trial.settle()
         self._made.clear()
 
     @property

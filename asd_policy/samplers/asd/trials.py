@@ -131,7 +131,11 @@ class Trial:
             limit = STAGES[fewest] * min(self.tried[each].seconds for each in self.left)
             self.left = [each for each in self.left if self.tried[each].seconds <= limit]
         elif fewest >= ENOUGH:
-            self.left = [self.best]
+            self.settle()
+
+    def settle(self) -> None:
+        """Take the setting that is the best so far for the best."""
+        self.left = [self.best]
 
     def record(self) -> list[dict[str, Any]]:
         """List what was tried as results.json has it, the best first."""

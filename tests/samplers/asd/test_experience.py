@@ -213,6 +213,15 @@ def test_frozen_it_stays(data: Tensor, chain: GaussianChain) -> None:
     assert all(torch.equal(before[name], experience.moments[name]) for name in before)
 
 
+def test_frozen_it_has_chosen(trial: Trial) -> None:
+    """Which is the best is not asked again by every plan."""
+    experience = Experience(trials={(1, None, None): trial})
+    best = trial.best
+    assert not trial.done
+    experience.freeze()
+    assert trial.done and trial.left == [best]
+
+
 def test_a_copy_goes_its_own_way(data: Tensor, chain: GaussianChain) -> None:
     experience = learn(denoise(chain, data)[0], chain, 5)
     other = experience.copy()
