@@ -61,6 +61,15 @@ def _call(self: Any, *given: Any, **named: Any) -> Any:
     return self.rewrite()(*given, **named)
 
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _with_numbers(tensor: Any, scope: Any) -> None:
+    """Let tensors of one number count loops: Triton 3.6 asks NumPy for a conversion that NumPy 2.4 refuses."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
 _own_functions: list[bool] = []
 
 
@@ -73,8 +82,8 @@ def launched(rows: int = 1, own_functions: bool = False) -> Iterator[None]:
         own_functions: Whether ln Φ is the kernels' own, or SciPy's, in a tenth of the time.
     """
     _own_functions[:] = [True] * own_functions
-    language = interpreter._patch_lang(tl.standard.max.fn)
     with (
+        mock.patch.object(interpreter, "_patch_lang_tensor", _with_numbers),
         mock.patch.object(form, "is_launched", lambda device: True),
         mock.patch.object(form, "_failed", []),
         mock.patch.object(form.LaunchedRound, "tiles", form.Tiles(rows)),
@@ -83,6 +92,7 @@ def launched(rows: int = 1, own_functions: bool = False) -> Iterator[None]:
         mock.patch.object(interpreter.ReduceOps, "generic_reduce", _reduce),
         np.errstate(all="ignore"),
     ):
+        language = interpreter._patch_lang(tl.standard.max.fn)
         try:
             yield
         finally:

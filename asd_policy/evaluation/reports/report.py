@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
@@ -19,7 +20,7 @@ from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.launched.form import launches
-from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
+from asd_policy.samplers.compiled import ROUNDS, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -88,7 +89,7 @@ def engine_of(device: Device, denoiser: Denoiser) -> str:
         device: Where plans are made.
         denoiser: The network as its backend runs it: kernels are launched where its calls can be recorded.
     """
-    if is_host(device):
+    if arrays.is_host(device):
         return "arrays" if load_kernels(ROUNDS) is None else "compiled"
     return "triton" if launcher_of(denoiser) is not None and launches(device) else "arrays"
 
