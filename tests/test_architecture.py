@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 HOUSE = Structure(ROOT)
 ROOMS = (
     *("errors", "_common", "chain", "networks", "samplers", "policy", "checkpoints"),
-    *("evaluation.rollout", "evaluation", "deploy", "cli"),
+    *("evaluation.rollout", "evaluation", "deploy", "cli", "__main__"),
 )
 """From the ground up: each imports only from those before it."""
 MOST_ENTRIES = 14
@@ -38,7 +38,7 @@ def imports() -> dict[str, set[str]]:
 def test_the_top_level_fits_on_one_hand_and_a_bit() -> None:
     assert HOUSE.entries <= MOST_ENTRIES
     folders = {path.name for path in HOUSE.package.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {room.partition(".")[0] for room in ROOMS} - {"errors"}
+    assert folders == {room.partition(".")[0] for room in ROOMS} - {"errors", "__main__"}
 
 
 def test_imports_point_one_way() -> None:

@@ -75,7 +75,7 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
-def load() -> float | None:
+def load_average() -> float | None:
     """Read the host's load average over the last minute; None where the system has none."""
     try:
         return os.getloadavg()[0]
@@ -114,7 +114,7 @@ def power_state(device: Device) -> dict[str, Any]:
     [°C] from nvidia-smi. For both the host's load average over a minute, and the CPUs that may be used.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    state: dict[str, Any] = {"load": load(), "usable_cpus": affinity and len(affinity(0))}
+    state: dict[str, Any] = {"load": load_average(), "usable_cpus": affinity and len(affinity(0))}
     if device != NUMPY and device.type == "cuda":
         return state | (_nvidia_smi(device, _GPU_STATE) or dict.fromkeys(_GPU_STATE))
     for name in _CPU_STATE:

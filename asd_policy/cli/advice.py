@@ -39,7 +39,7 @@ def busy_note() -> str | None:
 
     The load average is of the last minute, and may be of the command before: so the machine is looked at, too.
     """
-    threads, cpus, load = torch.get_num_threads(), hardware.cpus(), hardware.load()
+    threads, cpus, load = torch.get_num_threads(), hardware.cpus(), hardware.load_average()
     if load is None or load < 1:
         return None
     looked = hardware.busy_cpus(_LOOK)

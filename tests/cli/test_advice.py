@@ -63,7 +63,7 @@ def test_a_busy_machine(
     load: float | None, looked: float | None, threads: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "cpus", lambda: 8)
-    monkeypatch.setattr(hardware, "load", lambda: load)
+    monkeypatch.setattr(hardware, "load_average", lambda: load)
     monkeypatch.setattr(hardware, "busy_cpus", lambda _: looked)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     note = advice.busy_note()
