@@ -59,15 +59,14 @@ class NoiseTape:
             if len(generator) != batch:
                 raise ValueError(f"{len(generator)} generators for a batch of {batch}: give one, or one per row")
             # All of a row at once: for robots with generators of their own, a draw for each step would take too long.
-            rows = [arrays.normals((drawn, *event), one, device, dtype) for one in generator]
-            normals = arrays.namespace(rows[0]).stack(rows)
-            uniforms = arrays.namespace(normals).stack(
-                [arrays.uniforms((steps,), one, device, dtype) for one in generator]
+            rows = [arrays.normals((1, drawn, *event), one, device, dtype) for one in generator]
+            levels = [arrays.uniforms((1, steps), one, device, dtype) for one in generator]
+            normals, uniforms = (
+                each[0] if batch == 1 else arrays.namespace(each[0]).concatenate(each) for each in (rows, levels)
             )
         else:
             whole = arrays.normals_in_turn(drawn, (batch, *event), generator, device, dtype)
             normals = arrays.in_memory_order(whole.swapaxes(0, 1))
             uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
-        if initial is None:
-            return cls(normals[:, 0], normals[:, 1:], 1 - uniforms)
-        return cls(initial, normals, 1 - uniforms)
+        uniforms = arrays.elementwise(lambda levels: 1 - levels, uniforms)
+        return cls(normals[:, 0], normals[:, 1:], uniforms) if initial is None else cls(initial, normals, uniforms)

@@ -149,7 +149,7 @@ class BenchCommand:
         if not results["samplers"]:
             return
         console.print(bench_report.latency_table(results))
-        for line in bench_report.choices(results):
+        for line in report.choices(results):
             console.print(line, soft_wrap=True)
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:

@@ -186,17 +186,17 @@ def check_margin(margin: float) -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Make a progress bar whose counter is never cut: what is being done stands last, and takes what room is left.
+    """Make a progress bar whose counter is never cut: what is being done stands last, and wraps in the room left.
 
     Without a terminal it prints lines.
     """
     return _Progress(
         MofNCompleteColumn(),
-        BarColumn(bar_width=20 if console.width < _WIDE else 40),
+        BarColumn(bar_width=10 if console.width < _WIDE else 40),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, overflow="fold")),
         console=console,
         expand=True,
     )

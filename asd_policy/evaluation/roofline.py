@@ -2,10 +2,11 @@
 
 They are one network call at each number of points, the K calls of the sequential sampler, and the least time that the
 device could take for a call. That time is the larger of two: the call's floating-point operations at the rate of the
-device's own matrix product, and its weights, read once, at the device's own copy bandwidth. A network that fits into a
-cache can be faster than the bound of its weights.
+device's own matrix product, as PyTorch has it, and its weights, read once, at the device's own copy bandwidth. A
+network that fits into a cache, or a backend with a faster matrix product, can be faster than that.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,9 +27,11 @@ from asd_policy.policy.policy import Policy
 
 POINTS = (1, 2, 4, 8, 16, 32, 64)
 """Points of a row that calls are timed with, as far as the chain has steps."""
-BLOCKS, CALLS = 5, 3
+BLOCKS, CALLS = 3, 5
 """How often each number of points has its turn, and timed calls in a row in each turn; the median of all counts."""
-_WARM_UP_CALLS = 2  # of a turn: the first calls find caches full of another network, or of other numbers of points
+_WARM_UP_CALLS = 16
+"""Of a turn, not timed: the first ten or so find caches full of another network, or of other numbers of points."""
+_LEAST_WARM_UP_CALLS, _WARM_UP_SECONDS = 2, 0.1  # a network whose calls take long has weights that no cache holds
 _MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns of the timed matrix product
 _COPIED = {"cpu": 2**27, "cuda": 2**30}  # bytes of the timed copy: more than caches hold
 _REPEATS = 5  # of both; the fastest counts
@@ -168,8 +171,7 @@ def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) 
     }
     for _ in range(BLOCKS):
         for (backend, count), call in calls.items():
-            for _ in range(_WARM_UP_CALLS):
-                call()
+            _warm_up(call)
             seconds[backend][count] += [_time(call, clock) for _ in range(CALLS)]
     return seconds
 
@@ -256,6 +258,14 @@ def replayed(denoiser: Denoiser, call: Callable[[], object]) -> Callable[[], obj
         launcher.settle()
 
     return launch
+
+
+def _warm_up(call: Callable[[], object]) -> None:
+    start = time.perf_counter()
+    for made in range(_WARM_UP_CALLS):
+        if made >= _LEAST_WARM_UP_CALLS and time.perf_counter() - start > _WARM_UP_SECONDS:
+            return
+        call()
 
 
 def _time(call: Callable[[], object], clock: Clock) -> float:

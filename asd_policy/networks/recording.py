@@ -4,7 +4,7 @@ import abc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from asd_policy._common.arrays import NUMPY, Array, Device
 
@@ -67,16 +67,7 @@ class OutOfDeviceMemory(Exception):
     """There is no room on the device for a recording."""
 
 
-@runtime_checkable
-class LaunchedDenoiser(Protocol):
-    """A denoiser whose calls can be recorded."""
-
-    @property
-    def launcher(self) -> Launcher:
-        """Records them."""
-        ...
-
-
 def launcher_of(denoiser: object) -> Launcher | None:
-    """Find what records a denoiser's calls; None where they are made one by one."""
-    return denoiser.launcher if isinstance(denoiser, LaunchedDenoiser) else None
+    """Find what records a denoiser's calls, its `launcher`; None where they are made one by one."""
+    launcher = getattr(denoiser, "launcher", None)
+    return launcher if isinstance(launcher, Launcher) else None

@@ -22,15 +22,23 @@ class Affine:
 
     def normalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] from physical units."""
-        return (x - self.origin) * self.gain + self.shift
+        return arrays.elementwise(_normalized, x, self.origin, self.gain, self.shift)
 
     def unnormalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] back to physical units."""
-        return (x - self.shift) / self.gain + self.origin
+        return arrays.elementwise(_unnormalized, x, self.origin, self.gain, self.shift)
 
     def to(self, device: Device) -> "Affine":
         """Copy the map to another device."""
         return Affine(*(arrays.asarray(part, device) for part in (self.origin, self.gain, self.shift)))
+
+
+def _normalized(x: Array, origin: Array, gain: Array, shift: Array) -> Array:
+    return (x - origin) * gain + shift
+
+
+def _unnormalized(x: Array, origin: Array, gain: Array, shift: Array) -> Array:
+    return (x - shift) / gain + origin
 
 
 def make_affine(mode: str, statistics: dict[str, Array], feature: str, dim: int) -> Affine:

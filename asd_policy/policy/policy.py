@@ -454,7 +454,7 @@ class Policy:
             self.denoiser, self.chain, shape, cond, noise, inpainting=inpainting, warm_start=warm_start, budget=budget
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
-        if not bool(arrays.namespace(chunk).isfinite(chunk).all()):
+        if not arrays.is_finite(chunk):
             finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
         return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample, encoding)

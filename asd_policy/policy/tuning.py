@@ -115,7 +115,7 @@ def load_tuning(
                   for batch, draft, verify, written in json.loads(metadata["trials"])}  # fmt: skip
         if not 0 <= responses <= plans or not all(0 <= seconds < float("inf") for seconds in latency.values()):
             raise ValueError("its numbers are out of range")
-        if not all(bool(arrays.namespace(sums).isfinite(sums).all()) for sums in read.values()):
+        if not all(arrays.is_finite(sums) for sums in read.values()):
             raise ValueError("it holds NaN or infinity")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):

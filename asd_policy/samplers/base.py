@@ -116,8 +116,11 @@ class Target:
         points = seen.reshape(len(seen), *self.shape[1:])
         before = self.mark("network")
         self.meter.count(1, len(seen))
-        with self.meter.timed() if self.timed else nullcontext(), self.autocast:
+        start = time.perf_counter()
+        with self.autocast:
             output = self.denoiser(points, timestep, cond)
+        if self.timed:
+            self.meter.stop(start)
         check_form(output, points)
         self.mark(before)
         return output
@@ -232,12 +235,7 @@ class Sampler(abc.ABC):
         target = _target(denoiser, chain, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
-            target.mark("encode")
-            if cond is not None:
-                with target.meter.timed(), target.autocast:
-                    target = replace(target, cond=encode(denoiser, cond))
-            target.mark("host")
-            samples = self.run(target, tape, warm_start)
+            samples = self.run(_conditioned(target, cond), tape, warm_start)
             sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
         check_finite(sample)
         sample = arrays.ordinary(sample)
@@ -248,13 +246,13 @@ class Sampler(abc.ABC):
     def _stats(self, samples: Samples, target: Target, seconds: float) -> SpeculationStats:
         meter, costs = target.meter, samples.costs
         guided = (False,) * len(costs) if target.inpainting is None else target.inpainting.guided
+        exact = [self.exact and not (cost.cut or soft) for cost, soft in zip(costs, guided, strict=True)]
         # Replays are not seen by the meter; of what it has seen, the algorithm's own calls are known.
         own_calls = 0 if samples.recorded else max(cost.rounds for cost in costs)
         own_points = 0 if samples.recorded else sum(cost.nfe for cost in costs)
         return SpeculationStats(
             plans=tuple(
-                replace(cost, exact=self.exact and not (cost.cut or soft))
-                for cost, soft in zip(costs, guided, strict=True)
+                cost if cost.exact == law else replace(cost, exact=law) for cost, law in zip(costs, exact, strict=True)
             ),
             steps=self.sequential_steps(target.chain),
             seconds=seconds,
@@ -321,6 +319,18 @@ def _target(
         meter=Meter(place),
         autocast=arrays.ambient_autocast(place),
     )
+
+
+def _conditioned(target: Target, cond: Array | None) -> Target:
+    """Condition a target, as its network encodes it."""
+    if cond is None:
+        return target
+    before, start = target.mark("encode"), time.perf_counter()
+    with target.autocast:
+        encoded = encode(target.denoiser, cond)
+    target.meter.stop(start)
+    target.mark(before)
+    return replace(target, cond=encoded)
 
 
 def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:

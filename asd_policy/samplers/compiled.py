@@ -13,17 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array, Device
+from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.chain.gaussian import GaussianChain
 
 Numbers = npt.NDArray[Any]
 STEPS, ROUNDS = "asd_policy.samplers.kernels:compile_steps", "asd_policy.samplers.asd.kernels:compile_rounds"
 """The modules of loops, of the sequential sampler and of `asd`, and what has them compiled."""
-
-
-def is_host(device: Device) -> bool:
-    """Tell whether a device's memory is the host's."""
-    return device == NUMPY or arrays.device_kind(device) == "cpu"
 
 
 @cache
@@ -44,26 +39,16 @@ def load_kernels(loops: str) -> ModuleType | None:
     return kernels
 
 
-def has_known_precision(x: Array) -> bool:
-    """Tell whether loops and kernels are there for numbers of the type of x."""
-    return str(x.dtype).rpartition(".")[2] in ("float32", "float64")
-
-
 def loops_for(loops: str, x: Array) -> ModuleType | None:
     """Load loops if they can run on arrays like x."""
-    return load_kernels(loops) if has_known_precision(x) and is_host(arrays.device_of(x)) else None
-
-
-def on_host(values: Array) -> Numbers:
-    """Look at an array in the host's memory as NumPy's."""
-    return values if isinstance(values, np.ndarray) else values.detach().numpy()
+    return load_kernels(loops) if arrays.has_known_precision(x) and arrays.is_host(arrays.device_of(x)) else None
 
 
 def output_on_host(output: Array, x: Array) -> Numbers:
     """Look at what a network returned for points x [N, D] as numbers of their type, in their shape."""
     if output.dtype != x.dtype:
         output = arrays.namespace(output).astype(output, x.dtype)
-    return np.ascontiguousarray(on_host(output)).reshape(x.shape)
+    return np.ascontiguousarray(arrays.on_host(output)).reshape(x.shape)
 
 
 def prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:

@@ -15,10 +15,8 @@ from asd_policy.samplers.base import Sampler, Samples, Target
 from asd_policy.samplers.compiled import (
     STEPS,
     Numbers,
-    is_host,
     load_kernels,
     loops_for,
-    on_host,
     output_on_host,
     prediction_tables,
 )
@@ -47,7 +45,7 @@ class Ddpm(Sampler):
 
     def prepare(self, device: Device) -> None:
         """Have the steps' loops compiled, or read from the disk, where plans are made in the host's memory."""
-        if is_host(device):
+        if arrays.is_host(device):
             load_kernels(STEPS)
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
@@ -74,7 +72,7 @@ class Ddpm(Sampler):
 def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
     """Walk the chain as `walk` does, by compiled steps where there are some: not to be recorded."""
     loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
-    tables = None if loops is None else _tables(target.chain, on_host(tape.initial).dtype)
+    tables = None if loops is None else _tables(target.chain, arrays.on_host(tape.initial).dtype)
     return walk(target, tape) if loops is None or tables is None else _walk_compiled(target, tape, loops, tables)
 
 
@@ -92,16 +90,16 @@ def _walk_compiled(
     shape, steps = tape.initial.shape, len(target.chain)
     x = tape.initial.reshape(len(tape.initial), -1)
     timesteps = arrays.asarray(np.repeat(target.chain.timesteps[:, None], len(x), 1), arrays.device_of(x))
-    normals = np.ascontiguousarray(on_host(tape.normals.reshape(len(x), tape.normals.shape[1], -1)))
-    here, x0_pred = np.ascontiguousarray(on_host(x)), np.empty_like(on_host(x))
+    normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(x), tape.normals.shape[1], -1)
+    here = np.ascontiguousarray(arrays.on_host(x))
+    x0_pred = np.empty_like(here)
     for k in range(steps):
         if not target.allows("step"):
             return x.reshape(shape), k
         output = output_on_host(target.call(x, timesteps[k], target.cond), x)
-        x = arrays.empty(x.shape, x)  # the network may keep what it was called on
-        following = on_host(x)
+        following = np.empty_like(here)  # the network may keep what it was called on
         loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
-        here = following
+        x, here = arrays.from_host(following, x), following
     return x.reshape(shape), steps
 
 

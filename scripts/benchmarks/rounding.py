@@ -16,7 +16,6 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.asd.draft import Window, roll_out
 from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.response import Response, sines
-from asd_policy.samplers.base import Target
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,7 @@ def main() -> None:
     shape = (options.plans, options.horizon, options.action_dim)
     tape = NoiseTape.draw(shape, len(chain), generator)
     rows, steps = torch.arange(options.plans), torch.arange(len(chain)).expand(options.plans, -1)
-    path = Path.begin(
-        Target(lambda x, timestep, cond: x, chain, shape), tape, 2 * torch.rand(shape, generator=generator) - 1
-    )
+    path = Path.begin(None, tape, 2 * torch.rand(shape, generator=generator) - 1)
     alpha = torch.as_tensor(chain.input_scale, dtype=torch.float32) ** -2
     gain = 0.01 * alpha.sqrt() / (0.01 * alpha + 1 - alpha)  # of Gaussian data with a deviation of 0.1
     size = options.horizon * options.action_dim

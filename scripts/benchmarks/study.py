@@ -25,6 +25,7 @@ import study_sizes
 import study_wallclock
 from asd_policy._common.files import atomic_file
 from asd_policy.checkpoints import load_policy
+from asd_policy.evaluation.roofline import BLOCKS, CALLS
 from study_common import ROOT, Results, Subject, bundled, console, load, provenance
 
 ALWAYS_RELEVANT = ("states", "calibration", "seed", "threads")
@@ -194,12 +195,13 @@ than milliseconds, medians more than tails. "Row by row" is a network whose late
 be gained there, and `asd` should not lose.
 """
 
-CEILING_NOTE = """\
+CEILING_NOTE = f"""\
 ## Network calls on a CPU, and what limits them
 
-Median milliseconds of ten calls by their number of points and, in brackets, the share that the larger of two bounds
-would need: its matrix products and convolutions at the rate of a large matrix product, and its weights read once at
-the bandwidth of a large copy. Above 100 % weights stay in a cache from call to call.
+Median milliseconds of {BLOCKS * CALLS} calls by their number of points, made in a row as plans make them, and, in
+brackets, the share that the larger of two bounds would need: its matrix products and convolutions at the rate of a
+large matrix product of PyTorch, and its weights read once at the bandwidth of a large copy. Above 100 % weights stay
+in a cache from call to call, or the backend's matrix product is faster.
 """
 
 SCALING_NOTE = """\

@@ -45,7 +45,7 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     results = json.loads((out / "results.json").read_text())
     assert json.loads(printed.out) == results
-    assert "<code>ddpm</code>" in (out / "report.html").read_text()
+    assert "ddpm</strong>" in (out / "report.html").read_text()
     assert set(results) >= CONTRACT
     assert results["version"] == 1
     assert results["command"] == "eval"
@@ -62,7 +62,7 @@ def test_eval_writes_results(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     assert results["policy"] == checkpoint.name and set(results["sha256"]) >= {"model.safetensors", "config.json"}
     for path in ("results.json", "episodes.jsonl", "report.html"):
         assert str(checkpoint) not in (out / path).read_text()
-    assert "ddim:2 (approximate)" in printed.err
+    assert "ddim-2 ≈" in printed.err
     assert str(out / "results.json") in printed.err
 
 

@@ -349,7 +349,7 @@ def test_a_deadline_cuts_plans_and_says_so(
     assert found is not None
     assert all(plan.cut and not plan.exact for each in found.episodes if each.spec == "ddpm" for plan in each.plans)
     told = capsys.readouterr().err
-    assert f"ddpm: {ddpm['plans']} of {ddpm['plans']} plans cut at 55 ms and finished by jump (approximate)" in told
+    assert f"ddpm ≈: {ddpm['plans']} of {ddpm['plans']} plans cut at 55 ms and finished by jump (approximate)" in told
     assert "--deadline-ms 55" in (tmp_path / "report.html").read_text()
     assert cli.run(words(small_checkpoint, tmp_path, specs=("ddpm", "ddim:2"), episodes=2, resume=True)) == 2
     assert "deadline_ms" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def rounds(event: tuple[int, int], dtype: torch.dtype, plain: bool) -> Iterator[
         if plain and (draft, verify, held) != ("response", "block", None):
             continue
         target = Target(lambda x, t, c: x, chain, shape, inpainting=held)
-        path = Path.begin(target, NoiseTape.draw(shape, 100, dtype=dtype), None)
+        path = Path.begin(target.inpainting, NoiseTape.draw(shape, 100, dtype=dtype), None)
         response = Response.none(x, 100) if draft == "response" else None
         for window in (1, 16):  # for which kernels are the same
             round_ = Round(target, DRAFTS[draft], VERIFIERS[verify], response, window)

@@ -22,7 +22,7 @@ def ceiling_table(ceiling: dict[str, Any]) -> Sheet:
         return Column(name, tuple(_ms(point[key]) for _, point in points), leaves)
 
     return Sheet(
-        "network calls: median, and the time that the device's own matrix product and copy would need",
+        "network calls in a row: median, and the time that PyTorch's own matrix product and copy would need",
         [
             Column("points", tuple(str(point["points"]) for _, point in points)),
             column("call ms", "call_ms"),
@@ -72,15 +72,6 @@ def latency_table(results: dict[str, Any]) -> Sheet:
         "; ".join(filter(None, (caption(results), against))),
         [_on(each) for each in samplers],
     )
-
-
-def choices(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler that had settings to choose: what most of its plans ran as."""
-    return [
-        f"{shown_name(each)} {_on(each)} ran as {each['ran']}"
-        for each in results["samplers"]
-        if each.get("ran", each["spec"]) != each["spec"]
-    ]
 
 
 def _speedup(each: dict[str, Any]) -> str:

@@ -143,14 +143,14 @@ def _fit(columns: Sequence[Column], room: int) -> list[Column] | None:
 
 
 def _widths(columns: Sequence[Column], room: int) -> list[int]:
-    """Choose the width of each column: what it needs, and for words, in order, what room is left."""
+    """Choose the width of each column: what it needs, and of the room that is left, words that lack most have most."""
     widths = [column.least for column in columns]
-    spare = room - sum(widths) - len(_GAP) * (len(widths) - 1)
-    for index, column in enumerate(columns):
-        if column.text or index == 0:
-            more = min(column.most - widths[index], spare)
-            widths[index] += more
-            spare -= more
+    wrapping = [index for index, column in enumerate(columns) if column.text or index == 0]
+    for _ in range(room - sum(widths) - len(_GAP) * (len(widths) - 1)):
+        lacking = max(wrapping, key=lambda index: columns[index].most - widths[index])
+        if widths[lacking] >= columns[lacking].most:
+            break
+        widths[lacking] += 1
     return widths
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.errors import printable
 from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
-from asd_policy.evaluation.reports.names import reference_of, shown_name
+from asd_policy.evaluation.reports.names import reference_of, short_name, shown_name
 from asd_policy.evaluation.reports.verdicts import verdict_line
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.recording import launcher_of
@@ -21,7 +22,7 @@ from asd_policy.policy.law import CHECKPOINT, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.launched.form import launches
-from asd_policy.samplers.compiled import ROUNDS, is_host, load_kernels
+from asd_policy.samplers.compiled import ROUNDS, load_kernels
 
 if TYPE_CHECKING:  # imported where it is used: a record of what ran does without it
     from rich.table import Table
@@ -89,7 +90,7 @@ def engine_of(device: Device, denoiser: Denoiser) -> str:
         device: Where plans are made.
         denoiser: The network as its backend runs it: kernels are launched where its calls can be recorded.
     """
-    if is_host(device):
+    if arrays.is_host(device):
         return "arrays" if load_kernels(ROUNDS) is None else "compiled"
     return "triton" if launcher_of(denoiser) is not None and launches(device) else "arrays"
 
@@ -251,9 +252,9 @@ def other_rate(results: dict[str, Any]) -> str | None:
 
 
 def choices(results: dict[str, Any]) -> list[str]:
-    """Write a line for each sampler of results.json that had settings to choose: what it ran as."""
+    """Write a line for each sampler of results.json that had settings to choose: what it, or most plans, ran as."""
     return [
-        f"{shown_name(result)} ran as {result['ran']}"
+        f"{shown_name(result)}{' on ' + result['backend'] if 'backend' in result else ''} ran as {result['ran']}"
         for result in results["samplers"]
         if result.get("ran", result["spec"]) != result["spec"]
     ]
@@ -381,12 +382,13 @@ def verification_table(results: dict[str, Any]) -> Sheet:
 
 def verdict(results: dict[str, Any]) -> str:
     """Say in a line what `verify` found."""
+    name = short_name(results["sampler"], results["exact"])
     numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
     steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
     if results["holds"]:
-        return f"{results['sampler']}: no difference from ddpm found ({numbers}{steps})"
+        return f"{name}: no difference from ddpm found ({numbers}{steps})"
     worst = min(results["checks"], key=lambda check: check["p_value"])
-    return f"{results['sampler']}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+    return f"{name}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
 
 
 def inspection_table(said: dict[str, Any]) -> "Table":
@@ -417,7 +419,7 @@ def inspection_table(said: dict[str, Any]) -> "Table":
         row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
     for feature, ends in said["ranges"].items():
         low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
-        row(f"range of {printable(feature)}", f"−1 is {low}", f"+1 is {high}")
+        row("range", f"of {feature}", f"−1 is {low}", f"+1 is {high}")
     if said["is_policy"]:
         tuning = said["tuning"]
         row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")

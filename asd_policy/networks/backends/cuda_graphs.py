@@ -72,7 +72,7 @@ class CudaGraphs(Launcher):
 
 
 class GraphedDenoiser:
-    """A network whose calls can be captured, a `LaunchedDenoiser`."""
+    """A network whose calls can be captured."""
 
     def __init__(self, denoiser: TorchDenoiser, device: torch.device) -> None:
         self._denoiser = denoiser

@@ -201,7 +201,7 @@ class Chunking:
             raise SpecError(f"prev_chunk_left_over has shape {shape}, not (T, {dim}) or ({rows}, T, {dim})")
         left = left.to(like.device, like.dtype).expand(rows, *shape[-2:])
         xp = arrays.namespace(left)
-        if not bool(xp.isfinite(left).all()):
+        if not arrays.is_finite(left):
             raise SpecError("prev_chunk_left_over holds NaN or infinity")
         left = left[:, : config.horizon - first]
         real = (left != 0).any(-1).flip(1).cummax(1).values.flip(1)  # what comes after these is padding

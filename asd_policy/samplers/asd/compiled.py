@@ -15,16 +15,18 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
+from asd_policy.samplers.asd.path import Counts, Path
 from asd_policy.samplers.asd.rounds import CalledRounds
 from asd_policy.samplers.compiled import (
     ROUNDS,
     STEPS,
+    Numbers,
     load_kernels,
     loops_for,
-    on_host,
     output_on_host,
     prediction_tables,
 )
+from asd_policy.samplers.inpainting import Inpainting
 
 DRAFTED = (
     *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
@@ -44,34 +46,54 @@ def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
 
 
 class CompiledRounds(CalledRounds):
-    """`rounds.EagerRounds` whose arithmetic is compiled: between two network calls the batch is passed through once."""
+    """`rounds.EagerRounds` whose arithmetic is compiled: between two network calls the batch is passed through once.
+
+    What is not compiled is NumPy's, whatever the library of the tape, whose arrays only the network sees: between two
+    calls of a network, which leave nothing of Python in the processor's caches, each operation of PyTorch takes 20 µs.
+    """
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None, kernels: ModuleType) -> None:
-        """Put a batch of plans at its start, as `CalledRounds` does, with what `loops_of` gave; and draft."""
-        super().__init__(round_, tape, last_plan)
-        self._kernels, path = kernels, self.path
+        """Put a batch of plans at its start, as `EagerRounds` does, with what `loops_of` gave; and draft."""
+        super().__init__(round_, tape)
+        target, self._kernels, self._like = round_.target, kernels, tape.initial
+        inpainting = None if target.inpainting is None else _on_host(target.inpainting)
+        own = NoiseTape(*(arrays.on_host(each) for each in (tape.initial, tape.normals, tape.uniforms)))
+        self._path = path = Path.begin(inpainting, own, last_plan)
         self._drafted, self._committed = (
-            tuple(on_host(getattr(path, name)) for name in names) for names in (DRAFTED, COMMITTED)
+            tuple(getattr(path, name) for name in names) for names in (DRAFTED, COMMITTED)
         )
-        x, chain, response = on_host(path.x), round_.target.chain, round_.response
+        x: Numbers = arrays.on_host(path.x)
+        chain, response = target.chain, round_.response
         tables = chain.tables(NUMPY, x.dtype)
         with np.errstate(divide="ignore"):
             self._tables = tables.a, tables.b, tables.sigma, tables.a / tables.sigma
         self._timesteps, self._prediction = tables.timesteps, None
-        if round_.target.inpainting is None and (steps := load_kernels(STEPS)) is not None:
+        if inpainting is None and (steps := load_kernels(STEPS)) is not None:
             self._prediction, self._predict = prediction_tables(chain, x.dtype), steps.predict_rows
         basis = gain = np.empty((0, 0), x.dtype)
         if response is not None:
-            basis, gain = (np.ascontiguousarray(on_host(each)) for each in (response.basis, response.gain))
+            basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in (response.basis, response.gain))
         given = np.empty((0, 0), np.bool_)
-        if round_.target.inpainting is not None:
-            given = np.ascontiguousarray(on_host(round_.target.inpainting.mask.reshape(x.shape)))
+        if inpainting is not None:
+            given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))
         self._how_to_draft = isinstance(round_.draft, FrozenDraft), basis, gain
         self._how_to_judge = round_.verifier.judge is block, basis, given
         self._most = len(x) * min(self.window, len(chain))
         self._own = [np.empty((self._most, x.shape[1]), x.dtype) for _ in range(3)]  # guesses, turned points, x̂0
         self._quota = np.empty(len(x), np.int64)
+        self._cond = target.cond
+        if target.cond is not None and len(x) == 1:  # all rows of calls are the same
+            self._cond = target.cond[arrays.zeros((self._most,), tape.initial, int)]
         self._draft()
+
+    @property
+    def path(self) -> Path:
+        """Where the plans stand, in arrays of the tape's library."""
+        return Path(**{name: arrays.from_host(each, self._like) for name, each in vars(self._path).items()})
+
+    def result(self) -> tuple[Array, Counts]:
+        """Give points, in an array of the tape's library, and counts of now."""
+        return arrays.from_host(self._path.x, self._like), self._path.counts()
 
     def next(self) -> Callable[[], None] | None:
         """Give a round of the rows that are not done."""
@@ -80,25 +102,24 @@ class CompiledRounds(CalledRounds):
     def _draft(self) -> None:
         """Draft the coming round, into memory of its own: a network may keep what it is called on."""
         guess, turned, _ = self._own
-        x, cursor = self.path.x, self.path.cursor
-        self._points = arrays.empty((self._most, x.shape[1]), x)
-        self._calls = [arrays.empty((self._most,), cursor) for _ in range(3)]  # steps, timesteps, rows
-        drafted = (on_host(self._points), guess, turned)
-        calls = (*(on_host(each) for each in self._calls), self._quota)
+        self._points = np.empty_like(guess)
+        self._calls = tuple(np.empty((3, self._most), np.int64))  # steps, timesteps, rows
+        drafted, calls = (self._points, guess, turned), (*self._calls, self._quota)
         tables = (*self._tables[:3], self._timesteps)
         self._live = self._kernels.draft_rows(self.window, self._drafted, tables, self._how_to_draft, drafted, calls)
 
     def _advance(self) -> None:
         """Evaluate, verify, commit; and draft the next round."""
-        target, points = self._target, self._points[: self._live]
-        steps, timesteps, rows = (each[: self._live] for each in self._calls)
+        target, seen, live = self._target, self._points[: self._live], slice(self._live)
+        points = arrays.from_host(seen, self._like)
+        steps, timesteps, rows = self._calls
         guess, turned, x0_pred = self._own
-        seen = on_host(points)
         if self._prediction is None:
-            x0_pred = np.ascontiguousarray(on_host(target.predict(points, steps, rows)))
+            places = (arrays.from_host(each[live], self._like) for each in (steps, rows))
+            x0_pred = np.ascontiguousarray(arrays.on_host(target.predict(points, *places)))
         else:
-            output = target.call(points, timesteps, None if target.cond is None else target.cond[rows])
-            self._predict(seen, output_on_host(output, points), on_host(steps), self._prediction, x0_pred)
+            output = target.call(points, arrays.from_host(timesteps[live], self._like), self._condition(rows[live]))
+            self._predict(seen, output_on_host(output, points), steps, self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(
             self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred
@@ -106,3 +127,14 @@ class CompiledRounds(CalledRounds):
         target.mark("draft")
         self._draft()
         target.mark("host")
+
+    def _condition(self, rows: Numbers) -> Array | None:
+        """Give the conditioning of points of these batch rows [N]."""
+        if self._cond is None:
+            return None
+        return self._cond[: len(rows)] if len(self._quota) == 1 else self._cond[arrays.from_host(rows, self._like)]
+
+
+def _on_host(inpainting: Inpainting) -> Inpainting:
+    """Look at what is given as arrays of NumPy's, as far as a path asks for it."""
+    return Inpainting(arrays.on_host(inpainting.mask), arrays.on_host(inpainting.values))

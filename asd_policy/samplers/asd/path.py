@@ -7,7 +7,7 @@ import numpy as np
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.chain.noise_tape import NoiseTape
-from asd_policy.samplers.base import Target
+from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import PlanCost
 
 
@@ -33,7 +33,7 @@ class Counts:
             window: Points of a round θ.
             jumped: The rows that a deadline's fallback has finished, and how many network calls that took.
         """
-        rounds, nfe = ([int(count) for count in counts] for counts in (self.rounds, self.nfe))
+        rounds, nfe = self.rounds.tolist(), self.nfe.tolist()
         refused, unjudged = (
             [tuple(np.flatnonzero(row).tolist()) for row in arrays.to_numpy(mask)]
             for mask in (self.refused, ~self.judged)
@@ -95,12 +95,12 @@ class Path:
     """Points evaluated so far [B]."""
 
     @classmethod
-    def begin(cls, target: Target, tape: NoiseTape, last_plan: Array | None) -> "Path":
+    def begin(cls, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> "Path":
         """Put a batch of plans at the start of the chain.
 
         Args:
-            target: What is sampled.
-            tape: Its noise.
+            inpainting: What is given of them, in arrays of the tape's library.
+            tape: Their noise.
             last_plan: The first guess of x̂0 [B, *event]; None for zeros.
         """
         xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
@@ -109,10 +109,10 @@ class Path:
         free, latest = xp.ones_like(x), xp.zeros_like(x)
         if last_plan is not None:  # a copy: it is the caller's
             latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
-        if target.inpainting is not None:
-            free = xp.where(target.inpainting.mask.reshape(x.shape), 0, free)
+        if inpainting is not None:
+            free = xp.where(inpainting.mask.reshape(x.shape), 0, free)
             normals = free[:, None] * normals
-            latest = target.inpainting.fill(latest)
+            latest = inpainting.fill(latest)
 
         def by_step(width: int) -> Array:
             return arrays.zeros((batch, steps + 1, width), x)

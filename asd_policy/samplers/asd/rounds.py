@@ -1,5 +1,6 @@
 """The rounds of a batch of plans, one after the other: called from Python, or recorded once and replayed."""
 
+import abc
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,10 +24,13 @@ class Rounds(Protocol):
 
     window: int
     """Points θ that a round evaluates per row."""
-    path: Path
-    """Where the plans stand."""
     recorded: bool
     """Whether they are replays, which nobody can look into."""
+
+    @property
+    def path(self) -> Path:
+        """Where the plans stand."""
+        ...
 
     def queue(self) -> AbstractContextManager[None]:
         """Enter the context that rounds run in."""
@@ -49,26 +53,29 @@ class Rounds(Protocol):
         ...
 
 
-class CalledRounds:
+class CalledRounds(abc.ABC):
     """Rounds that Python calls one by one; what all of them share."""
 
     recorded = False
 
-    def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
-        """Put a batch of plans at its start.
+    def __init__(self, round_: Round, tape: NoiseTape) -> None:
+        """See to it that there is time for a batch of plans.
 
         Args:
             round_: With the target, the draft, the verifier and the window.
             tape: The plans' noise.
-            last_plan: As for `Path.begin`.
 
         Raises:
             SpecError: The target's deadline is shorter than one network call.
         """
         self.window = round_.window
-        self.path = Path.begin(round_.target, tape, last_plan)
         self._target = round_.target
         reserve(round_.target, tape)
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> Path:
+        """Where the plans stand, in arrays of the tape's library."""
 
     def queue(self) -> AbstractContextManager[None]:
         """Enter nothing."""
@@ -91,14 +98,25 @@ class EagerRounds(CalledRounds):
     """Rounds as `engine.Round` has them. On a CPU they leave out what is done."""
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None) -> None:
-        """Put a batch of plans at its start, as `CalledRounds` does."""
-        super().__init__(round_, tape, last_plan)
-        self._round = round_
-        self._rows = arrays.arange(len(self.path.x), self.path.x)
+        """Put a batch of plans at its start.
+
+        Args:
+            round_: As for `CalledRounds`, and so is the tape.
+            tape: The plans' noise.
+            last_plan: As for `Path.begin`.
+        """
+        super().__init__(round_, tape)
+        self._round, self._path = round_, Path.begin(round_.target.inpainting, tape, last_plan)
+        self._rows = arrays.arange(len(self._path.x), self._path.x)
+
+    @property
+    def path(self) -> Path:
+        """Where the plans stand."""
+        return self._path
 
     def next(self) -> Callable[[], None] | None:
         """Give a round of the rows that are not done."""
-        path = self.path
+        path = self._path
         going = path.cursor < len(self._target.chain)
         if not bool(going.any()):
             return None
@@ -126,7 +144,7 @@ class RoundRecording:
         """Points that a round evaluates per row."""
         self._own = own = first.target.recordable(inputs.cond, inputs.inpainting)
         self._steps = len(own.chain)
-        self.path = Path.begin(own, inputs.tape, inputs.last_plan)
+        self.path = Path.begin(inputs.inpainting, inputs.tape, inputs.last_plan)
         """Of the plan that ran last."""
         # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
         self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
@@ -152,7 +170,7 @@ class RoundRecording:
                 self.window //= 2
 
     def _start(self) -> None:
-        copy_into(Path.begin(self._own, self.inputs.tape, self.inputs.last_plan), self.path)
+        copy_into(Path.begin(self.inputs.inpainting, self.inputs.tape, self.inputs.last_plan), self.path)
         if isinstance(self._round, LaunchedRound):
             self._round.begin()
         self._count()

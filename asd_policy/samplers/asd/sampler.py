@@ -2,7 +2,10 @@
 
 import time
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import product
+
+import numpy as np
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
@@ -22,7 +25,7 @@ from asd_policy.samplers.asd.response import sines, turn
 from asd_policy.samplers.asd.rounds import EagerRounds, ReplayedRounds, RoundRecording, Rounds
 from asd_policy.samplers.asd.trials import Setting
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count
-from asd_policy.samplers.compiled import ROUNDS, STEPS, is_host, load_kernels
+from asd_policy.samplers.compiled import ROUNDS, STEPS, load_kernels
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.fallback import fall_back
 from asd_policy.samplers.recorded import shapes
@@ -95,7 +98,7 @@ class Asd(Sampler):
 
     def prepare(self, device: Device) -> None:
         """Have the rounds' loops compiled, or read from the disk, where plans are made in the host's memory."""
-        if is_host(device):
+        if arrays.is_host(device):
             load_kernels(ROUNDS)
             load_kernels(STEPS)
 
@@ -127,21 +130,20 @@ class Asd(Sampler):
         """Sample with a setting; return the rounds, too, unless it is the sequential sampler's, which has none."""
         # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
         if setting.window == 1 and (target.launcher is None or target.deadline is None):
-            return replace(Ddpm().run(target, tape, warm_start), spec=Asd(*setting).spec), None
+            return replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting)), None
         rounds = _begin(setting, target, tape, warm_start)
         with rounds.queue():
             while (advance := rounds.next()) is not None and target.allows(("round", setting)):
                 advance()
             x, counts = rounds.result()
-        unfinished = arrays.namespace(counts.cursor).nonzero(counts.cursor < len(target.chain))[0]
+        unfinished = [row for row, cursor in enumerate(counts.cursor.tolist()) if cursor < len(target.chain)]
         jumped: dict[int, int] = {}
-        if len(unfinished):
-            rows = arrays.asarray(unfinished, arrays.device_of(x))
+        if unfinished:
+            rows = arrays.asarray(np.array(unfinished), arrays.device_of(x))
             sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
             x[rows] = sample.reshape(len(rows), -1)
             jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
-        spec = Asd(rounds.window, *setting.pair).spec
-        costs = counts.costs(rounds.window, jumped)
+        costs, spec = counts.costs(rounds.window, jumped), _spec_of(rounds.window, *setting.pair)
         return Samples(x.reshape(target.shape), costs, spec, rounds.recorded), rounds
 
     def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:
@@ -160,6 +162,12 @@ class Asd(Sampler):
             committed = CommittedPaths(points, x0_pred, counts.cursor, free, counts.judged, counts.refused)
             horizon = target.shape[1] if self.responds else None
             experience.learn(committed, target.chain, setting.pair, horizon)
+
+
+@cache
+def _spec_of(window: int, draft: str, verify: str) -> str:
+    """Write the full spec of a sampler that has nothing to choose; each plan asks."""
+    return Asd(window, draft, verify).spec
 
 
 def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Rounds:

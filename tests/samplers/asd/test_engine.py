@@ -41,9 +41,8 @@ def make_round(
     )
     response = experience.response(torch.device("cpu"), DTYPE) if DRAFTS[draft].responds else None
     target = Target(mixture, chain, (rows, *EVENT))
-    return Round(target, DRAFTS[draft], VERIFIERS[verify], response, window), Path.begin(
-        target, make_tape(rows, chain), None
-    )
+    path = Path.begin(None, make_tape(rows, chain), None)
+    return Round(target, DRAFTS[draft], VERIFIERS[verify], response, window), path
 
 
 @pairs
@@ -101,7 +100,7 @@ def test_a_slope_is_followed_along_the_way_it_was_seen_on(
     generator = torch.Generator().manual_seed(0)
     slope, turn = torch.randn((2, 4, 4), generator=generator, dtype=DTYPE)
     before, here = torch.randn((2, 1, 4), generator=generator, dtype=DTYPE)
-    path = Path.begin(Target(mixture, chain, (1, *EVENT)), make_tape(1, chain), None)
+    path = Path.begin(None, make_tape(1, chain), None)
     response = Response(torch.linalg.qr(turn).Q, torch.full((len(chain), 4), gain, dtype=DTYPE))
     path.points[:, 0], path.x0_pred[:, 0], path.seen[:, 0] = response.turn(here), response.turn(here @ slope), True
     first = torch.zeros((1, 1), dtype=torch.int64)
@@ -132,7 +131,7 @@ def test_a_static_round_waits_for_nothing(draft: str, verify: str, chain: Gaussi
     held = Inpainting(torch.empty((3, *EVENT), dtype=torch.bool, device="meta"), tape.initial)
     target = Target(lambda x, timestep, cond: x * timestep.view(-1, 1, 1), chain, (3, *EVENT), None, held)
     response = Response(*(torch.empty(size, dtype=DTYPE, device="meta") for size in ((4, 4), (12, 4))))
-    path = Path.begin(target, tape, None)
+    path = Path.begin(target.inpainting, tape, None)
     round_ = Round(target, DRAFTS[draft], VERIFIERS[verify], response if DRAFTS[draft].responds else None, 5)
     round_(path, torch.arange(3, device="meta"), compact=False)
     assert path.x.shape == (3, 4)

@@ -22,7 +22,6 @@ from asd_policy.samplers.asd.draft import Draft, FrozenDraft
 from asd_policy.samplers.asd.engine import Round, response_for
 from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.base import Target
-from asd_policy.samplers.compiled import has_known_precision
 
 _TRIAL = 2
 """Points per row of the round that kernels are tried on."""
@@ -72,7 +71,7 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         path: Theirs.
         counts: Takes the counts of the path, see `rounds.RoundRecording`.
     """
-    if not (round_.is_known and has_known_precision(path.x) and launches(arrays.device_of(path.x))):
+    if not (round_.is_known and arrays.has_known_precision(path.x) and launches(arrays.device_of(path.x))):
         return round_
     kernels: Any = load_launched()
     try:
@@ -101,7 +100,7 @@ def compile_round(
         tape = NoiseTape.draw(shape, len(chain), arrays.make_generator(device, 0), device)
         target = Target(denoiser, chain, shape)
         round_ = Round(target, draft, verifier, response_for(draft, tape, None), min(_TRIAL, len(chain)))
-        path = Path.begin(target, tape, None)
+        path = Path.begin(target.inpainting, tape, None)
         launched_form(round_, path, arrays.zeros((3 + 2 * len(chain), 1), tape.initial, int))
 
 
