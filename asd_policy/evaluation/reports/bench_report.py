@@ -105,7 +105,7 @@ def _latencies(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) ->
     figure, axis = pyplot.subplots(figsize=(8, height), layout="constrained")
     timed = [(each, each["latencies_ms"]) for each in samplers]
     plots.latencies(axis, timed, lambda each: _label(each, shown_name(each)), Styles(samplers))
-    figure.legend(fontsize=7, loc="outside lower center", ncols=columns)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=columns, handlelength=4)
     return f"Share of the {results['plans']} plans each that took longer than a time: the lower left is the best."
 
 
@@ -113,7 +113,8 @@ def _speedups(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> 
     exact = [each for each in results["samplers"] if each["exact"] and each["wall_clock_speedup"] is not None]
     if not exact:
         raise LeftOut("no exact sampler was measured beside the sequential one")
-    figure, axis = pyplot.subplots(figsize=(6, 5 + 0.18 * len(exact)), layout="constrained")
+    lines = {_label(each, name_at_any_window(each["spec"])) for each in exact}
+    figure, axis = pyplot.subplots(figsize=(6, 4 + 0.18 * len(lines)), layout="constrained")
     axis.axhline(1, color="0.75", linewidth=1, zorder=0)
     styles = Styles(results["samplers"])
     plots.speedups(
@@ -121,7 +122,7 @@ def _speedups(pyplot: Any, results: dict[str, Any], episodes: Sequence[Any]) -> 
     )
     sequential = reference_of(results)
     axis.set(xlabel=f"window θ ({sequential}: 1)", ylabel=f"speedup over {sequential} on the best backend")
-    figure.legend(loc="outside lower center")
+    figure.legend(loc="outside lower center", handlelength=4)
     return f"Speedup over {sequential} on its fastest backend, with its 95 % interval, at each window."
 
 

@@ -211,9 +211,9 @@ def _modes(pyplot: Any, results: Results, episodes: Episodes) -> str:
 
 
 def _tradeoff(pyplot: Any, results: Results, episodes: Episodes) -> str:
-    placed = [(each, latency) for each in results["samplers"] if (latency := _mean_latency(each)) is not None]
+    placed = [(each, latency) for each in results["samplers"] if (latency := _mean_latency(each))]
     if not placed:
-        raise LeftOut("no sampler has a latency")
+        raise LeftOut("no sampler has plans that take time")
     figure, axis = _axes(pyplot, len(placed))
     draw_tradeoff(axis, placed, Styles(results["samplers"]))
     _legend(figure)

@@ -12,6 +12,7 @@ FORMATS = ("pdf", "png", "svg")
 """Of files that a figure can be written to."""
 _MARKERS = "osD^vPX*"
 _MOST_STYLES = len(COLOURS) * len(_MARKERS)
+_NARROW = 6  # times: numbers at 1, 2 and 5 alone would leave such an axis with one or two
 _TICK_GAP = 0.07  # of an axis' length: closer numbers would run into each other
 
 
@@ -187,9 +188,12 @@ def thinned(values: Sequence[int]) -> list[int]:
 
 
 def plain_numbers(axis: Any, write: Callable[[float, int], str], subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
-    """Label a logarithmic axis with numbers, not powers."""
+    """Label a logarithmic axis with numbers, not powers: with more of them where its data are within one decade."""
     from matplotlib import ticker
 
+    low, high = axis.get_data_interval()
+    if len(subs) > 1 and high < _NARROW * low:
+        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     axis.set_major_locator(ticker.LogLocator(subs=subs))
     axis.set_major_formatter(ticker.FuncFormatter(write))
     axis.set_minor_formatter(ticker.NullFormatter())

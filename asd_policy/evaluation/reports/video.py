@@ -38,7 +38,8 @@ _PAPER, _INK = (20, 24, 29), (235, 238, 241)
 _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 _REAL_TIME_FPS = 30
 _HOLD = 1.0  # [s] at the end
-_LETTERS = 16  # of a label beside others, in the width of a frame: so large that a phone shows them
+_LARGE = 0.1  # of a frame's width: text of a label that stands beside others, to be read on a phone
+_SPELT = {"θ": "window", "η": "eta", "≈": "(approximate)"}  # what Pillow's font has no sign for
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,9 @@ def side_by_side(films: Sequence[Film], path: Path) -> None:
         films: From left to right, with frames of the same height. One that has ended stops at its last frame.
         path: To write.
     """
+    font = min(map(_fitting, films))
     with ExitStack() as opened:
-        parts = [opened.enter_context(closing(_in_real_time(film))) for film in films]
+        parts = [opened.enter_context(closing(_in_real_time(film, font))) for film in films]
         shown: list[Any] = [None] * len(films)
         with writing(path, _REAL_TIME_FPS) as write:
             for moment in zip_longest(*parts):
@@ -143,7 +145,7 @@ def side_by_side(films: Sequence[Film], path: Path) -> None:
                 write(np.hstack(shown))
 
 
-def _in_real_time(film: Film) -> Generator[Frame, None, None]:
+def _in_real_time(film: Film, font: int) -> Generator[Frame, None, None]:
     """Yield what a film shows at each moment of real time, under a label of its own, and what it ends with."""
     with closing(_frames(film.path)) as frames:
         next(frames)
@@ -152,15 +154,24 @@ def _in_real_time(film: Film) -> Generator[Frame, None, None]:
             scene, ended = frame[_BAR:], begun + wait + 1 / film.hz
             while (now := tick / _REAL_TIME_FPS) < ended:
                 doing = ", planning" if now < begun + wait else ""
-                yield _labelled_for_phones(scene, film.title, f"{now:.1f} s{doing}")
+                yield labelled(scene, _spelt(film.title), f"{now:.1f} s{doing}", font=font)
                 tick += 1
             begun = ended
         outcome = "success" if film.success else "failure"
-        yield _labelled_for_phones(next(frames)[_BAR:], film.title, f"{outcome} at {film.seconds:.1f} s")
+        end = f"{outcome} at {film.seconds:.1f} s"
+        yield labelled(next(frames)[_BAR:], _spelt(film.title), end, font=font)
 
 
-def _labelled_for_phones(scene: Frame, *lines: str) -> Frame:
-    return labelled(scene, *lines, font=round(1.6 * scene.shape[1] / _LETTERS))
+def _fitting(film: Film) -> int:
+    """Choose the size of a label that has room above a film and, if it can, is read on a phone [px]."""
+    with closing(_frames(film.path)) as frames:
+        width = next(frames)["size"][0]
+    most = round(_LARGE * width)
+    return min(most, int(most * (width - 2 * _MARGIN) / _font(most).getlength(_spelt(film.title))))
+
+
+def _spelt(title: str) -> str:
+    return "".join(_SPELT.get(sign, sign) for sign in title)
 
 
 @contextmanager

@@ -133,6 +133,14 @@ def test_without_matplotlib_there_is_nothing_half_written(tmp_path: Path, monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_plans_that_take_no_time_are_not_on_a_logarithmic_axis() -> None:
+    """As with `--clock async --latency 0`."""
+    at_once = {"counted_latency_ms": dict.fromkeys(("mean", "p50", "p95", "p99", "max"), 0.0)}
+    drawers = {name: drawer for name, _, drawer in page_plots.drawers(results())}
+    with plots.drawing() as pyplot, pytest.raises(plots.LeftOut, match="no sampler has plans that take time"):
+        drawers["tradeoff"](pyplot, results(sampler("ddpm", timing=at_once)), [])
+
+
 def test_no_style_repeats() -> None:
     styles = plots.Styles(bench()["samplers"])
     lines = [str(styles.line(each)) for each in bench()["samplers"]]

@@ -132,6 +132,20 @@ def test_every_name_is_short() -> None:
     assert html.count("paper&#39;s asd θ=8") + html.count("paper's asd θ=8") >= 5
 
 
+def test_the_samplers_of_the_side_by_side_video() -> None:
+    """The sequential one, the fastest of the others, and the fastest exact one on the right; fewer of fewer."""
+    paper, best = SPECS[2:]
+    fast = sampler("ddim:10", wall_clock_speedup=9.0)
+    for samplers, chosen in (
+        ((sampler("ddpm"), fast, sampler(paper), sampler(best)), {"ddpm": "ddpm", "ddim:10": "ddim-10 ≈"}),
+        ((sampler(best), sampler(paper), sampler("ddpm")), {"ddpm": "ddpm", paper: "paper's asd θ=8"}),
+        ((sampler("ddpm"), sampler(best)), {"ddpm": "ddpm"}),
+    ):
+        assert list(page.shown_beside(results(*samplers)).items()) == [*chosen.items(), (best, "asd θ=32")]
+    assert list(page.shown_beside(results(sampler("ddpm")))) == ["ddpm"]
+    assert list(page.shown_beside(results(sampler("ddpm"), fast))) == ["ddpm", "ddim:10"]
+
+
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     html = page.build(results(), episodes())
@@ -240,6 +254,17 @@ def test_it_fits_the_screen(shown: Any) -> None:
     assert shown.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('#results'))") is (width < 800)
     shown.evaluate("document.querySelector('#results').scrollLeft = 1000")
     assert shown.locator("#results tbody th").first.bounding_box()["x"] >= 0
+
+
+def test_what_matters_is_there_before_anything_is_scrolled(shown: Any) -> None:
+    """On a phone, too: success, speedup and latency, in the columns after the name."""
+    width = shown.viewport_size["width"]
+    heads = shown.locator("#results thead th")
+    assert [heads.nth(place).inner_text().replace("\u00a0", " ") for place in range(4)] == [
+        "sampler", "success % [95 %]", "wall-clock speedup", "mean ms",
+    ]  # fmt: skip
+    box = heads.nth(3).bounding_box()
+    assert box["x"] + box["width"] <= width
 
 
 def test_it_is_drawn(shown: Any) -> None:

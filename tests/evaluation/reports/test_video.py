@@ -70,10 +70,24 @@ def test_side_by_side_is_in_real_time(tmp_path: Path) -> None:
     assert colours(0) == ["red"] * 18 + ["blue"] * 3 + ["red"] * 31
     assert colours(1) == colours(2) == ["red"] * 3 + ["blue"] * 49  # its end, held
 
+    assert about["size"][1] == 320 + 2 * (44 * 32 // 28)  # all labels are of one size, as large as they can be
+
     def bar(tick: int) -> np.ndarray[Any, Any]:
         return frames[tick][8:48, :320].astype(int)
 
     assert np.abs(bar(14) - bar(16)).max() > 100  # "planning" goes
+
+
+def test_a_label_has_room_and_its_signs_are_in_the_font(tmp_path: Path) -> None:
+    short, long = (filmed(tmp_path / f"{name}.mp4", [RED, RED], (0.0,), True) for name in ("a", "b"))
+    named = [replace(short, title="asd θ=8"), replace(long, title="asd θ=32 picard, reflection, and more ≈")]
+    video.side_by_side(named, tmp_path / "all.mp4")
+    about, frames = read(tmp_path / "all.mp4")
+    assert about["size"][1] < 320 + 2 * (44 * 32 // 28)
+    bar = frames[0][: about["size"][1] - 320].min(axis=2).max(axis=0) > 100  # columns with white in them
+    lit = bar[:320], bar[320:]
+    assert all(row[8:40].any() and not row[-6:].any() for row in lit)
+    assert video._spelt("asd θ=8, ddim-10 ≈") == "asd window=8, ddim-10 (approximate)"
 
 
 def test_only_a_robot_that_waits_stands_still() -> None:
