@@ -77,7 +77,7 @@ def test_the_page_of_extras_lists_them() -> None:
     page = (ROOT / "docs/guide/install.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)
     listed = {extra for row in rows for extra in re.findall(r"`([\w-]+)`", row)}
-    assert listed == EXTRAS.keys() - {"plots", "dev"}
+    assert listed == EXTRAS.keys() - {"plots", "dev", "docs"}
 
 
 def test_what_is_heavy_is_no_core_dependency() -> None:
@@ -85,7 +85,7 @@ def test_what_is_heavy_is_no_core_dependency() -> None:
     assert core == {"array-api-compat", "lazy-loader", "numba", "numpy", "safetensors"}
     assert not requirements("edge", "client", "realtime") & requirements("eval")
     assert requirements("eval") <= requirements("serve") & requirements("ray") & requirements("all")
-    whole = requirements(*EXTRAS.keys() - {"dev", "edge", "onnx-gpu", "robosuite", "aloha", "lerobot"})
+    whole = requirements(*EXTRAS.keys() - {"dev", "docs", "edge", "onnx-gpu", "robosuite", "aloha", "lerobot"})
     assert requirements("all") == whole
 
 
@@ -187,7 +187,7 @@ def test_ci_runs_what_a_change_must_pass() -> None:
     ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert ci["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
     called = {target for step in steps(ROOT / ".github/workflows/ci.yml") for target in made(step.get("run", ""))}
-    assert called == {"lint", "types", "test", "edge"}
+    assert called == {"lint", "types", "docs", "test", "edge"}
     assert called | {"lerobot", "demo"} == made((ROOT / ".ci/run").read_text())
     extras = re.search(r"^LEROBOT_EXTRAS := (\S+)$", MAKEFILE, re.MULTILINE)
     assert extras and f"lerobot[{extras[1]}]" in (ROOT / ".github/workflows/nightly.yml").read_text()
