@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,7 +27,8 @@ from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import open_env
 from asd_policy.evaluation.states import random_conditioning
 from asd_policy.policy.law import CHECKPOINT
-from asd_policy.samplers import make_sampler
+from asd_policy.policy.policy import Policy
+from asd_policy.samplers import Sampler, make_sampler
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,7 @@ class VerifyCommand:
         states, noise, reference_noise, tests = (
             int(word) for word in np.random.SeedSequence(self.seed).generate_state(4)
         )
-        if self.env is None:
-            conds = random_conditioning(policy, self.observations, states)
-            source = "random in the normalisation's range"
-        else:
-            with open_env(self.env) as env:
-                conds = law.closed_loop_conditioning(policy, env, sampler, self.observations, states)
-            source = f"episodes of {self.env}"
+        conds, source = self._conditioning(policy, sampler, states)
         if self.backend is None:
             hint_at_onnx(console, policy, "--backend onnx")
         sampler = law.resolve_for_one_plan(policy, sampler, conds)
@@ -122,3 +118,11 @@ class VerifyCommand:
         console.print(report.verification_table(results))
         console.print(report.verdict(results), soft_wrap=True)
         return DONE if results["holds"] else DIFFERS
+
+    def _conditioning(self, policy: Policy, sampler: Sampler, seed: int) -> tuple[Any, str]:
+        """Make the conditioning to plan at [observations, cond_dim], and say where it is from."""
+        if self.env is None:
+            return random_conditioning(policy, self.observations, seed), "random in the normalisation's range"
+        with open_env(self.env) as env:
+            conds = law.closed_loop_conditioning(policy, env, sampler, self.observations, seed)
+        return conds, f"episodes of {self.env}"
