@@ -24,7 +24,7 @@ def parse_spec(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
     name, _, rest = spec.partition(":")
     if name not in registry:
         raise SpecError(
-            f"no {kind} {name!r} in {spec!r}{did_you_mean(name, registry)}; there are {', '.join(registry)}"
+            f"no {kind} {name!r} in {spec!r}; there are {', '.join(registry)}{did_you_mean(name, registry)}"
         )
     made = registry[name]
     hints = get_type_hints(made)
@@ -35,8 +35,8 @@ def parse_spec(kind: str, spec: str, registry: Mapping[str, type[T]]) -> T:
         if not equals and position == 0 and options:
             option, text = options[0], item
         if option not in options:
-            meant = did_you_mean(option, options)
-            raise SpecError(f"no option {option!r} in {spec!r}{meant}; {name} has {', '.join(options) or 'none'}")
+            there = f"{', '.join(options) or 'none'}{did_you_mean(option, options)}"
+            raise SpecError(f"no option {option!r} in {spec!r}; {name} has {there}")
         if option in values:
             raise SpecError(f"option {option!r} is given twice in {spec!r}")
         try:

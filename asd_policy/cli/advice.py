@@ -61,6 +61,11 @@ def warn_of(console: Console, note: str | None) -> None:
         console.print(f"warning: {note}", soft_wrap=True)
 
 
+def onnx_is_installed() -> bool:
+    """Look, without importing it, for what runs a PyTorch network by ONNX Runtime."""
+    return all(importlib.util.find_spec(name) is not None for name in _ONNX)
+
+
 def hint_at_onnx(console: Console, policy: Policy, option: str) -> None:
     """Say that ONNX Runtime is installed, where a policy runs on the CPU without it and nobody asked for that.
 
@@ -71,7 +76,7 @@ def hint_at_onnx(console: Console, policy: Policy, option: str) -> None:
     """
     if policy.backend != TorchEager() or str(policy.device) != "cpu":
         return
-    if all(importlib.util.find_spec(name) is not None for name in _ONNX):
+    if onnx_is_installed():
         console.print(
             f"hint: ONNX Runtime is installed and not used; {option} is mostly faster on a CPU, and asd-policy tune "
             "measures it here",

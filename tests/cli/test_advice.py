@@ -92,7 +92,7 @@ def test_onnx_that_is_not_used(
     small_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, there = load_policy(small_checkpoint), True
-    monkeypatch.setattr(advice.importlib.util, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(advice, "onnx_is_installed", lambda: there)
 
     def said(option: str = "--backend onnx") -> str:
         advice.hint_at_onnx(make_console(), policy, option)
@@ -109,7 +109,7 @@ def test_onnx_that_is_not_used(
 def test_the_hint_is_not_for_who_has_chosen(
     small_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(advice.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(advice, "onnx_is_installed", lambda: True)
     words = ["verify", "--policy", str(small_checkpoint), "--samples", "16", "--observations", "1", "--sampler", "ddpm"]
     for more, count in (([], 1), (["--backend", "torch-eager"], 0)):
         cli.run([*words, *more])

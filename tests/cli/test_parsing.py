@@ -34,8 +34,14 @@ EVAL = ("eval", "--policy", "a", "--env", "asd/Avoid-v0", "--out", "b")
         ((*EVAL, "--margin", "x"), "--margin 'x' is not a number"),
         ((*EVAL, "--episodes", "1.5"), "--episodes '1.5' is not a whole number"),
         ((*EVAL, "--hz", "fast"), "--hz 'fast' is not a number"),
-        ((*EVAL, "--samplers", "ads"), "no sampler 'ads' in 'ads' (did you mean 'asd'?); there are ddpm, "),
-        ((*EVAL, "--samplers", "asd:windows=3"), "no option 'windows' in 'asd:windows=3' (did you mean 'window'?); as"),
+        (
+            (*EVAL, "--samplers", "ads"),
+            "in 'ads'; there are ddpm, ddim, dpmsolver, paradigms, asd (did you mean 'asd'?)",
+        ),
+        (
+            (*EVAL, "--samplers", "asd:windows=3"),
+            "'asd:windows=3'; asd has window, draft, verify (did you mean 'window'?)",
+        ),
         (("--completion",), "--completion takes one of bash, zsh, fish; given none"),
         (("--completion", "ksh"), "--completion takes one of bash, zsh, fish; given ksh"),
         (("inspect",), "inspect PATH takes one checkpoint; given none"),
