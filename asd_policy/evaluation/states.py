@@ -18,7 +18,7 @@ from asd_policy.policy.sensors import ObservationEncoder, at_rest
 
 CALIBRATION_PLANS = 32
 """Plans that a sampler which learns may learn from before it is measured."""
-TRIAL_PLANS = 96
+TRIAL_PLANS = 192
 """How many more, at most, one may make to choose its setting by what plans cost."""
 
 SCENES, PATCHES = 16, 4
