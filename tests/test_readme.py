@@ -1,8 +1,10 @@
 """What the README tells people to type works, from the repository's root."""
 
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-MAKE, OTHERS = ([c for c in COMMANDS if c.startswith("make ") is wanted] for wanted in (True, False))
+MAKE, INSTALL, LEROBOT, OTHERS = (
+    [command for command in COMMANDS if command.split()[0] == program]
+    for program in ("make", "pip", "lerobot-eval", "asd-policy")
+)
 
 # A run of seconds in the place of the README's own numbers.
-SMALLER = {"--episodes": "1", "--steps": "2", "--demonstrations": "1", "--samples": "16", "--plans": "2"}
+SMALLER = {"--samples": "16"}
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -22,9 +27,12 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_something_to_test() -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 1
     assert len(MAKE) == 2
-    assert len(OTHERS) == 6
+    assert len(INSTALL) == 2
+    assert len(LEROBOT) == 1  # tests/with_lerobot has it
+    assert len(OTHERS) == 1
+    assert len(COMMANDS) == 6
 
 
 @pytest.mark.parametrize("block", PYTHON)
@@ -41,12 +49,20 @@ def test_make_targets(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", INSTALL)
+def test_what_is_installed(command: str) -> None:
+    """It is there, and so are its extras."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for requirement in shlex.split(command)[2:]:
+        folder, _, names = requirement.partition("[")
+        assert (ROOT / folder / "pyproject.toml").exists()
+        assert set(filter(None, names.rstrip("]").split(","))) <= extras.keys()
+
+
 @pytest.mark.parametrize("command", OTHERS)
 def test_commands(command: str, tmp_path: Path) -> None:
     words = command.split()
-    program = Path(sys.executable).with_name(Path(words[0]).name)
-    if "--out" not in words:  # tune writes into the user's cache, which is not a test's to change
-        words += ["--out", ""]
+    program = Path(sys.executable).with_name(words[0])
     smaller = {**SMALLER, "--out": str(tmp_path / "out")}
     for name, value in smaller.items():
         if name in words:
