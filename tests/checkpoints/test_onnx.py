@@ -349,7 +349,7 @@ def test_points_on_a_device_that_the_provider_does_not_reach(exported: Exported)
 
 def test_a_missing_package_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendError, match=r"pip install asd-policy\[onnx\]"):
+    with pytest.raises(BackendError, match=r"pip install 'asd-policy\[onnx\]'"):
         load_policy(exported.file)
 
 

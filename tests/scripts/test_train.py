@@ -45,8 +45,8 @@ def test_a_log_file_can_be_followed(
     monkeypatch.setattr(common, "_LINE_EVERY", 0.0)
     run(tmp_path / "policy", monkeypatch)
     lines = capsys.readouterr().err.splitlines()
-    assert {"demonstrations: 1 of 2", "demonstrations: 2 of 2"} <= set(lines)
-    assert any(re.fullmatch(r"training, loss \d\.\d+: 5 of 8", line) for line in lines)
+    assert {"1 of 2: demonstrations", "2 of 2: demonstrations"} <= set(lines)
+    assert any(re.fullmatch(r"5 of 8: training, loss \d\.\d+", line) for line in lines)
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_happened(

@@ -206,7 +206,7 @@ def test_workers_run_what_was_chosen(
     found = find_run(tmp_path)
     assert found is not None
     assert {plan.window for episode in found.episodes for plan in episode.plans} == {6}
-    assert "asd:window=auto,draft=auto,verify=auto ran as asd:window=6," in capsys.readouterr().err
+    assert "asd ran as asd:window=6," in capsys.readouterr().err
     assert len(asked) <= 3  # before and after some plans, and for plans together; not in the workers
 
 
