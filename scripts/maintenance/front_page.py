@@ -86,8 +86,10 @@ def ddim() -> str:
 
 
 def verified() -> str:
-    """Quote what `asd-policy verify` printed."""
-    return f"```text\n{(RESULTS / 'verify.txt').read_text().rstrip()}\n```"
+    """Quote the first and the last line of what `asd-policy verify` printed, around its table."""
+    before, _, after = (RESULTS / "verify.txt").read_text().partition("\ntest ")
+    verdict = after.rstrip().splitlines()[-1]
+    return f"```text\n{before}\n…\n{verdict}\n```"
 
 
 def _wrapped(text: str, indent: str = "") -> str:
