@@ -399,7 +399,7 @@ def elementwise(function: Callable[..., Array], *operands: Any) -> Array:
     """Call a function of arrays that works number by number, in NumPy where they are few in the host's memory.
 
     Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
-    takes some 20 µs, one of NumPy 5. The numbers are the same.
+    takes several times as long as one of NumPy. The numbers are the same.
 
     Args:
         function: Of arrays of one library, to one of these.

@@ -48,8 +48,8 @@ def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
 class CompiledRounds(CalledRounds):
     """`rounds.EagerRounds` whose arithmetic is compiled: between two network calls the batch is passed through once.
 
-    What is not compiled is NumPy's, whatever the library of the tape, whose arrays only the network sees: between two
-    calls of a network, which leave nothing of Python in the processor's caches, each operation of PyTorch takes 20 µs.
+    What is not compiled is NumPy's, whatever the library of the tape, whose arrays only the network sees: see
+    `arrays.elementwise`.
     """
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None, kernels: ModuleType) -> None:
