@@ -121,12 +121,16 @@ def test_statistics_are_monotone(design: Design) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), MARGIN)
 def test_a_p_value_is_one(pairs: list[tuple[bool, bool]], margin: float) -> None:
-    """Between 0 and 1, the same with the two exchanged, smaller for a wider margin, and above 5 % beyond the margin."""
+    """Between 0 and 1, the same with the two exchanged, above 5 % beyond the margin; below 5 % for a wider margin, too.
+
+    Far above 5 % it may rise with the margin, by which an exact test orders what can be seen: of 5 pairs, 3 and 1 of which
+    differ, it is 0.653 at a margin of 0.3 and 0.683 at 0.4.
+    """
     first, second = zip(*pairs, strict=True)
     p_value = tost_paired(first, second, margin)
     assert 0 <= p_value <= 1 + 1e-9
     assert tost_paired(second, first, margin) == pytest.approx(p_value)
-    assert tost_paired(first, second, margin + 0.1) <= p_value + 1e-6
+    assert p_value > LEVEL or tost_paired(first, second, margin + 0.1) <= LEVEL
     if abs(np.mean(first) - np.mean(second)) >= margin:
         assert p_value > LEVEL
 
