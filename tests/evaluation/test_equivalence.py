@@ -123,8 +123,8 @@ def test_statistics_are_monotone(design: Design) -> None:
 def test_a_p_value_is_one(pairs: list[tuple[bool, bool]], margin: float) -> None:
     """Between 0 and 1, the same with the two exchanged, above 5 % beyond the margin; below 5 % for a wider margin, too.
 
-    Far above 5 % it may rise with the margin, by which an exact test orders what can be seen: of 5 pairs, 3 and 1 of which
-    differ, it is 0.653 at a margin of 0.3 and 0.683 at 0.4.
+    Far above 5 % it may rise with the margin, by which an exact test orders what can be seen: of 5 pairs, 3 and 1 of
+    which differ, it is 0.653 at a margin of 0.3 and 0.683 at 0.4.
     """
     first, second = zip(*pairs, strict=True)
     p_value = tost_paired(first, second, margin)
