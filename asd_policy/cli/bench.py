@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy._common import hardware
+from asd_policy._common.extras import install
 from asd_policy._common.files import write_json
 from asd_policy.checkpoints import load_policy
 from asd_policy.cli.advice import busy_note, hint_at_onnx, warn_of
@@ -183,7 +184,7 @@ class BenchCommand:
             console.print(line, soft_wrap=True)
         console.print(bench_report.stages_table(results))
         if importlib.util.find_spec("matplotlib") is None:
-            console.print("no plots: they need matplotlib; pip install 'asd-policy[plots]'")
+            console.print(f"no plots: they need matplotlib; {install('plots')}")
             return
         drawn = figures.draw_all(results, (), self.out, "svg")
         for plot in drawn.files:

@@ -15,7 +15,6 @@ from asd_policy._common.files import atomic_file
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "docs/results"
-TASK = "asd/Intercept-v0"
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def numbers() -> str:
     own = {
         each.spec: each
         for each in pictures.read_measured(pictures.MEASURED.read_text())
-        if (each.task, each.backend) == (TASK, "torch-eager")
+        if (each.task, each.backend) == (pictures.TASK, pictures.FILM_BACKEND)
     }
     slow, fast, few, many = min(speedups), max(speedups), min(rounds), max(rounds)
     return _wrapped(

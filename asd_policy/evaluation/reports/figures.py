@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
+from asd_policy._common.extras import install
 from asd_policy._common.files import atomic_file
 from asd_policy._common.shapes import LARGEST, Count, check_shape
 from asd_policy.errors import RunError
@@ -60,7 +61,7 @@ def write_all(folder: Path, out: Path, form: str) -> Written:
         RunError: The results are not what these commands write, have no sampler, or matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise RunError("figures need matplotlib: pip install 'asd-policy[plots]'")
+        raise RunError(f"figures need matplotlib: {install('plots')}")
     path, results, episodes = _load(folder)
     if not results["samplers"]:
         raise RunError(f"{path} has no sampler: nothing had finished")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy._common.extras import install
 from asd_policy.evaluation.reports import names, plots, report
 from asd_policy.evaluation.reports.plots import Drawer, LeftOut, Styles
 from asd_policy.evaluation.rollout.episodes import Episode
@@ -58,7 +59,7 @@ def _plot(name: str, title: str, drawer: Drawer, results: Results, episodes: Epi
             caption = drawer(pyplot, results, episodes)
             return Plot(name, title, caption, _svg(pyplot.gcf(), name))
     except ImportError:
-        return Plot(name, title, "Not drawn: plots need matplotlib; pip install 'asd-policy[plots]'.", None)
+        return Plot(name, title, f"Not drawn: plots need matplotlib; {install('plots')}.", None)
     except LeftOut as reason:
         return Plot(name, title, f"Left out: {reason}.", None)
 

@@ -87,7 +87,8 @@ class CalledRounds(abc.ABC):
 
     def jump(self, rows: Array) -> Array:
         """Predict x̂0 for these rows alone."""
-        return self._target.predict(self.path.x[rows], self.path.cursor[rows], rows)
+        path = self.path  # which is put together anew each time
+        return self._target.predict(path.x[rows], path.cursor[rows], rows)
 
     def learning(self) -> AbstractContextManager[None]:
         """Enter nothing."""
