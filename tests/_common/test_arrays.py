@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from asd_policy._common import arrays, normal
@@ -142,3 +143,35 @@ def test_numbers_drawn_at_once_are_those_drawn_in_turn(shape: tuple[int, ...], d
         first, second = (np.random.default_rng(3) for _ in range(2))
         drawn = np.stack([second.standard_normal(shape, np.float32) for _ in range(count)])
         np.testing.assert_array_equal(arrays.normals_in_turn(count, shape, first, NUMPY), drawn)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (200, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_number_by_number_in_either_library(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Few numbers or many, of a type that NumPy has or not: the same bits, in a tensor."""
+    x, gain = torch.randn(shape, dtype=dtype), torch.rand(shape[1:], dtype=dtype) + 1
+
+    def stretch(values: Tensor, by: Tensor) -> Tensor:
+        return (values - 1) / by + values * by
+
+    found = arrays.elementwise(stretch, x, gain)
+    assert found.dtype == dtype
+    assert torch.equal(found, stretch(x, gain))
+
+
+def test_number_by_number_keeps_gradients() -> None:
+    x = torch.ones(3, requires_grad=True)
+    arrays.elementwise(lambda values: 2 * values, x).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None])
+def test_what_is_finite(bad: float | None, dtype: torch.dtype) -> None:
+    """The largest finite numbers are: nothing is added up."""
+    x = torch.full((4, 5), torch.finfo(dtype).max, dtype=dtype)
+    if bad is not None:
+        x[2, 3] = bad
+    assert arrays.is_finite(x) is (bad is None)
+    if dtype == torch.float32:
+        assert arrays.is_finite(x.numpy()) is (bad is None)

@@ -27,6 +27,9 @@ from asd_policy.networks.denoiser import check_deterministic
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
+from asd_policy.samplers.asd import autotune, trials
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.trials import Setting
 from asd_policy.samplers.base import Samples, Target
 from asd_policy.samplers.records import sequential_costs
 from asd_policy.samplers.warm_start import WarmStart
@@ -437,3 +440,21 @@ def test_interrupted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(law, "compare_laws", interrupt)
     assert cli.run(words(checkpoint)) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_verified_is_what_plans_come_to(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the first setting that is tried, which may be the sequential sampler itself."""
+    policy, settings = (
+        asd_policy.load_policy(small_checkpoint),
+        [Setting(window, "picard", "block") for window in (1, 6)],
+    )
+    monkeypatch.setattr(autotune, "shortlist", lambda *_: settings)
+    monkeypatch.setattr(trials.Tried, "seconds", property(lambda self: float(max(self.rounds))))  # the fewest rounds
+    tried: list[Setting] = []
+    own = Experience.note
+    monkeypatch.setattr(Experience, "note", lambda self, *given: tried.append(given[0]) or own(self, *given))
+    conds = states.random_conditioning(policy, 2, 0)
+    found = law.resolve_for_one_plan(policy, make_sampler("asd"), conds)
+    assert set(tried) == set(settings)
+    assert found.spec == "asd:window=6,draft=picard,verify=block"
+    assert not policy.experience.trials and policy.experience.plans == 0  # on a copy
