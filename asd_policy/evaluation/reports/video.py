@@ -39,7 +39,7 @@ _RATE_FACTOR = "24"  # of x264: at 18 nothing is seen to be lost, at 28 much is
 _REAL_TIME_FPS = 30
 _HOLD = 1.0  # [s] at the end
 _LARGE = 0.1  # of a frame's width: text of a label that stands beside others, to be read on a phone
-_SPELT = {"θ": "window", "η": "eta", "≈": "(approximate)"}  # what Pillow's font has no sign for
+_SPELT = {"θ": "window", "η": "eta", "≈": "(approximate)"}  # Pillow's own font has no sign for them
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def _fitting(film: Film) -> int:
 
 
 def _spelt(title: str) -> str:
+    if _has_signs():
+        return title
     return "".join(_SPELT.get(sign, sign) for sign in title)
 
 
@@ -272,10 +274,20 @@ def labelled(frame: Frame, *lines: str, font: int = _FONT) -> Frame:
 
 @lru_cache
 def _font(size: int) -> Any:
-    """Load the font of labels: a file, which every frame would read."""
+    """Load the font of labels, a file that every frame would read: matplotlib's, with all signs, or Pillow's own."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    return ImageFont.truetype(_signs(), size) if _has_signs() else ImageFont.load_default(size)
+
+
+def _signs() -> Path:
+    spec = importlib.util.find_spec("matplotlib")
+    return Path(spec.origin if spec and spec.origin else "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+
+
+@lru_cache
+def _has_signs() -> bool:
+    return _signs().exists()
 
 
 @contextmanager

@@ -78,7 +78,13 @@ def test_side_by_side_is_in_real_time(tmp_path: Path) -> None:
     assert np.abs(bar(14) - bar(16)).max() > 100  # "planning" goes
 
 
-def test_a_label_has_room_and_its_signs_are_in_the_font(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signs", [True, False])
+def test_a_label_has_room_and_its_signs_are_in_the_font(
+    signs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are those of every table where matplotlib has brought its font, and spelt out where not."""
+    monkeypatch.setattr(video, "_has_signs", lambda: signs)
+    video._font.cache_clear()
     short, long = (filmed(tmp_path / f"{name}.mp4", [RED, RED], (0.0,), True) for name in ("a", "b"))
     named = [replace(short, title="asd θ=8"), replace(long, title="asd θ=32 picard, reflection, and more ≈")]
     video.side_by_side(named, tmp_path / "all.mp4")
@@ -87,7 +93,11 @@ def test_a_label_has_room_and_its_signs_are_in_the_font(tmp_path: Path) -> None:
     bar = frames[0][: about["size"][1] - 320].min(axis=2).max(axis=0) > 100  # columns with white in them
     lit = bar[:320], bar[320:]
     assert all(row[8:40].any() and not row[-6:].any() for row in lit)
-    assert video._spelt("asd θ=8, ddim-10 ≈") == "asd window=8, ddim-10 (approximate)"
+    name = "asd θ=8, ddim-10 ≈"
+    assert video._spelt(name) == (name if signs else "asd window=8, ddim-10 (approximate)")
+    signs_drawn = {bytes(video._font(20).getmask(sign)) for sign in "θη≈"}
+    assert len(signs_drawn) == (3 if signs else 1)  # a font draws all that it lacks alike
+    video._font.cache_clear()
 
 
 def test_only_a_robot_that_waits_stands_still() -> None:
