@@ -2,8 +2,8 @@
 
     python scripts/train_tokens.py --env asd/Avoid-v0 --out runs/avoid-tokens --steps 6000
 
-Run again with the same options after an interruption, and it goes on where it stopped; with more --steps, on the longer
-schedule.
+Run again with the same options after an interruption, and it goes on where it stopped; with other --steps, on the
+schedule of that length.
 """
 
 import shlex

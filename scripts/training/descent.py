@@ -55,7 +55,7 @@ class Descent(Generic[N]):
         self.generator = torch.Generator().manual_seed(course.seed)
         self.step = 0
         self.schedules: list[dict[str, int]] = []
-        """The shorter schedules that it followed before, and until which step."""
+        """The other schedules that it followed before, and until which step."""
 
     def descend(self, loss: Tensor) -> None:
         """Take one optimiser step."""
@@ -90,7 +90,7 @@ class Descent(Generic[N]):
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
-        """Go on from a saved state, on the schedule of `steps`, which may be more than it was begun with.
+        """Go on from a saved state, on the schedule of `steps`, which may be another than it was begun with.
 
         Raises:
             SystemExit: It belongs to a training with other options.
@@ -98,7 +98,7 @@ class Descent(Generic[N]):
         state = torch.load(path, weights_only=True)
         before, now = state["options"], vars(self.course)
         for name, value in now.items():
-            if before.get(name) != value and (name != "steps" or before["steps"] > value):
+            if before.get(name) != value and (name != "steps" or state["step"] > value):
                 raise SystemExit(
                     f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
                 )
