@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from asd_policy.chain.tokens import TokenChain
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Drafted, TokenVerdict
-from asd_policy.tokens.marginals import Marginals, log_law, read_logits
+from asd_policy.tokens.marginals import Marginals, check_marginals, log_law, read_logits
 from asd_policy.tokens.tape import Floats, Ints, TokenTape
 
 FROZEN, PICARD = TOKEN_DRAFTS = "frozen", "picard"
@@ -174,6 +174,10 @@ def sample_tokens(
         draft: One of `TOKEN_DRAFTS`.
         verify: A key of `TOKEN_VERIFIERS`.
         seed: Of all rows together, or one for each row, which is then the same in any batch.
+
+    Raises:
+        DenoiserError: The network is not one that can be sampled from, see `check_marginals`.
     """
+    check_marginals(network, chain, batch)
     sources = [np.random.default_rng(each) for each in ([seed] if isinstance(seed, int) else seed)]
     return TokenRounds(network, chain, TokenTape.draw(chain, sources, batch), window, draft, verify).run()

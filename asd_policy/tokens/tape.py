@@ -10,7 +10,6 @@ from asd_policy.chain.tokens import TokenChain
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,15 @@ class TokenTape:
             sources=sources,
         )
 
-    def renew(self, row: Rows, step: Rows) -> None:
-        """Draw the numbers of some steps afresh, those of step[i] of row[i]; rows in ascending order."""
-        alphabet = self.gumbels.shape[2]
+    def renew(self, row: Ints, step: Ints) -> None:
+        """Draw the numbers of some steps afresh, those of step[i] of row[i]."""
         if len(self.sources) == 1:
-            self.gumbels[row, step] = self.sources[0].gumbel(size=(len(row), alphabet))
-            self.uniforms[row, step] = 1 - self.sources[0].random(len(row))
+            self._redraw(row, step, self.sources[0])
             return
-        for which, at in zip(row.tolist(), step.tolist(), strict=True):
-            self.gumbels[which, at] = self.sources[which].gumbel(size=alphabet)
-            self.uniforms[which, at] = 1 - self.sources[which].random()
+        for which in np.unique(row):
+            own = row == which
+            self._redraw(row[own], step[own], self.sources[which])
+
+    def _redraw(self, row: Ints, step: Ints, source: np.random.Generator) -> None:
+        self.gumbels[row, step] = source.gumbel(size=(len(row), self.gumbels.shape[2]))
+        self.uniforms[row, step] = 1 - source.random(len(row))
