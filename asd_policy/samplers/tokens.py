@@ -15,7 +15,7 @@ from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.records import PlanCost
 from asd_policy.samplers.warm_start import WarmStart
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Booleans
-from asd_policy.tokens.rounds import PICARD, TOKEN_DRAFTS, TokenRounds
+from asd_policy.tokens.rounds import FROZEN, TOKEN_DRAFTS, TokenRounds
 from asd_policy.tokens.tape import Ints, TokenTape
 
 
@@ -25,7 +25,7 @@ class Tokens(Sampler):
 
     window: int = 1
     """Most prefixes that one network call evaluates per row; 1 is the sequential sampler."""
-    draft: str = PICARD
+    draft: str = FROZEN
     """frozen or picard."""
     verify: str = "sequence"
     """token, sequence or gumbel."""

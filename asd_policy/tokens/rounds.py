@@ -160,7 +160,7 @@ def sample_tokens(
     chain: TokenChain,
     batch: int = 1,
     window: int = 1,
-    draft: str = PICARD,
+    draft: str = FROZEN,
     verify: str = "sequence",
     seed: int | Sequence[int] = 0,
 ) -> TokenSamples:

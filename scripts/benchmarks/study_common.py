@@ -16,6 +16,7 @@ from scipy import stats
 import asd_policy
 from asd_policy._common.files import write_json
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.tokens import Chain
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import make_env
@@ -84,7 +85,7 @@ def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) ->
 
 
 def count(
-    denoiser: Denoiser, chain: GaussianChain, sampler: Sampler, states: States, experience: Experience | None, seed: int
+    denoiser: Denoiser, chain: Chain, sampler: Sampler, states: States, experience: Experience | None, seed: int
 ) -> Counts:
     """Sample one plan per state. State i has the same tape whatever the sampler and the other states."""
     rounds: list[int] = []

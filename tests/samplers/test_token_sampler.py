@@ -44,7 +44,7 @@ def test_specs_round_trip(spec: str) -> None:
 
 def test_defaults_are_spelled_out() -> None:
     assert make_sampler("tokens:window=1") == make_sampler("tokens")
-    assert make_sampler("tokens:16").spec == "tokens:window=16,draft=picard,verify=sequence"
+    assert make_sampler("tokens:16").spec == "tokens:window=16,draft=frozen,verify=sequence"
 
 
 @pytest.mark.parametrize(
