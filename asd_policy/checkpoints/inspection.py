@@ -11,6 +11,7 @@ import torch
 
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.scheduler_options import unknown_options
+from asd_policy.chain.tokens import TokenChain
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
 from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
@@ -18,8 +19,10 @@ from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.policy.law import CHECKPOINT, TRAINED, check_chain
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
+from asd_policy.samplers import OF_STEPS, OF_TOKENS, Sampler, make_sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
+
+_Law = Schedule | TokenChain | ChainError
 
 
 def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dict[str, Any]:
@@ -43,7 +46,8 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
     try:
         loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
-        schedule: Schedule | ChainError = Schedule(loaded.law.chain, loaded.law.own)
+        law = loaded.law
+        schedule: _Law = law.tokens or Schedule(law.gaussian("inspect"), law.own)
         chain = loaded.law.runs
     except AsdError as error:
         missing.append(str(error))
@@ -57,12 +61,15 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "package": PACKAGE_VERSION,
         "format": name,
         **asdict(description),
-        "notes": [*description.notes, *unknown_options(description.scheduler)],
+        "notes": [*description.notes, *_unknown(description, schedule)],
         "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
-        "prediction_type": None if isinstance(schedule, ChainError) else schedule.chain.config["prediction_type"],
+        "prediction_type": schedule.chain.config["prediction_type"] if isinstance(schedule, Schedule) else None,
         "chain": {**_describe_chain(schedule, chain), "runs": chain},
         "own_plan": _own_plan(schedule),
-        "samplers": [_describe_sampler(spec, schedule, chain) for spec in SAMPLERS],
+        "samplers": [
+            _describe_sampler(spec, schedule, chain)
+            for spec in (OF_TOKENS if isinstance(schedule, TokenChain) else OF_STEPS)
+        ],
         "tuning": {"file": str(tuning.file), "plans": tuning.experience.plans} if tuning else None,
         "files": files(folder, form),
         "is_policy": policy is not None,
@@ -70,6 +77,11 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "missing": missing,
     }
     return _plain(said)
+
+
+def _unknown(description: Description, law: _Law) -> tuple[str, ...]:
+    """Name options of the noise scheduler that are not known; tokens have none."""
+    return () if isinstance(law, TokenChain) else tuple(unknown_options(description.scheduler))
 
 
 def _schedule(said: Description) -> Schedule | ChainError:
@@ -80,17 +92,25 @@ def _schedule(said: Description) -> Schedule | ChainError:
         return error
 
 
-def _own_plan(schedule: Schedule | ChainError) -> str | None:
+def _own_plan(schedule: _Law) -> str | None:
     """Write the spec of the plan that the checkpoint's own scheduler makes; None where there is none."""
     if isinstance(schedule, ChainError):
         return None
+    if isinstance(schedule, TokenChain):
+        return make_sampler("tokens").spec
     return make_sampler("ddpm").spec if schedule.own is None else schedule.own.spec
 
 
-def _describe_chain(schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
+def _describe_chain(schedule: _Law, runs: str) -> dict[str, Any]:
     """Tell whether steps can be drafted and verified, and why."""
     if isinstance(schedule, ChainError):
         return {"steps": None, "gaussian": False, "why": str(schedule)}
+    if isinstance(schedule, TokenChain):
+        why = (
+            f"each of its {len(schedule)} steps draws one of {schedule.alphabet} values from a law that the network "
+            "gives, so a drafted token can be verified and has the same law"
+        )
+        return {"steps": len(schedule), "gaussian": False, "why": why}
     chain, own = schedule.chain, schedule.own
     if own is not None and runs == CHECKPOINT:
         why = (
@@ -107,15 +127,15 @@ def _describe_chain(schedule: Schedule | ChainError, runs: str) -> dict[str, Any
     return {"steps": len(chain), "gaussian": True, "why": why}
 
 
-def _describe_sampler(spec: str, schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
+def _describe_sampler(spec: str, schedule: _Law, runs: str) -> dict[str, Any]:
     """Tell whether a sampler can be used on the chain and keeps its law."""
     sampler = make_sampler(spec)
     if isinstance(schedule, ChainError):
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": "there is no chain of Gaussian steps"}
-    if schedule.own is not None and runs == CHECKPOINT:
+    if isinstance(schedule, Schedule) and schedule.own is not None and runs == CHECKPOINT:
         return _describe_on_own(sampler, schedule.own)
     try:
-        sampler.check(schedule.chain)
+        sampler.fit(schedule if isinstance(schedule, TokenChain) else schedule.chain)
     except SpecError as error:
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": str(error)}
     why = "the law of the full chain, with any options" if sampler.exact else "another law than that of the full chain"

@@ -3,10 +3,13 @@
 from dataclasses import dataclass, replace
 
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.tokens import Chain, TokenChain, gaussian
 from asd_policy.errors import SpecError
 from asd_policy.samplers import Sampler
+from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.ddim import Ddim, OwnDdim
 from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.tokens import Tokens
 
 CHECKPOINT, TRAINED = CHAINS = "checkpoint", "trained"
 """The two laws. They differ where the checkpoint's scheduler is a DDIM that adds no noise."""
@@ -26,8 +29,8 @@ def check_chain(name: str) -> None:
 class Law:
     """A chain, the plan of the checkpoint's own scheduler where that is another one, and which of the two runs."""
 
-    chain: GaussianChain
-    """The scheduler's own; for DDIM without noise the DDPM chain that the network was trained for."""
+    chain: Chain
+    """The scheduler's own; for DDIM without noise the DDPM chain that the network was trained for. Or one of tokens."""
     own: OwnDdim | None = None
     """The plan of the checkpoint's own scheduler; None where that is the chain's."""
     runs: str = CHECKPOINT
@@ -38,9 +41,34 @@ class Law:
         return self.own if self.runs == CHECKPOINT else None
 
     @property
+    def tokens(self) -> TokenChain | None:
+        """The chain of tokens; None for one of Gaussian steps."""
+        return self.chain if isinstance(self.chain, TokenChain) else None
+
+    def gaussian(self, what: str) -> GaussianChain:
+        """Give the chain of Gaussian steps.
+
+        Args:
+            what: Needs it, for the message.
+
+        Raises:
+            SpecError: It is one of tokens.
+        """
+        return gaussian(what, self.chain)
+
+    @property
     def reference(self) -> Sampler:
         """The sequential sampler of the law that runs, which speedups are against."""
+        if self.tokens is not None:
+            return Tokens()
         return self._runs_own or Ddpm()
+
+    @property
+    def fast(self) -> Asd | Tokens | None:
+        """The sampler that makes the same plans in fewer network calls; None where there is none."""
+        if self.tokens is not None:
+            return Tokens(min(16, len(self.tokens)))
+        return None if self._runs_own is not None else Asd()
 
     @property
     def steps(self) -> int:
@@ -67,11 +95,11 @@ class Law:
             if not isinstance(sampler, Ddim):
                 raise self._refusal(sampler.spec, self._runs_own)
             sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
-        sampler.check(self.chain)
+        sampler.fit(self.chain)
         return sampler
 
     def check_gaussian(self, what: str) -> None:
-        """Refuse a thing that needs a chain of Gaussian steps, where a scheduler runs that adds no noise.
+        """Refuse a thing that needs a chain of Gaussian steps, where a scheduler adds no noise or plans are tokens.
 
         Args:
             what: Needs it, for the message.
@@ -79,6 +107,7 @@ class Law:
         Raises:
             SpecError: One does.
         """
+        self.gaussian(what)
         if self._runs_own is not None:
             raise self._refusal(what, self._runs_own)
 

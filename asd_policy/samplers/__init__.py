@@ -17,6 +17,7 @@ from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.dpmsolver import DpmSolver
 from asd_policy.samplers.paradigms import Paradigms
+from asd_policy.samplers.tokens import Tokens
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": Ddpm,
@@ -24,8 +25,12 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmsolver": DpmSolver,
     "paradigms": Paradigms,
     "asd": Asd,
+    "tokens": Tokens,
 }
 """Every sampler of this package by its name in a spec."""
+OF_TOKENS = tuple(name for name, made in SAMPLERS.items() if issubclass(made, Tokens))
+OF_STEPS = tuple(name for name in SAMPLERS if name not in OF_TOKENS)
+"""Those that sample tokens, and those that sample a chain of Gaussian steps."""
 GROUP = "asd_policy.samplers"
 
 

@@ -18,7 +18,7 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers import OF_STEPS, make_sampler
 from asd_policy.samplers.ddim import Ddim
 from support import training_files as files
 from support.small_checkpoints import save_random
@@ -191,7 +191,7 @@ def test_other_samplers_are_refused_in_a_line_that_names_the_way_out(spec: str, 
 
 def test_every_sampler_runs_on_the_trained_chain(lerobot: Path) -> None:
     specs = {"ddim": "ddim:5", "dpmsolver": "dpmsolver:5", "paradigms": "paradigms:window=4"}
-    for name in SAMPLERS:
+    for name in OF_STEPS:
         assert len(plans(asd_policy.load_policy(lerobot, specs.get(name, name), chain="trained"))) == 2
 
 
