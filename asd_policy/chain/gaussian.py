@@ -56,8 +56,8 @@ class Threshold:
 class GaussianChain:
     """A sequential sampler of K Gaussian steps; index k = 0 is the noisiest. Arrays have shape [K]."""
 
-    timesteps: npt.NDArray[np.int64]
-    """The timestep that the network gets at step k."""
+    timesteps: npt.NDArray[np.int64] | npt.NDArray[np.float64]
+    """What the network gets at step k as its timestep: an integer, or a time of a flow, a number of float32."""
     a: Schedule
     """Weight of the predicted clean sample in the mean."""
     b: Schedule
@@ -76,6 +76,16 @@ class GaussianChain:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def has_integer_timesteps(self) -> bool:
+        """Whether the network gets integers; not so for a flow whose network gets times in 0 … 1."""
+        return self.timesteps.dtype.kind == "i"
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether any step does; one that is deterministic has nothing to draft and verify exactly."""
+        return bool((self.sigma > 0).any())
 
     @property
     def clip_range(self) -> float | None:
@@ -114,6 +124,36 @@ class GaussianChain:
         coefficients, config = read_schedule(scheduler, num_inference_steps, eta)
         return cls(config=config, **coefficients)
 
+    @classmethod
+    def from_flow(
+        cls,
+        steps: int,
+        eta: float = 1.0,
+        convention: str = "noise",
+        sigma_min: float = 0.0,
+        num_train_timesteps: int | None = None,
+    ) -> "GaussianChain":
+        """Make the chain of a network that predicts a flow's velocity, with a share of noise; see `chain.flow`.
+
+        At `eta` 0 a step is Euler's, and adds no noise. Above it the chain has a law of its own: `asd` is exact with
+        respect to that law, not to the plans of Euler's steps.
+
+        Args:
+            steps: Number of steps K from noise to data, equal in time.
+            eta: Share of noise, 0 … 1, as DDIM's: 1 adds as much as the ancestral step of DDPM at the same levels.
+            convention: What the network calls time and velocity, one of `flow.CONVENTIONS`: "noise" as LeRobot's
+                common/flow_matching.py has it (π0, SmolVLA), "data" as its multi_task_dit, "timestep" for integers.
+            sigma_min: Noise that is left at the data's end of the path, in [0, 1); of the convention "data" alone.
+            num_train_timesteps: Number of integers T, of the convention "timestep" alone.
+
+        Raises:
+            ChainError: An option is out of range.
+        """
+        from asd_policy.chain.flow import flow_config, read_flow  # here, because few chains are a flow's
+
+        coefficients = read_flow(steps, eta, convention, sigma_min, num_train_timesteps)
+        return cls(config=flow_config(convention, sigma_min, num_train_timesteps, eta), **coefficients)
+
     def tables(self, device: Device, dtype: Any) -> ChainTables:
         """Convert the coefficients to tensors, once per device and dtype."""
         key = (device, dtype)
@@ -123,7 +163,7 @@ class GaussianChain:
                 return arrays.asarray(values, device, dtype)
 
             self._tables[key] = ChainTables(
-                timesteps=arrays.asarray(self.timesteps, device),
+                timesteps=arrays.asarray(self.timesteps, device, None if self.has_integer_timesteps else dtype),
                 a=tensor(self.a),
                 b=tensor(self.b),
                 sigma=tensor(self.sigma),

@@ -23,7 +23,7 @@ class Denoiser(Protocol):
 
         Args:
             x: Points of the chain [N, *event].
-            timestep: Diffusion timesteps [N], int64.
+            timestep: Diffusion timesteps [N], int64; of a flow that has times in 0 … 1, these, in the points' dtype.
             cond: Conditioning [N, *cond_event], or None for an unconditional model.
 
         Returns:
@@ -162,7 +162,7 @@ def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Arr
 
 def check_on_noise(
     denoiser: Denoiser,
-    timesteps: npt.NDArray[np.int64],
+    timesteps: npt.NDArray[np.int64] | npt.NDArray[np.float64],
     event: Sequence[int],
     cond: Array | None,
     device: Device | str,
@@ -184,7 +184,8 @@ def check_on_noise(
     """
     collect_imports()
     noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
-    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
+    whole = timesteps.dtype.kind == "i"
+    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device, None if whole else "float32")
     with arrays.no_gradients(device):
         rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
         return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)

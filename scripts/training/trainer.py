@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +17,7 @@ from asd_policy.policy.normalisation import Affine, make_affine
 from asd_policy.policy.observation import STATE
 from asd_policy.policy.sensors import normalize
 from training.episodes import Episodes, window_rows
+from training.objectives import corruption_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Training:
     bfloat16: bool
     auxiliary: float
     device: str
+    objective: str = "diffusion"
 
 
 class Network(nn.Module):
@@ -150,7 +151,7 @@ class Trainer:
         # The warm-up of Diffusion Policy's own EMA: 1 − (1 + step)^(−3/4).
         self.average = EMAModel(self.network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
         self.generator = torch.Generator().manual_seed(training.seed)
-        self.scheduler = DDPMScheduler(**{k: v for k, v in config.scheduler.items() if k != "_class_name"})
+        self.corrupt, self.timesteps = corruption_of(config), config.num_train_timesteps
         self.step = 0
         self.schedules: list[dict[str, int]] = []
         """The shorter schedules that it followed before, and until which step."""
@@ -171,15 +172,13 @@ class Trainer:
         cond = cond.repeat_interleave(draws, 0)
         clean = windows.actions(rows).repeat_interleave(draws, 0)
         noise = torch.randn(clean.shape, generator=self.generator).to(options.device)
-        steps_in_chain = int(self.scheduler.config["num_train_timesteps"])
-        timesteps = torch.randint(steps_in_chain, (len(clean),), generator=self.generator).to(options.device)
-        # add_noise is annotated for 32-bit timesteps and takes any integers.
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), noise)
+        timesteps = torch.randint(self.timesteps, (len(clean),), generator=self.generator).to(options.device)
+        noisy, expected = self.corrupt(clean, noise, timesteps)
+        loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), expected)
         total = loss
         if self.network.predict is not None and seen is not None and windows.unseen is not None and not windows.seen:
-            expected = windows.unseen[windows.past[rows]].to(options.device)
-            total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), expected)
+            unseen = windows.unseen[windows.past[rows]].to(options.device)
+            total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), unseen)
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
@@ -235,7 +234,7 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         before, now = state["options"], asdict(self.training)
         for name, value in now.items():
-            if before.get(name) != value and (name != "steps" or before["steps"] > value):
+            if before.get(name, getattr(Training, name, None)) != value and (name != "steps" or before["steps"] > value):
                 raise SystemExit(
                     f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
                 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
+from asd_policy.chain.flow import FLOW_PREDICTION, flow_config
 from asd_policy.checkpoints.lerobot.vision import VISION_FIELDS, VISUAL, Vision, as_object, is_count, parse_vision
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import UnetConfig
@@ -60,8 +61,15 @@ class DiffusionConfig:
         )
 
     @property
+    def is_flow(self) -> bool:
+        """Whether the network predicts a flow's velocity; LeRobot's own diffusion policies do not, and refuse it."""
+        return self.prediction_type == FLOW_PREDICTION
+
+    @property
     def scheduler(self) -> dict[str, Any]:
-        """The noise scheduler's configuration by diffusers' names."""
+        """The noise scheduler's configuration by diffusers' names; of a flow by those of `chain.flow`."""
+        if self.is_flow:
+            return flow_config("timestep", 0.0, self.num_train_timesteps, 0.0)
         names = "num_train_timesteps beta_schedule beta_start beta_end prediction_type clip_sample clip_sample_range"
         return {"_class_name": f"{self.noise_scheduler_type}Scheduler"} | {
             name: getattr(self, name) for name in names.split()

@@ -67,7 +67,10 @@ class CompiledRounds(CalledRounds):
         tables = chain.tables(NUMPY, x.dtype)
         with np.errstate(divide="ignore"):
             self._tables = tables.a, tables.b, tables.sigma, tables.a / tables.sigma
-        self._timesteps, self._prediction = tables.timesteps, None
+        # The loops know integers alone; times of a flow are looked up beside them.
+        self._times = None if chain.has_integer_timesteps else tables.timesteps
+        self._timesteps = np.zeros(len(chain), np.int64) if self._times is not None else tables.timesteps
+        self._prediction = None
         if inpainting is None and (steps := load_kernels(STEPS)) is not None:
             self._prediction, self._predict = prediction_tables(chain, x.dtype), steps.predict_rows
         basis = gain = np.empty((0, 0), x.dtype)
@@ -119,7 +122,8 @@ class CompiledRounds(CalledRounds):
             places = (arrays.from_host(each[live], self._like) for each in (steps, rows))
             x0_pred = np.ascontiguousarray(arrays.on_host(target.predict(points, *places)))
         else:
-            output = target.call(points, arrays.from_host(timesteps[live], self._like), self._condition(rows[live]))
+            times = timesteps[live] if self._times is None else self._times[steps[live]]
+            output = target.call(points, arrays.from_host(times, self._like), self._condition(rows[live]))
             self._predict(seen, output_on_host(output, points), steps, self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(

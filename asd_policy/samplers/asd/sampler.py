@@ -105,7 +105,12 @@ class Asd(Sampler):
         return self.window is None
 
     def check(self, chain: GaussianChain) -> None:
-        """Refuse a window longer than the chain."""
+        """Refuse a window longer than the chain, and a chain whose steps add no noise."""
+        if len(chain) > 1 and not chain.adds_noise:
+            raise SpecError(
+                f"{self.spec} needs steps that add noise, and those of this chain add none (eta=0): ddpm walks it, and "
+                "an eta above 0 makes a chain of another law, which asd samples exactly"
+            )
         if self.window is not None:
             check_count(f"window={self.window}", self.window, chain)
 
