@@ -72,6 +72,8 @@ class GaussianChain:
     """How far x̂0 overshoots the clipped prediction, in units of the change by clipping; None for not at all."""
     config: Mapping[str, Any] = field(repr=False)
     """The scheduler's `_class_name` and all its options, defaults filled in."""
+    unit: Schedule | None = None
+    """Standard deviation of the noise with η = 1, which tolerances are in units of where η = 0 adds none."""
     _tables: dict[tuple[Any, Any], ChainTables] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:

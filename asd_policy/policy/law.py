@@ -7,6 +7,7 @@ from asd_policy.errors import SpecError
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
 from asd_policy.samplers.ddpm import Ddpm
+from asd_policy.samplers.parallel import OwnParallel, Parallel
 
 CHECKPOINT, TRAINED = CHAINS = "checkpoint", "trained"
 """The two laws. They differ where the checkpoint's scheduler is a DDIM that adds no noise."""
@@ -57,16 +58,19 @@ class Law:
         return self if self.own is None and self.runs == TRAINED else replace(self, runs=runs)
 
     def fitted(self, sampler: Sampler) -> Sampler:
-        """Make a sampler as it runs here: `ddim` with the options of the checkpoint's own, where that runs.
+        """Make a sampler as it runs here: `ddim` and `parallel` as the checkpoint's own, where that runs.
 
         Raises:
             SpecError: Its options do not fit the chain, or the checkpoint's own scheduler runs, which adds no noise,
-                and it is not `ddim`.
+                and it is neither.
         """
         if self._runs_own is not None:
-            if not isinstance(sampler, Ddim):
+            if isinstance(sampler, Ddim):
+                sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
+            elif isinstance(sampler, Parallel):
+                sampler = OwnParallel(sampler.window, sampler.tol, sampler.draft, sampler.steps, self._runs_own)
+            else:
                 raise self._refusal(sampler.spec, self._runs_own)
-            sampler = replace(self._runs_own, steps=sampler.steps, eta=sampler.eta)
         sampler.check(self.chain)
         return sampler
 

@@ -17,12 +17,14 @@ from asd_policy.samplers.ddim import Ddim
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.dpmsolver import DpmSolver
 from asd_policy.samplers.paradigms import Paradigms
+from asd_policy.samplers.parallel import Parallel
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": Ddpm,
     "ddim": Ddim,
     "dpmsolver": DpmSolver,
     "paradigms": Paradigms,
+    "parallel": Parallel,
     "asd": Asd,
 }
 """Every sampler of this package by its name in a spec."""

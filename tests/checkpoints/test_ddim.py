@@ -190,7 +190,12 @@ def test_other_samplers_are_refused_in_a_line_that_names_the_way_out(spec: str, 
 
 
 def test_every_sampler_runs_on_the_trained_chain(lerobot: Path) -> None:
-    specs = {"ddim": "ddim:5", "dpmsolver": "dpmsolver:5", "paradigms": "paradigms:window=4"}
+    specs = {
+        "ddim": "ddim:5",
+        "dpmsolver": "dpmsolver:5",
+        "paradigms": "paradigms:window=4",
+        "parallel": "parallel:steps=4",
+    }
     for name in SAMPLERS:
         assert len(plans(asd_policy.load_policy(lerobot, specs.get(name, name), chain="trained"))) == 2
 
