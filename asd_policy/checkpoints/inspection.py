@@ -12,6 +12,7 @@ import torch
 from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.scheduler_options import unknown_options
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
+from asd_policy.checkpoints.recommendation import measure_parallel
 from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
@@ -20,6 +21,7 @@ from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
 from asd_policy.samplers.ddim import Ddim, OwnDdim
+from asd_policy.samplers.parallel import Parallel
 
 
 def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "chain": {**_describe_chain(schedule, chain), "runs": chain},
         "own_plan": _own_plan(schedule),
         "samplers": [_describe_sampler(spec, schedule, chain) for spec in SAMPLERS],
+        "recommended": None if policy is None else _recommend(policy, folder, fixed_crop),
         "tuning": {"file": str(tuning.file), "plans": tuning.experience.plans} if tuning else None,
         "files": files(folder, form),
         "is_policy": policy is not None,
@@ -70,6 +73,17 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "missing": missing,
     }
     return _plain(said)
+
+
+def _recommend(policy: Policy, folder: Path, fixed_crop: bool) -> dict[str, Any] | None:
+    """Measure what pays where the checkpoint's own DDIM runs, on the best device here; None where `asd` is exact."""
+    if policy.law.own is None or policy.law.runs != CHECKPOINT:
+        return None
+    if torch.cuda.is_available():
+        loaded = load(folder, None, "cuda", fixed_crop=fixed_crop)
+        assert isinstance(loaded, Policy)
+        policy = loaded
+    return measure_parallel(policy)
 
 
 def _schedule(said: Description) -> Schedule | ChainError:
@@ -128,6 +142,9 @@ def _describe_on_own(sampler: Sampler, own: OwnDdim) -> dict[str, Any]:
         why = "the checkpoint's own plan; with other numbers of steps another one"
         return {"spec": own.spec, "usable": True, "exact": True, "why": why}
     name = sampler.spec.partition(":")[0]
+    if isinstance(sampler, Parallel):
+        why = f"the plan of {own.spec} to a tolerance, in fewer calls"
+        return {"spec": name, "usable": True, "exact": False, "why": why}
     return {"spec": name, "usable": False, "exact": sampler.exact, "why": f"only with --chain {TRAINED}"}
 
 

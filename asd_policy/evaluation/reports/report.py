@@ -12,6 +12,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
+from asd_policy.checkpoints.recommendation import recommendation_lines
 from asd_policy.errors import printable
 from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
 from asd_policy.evaluation.reports.names import reference_of, short_name, shown_name
@@ -420,6 +421,8 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     for feature, ends in said["ranges"].items():
         low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
         row("range", f"of {feature}", f"−1 is {low}", f"+1 is {high}")
+    if said["recommended"]:
+        row("recommended", *recommendation_lines(said["recommended"]))
     if said["is_policy"]:
         tuning = said["tuning"]
         row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
