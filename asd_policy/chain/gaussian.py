@@ -15,7 +15,7 @@ along the noise ε of the raw prediction, whatever the clipping:
 With B = d √ᾱ / √(1 − ᾱ) that is the form above for a = A − B, b = d / √(1 − ᾱ) and excess = B / (A − B).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,16 @@ class GaussianChain:
         return bool((self.sigma > 0).any())
 
     @property
+    def predicts_sample(self) -> bool:
+        """Whether x̂0 is a prediction of the sample; in Langevin dynamics it is the gradient of an energy."""
+        return self.config["prediction_type"] != "gradient"
+
+    @property
+    def has_noise_schedule(self) -> bool:
+        """Whether there is a diffusion's noise schedule, of which few-step samplers make other chains."""
+        return "beta_schedule" in self.config
+
+    @property
     def clip_range(self) -> float | None:
         """The raw prediction is clamped to ± this, or not at all."""
         clips = self.config["clip_sample"] and not self.config["thresholding"]  # that comes first, as in the scheduler
@@ -155,6 +165,25 @@ class GaussianChain:
 
         coefficients = read_flow(steps, eta, convention, sigma_min, num_train_timesteps)
         return cls(config=flow_config(convention, sigma_min, num_train_timesteps, eta), **coefficients)
+
+    @classmethod
+    def langevin(cls, step_sizes: Sequence[float] | npt.NDArray[np.float64]) -> "GaussianChain":
+        """Make the chain of unadjusted Langevin dynamics, x ← x − h_k ∇E(x) + √(2 h_k) ξ; see `chain.langevin`.
+
+        The denoiser of this chain is called as `gradient(x, step, cond)` and returns ∇E at points x, the gradient of
+        the energy, minus the score. `step` is the index k, for energies that are annealed. The start of a chain is the
+        tape's, standard normal if nothing else is given (`NoiseTape.draw(…, initial=…)`).
+
+        Args:
+            step_sizes: h_k of each step [K]. Stable are those below 2 over the largest curvature of the energy.
+
+        Raises:
+            ChainError: They are no list of positive, finite numbers, or grow from each to the next.
+        """
+        from asd_policy.chain.langevin import check_step_sizes, langevin_config, read_langevin  # as in `from_flow`
+
+        sizes = check_step_sizes(step_sizes)
+        return cls(config=langevin_config(sizes), **read_langevin(sizes))
 
     def tables(self, device: Device, dtype: Any) -> ChainTables:
         """Convert the coefficients to tensors, once per device and dtype."""

@@ -17,7 +17,7 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Samples, Target, check_count, number
 from asd_policy.samplers.ddpm import walk, walk_called
-from asd_policy.samplers.fewsteps import EXTRA, FewSteps, configured
+from asd_policy.samplers.fewsteps import EXTRA, FewSteps, check_schedule, configured
 from asd_policy.samplers.recorded import WalkRecording, shapes
 from asd_policy.samplers.records import sequential_costs
 from asd_policy.samplers.warm_start import WarmStart
@@ -135,6 +135,7 @@ def shortened(sampler: Ddim, chain: GaussianChain) -> GaussianChain:
     """
     from asd_policy.chain.scheduler_steps import read_ddim  # here, because it needs PyTorch
 
+    check_schedule(sampler.spec, chain)
     config = {**chain.config, **sampler.scheduler_options}
     try:
         coefficients = read_ddim(config, sampler.steps, sampler.eta)

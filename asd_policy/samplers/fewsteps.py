@@ -47,6 +47,7 @@ class FewSteps(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Refuse more steps than the chain has, and noise schedules that diffusers has no numbers for."""
         check_count(self._steps, self.steps, chain)
+        check_schedule(self.spec, chain)
         with needed(self.spec, EXTRA, SpecError):
             _scheduler(self, chain)
 
@@ -123,6 +124,17 @@ class FewSteps(Sampler):
         # An axis more, because thresholding in diffusers fails on events of one axis.
         output, x, noise = (values[..., None] for values in (output, x, noise))
         return scheduler.step(output, timestep, x, return_dict=False, **self.step_options(noise))[0].squeeze(-1)
+
+
+def check_schedule(spec: str, chain: GaussianChain) -> None:
+    """Refuse a chain that was not made of a diffusion's noise schedule.
+
+    Raises:
+        SpecError: It was not.
+    """
+    if not chain.has_noise_schedule:
+        name = chain.config["_class_name"]
+        raise SpecError(f"{spec} makes steps of a diffusion's noise schedule, and this chain is {name}'s, of none")
 
 
 def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -> Any:
