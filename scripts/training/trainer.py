@@ -234,7 +234,9 @@ class Trainer:
         state = torch.load(path, weights_only=True)
         before, now = state["options"], asdict(self.training)
         for name, value in now.items():
-            if before.get(name, getattr(Training, name, None)) != value and (name != "steps" or before["steps"] > value):
+            if before.get(name, getattr(Training, name, None)) != value and (
+                name != "steps" or before["steps"] > value
+            ):
                 raise SystemExit(
                     f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
                 )
