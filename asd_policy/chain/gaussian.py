@@ -95,11 +95,6 @@ class GaussianChain:
         return self.config["prediction_type"] != "gradient"
 
     @property
-    def has_noise_schedule(self) -> bool:
-        """Whether there is a diffusion's noise schedule, of which few-step samplers make other chains."""
-        return "beta_schedule" in self.config
-
-    @property
     def clip_range(self) -> float | None:
         """The raw prediction is clamped to ± this, or not at all."""
         clips = self.config["clip_sample"] and not self.config["thresholding"]  # that comes first, as in the scheduler

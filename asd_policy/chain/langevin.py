@@ -6,6 +6,7 @@ The chain of an energy-based policy (Implicit Behavioral Cloning, arXiv 2109.001
 exact with respect to the unadjusted chain, discretisation included, not with respect to exp(−E).
 """
 
+import math
 import numbers
 from collections.abc import Sized
 from typing import Any
@@ -64,7 +65,7 @@ def check_step_sizes(step_sizes: Any) -> npt.NDArray[np.float64]:
         raise ChainError(f"step_sizes has {len(sizes)} numbers, not 1 … {MOST_STEPS}")
     for step, size in enumerate(sizes):
         size = size.item() if hasattr(size, "item") and getattr(size, "ndim", 0) == 0 else size
-        if isinstance(size, bool) or not isinstance(size, numbers.Real) or not 0 < size < float("inf"):
+        if isinstance(size, bool) or not isinstance(size, numbers.Real) or not 0 < float(size) < math.inf:
             raise ChainError(f"step size {size!r:.60} of step {step} is not a positive, finite number")
     found = np.array([float(size) for size in sizes])
     if len(found) > 1 and (np.diff(found) > 0).all():

@@ -357,8 +357,8 @@ def _deadline(
     jumps = budget.fallback != "last_plan" or warm_start.last_plan is None or bool(warm_start.lacking.any())
     if jumps and not chain.predicts_sample:
         raise SpecError(
-            "a deadline's jump goes to the prediction of the sample, and a gradient is none: Langevin dynamics is cut by "
-            "fallback='last_plan' alone, with a last plan"
+            "a deadline's jump goes to the prediction of the sample, and a gradient is none: Langevin dynamics is cut "
+            "by fallback='last_plan' alone, with a last plan"
         )
     began = start if budget.began is None else budget.began
     return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)

@@ -12,6 +12,7 @@ from typing import Any
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
 from asd_policy._common.extras import needed
+from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -47,7 +48,7 @@ class FewSteps(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Refuse more steps than the chain has, and noise schedules that diffusers has no numbers for."""
         check_count(self._steps, self.steps, chain)
-        check_schedule(self.spec, chain)
+        check_diffusion(self.spec, chain)
         with needed(self.spec, EXTRA, SpecError):
             _scheduler(self, chain)
 
@@ -126,15 +127,16 @@ class FewSteps(Sampler):
         return scheduler.step(output, timestep, x, return_dict=False, **self.step_options(noise))[0].squeeze(-1)
 
 
-def check_schedule(spec: str, chain: GaussianChain) -> None:
-    """Refuse a chain that was not made of a diffusion's noise schedule.
+def check_diffusion(spec: str, chain: GaussianChain) -> None:
+    """Refuse a chain that has no noise schedule of a diffusion's.
 
     Raises:
-        SpecError: It was not.
+        SpecError: It is a flow's, or that of Langevin dynamics.
     """
-    if not chain.has_noise_schedule:
-        name = chain.config["_class_name"]
-        raise SpecError(f"{spec} makes steps of a diffusion's noise schedule, and this chain is {name}'s, of none")
+    if is_flow(chain.config):
+        raise SpecError(f"{spec} needs a diffusion's noise schedule, and this chain is a flow's: euler:n follows it")
+    if not chain.predicts_sample:
+        raise SpecError(f"{spec} needs a diffusion's noise schedule, and Langevin dynamics have none")
 
 
 def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -> Any:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from asd_policy._common.extras import needed
+from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -21,6 +22,7 @@ from asd_policy.samplers.asd.sampler import begin, run_out
 from asd_policy.samplers.asd.tolerance import within
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
 from asd_policy.samplers.ddim import Ddim, OwnDdim, shortened
+from asd_policy.samplers.euler import OwnEuler, euler_chain
 from asd_policy.samplers.fewsteps import EXTRA
 from asd_policy.samplers.warm_start import WarmStart
 
@@ -41,8 +43,8 @@ class Parallel(Sampler):
     draft: str = "warm"
     """Name of the draft, one that does not follow noise."""
     steps: int | None = None
-    """Steps of DDIM without noise on the noise schedule of a chain that adds noise. None (auto) for the chain as it is,
-    which then must add none."""
+    """Steps of DDIM without noise on the schedule of a chain that adds noise, or of Euler on a flow's. None (auto) for
+    the chain as it is, which then must add none."""
 
     def __post_init__(self) -> None:
         """Check the options that need no chain.
@@ -88,18 +90,15 @@ class Parallel(Sampler):
             if chain.adds_noise:
                 raise SpecError(
                     f"{self.spec} is for steps without noise, and those of this chain add noise: asd samples it "
-                    "exactly, and with an option such as steps=16 plans are those of ddim:16"
+                    "exactly, and with an option such as steps=16 plans are those of ddim:16, or of a flow's euler:16"
                 )
             return chain
         if not chain.adds_noise:
             raise SpecError(f"{self.spec} on a chain without noise of {len(chain)} steps: steps= is for one with noise")
-        return self._few(Ddim(self.steps), chain)
-
-    def _few(self, ddim: Ddim, chain: GaussianChain) -> GaussianChain:
-        """Shorten a chain to DDIM's steps."""
-        check_count(f"steps={ddim.steps}", ddim.steps, chain)
+        check_count(f"steps={self.steps}", self.steps, chain)
         with needed(self.spec, EXTRA, SpecError):
-            return shortened(ddim, chain)
+            few = euler_chain if is_flow(chain.config) else _ddim_chain
+            return few(self.steps, chain)
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Do rounds until every row is at the end of the chain."""
@@ -115,18 +114,25 @@ class Parallel(Sampler):
 
 @dataclass(frozen=True)
 class OwnParallel(Parallel):
-    """The plan of a checkpoint's own DDIM scheduler to a tolerance; a `Policy` makes it of `parallel`, no spec does."""
+    """The plan of a checkpoint's own scheduler to a tolerance. A `Policy` makes it of `parallel`; no spec names it."""
 
-    own: OwnDdim = field(default_factory=OwnDdim)
+    own: OwnDdim | OwnEuler = field(default_factory=OwnDdim)
     """The checkpoint's own."""
 
     def walked(self, chain: GaussianChain) -> GaussianChain:
         """Take the steps of the checkpoint's own scheduler, in the number that is given, if one is."""
-        return self._few(replace(self.own, steps=self.steps or self.own.own_steps, eta=0.0), chain)
+        steps = self.steps or self.own.own_steps
+        check_count(f"steps={steps}", steps, chain)
+        with needed(self.spec, EXTRA, SpecError):
+            return replace(self.own, steps=steps).walked(chain)
 
     def sequential_steps(self, chain: GaussianChain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own.own_steps
+
+
+def _ddim_chain(steps: int, chain: GaussianChain) -> GaussianChain:
+    return shortened(Ddim(steps), chain)
 
 
 def _given_along(target: Target, walked: GaussianChain) -> Target:

@@ -6,11 +6,13 @@ from typing import Any
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from asd_policy.chain.flow import FLOW_PREDICTION
+from asd_policy.checkpoints.lerobot.config import FLOW_TYPE
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "diffusion": {},
-    "flow": {"noise_scheduler_type": "Flow", "prediction_type": "flow_prediction"},
+    "flow": {"noise_scheduler_type": FLOW_TYPE, "prediction_type": FLOW_PREDICTION},
 }
 """By the name of an objective, what a checkpoint's configuration says of it."""
 

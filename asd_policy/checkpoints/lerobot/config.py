@@ -12,6 +12,8 @@ from asd_policy.networks.unet import UnetConfig
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 
 ACTION, IDENTITY = "action", "IDENTITY"
+FLOW_TYPE = "Flow"
+"""The `noise_scheduler_type` of a flow; LeRobot has none."""
 MAX_HORIZON = 4096  # [control steps]; nothing in the weights bounds it, and a plan needs memory for all of it
 
 _FEATURE_TYPES = {STATE: "STATE", ENVIRONMENT_STATE: "ENV", ACTION: "ACTION"}
@@ -214,6 +216,11 @@ def _check_first_modes(raw: dict[str, Any]) -> None:
 
 def _contradiction(config: DiffusionConfig) -> str | None:
     """Explain why fields that each have the right type do not fit together; None if they do."""
+    flow = config.noise_scheduler_type == FLOW_TYPE
+    if config.is_flow != flow:
+        wanted, other = (FLOW_PREDICTION, "prediction_type") if flow else (FLOW_TYPE, "noise_scheduler_type")
+        this = f"noise_scheduler_type {FLOW_TYPE!r}" if flow else f"prediction_type {FLOW_PREDICTION!r}"
+        return f"{this} goes with {other} {wanted!r}, not {getattr(config, other)!r}"
     if config.horizon > MAX_HORIZON:  # first: it bounds the number of down_dims
         return f"horizon {config.horizon} is not in 1 … {MAX_HORIZON}"
     longest = config.horizon - config.n_obs_steps + 1

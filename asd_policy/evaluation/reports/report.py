@@ -19,7 +19,7 @@ from asd_policy.evaluation.reports.names import reference_of, short_name, shown_
 from asd_policy.evaluation.reports.verdicts import verdict_line
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.networks.recording import launcher_of
-from asd_policy.policy.law import CHECKPOINT, TRAINED
+from asd_policy.policy.law import CHECKPOINT, STOCHASTIC, TRAINED
 from asd_policy.policy.plan import MEASURED, UNCLOCKED
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.launched.form import launches
@@ -101,6 +101,10 @@ def laws_of(results: dict[str, Any]) -> list[str]:
     said, sequential = [], reference_of(results)
     if results.get("chain") == TRAINED:
         said.append(f"chain {TRAINED}: the DDPM chain that the network was trained for")
+    elif str(results.get("chain")).startswith(STOCHASTIC):
+        said.append(f"chain {results['chain']}: the flow with noise, a law of its own and not that of Euler's steps")
+    elif sequential.startswith("euler"):
+        said.append(f"chain {CHECKPOINT}: Euler's steps along a flow, whose own plan is {sequential}")
     elif sequential != "ddpm":
         said.append(f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}")
     if results.get("fixed_crop"):
