@@ -91,7 +91,7 @@ class GaussianChain:
 
     @property
     def predicts_sample(self) -> bool:
-        """Whether x̂0 is a prediction of the sample; in Langevin dynamics it is the gradient of an energy."""
+        """Whether x̂0 is a prediction of the sample; in Langevin dynamics it is the force on it."""
         return self.config["prediction_type"] != "gradient"
 
     @property

@@ -1,7 +1,7 @@
 """The coefficients of unadjusted Langevin dynamics on an energy: x_{k+1} = x_k − h_k ∇E(x_k) + √(2 h_k) ξ_k.
 
 The chain of an energy-based policy (Implicit Behavioral Cloning, arXiv 2109.00137), and of Langevin dynamics in general
-(Roberts and Tweedie 1996). It has the form of a `GaussianChain` with the gradient in the place of x̂0: a = −h, b = 1,
+(Roberts and Tweedie 1996). It has the form of a `GaussianChain` with the force −∇E in the place of x̂0: a = h, b = 1,
 σ = √(2h). Its law after K steps is its own, near that of the density exp(−E) for small steps and many of them; `asd` is
 exact with respect to the unadjusted chain, discretisation included, not with respect to exp(−E).
 """
@@ -39,10 +39,10 @@ def read_langevin(step_sizes: npt.NDArray[np.float64]) -> dict[str, Any]:
     ones = np.ones(len(step_sizes))
     return {
         "timesteps": np.arange(len(step_sizes)),
-        "a": -step_sizes,
+        "a": step_sizes,
         "b": ones,
         "sigma": np.sqrt(2 * step_sizes),
-        "output_scale": ones,
+        "output_scale": -ones,
         "input_scale": 0 * ones,
         "excess": None,
     }

@@ -23,7 +23,7 @@ from asd_policy.samplers.asd.tolerance import within
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
 from asd_policy.samplers.ddim import Ddim, OwnDdim, shortened
 from asd_policy.samplers.euler import OwnEuler, euler_chain
-from asd_policy.samplers.fewsteps import EXTRA
+from asd_policy.samplers.fewsteps import EXTRA, check_diffusion
 from asd_policy.samplers.warm_start import WarmStart
 
 LONGEST = 16
@@ -97,8 +97,10 @@ class Parallel(Sampler):
             raise SpecError(f"{self.spec} on a chain without noise of {len(chain)} steps: steps= is for one with noise")
         check_count(f"steps={self.steps}", self.steps, chain)
         with needed(self.spec, EXTRA, SpecError):
-            few = euler_chain if is_flow(chain.config) else _ddim_chain
-            return few(self.steps, chain)
+            if is_flow(chain.config):
+                return euler_chain(self.steps, chain)
+            check_diffusion(self.spec, chain)
+            return shortened(Ddim(self.steps), chain)
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Do rounds until every row is at the end of the chain."""
@@ -129,10 +131,6 @@ class OwnParallel(Parallel):
     def sequential_steps(self, chain: GaussianChain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own.own_steps
-
-
-def _ddim_chain(steps: int, chain: GaussianChain) -> GaussianChain:
-    return shortened(Ddim(steps), chain)
 
 
 def _given_along(target: Target, walked: GaussianChain) -> Target:

@@ -34,6 +34,7 @@ EXAMPLES = {
     "dpmsolver": ("dpmsolver:10", "dpmsolver:5,order=3"),
     "euler": ("euler:10", "euler:1"),
     "paradigms": ("paradigms:window=4,tol=0.1", "paradigms:window=12,tol=1e-07", "paradigms:window=4,tol=2"),
+    "parallel": ("parallel:window=4,tol=0.1,draft=picard,steps=6", "parallel:window=auto,tol=0,draft=warm,steps=12"),
     "asd": tuple(f"asd:window=4,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS),
 }
 SPECS = [spec for specs in EXAMPLES.values() for spec in specs]

@@ -178,7 +178,7 @@ def _spec_of(window: int, draft: str, verify: str) -> str:
 def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Rounds:
     """Begin the rounds of a batch of plans with a setting."""
     draft, verifier = DRAFTS[setting.draft], VERIFIERS[setting.verify]
-    # In Langevin dynamics what is guessed is a gradient, of which the last plan says nothing.
+    # In Langevin dynamics what is guessed is a force, of which the last plan says nothing.
     starts = draft.starts_from_last_plan and target.chain.predicts_sample
     last_plan = warm_start.last_plan if starts else None
     response = response_for(draft, tape, warm_start.experience)
