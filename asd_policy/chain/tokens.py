@@ -52,6 +52,11 @@ class TokenChain:
         return self.event[0] * self.event[1]
 
     @property
+    def predicts_sample(self) -> bool:
+        """True: the network predicts the tokens themselves, as far as its marginals do."""
+        return True
+
+    @property
     def timesteps(self) -> npt.NDArray[np.int64]:
         """What the network gets as timestep at step k: how many tokens are known."""
         return np.arange(len(self))

@@ -119,7 +119,8 @@ def load(
     planner = make_sampler(sampler or "ddpm")
     form = find_format(path)[1]
     with on_cpu():
-        loaded = form.load(path, make_sampler(form.reference) if sampler is None else planner, find_device(device))
+        # With the sampler that fits every chain: whether the one that is wanted does, depends on the law that runs.
+        loaded = form.load(path, make_sampler(form.reference), find_device(device))
     if not isinstance(loaded, Policy):
         return loaded.with_chain(chain, None if sampler is None else planner)
     _check_size(loaded)

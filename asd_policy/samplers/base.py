@@ -14,7 +14,15 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.chain.tokens import Chain, gaussian
 from asd_policy.errors import SpecError
-from asd_policy.networks.denoiser import Denoiser, Meter, check_finite, check_form, encode
+from asd_policy.networks.denoiser import (
+    GRADIENT_FAILED,
+    NETWORK_FAILED,
+    Denoiser,
+    Meter,
+    check_finite,
+    check_form,
+    encode,
+)
 from asd_policy.networks.recording import Launcher, launcher_of
 from asd_policy.samplers.deadline import Budget, Deadline
 from asd_policy.samplers.inpainting import Inpainting
@@ -240,14 +248,14 @@ class Sampler(abc.ABC):
         self.fit(chain)
         tape = _tape(generator, shape, len(chain), cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
-        deadline = _deadline(budget, start, denoiser, shape[0], warm_start)
+        deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
         own = cast(GaussianChain, chain)  # or, where `run` is that of `tokens`, what `fit` has let pass
         target = _target(denoiser, own, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
             samples = self.run(_conditioned(target, cond), tape, warm_start)
             sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
-        check_finite(sample)
+        check_finite(sample, NETWORK_FAILED if chain.predicts_sample else GRADIENT_FAILED)
         sample = arrays.ordinary(sample)
         if deadline is not None:
             deadline.stop()
@@ -303,6 +311,8 @@ def _check_inputs(
         raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
     if inpainting is not None:
         inpainting.check(shape)
+        if not chain.predicts_sample and (inpainting.noisy_values is not None or inpainting.guidance is not None):
+            raise ValueError("in Langevin dynamics values are given as they are: no noised ones, and no guidance")
     last = warm_start.last_plan
     if last is not None and tuple(last.shape) != shape:
         raise ValueError(f"the last plan has shape {tuple(last.shape)}, the samples {shape}")
@@ -343,12 +353,23 @@ def _conditioned(target: Target, cond: Array | None) -> Target:
     return replace(target, cond=encoded)
 
 
-def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:
-    """Set the deadline of a budget, if it has one."""
+def _deadline(
+    budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart, chain: Chain
+) -> Deadline | None:
+    """Set the deadline of a budget, if it has one.
+
+    Raises:
+        SpecError: Its fallback jumps, and the chain predicts no sample to jump to.
+    """
     if budget.deadline_ms is None:
         return None
     pace = pace_of(denoiser) if warm_start.experience is None else warm_start.experience.pace
     jumps = budget.fallback != "last_plan" or warm_start.last_plan is None or bool(warm_start.lacking.any())
+    if jumps and not chain.predicts_sample:
+        raise SpecError(
+            "a deadline's jump goes to the prediction of the sample, and a gradient is none: Langevin dynamics is cut "
+            "by fallback='last_plan' alone, with a last plan"
+        )
     began = start if budget.began is None else budget.began
     return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)
 

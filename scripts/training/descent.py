@@ -98,7 +98,9 @@ class Descent(Generic[N]):
         state = torch.load(path, weights_only=True)
         before, now = state["options"], vars(self.course)
         for name, value in now.items():
-            if before.get(name) != value and (name != "steps" or state["step"] > value):
+            if before.get(name, getattr(type(self.course), name, None)) != value and (
+                name != "steps" or state["step"] > value
+            ):
                 raise SystemExit(
                     f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
                 )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +14,7 @@ from asd_policy.policy.observation import STATE
 from asd_policy.policy.sensors import normalize
 from training.descent import Descent
 from training.episodes import Episodes, window_rows
+from training.objectives import corruption_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Training:
     bfloat16: bool
     auxiliary: float
     device: str
+    objective: str = "diffusion"
 
 
 class Network(nn.Module):
@@ -138,7 +139,7 @@ class Trainer(Descent[Network]):
         torch.manual_seed(training.seed)
         super().__init__(training, Network(config, unseen))
         self.training = training
-        self.scheduler = DDPMScheduler(**{k: v for k, v in config.scheduler.items() if k != "_class_name"})
+        self.corrupt, self.timesteps = corruption_of(config), config.num_train_timesteps
 
     def update(self, windows: Windows) -> float:
         """Take one optimiser step on a random batch; return its loss.
@@ -156,15 +157,13 @@ class Trainer(Descent[Network]):
         cond = cond.repeat_interleave(draws, 0)
         clean = windows.actions(rows).repeat_interleave(draws, 0)
         noise = torch.randn(clean.shape, generator=self.generator).to(options.device)
-        steps_in_chain = int(self.scheduler.config["num_train_timesteps"])
-        timesteps = torch.randint(steps_in_chain, (len(clean),), generator=self.generator).to(options.device)
-        # add_noise is annotated for 32-bit timesteps and takes any integers.
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), noise)
+        timesteps = torch.randint(self.timesteps, (len(clean),), generator=self.generator).to(options.device)
+        noisy, expected = self.corrupt(clean, noise, timesteps)
+        loss = functional.mse_loss(self.network.unet(noisy, timesteps, cond), expected)
         total = loss
         if self.network.predict is not None and seen is not None and windows.unseen is not None and not windows.seen:
-            expected = windows.unseen[windows.past[rows]].to(options.device)
-            total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), expected)
+            unseen = windows.unseen[windows.past[rows]].to(options.device)
+            total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), unseen)
         self.descend(total)
         return loss.item()
 

@@ -42,7 +42,7 @@ def test_a_mark_tells_the_stage_that_ends() -> None:
     assert [stopwatch.mark(stage) for stage in ("draft", "network", "draft")] == ["host", "draft", "network"]
 
 
-@pytest.mark.parametrize("name", OF_STEPS)
+@pytest.mark.parametrize("name", sorted(set(OF_STEPS) - {"euler"}))  # that follows flows alone
 def test_every_sampler_says_when_the_network_runs(name: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     clock = Hand()
 

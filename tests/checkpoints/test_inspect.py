@@ -75,7 +75,7 @@ def test_ddim_without_noise_is_described_with_the_way_to_an_exact_chain(
     assert said["runs_here"] and not said["chain"]["gaussian"] and not said["missing"]
     assert said["own_plan"] == "ddim:10" and "--chain trained" in said["chain"]["why"]
     assert said["horizons"]["horizon"] == 16
-    assert [each["spec"] for each in said["samplers"] if each["usable"]] == ["ddim:10"]
+    assert [each["spec"] for each in said["samplers"] if each["usable"]] == ["ddim:10", "parallel"]
     assert "ddim:10: the checkpoint's own plan" in read and "asd: not here, only with --chain trained" in read
 
 

@@ -75,7 +75,7 @@ class PathRecorder:
         self._free = slice(None) if free is None else free
         self._denoiser = denoiser
         self._chain = chain
-        self._step_of = {int(timestep): step for step, timestep in enumerate(chain.timesteps)}
+        self._step_of = {timestep: step for step, timestep in enumerate(chain.timesteps.tolist())}
         self._furthest = np.full(rows, -1)  # [B] the last step that a row's latest call evaluated
         nowhere = np.full((rows, len(chain), dim), np.nan)
         self.points = nowhere.copy()
