@@ -143,7 +143,10 @@ class Law:
         noise = stochastic_of(runs)
         if noise is not None:
             if not self.is_flow:
-                raise SpecError(f"chain {runs!r} is a flow's, and this network is none: use {CHECKPOINT} or {TRAINED}")
+                kind = "TokenChain" if isinstance(self.chain, TokenChain) else self.chain.config["_class_name"]
+                raise SpecError(
+                    f"chain {runs!r} is a flow's, and the network of this {kind} is none: use {CHECKPOINT} or {TRAINED}"
+                )
             flow = flow_with_eta(self.gaussian("a flow"), noise.eta)
             return replace(self, chain=flow, runs=noise.spec)
         if self.is_flow and runs == TRAINED:
