@@ -52,7 +52,7 @@ class Options:
     """Episodes of each row."""
     envs: int = 50
     """Episodes that run together."""
-    observations: int = 10
+    observations: int = 5
     """At which the laws of plans are compared."""
     plans: int = 200
     """Plans at each of them, and of each row of the table of rounds."""
