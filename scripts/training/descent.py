@@ -98,11 +98,11 @@ class Descent(Generic[N]):
         state = torch.load(path, weights_only=True)
         before, now = state["options"], vars(self.course)
         for name, value in now.items():
-            if before.get(name, getattr(type(self.course), name, None)) != value and (
-                name != "steps" or state["step"] > value
-            ):
+            # An option that is newer than the state was then what it is where nothing is said.
+            known = before.get(name, getattr(type(self.course), name, None))
+            if known != value and (name != "steps" or state["step"] > value):
                 raise SystemExit(
-                    f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
+                    f"{path} is of a training with {name} {known}, not {value}: remove it first, or say so"
                 )
         self.schedules = state["schedules"]
         if before["steps"] != self.course.steps:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.chain.tokens import TokenChain, order_of
@@ -89,7 +90,7 @@ def test_costs_are_counted(network: TokenTransformer) -> None:
 def test_numpy_plans_like_torch(network: TokenTransformer) -> None:
     """The same tape in either library makes the same plan."""
     tape = NoiseTape.draw(SHAPE, len(CHAIN), torch.Generator().manual_seed(0))
-    theirs = NoiseTape(*(each.numpy() for each in (tape.initial, tape.normals, tape.uniforms)))
+    theirs = NoiseTape(*(arrays.asarray(part, arrays.NUMPY) for part in (tape.initial, tape.normals, tape.uniforms)))
 
     def plain(x: np.ndarray, timestep: np.ndarray, cond: np.ndarray) -> np.ndarray:
         return network(torch.from_numpy(x), torch.from_numpy(timestep), torch.from_numpy(cond)).numpy()

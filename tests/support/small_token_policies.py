@@ -19,7 +19,7 @@ def write_token_policy(
     )
     network = TokenTransformer(config.network)
     with torch.no_grad():
-        network.token_emb *= sharp
+        network.token_emb.mul_(sharp)
     statistics = {name: {"min": -torch.ones(dim), "max": torch.ones(dim)} for name, dim in dims.items()}
     statistics["action"] = {"min": torch.tensor([-0.3, -0.1]), "max": torch.tensor([0.3, 0.6])}
     save_tokens(folder, config, network.state_dict(), statistics, {"env": "asd/Avoid-v0"})

@@ -55,7 +55,7 @@ def _no_weight(judge: TokenJudge) -> TokenJudge:
 
     def broken(given: Drafted) -> TokenVerdict:
         right = judge(given)
-        return couplings._settle(given, right.last, np.zeros_like(given.uniform))  # pyright: ignore[reportPrivateUsage]
+        return couplings._settle(given, right.last, np.zeros_like(given.uniform))
 
     return broken
 
@@ -82,7 +82,7 @@ def _see(self: TokenRounds, *given: Any) -> Any:
         return _EVALUATE(self, *given)
 
 
-_LEARN, _EVALUATE = TokenRounds._learn, TokenRounds._evaluate  # pyright: ignore[reportPrivateUsage]
+_LEARN, _EVALUATE = TokenRounds._learn, TokenRounds._evaluate
 TOKEN_MUTANTS = (*_VERDICTS, "keep-tape", "peek", "see")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from asd_policy._common import arrays
 from asd_policy.chain.tokens import ORDERS, TokenChain, order_of
 from asd_policy.errors import ChainError, DenoiserError
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Booleans
@@ -172,7 +173,9 @@ def test_orders_are_what_their_names_say() -> None:
 
 def test_bins_are_decoded_to_their_middles() -> None:
     chain = TokenChain((1, 4), 4)
-    tokens = np.array([0, 1, 2, 3])
-    assert chain.decode(tokens).tolist() == [-0.75, -0.25, 0.25, 0.75]
-    assert chain.encode(chain.decode(tokens)).tolist() == [0, 1, 2, 3]
-    assert chain.encode(np.array([-1.5, -1.0, 0.999, 1.0, 2.0])).tolist() == [0, 0, 3, 3, 3]
+    for device in (arrays.NUMPY, "cpu"):
+        tokens = arrays.asarray([0, 1, 2, 3], device)
+        assert chain.decode(tokens).tolist() == [-0.75, -0.25, 0.25, 0.75]
+        assert chain.encode(chain.decode(tokens)).tolist() == [0, 1, 2, 3]
+        values = arrays.asarray([-1.5, -1.0, 0.999, 1.0, 2.0], device, "float32")
+        assert chain.encode(values).tolist() == [0, 0, 3, 3, 3]
