@@ -52,6 +52,11 @@ class TokenChain:
         return self.event[0] * self.event[1]
 
     @property
+    def has_integer_timesteps(self) -> bool:
+        """True: a call's timestep is the number of tokens that are known."""
+        return True
+
+    @property
     def predicts_sample(self) -> bool:
         """True: the network predicts the tokens themselves, as far as its marginals do."""
         return True
