@@ -93,7 +93,7 @@ def _walk_compiled(
     """Walk the chain as `walk` does, to the same bits, by compiled steps."""
     shape, steps = tape.initial.shape, len(target.chain)
     x = tape.initial.reshape(len(tape.initial), -1)
-    given: Any = target.chain.tables(NUMPY, arrays.on_host(x).dtype).timesteps
+    given = loop_tables(target.chain, arrays.on_host(x).dtype).timesteps
     timesteps = arrays.asarray(np.repeat(given[:, None], len(x), 1), arrays.device_of(x))
     normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(x), tape.normals.shape[1], -1)
     here = np.ascontiguousarray(arrays.on_host(x))
