@@ -12,6 +12,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
@@ -225,18 +226,20 @@ def ndtri(p: Any) -> Array:
     return torch.special.ndtri(p)
 
 
-@contextlib.contextmanager
-def sampling(device: Any) -> Iterator[None]:
-    """Enter the context of a sampler's arithmetic: no gradients, no autocast, no warnings of ∞ · 0, which is masked."""
+def sampling(device: Any) -> AbstractContextManager[Any]:
+    """Make the context of a sampler's arithmetic: no gradients, no autocast, no warnings of ∞ · 0, which is masked."""
     if device == NUMPY:
-        with np.errstate(all="ignore"):
-            yield
-        return
+        return np.errstate(all="ignore")
     import torch
 
-    kind = device.type
-    on = torch.is_autocast_enabled(kind)
-    with torch.inference_mode(), torch.autocast(kind, enabled=False) if on else contextlib.nullcontext():
+    return _without_autocast(device.type) if torch.is_autocast_enabled(device.type) else torch.inference_mode()
+
+
+@contextlib.contextmanager
+def _without_autocast(kind: str) -> Iterator[None]:
+    import torch
+
+    with torch.inference_mode(), torch.autocast(kind, enabled=False):
         yield
 
 
@@ -388,14 +391,27 @@ def has_known_precision(x: Any) -> bool:
 
 def is_finite(x: Any) -> bool:
     """Tell whether no number of an array is NaN or infinite; waits for the device."""
-    return bool(elementwise(_finite, x).all())
+    if isinstance(x, np.ndarray):
+        return bool(np.isfinite(x).all())
+    return bool(np.isfinite(on_host(x)).all()) if _is_small(x) else bool(x.isfinite().all())
 
 
-def _finite(x: Array) -> Array:
-    return namespace(x).isfinite(x)
+@dataclass(frozen=True)
+class Constants:
+    """Arrays that nobody replaces, of one library and place, for `elementwise`."""
+
+    arrays: tuple[Array, ...]
+
+    @functools.cached_property
+    def on_host(self) -> tuple[Any, ...]:
+        """Views of them as NumPy's; only where they are in the host's memory."""
+        return tuple(map(on_host, self.arrays))
 
 
-def elementwise(function: Callable[..., Array], *operands: Any) -> Array:
+_NO_CONSTANTS = Constants(())
+
+
+def elementwise(function: Callable[..., Array], *operands: Any, constants: Constants = _NO_CONSTANTS) -> Array:
     """Call a function of arrays that works number by number, in NumPy where they are few in the host's memory.
 
     Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
@@ -404,16 +420,18 @@ def elementwise(function: Callable[..., Array], *operands: Any) -> Array:
     Args:
         function: Of arrays of one library, to one of these.
         operands: Of the result's library.
+        constants: Further operands, not more than the others.
     """
-    if any(isinstance(each, np.ndarray) or not _is_small(each) for each in operands):
-        return function(*operands)
-    made: Any = function(*(on_host(each) for each in operands))
+    if isinstance(operands[0], np.ndarray) or not all(map(_is_small, operands)):
+        return function(*operands, *constants.arrays)
+    with np.errstate(all="ignore"):  # PyTorch does not warn
+        made: Any = function(*map(on_host, operands), *constants.on_host)
     return from_host(made, operands[0])
 
 
 def _is_small(x: Array) -> bool:
     """Tell whether a tensor of few numbers is in the host's memory, of a type that NumPy has, and has no gradient."""
-    return x.numel() <= _FEW and x.device.type == "cpu" and x.dtype.itemsize >= 4 and not x.requires_grad
+    return x.is_cpu and x.numel() <= _FEW and x.element_size() >= 4 and not x.requires_grad
 
 
 def uniforms(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None) -> Array:

@@ -15,9 +15,9 @@ along the noise ε of the raw prediction, whatever the clipping:
 With B = d √ᾱ / √(1 − ᾱ) that is the form above for a = A − B, b = d / √(1 − ᾱ) and excess = B / (A − B).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy._common.extras import needed
 
+T = TypeVar("T")
 Schedule = npt.NDArray[np.float64]
 
 
@@ -74,7 +75,7 @@ class GaussianChain:
     """The scheduler's `_class_name` and all its options, defaults filled in."""
     unit: Schedule | None = None
     """Standard deviation of the noise with η = 1, which tolerances are in units of where η = 0 adds none."""
-    _tables: dict[tuple[Any, Any], ChainTables] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -182,13 +183,12 @@ class GaussianChain:
 
     def tables(self, device: Device, dtype: Any) -> ChainTables:
         """Convert the coefficients to tensors, once per device and dtype."""
-        key = (device, dtype)
-        if key not in self._tables:
 
+        def make() -> ChainTables:
             def tensor(values: Schedule) -> Array:
                 return arrays.asarray(values, device, dtype)
 
-            self._tables[key] = ChainTables(
+            return ChainTables(
                 timesteps=arrays.asarray(self.timesteps, device, None if self.has_integer_timesteps else dtype),
                 a=tensor(self.a),
                 b=tensor(self.b),
@@ -197,7 +197,14 @@ class GaussianChain:
                 input_scale=tensor(self.input_scale),
                 excess=None if self.excess is None else tensor(self.excess),
             )
-        return self._tables[key]
+
+        return self.keep((device, dtype), make)
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Give what is made of the coefficients, and kept from the first time on, by its key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def predict(self, x: Array, output: Array, step: int | Array) -> Array:
         """Turn network outputs into predictions of the clean sample x̂0.

@@ -66,7 +66,13 @@ class NoiseTape:
             )
         else:
             whole = arrays.normals_in_turn(drawn, (batch, *event), generator, device, dtype)
-            normals = arrays.in_memory_order(whole.swapaxes(0, 1))
+            normals = (
+                whole.reshape(batch, drawn, *event) if batch == 1 else arrays.in_memory_order(whole.swapaxes(0, 1))
+            )
             uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
-        uniforms = arrays.elementwise(lambda levels: 1 - levels, uniforms)
+        uniforms = arrays.elementwise(_above_zero, uniforms)
         return cls(normals[:, 0], normals[:, 1:], uniforms) if initial is None else cls(initial, normals, uniforms)
+
+
+def _above_zero(levels: Array) -> Array:
+    return 1 - levels

@@ -71,8 +71,8 @@ SamplersOption = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
         help="Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate ddim:10 | "
-        "dpmsolver:10 | euler:10 | paradigms:window=16,tol=0.1 | parallel:tol=0.03. By default ddpm and asd; where the checkpoint's own "
-        "DDIM runs, or Euler's steps of a flow, that alone."
+        "dpmsolver:10 | euler:10 | paradigms:window=16,tol=0.1 | parallel:tol=0.03. By default ddpm and asd; where the "
+        "checkpoint's own DDIM runs, or Euler's steps of a flow, that alone."
     ),
 ]
 """The option `--samplers`."""

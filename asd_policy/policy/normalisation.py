@@ -1,6 +1,8 @@
 """Normalisation of observations and actions: affine, and built as LeRobot's processors define it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
@@ -22,15 +24,25 @@ class Affine:
 
     def normalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] from physical units."""
-        return arrays.elementwise(_normalized, x, self.origin, self.gain, self.shift)
+        return arrays.elementwise(_normalized, x, constants=self._constants)
 
     def unnormalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] back to physical units."""
-        return arrays.elementwise(_unnormalized, x, self.origin, self.gain, self.shift)
+        return arrays.elementwise(_unnormalized, x, constants=self._constants)
+
+    @cached_property
+    def _constants(self) -> arrays.Constants:
+        return arrays.Constants((self.origin, self.gain, self.shift))
+
+    @classmethod
+    def in_a_row(cls, maps: "Sequence[Affine]") -> "Affine":
+        """Make the map of several features that stand one after the other, as of one feature."""
+        xp = arrays.namespace(maps[0].origin)
+        return cls(*(xp.concatenate(parts) for parts in zip(*(each._constants.arrays for each in maps), strict=True)))
 
     def to(self, device: Device) -> "Affine":
         """Copy the map to another device."""
-        return Affine(*(arrays.asarray(part, device) for part in (self.origin, self.gain, self.shift)))
+        return Affine(*(arrays.asarray(part, device) for part in self._constants.arrays))
 
 
 def _normalized(x: Array, origin: Array, gain: Array, shift: Array) -> Array:

@@ -6,6 +6,7 @@ Vectors are normalised, frames and point clouds go through networks of their own
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from asd_policy._common import arrays
@@ -218,12 +219,20 @@ class SensorEncoder:
         features: dict[str, Array] = {}
         for names in self._sharing():
             features |= self._look_together(names, [observations[name] for name in names], device)
+        if not features:
+            seen = [arrays.asarray(observations[name], device, "float32") for name in self.features]
+            return self._vectors.normalize(seen[0] if len(seen) == 1 else arrays.elementwise(_in_a_row, *seen))
         parts = [
             arrays.ordinary(features[name]) if isinstance(each, Sensor)
             else each.normalize(arrays.asarray(observations[name], device, "float32"))
             for name, each in self._items()
         ]  # fmt: skip
-        return arrays.namespace(parts[0]).concatenate(parts, axis=-1)
+        return _in_a_row(*parts)
+
+    @cached_property
+    def _vectors(self) -> Affine:
+        """The map of all features in a row, where all are vectors that no network encodes."""
+        return Affine.in_a_row([each for each in self.features.values() if isinstance(each, Affine)])
 
     def _look_together(self, names: Sequence[str], seen: Sequence[Array], device: Device) -> dict[str, Array]:
         """Encode what sensors of one network have seen [N, …] each: in one call, if that is not too much at once."""
@@ -285,6 +294,10 @@ class SensorEncoder:
             parts.append(features[..., first : first + size])
             first += size
         return parts
+
+
+def _in_a_row(*parts: Array) -> Array:
+    return arrays.namespace(parts[0]).concatenate(parts, axis=-1)
 
 
 def normalize(seen: Array, affine: Affine) -> Array:

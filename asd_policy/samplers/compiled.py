@@ -7,7 +7,7 @@ import importlib
 import warnings
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +51,33 @@ def output_on_host(output: Array, x: Array) -> Numbers:
     return np.ascontiguousarray(arrays.on_host(output)).reshape(x.shape)
 
 
-def prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
-    """Give the tables of `kernels.predict_rows` in NumPy's dtype; None for a chain that thresholds."""
+class LoopTables(NamedTuple):
+    """A chain's coefficients as the loops take them, each [K]."""
+
+    steps: tuple[Numbers, Numbers, Numbers]
+    """a, b and σ."""
+    scale: Numbers
+    """a/σ: what a gap between two predictions is in units of the step's noise; infinite where there is none."""
+    timesteps: Numbers
+    """What the network gets."""
+    prediction: tuple[Numbers, ...] | None
+    """Those of `kernels.predict_rows`; None for a chain that thresholds."""
+
+
+def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
+    """Give a chain's tables in NumPy's dtype, made once for each."""
+
+    def make() -> LoopTables:
+        tables: Any = chain.tables(NUMPY, dtype)
+        with np.errstate(divide="ignore"):
+            scale = tables.a / tables.sigma
+        prediction = _prediction_tables(chain, dtype)
+        return LoopTables((tables.a, tables.b, tables.sigma), scale, tables.timesteps, prediction)
+
+    return chain.keep(("loops", dtype), make)
+
+
+def _prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
     if chain.threshold is not None:
         return None
     tables: Any = chain.tables(NUMPY, dtype)

@@ -3,12 +3,11 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array, Device
+from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -17,9 +16,9 @@ from asd_policy.samplers.compiled import (
     STEPS,
     Numbers,
     load_kernels,
+    loop_tables,
     loops_for,
     output_on_host,
-    prediction_tables,
 )
 from asd_policy.samplers.fallback import fall_back, reserve
 from asd_policy.samplers.recorded import WalkRecording, shapes
@@ -80,15 +79,12 @@ def walk_recorded(key: Hashable, target: Target, tape: NoiseTape) -> Samples:
 def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
     """Walk the chain as `walk` does, by compiled steps where there are some: not to be recorded."""
     loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
-    tables = None if loops is None else _tables(target.chain, arrays.on_host(tape.initial).dtype)
-    return walk(target, tape) if loops is None or tables is None else _walk_compiled(target, tape, loops, tables)
-
-
-def _tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
-    """Give the tables of `kernels.step_rows`; None for a chain that these do not know."""
-    tables: Any = chain.tables(NUMPY, dtype)
-    prediction = prediction_tables(chain, dtype)
-    return prediction and (tables.a, tables.b, tables.sigma, *prediction)
+    if loops is None:
+        return walk(target, tape)
+    tables = loop_tables(target.chain, arrays.on_host(tape.initial).dtype)
+    if tables.prediction is None:
+        return walk(target, tape)
+    return _walk_compiled(target, tape, loops, (*tables.steps, *tables.prediction))
 
 
 def _walk_compiled(
@@ -97,7 +93,7 @@ def _walk_compiled(
     """Walk the chain as `walk` does, to the same bits, by compiled steps."""
     shape, steps = tape.initial.shape, len(target.chain)
     x = tape.initial.reshape(len(tape.initial), -1)
-    given: Any = target.chain.tables(NUMPY, arrays.on_host(x).dtype).timesteps
+    given = loop_tables(target.chain, arrays.on_host(x).dtype).timesteps
     timesteps = arrays.asarray(np.repeat(given[:, None], len(x), 1), arrays.device_of(x))
     normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(x), tape.normals.shape[1], -1)
     here = np.ascontiguousarray(arrays.on_host(x))

@@ -38,6 +38,7 @@ from asd_policy.networks.backends import Job, make_backend
 from asd_policy.networks.backends import onnx_export as exporting
 from asd_policy.networks.backends.onnx import MAX_GRAPHS, Onnx, OnnxModel
 from asd_policy.networks.backends.onnx_export import example
+from asd_policy.networks.backends.onnx_lowering import NARROW_GROUP
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import INPUTS, default_threads, open_session, provider_options
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
@@ -286,6 +287,36 @@ def test_lowered_layers_compute_the_same(chain: GaussianChain) -> None:
     assert [kinds.count(kind) for kind in ("Conv", "ConvTranspose", "Mish")] == [2, 1, 0]
     session = open_session(model.SerializeToString(), "layers", provider_options("cpu", 0, job, 0), 1)
     assert largest_difference(network, OnnxNetwork(session, ("cpu", 0)), job) < 1e-5
+
+
+class Normalized(nn.Module):
+    """Group normalisations of a sequence of 8 steps: one that is scaled, one that two nodes read as it is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 2 * width, 3, padding=1)
+        self.scaled, self.plain = nn.GroupNorm(2, 2 * width), nn.GroupNorm(2, 2 * width, affine=False)
+        for part in self.scaled.parameters():
+            nn.init.uniform_(part, 0.5, 2.0)
+        self.back = nn.Conv1d(2 * width, 3, 1)
+
+    def forward(self, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
+        """Map [N, 8, 3], [N] and [N, 4] to [N, 8, 3]."""
+        far = self.conv(x.transpose(1, 2)) + 100.0  # a mean far above the deviation
+        once = nn.functional.mish(self.scaled(far))
+        twice = self.plain(once)
+        return self.back(twice * (twice + cond.sum(1)[:, None, None] + 0 * timestep[:, None, None])).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("width", "turned"), [(4, 0), (NARROW_GROUP, 0), (NARROW_GROUP + 8, 2)])
+def test_groups_are_normalised_where_they_are_if_they_are_narrow(chain: GaussianChain, width: int, turned: int) -> None:
+    torch.manual_seed(0)
+    network = Normalized(width).eval().requires_grad_(False)
+    job = job_of(chain, (8, 3), 4)
+    model = exporting.export_network(network, job, lowered=True)
+    assert [node.op_type for node in model.graph.node].count("InstanceNormalization") == turned
+    session = open_session(model.SerializeToString(), "groups", provider_options("cpu", 0, job, 0), 1)
+    assert largest_difference(network, OnnxNetwork(session, ("cpu", 0)), job) < 1e-3  # 100 has five digits left
 
 
 def test_mish_is_right_at_both_ends(chain: GaussianChain) -> None:

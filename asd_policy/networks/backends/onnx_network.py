@@ -77,15 +77,12 @@ class OnnxNetwork:
         import torch
 
         dtypes = {np.float32: torch.float32, np.int64: torch.int64}
-        inputs = {name: each.to(dtypes[self._kinds[name]]).contiguous() for name, each in inputs.items()}
+        inputs = {name: each.detach().to(dtypes[self._kinds[name]]).contiguous() for name, each in inputs.items()}
         self._check(inputs)
-        first = next(iter(inputs.values()))
-        output = torch.empty((len(first), *self._event), dtype=torch.float32, device=first.device)
-        self._run(inputs, output)
-        return output
+        return self._evaluate(inputs)
 
     def _check(self, inputs: "Tensors") -> None:
-        """Refuse tensors of another layout or device: the session gets addresses alone."""
+        """Refuse tensors of another layout or device: a session on a GPU gets addresses alone."""
         rows = len(next(iter(inputs.values())))
         for name, tensor in inputs.items():
             found, wanted = tuple(tensor.shape), (rows, *self._shapes[name])
@@ -93,14 +90,11 @@ class OnnxNetwork:
                 where = ":".join(map(str, self._device))
                 raise DenoiserError(f"{name} has shape {found} on {tensor.device}, not {wanted} on {where}")
 
-    def _run(self, inputs: "Tensors", output: "Tensor", options: Any = None) -> None:
-        """Run the session on tensors' own memory."""
-        binding = self.session.io_binding()
-        for name, tensor in inputs.items():
-            binding.bind_input(name, *self._device, self._kinds[name], tuple(tensor.shape), tensor.data_ptr())
-        binding.bind_output(self._output, *self._device, np.float32, tuple(output.shape), output.data_ptr())
-        with _refusals():
-            self.session.run_with_iobinding(binding, options)
+    def _evaluate(self, inputs: "Tensors") -> "Tensor":
+        """Run the session on checked tensors, as on arrays: that takes less time than to bind their memory."""
+        import torch
+
+        return torch.from_numpy(self._call_arrays({name: tensor.numpy() for name, tensor in inputs.items()}))
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,13 @@ class OnnxCudaNetwork(OnnxNetwork):
         parts = zip(*(each.split(size) for each in inputs.values()), strict=True)
         return torch.cat([self._call_tensors(dict(zip(inputs, part, strict=True))) for part in parts])
 
-    def _run(self, inputs: "Tensors", output: "Tensor", options: Any = None) -> None:
+    def _evaluate(self, inputs: "Tensors") -> "Tensor":
+        """Run the session on the tensors' own memory."""
         import onnxruntime
         import torch
 
+        first = next(iter(inputs.values()))
+        output = torch.empty((len(first), *self._event), dtype=torch.float32, device=first.device)
         graph = self._graph(inputs, output)
         options = onnxruntime.RunOptions()
         options.add_run_config_entry(_NO_WAIT, "1")
@@ -163,13 +160,22 @@ class OnnxCudaNetwork(OnnxNetwork):
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if graph is None:
-                super()._run(inputs, output, options)
+                self._bind_and_run(inputs, output, options)
             else:
                 for name, own in graph.inputs.items():
                     own.copy_(inputs[name])
-                super()._run(graph.inputs, graph.output, options)
+                self._bind_and_run(graph.inputs, graph.output, options)
                 output.copy_(graph.output)
         current.wait_stream(self._stream)
+        return output
+
+    def _bind_and_run(self, inputs: "Tensors", output: "Tensor", options: Any) -> None:
+        binding = self.session.io_binding()
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *self._device, self._kinds[name], tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(self._output, *self._device, np.float32, tuple(output.shape), output.data_ptr())
+        with _refusals():
+            self.session.run_with_iobinding(binding, options)
 
     def _graph(self, inputs: "Tensors", like: "Tensor") -> _Graph | None:
         """Find the graph for this number of rows; make a new one while there are not too many."""

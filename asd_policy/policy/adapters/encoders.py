@@ -188,6 +188,8 @@ def by_sensors(encoder: LiveEncoder) -> LiveEncoder | SensorEncoder:
     """
     try:
         networks = _networks_of(encoder.encode)
+        if not networks:
+            return encoder
         seen = random_observations(encoder.shapes, 2)
         values = normalized(seen, encoder.normalization, encoder.device)
         with torch.no_grad():
@@ -204,7 +206,7 @@ def by_sensors(encoder: LiveEncoder) -> LiveEncoder | SensorEncoder:
         check_same(apart.look(seen, encoder.device), encoder.look(seen, encoder.device), "the features")
     except (AttributeError, KeyError, TypeError, IndexError, RuntimeError, SpecError):
         return encoder  # another version of a library, or something replaced in it: it is called as a whole
-    return apart if networks else encoder
+    return apart
 
 
 def _networks_of(encoder: Any) -> dict[str, nn.Module]:

@@ -5,12 +5,13 @@ of the known ones, or the loops cannot be compiled here.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import NUMPY, Array
+from asd_policy._common.arrays import Array
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
@@ -22,9 +23,9 @@ from asd_policy.samplers.compiled import (
     STEPS,
     Numbers,
     load_kernels,
+    loop_tables,
     loops_for,
     output_on_host,
-    prediction_tables,
 )
 from asd_policy.samplers.inpainting import Inpainting
 
@@ -64,15 +65,14 @@ class CompiledRounds(CalledRounds):
         )
         x: Numbers = arrays.on_host(path.x)
         chain, response = target.chain, round_.response
-        tables = chain.tables(NUMPY, x.dtype)
-        with np.errstate(divide="ignore"):
-            self._tables = tables.a, tables.b, tables.sigma, tables.a / tables.sigma
+        tables = loop_tables(chain, x.dtype)
         # The loops know integers alone; times of a flow are looked up beside them.
         self._times = None if chain.has_integer_timesteps else tables.timesteps
-        self._timesteps = np.zeros(len(chain), np.int64) if self._times is not None else tables.timesteps
+        timesteps = np.zeros(len(chain), np.int64) if self._times is not None else tables.timesteps
+        self._to_draft, self._to_judge = (*tables.steps, timesteps), (*tables.steps, tables.scale)
         self._prediction = None
         if inpainting is None and (steps := load_kernels(STEPS)) is not None:
-            self._prediction, self._predict = prediction_tables(chain, x.dtype), steps.predict_rows
+            self._prediction, self._predict = tables.prediction, steps.predict_rows
         basis = gain = np.empty((0, 0), x.dtype)
         if response is not None:
             basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in (response.basis, response.gain))
@@ -87,7 +87,7 @@ class CompiledRounds(CalledRounds):
         self._quota = np.empty(len(x), np.int64)
         self._cond = target.cond
         if target.cond is not None and len(x) == 1:  # all rows of calls are the same
-            self._cond = target.cond[arrays.zeros((self._most,), tape.initial, int)]
+            self._cond = arrays.elementwise(partial(_repeated, count=self._most), target.cond)
         self._draft()
 
     @property
@@ -109,8 +109,8 @@ class CompiledRounds(CalledRounds):
         self._points = np.empty_like(guess)
         self._calls = tuple(np.empty((3, self._most), np.int64))  # steps, timesteps, rows
         drafted, calls = (self._points, guess, turned), (*self._calls, self._quota)
-        tables = (*self._tables[:3], self._timesteps)
-        self._live = self._kernels.draft_rows(self.window, self._drafted, tables, self._how_to_draft, drafted, calls)
+        how = self._how_to_draft
+        self._live = self._kernels.draft_rows(self.window, self._drafted, self._to_draft, how, drafted, calls)
 
     def _advance(self) -> None:
         """Evaluate, verify, commit; and draft the next round."""
@@ -127,7 +127,7 @@ class CompiledRounds(CalledRounds):
             self._predict(seen, output_on_host(output, points), steps, self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(
-            self._quota, self._committed, self._tables, self._how_to_judge, (seen, guess, turned), x0_pred
+            self._quota, self._committed, self._to_judge, self._how_to_judge, (seen, guess, turned), x0_pred
         )
         target.mark("draft")
         self._draft()
@@ -138,6 +138,10 @@ class CompiledRounds(CalledRounds):
         if self._cond is None:
             return None
         return self._cond[: len(rows)] if len(self._quota) == 1 else self._cond[arrays.from_host(rows, self._like)]
+
+
+def _repeated(row: Array, count: int) -> Array:
+    return arrays.namespace(row).repeat(row, count, axis=0)
 
 
 def _on_host(inpainting: Inpainting) -> Inpainting:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
 from asd_policy.chain.noise_tape import NoiseTape
@@ -35,8 +33,7 @@ class Counts:
         """
         rounds, nfe = self.rounds.tolist(), self.nfe.tolist()
         refused, unjudged = (
-            [tuple(np.flatnonzero(row).tolist()) for row in arrays.to_numpy(mask)]
-            for mask in (self.refused, ~self.judged)
+            [tuple(row.nonzero()[0].tolist()) for row in arrays.to_numpy(mask)] for mask in (self.refused, ~self.judged)
         )
         return [
             PlanCost(
@@ -106,42 +103,38 @@ class Path:
         xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
         batch, steps = tape.uniforms.shape
         normals = tape.normals.reshape(batch, steps, -1)
-        free, latest = xp.ones_like(x), xp.zeros_like(x)
+        # A few blocks of memory, and views of them: each array by itself would cost a plan its own allocation.
+        noise, points, x0_pred, shift, change = arrays.zeros((5, batch, steps + 1, x.shape[1]), x)
+        seen, refused, judged = arrays.zeros((3, batch, steps + 1), x, bool)
+        cursor, rounds, nfe = arrays.zeros((3, batch), x, int)
+        now, latest, innovation = arrays.zeros((3, *x.shape), x)
+        now[...], noise[:, :steps] = x, normals
+        free = arrays.zeros((batch, 1), x) + x.shape[1]
         if last_plan is not None:  # a copy: it is the caller's
-            latest += arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
+            latest[...] = arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
         if inpainting is not None:
-            free = xp.where(inpainting.mask.reshape(x.shape), 0, free)
-            normals = free[:, None] * normals
+            given = inpainting.mask.reshape(x.shape)
+            free -= given.sum(1)[:, None]
+            noise *= ~given[:, None]
             latest = inpainting.fill(latest)
-
-        def by_step(width: int) -> Array:
-            return arrays.zeros((batch, steps + 1, width), x)
-
-        def none() -> Array:
-            return arrays.zeros((batch, steps + 1), x, bool)
-
-        def count() -> Array:
-            return arrays.zeros((batch,), x, int)
-
-        size = x.shape[1]
         return cls(
-            x=arrays.copied(x),
-            cursor=count(),
-            free=free.sum(1)[:, None],
-            normals=xp.concatenate([normals, normals[:, :1]], axis=1),
+            x=now,
+            cursor=cursor,
+            free=free,
+            normals=noise,
             uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
-            points=by_step(size),
-            x0_pred=by_step(size),
-            seen=none(),
-            shift=by_step(size),
-            change=by_step(size),
+            points=points,
+            x0_pred=x0_pred,
+            seen=seen,
+            shift=shift,
+            change=change,
             latest=latest,
-            innovation=xp.zeros_like(x),
+            innovation=innovation,
             rejected=~arrays.zeros((batch,), x, bool),
-            refused=none(),
-            judged=none(),
-            rounds=count(),
-            nfe=count(),
+            refused=refused,
+            judged=judged,
+            rounds=rounds,
+            nfe=nfe,
         )
 
     @property
