@@ -232,7 +232,7 @@ def network_call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[]
     """Prepare a network call on `points` points, all at the chain's first step."""
     generator = torch.Generator("cpu").manual_seed(0)
     x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
-    timestep = torch.full((points,), int(policy.chain.timesteps[0]), device=policy.device)
+    timestep = torch.full((points,), policy.chain.timesteps[0].item(), device=policy.device)
     cond = random_conditioning(policy, points, seed=0)
     cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call
     return lambda: denoiser(x, timestep, cond)

@@ -145,7 +145,7 @@ def accelerate_fn(
             how a network of diffusers is called, rows being points of several chains at different timesteps; where
             it returns an object, pass `lambda x, t, cond: unet(x, t).sample`.
         scheduler: A diffusers `DDPMScheduler`, a `DDIMScheduler` that adds noise, or the configuration of one; or a
-            `GaussianChain`, such as a flow's or that of Langevin dynamics.
+            `GaussianChain`, such as a flow's (`from_flow`) or that of Langevin dynamics (`langevin`).
         spec: A sampler spec such as `asd:window=16`, or a sampler.
         num_inference_steps: Steps of the chain; None for all the training steps.
         eta: DDIM's share of noise, in (0, 1]; None for DDPM.
@@ -157,9 +157,7 @@ def accelerate_fn(
     """
     if isinstance(scheduler, GaussianChain):
         if num_inference_steps is not None or eta is not None:
-            raise ChainError(
-                "a GaussianChain has its number of steps and its noise: leave num_inference_steps, eta out"
-            )
+            raise ChainError("num_inference_steps and eta are of a scheduler: a chain has its own")
         chain = scheduler
     else:
         chain = GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)

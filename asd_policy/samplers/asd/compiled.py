@@ -68,7 +68,7 @@ class CompiledRounds(CalledRounds):
         tables = loop_tables(chain, x.dtype)
         # The loops know integers alone; times of a flow are looked up beside them.
         self._times = None if chain.has_integer_timesteps else tables.timesteps
-        timesteps = np.zeros(len(chain), np.int64) if self._times is not None else tables.timesteps
+        timesteps = tables.timesteps if self._times is None else np.zeros(len(chain), np.int64)
         self._to_draft, self._to_judge = (*tables.steps, timesteps), (*tables.steps, tables.scale)
         self._prediction = None
         if inpainting is None and (steps := load_kernels(STEPS)) is not None:
