@@ -50,9 +50,8 @@ class Options:
         "paradigms:tol=0.3",
         "parallel:tol=0.03,draft=frozen",
         "parallel:tol=0.03,draft=picard",
-        "parallel:tol=0.01",
         "parallel:tol=0.03",
-        "parallel:tol=0.1",
+        "parallel:tol=0.01",
     )
     """Samplers of each row, without their window."""
     states: int = 200

@@ -170,7 +170,12 @@ def test_given_coordinates_stay_and_the_others_have_the_law_given_them(sequentia
 
 def test_any_gradient_can_be_accelerated() -> None:
     generator = torch.Generator().manual_seed(0)
-    fast = asd_policy.accelerate_fn(lambda x, step, cond: 2 * (x - cond), GaussianChain.langevin([0.05] * 40), "asd:8")
+
+    def pull(x: Tensor, step: Tensor, cond: Tensor | None) -> Tensor:
+        assert cond is not None
+        return 2 * (x - cond)
+
+    fast = asd_policy.accelerate_fn(pull, GaussianChain.langevin([0.05] * 40), "asd:8")
     found = fast((3, 4, 2), torch.ones(3, 4, 2), generator)
     assert found.sample.shape == (3, 4, 2) and max(found.stats.rounds) < 40
     again = fast((3, 4, 2), torch.ones(3, 4, 2), generator, executed=2)  # a last plan says nothing of a gradient
@@ -206,7 +211,7 @@ def test_bad_step_sizes(step_sizes: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step_sizes", [[0.1], [0.1, 0.1], [0.1, 0.3, 0.2], (1,), np.float32([0.2, 0.1]), range(3, 0, -1)]
+    "step_sizes", [[0.1], [0.1, 0.1], [0.1, 0.3, 0.2], (1,), np.array([0.2, 0.1], np.float32), range(3, 0, -1)]
 )
 def test_good_step_sizes(step_sizes: Any) -> None:
     chain = GaussianChain.langevin(step_sizes)
