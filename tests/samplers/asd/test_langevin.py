@@ -215,7 +215,10 @@ def test_bad_step_sizes(step_sizes: Any, message: str) -> None:
 )
 def test_good_step_sizes(step_sizes: Any) -> None:
     chain = GaussianChain.langevin(step_sizes)
-    assert len(chain) == len(step_sizes) and (chain.sigma > 0).all() and not chain.predicts_sample
+    assert len(chain) == len(step_sizes) and not chain.predicts_sample
+    assert (chain.a > 0).all() and (
+        chain.sigma > 0
+    ).all()  # with a below 0 `block` takes directions for their opposites
 
 
 @pytest.mark.parametrize("spec", ["ddpm", "asd:window=4", "paradigms:window=4"])
