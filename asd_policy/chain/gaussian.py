@@ -60,7 +60,7 @@ class GaussianChain:
     timesteps: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     """What the network gets at step k as its timestep: an integer, or a time of a flow, a number of float32."""
     a: Schedule
-    """Weight of the predicted clean sample in the mean."""
+    """Weight of the predicted clean sample in the mean; positive, as the couplings take it to be."""
     b: Schedule
     """Weight of the current point in the mean."""
     sigma: Schedule

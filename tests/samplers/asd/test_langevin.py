@@ -170,12 +170,17 @@ def test_given_coordinates_stay_and_the_others_have_the_law_given_them(sequentia
 
 def test_any_gradient_can_be_accelerated() -> None:
     generator = torch.Generator().manual_seed(0)
-    fast = asd_policy.accelerate_fn(lambda x, step, cond: 2 * (x - cond), GaussianChain.langevin([0.05] * 40), "asd:8")
+
+    def pull(x: Tensor, step: Tensor, cond: Tensor | None) -> Tensor:
+        assert cond is not None
+        return 2 * (x - cond)
+
+    fast = asd_policy.accelerate_fn(pull, GaussianChain.langevin([0.05] * 40), "asd:8")
     found = fast((3, 4, 2), torch.ones(3, 4, 2), generator)
     assert found.sample.shape == (3, 4, 2) and max(found.stats.rounds) < 40
     again = fast((3, 4, 2), torch.ones(3, 4, 2), generator, executed=2)  # a last plan says nothing of a gradient
     assert max(again.stats.rounds) < 40 and all(each.exact for each in again.stats.plans)
-    with pytest.raises(ChainError, match="leave num_inference_steps, eta out"):
+    with pytest.raises(ChainError, match="num_inference_steps and eta are of a scheduler"):
         asd_policy.accelerate_fn(quadratic, CHAIN, num_inference_steps=3)
 
 
@@ -206,11 +211,14 @@ def test_bad_step_sizes(step_sizes: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step_sizes", [[0.1], [0.1, 0.1], [0.1, 0.3, 0.2], (1,), np.float32([0.2, 0.1]), range(3, 0, -1)]
+    "step_sizes", [[0.1], [0.1, 0.1], [0.1, 0.3, 0.2], (1,), np.array([0.2, 0.1], np.float32), range(3, 0, -1)]
 )
 def test_good_step_sizes(step_sizes: Any) -> None:
     chain = GaussianChain.langevin(step_sizes)
-    assert len(chain) == len(step_sizes) and (chain.sigma > 0).all() and not chain.predicts_sample
+    assert len(chain) == len(step_sizes) and not chain.predicts_sample
+    assert (chain.a > 0).all() and (
+        chain.sigma > 0
+    ).all()  # with a below 0 `block` takes directions for their opposites
 
 
 @pytest.mark.parametrize("spec", ["ddpm", "asd:window=4", "paradigms:window=4"])
