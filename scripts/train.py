@@ -5,8 +5,8 @@
 
 Data is a LeRobotDataset folder (version 3), a robomimic .hdf5 or a Diffusion Policy .zarr: docs/guide/training.md.
 
-Run again with the same options after an interruption, and it goes on where it stopped; with more --steps, on the longer
-schedule.
+Run again with the same options after an interruption, and it goes on where it stopped; with other --steps, on the
+schedule of that length.
 """
 
 import shlex
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import torch
@@ -32,6 +32,7 @@ from asd_policy.networks.vision import VisionConfig
 from asd_policy.networks.vision.resnet import STRIDE
 from training.data import Choice, read_data
 from training.episodes import Episodes, join, measure_statistics
+from training.objectives import OBJECTIVES
 from training.recording import demonstrate
 from training.trainer import Trainer, Training, Windows
 
@@ -56,6 +57,8 @@ class Options:
     """Cameras of --data to learn from, in this order; with --images alone, all."""
     resize: tuple[int, int] | None = None
     """Height and width that frames of --data are resized to [pixels], by the policy too."""
+    objective: Literal["diffusion", "flow"] = "diffusion"
+    """What the network learns: the noise of a DDPM, or the velocity of a flow from noise to actions."""
     steps: int = 6000
     """Optimiser steps."""
     demonstrations: int = 500
@@ -133,6 +136,7 @@ def configure(options: Options, episodes: Episodes) -> DiffusionConfig:
         n_action_steps=options.n_action_steps,
         down_dims=options.down_dims,
         vision=vision,
+        **OBJECTIVES[options.objective],
     )
 
 

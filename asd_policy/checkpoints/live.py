@@ -93,7 +93,7 @@ def _schedule(parts: LiveParts) -> Schedule:
     schedule = schedule_of(config, parts.steps, options.get("eta"))
     if schedule.own is None:
         check_step(scheduler, schedule.chain, options)
-    else:
+    elif isinstance(schedule.own, OwnDdim):  # no scheduler of diffusers is a flow's here
         _check_plan(scheduler, schedule.own, schedule.chain, options)
     return schedule
 

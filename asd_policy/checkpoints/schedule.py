@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import (
     adds_no_noise,
@@ -12,8 +13,9 @@ from asd_policy.chain.scheduler_options import (
     trained_configuration,
 )
 from asd_policy.chain.scheduler_steps import choose_timesteps
-from asd_policy.policy.law import CHECKPOINT, TRAINED, Law
+from asd_policy.policy.law import CHECKPOINT, TRAINED, Law, Stochastic
 from asd_policy.samplers.ddim import OwnDdim
+from asd_policy.samplers.euler import OwnEuler
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,16 @@ class Schedule:
     """A chain, and the plan that the file's own scheduler makes where it adds no noise."""
 
     chain: GaussianChain
-    """The scheduler's own; for DDIM with η = 0 the DDPM chain that the network was trained for."""
-    own: OwnDdim | None
+    """The scheduler's own; for DDIM with η = 0 the DDPM chain that the network was trained for, for a flow a chain with
+    noise, η = 1."""
+    own: OwnDdim | OwnEuler | None
     """The file's own plan; None where it is the chain's."""
 
     @property
     def law(self) -> Law:
         """The law of the chain, beside which the file's own is known."""
-        return Law(self.chain, self.own, CHECKPOINT if self.own is None else TRAINED)
+        gaussian = Stochastic().spec if isinstance(self.own, OwnEuler) else TRAINED
+        return Law(self.chain, self.own, CHECKPOINT if self.own is None else gaussian)
 
 
 def schedule_of(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any = None) -> Schedule:
@@ -42,6 +46,8 @@ def schedule_of(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any
     Raises:
         ChainError: It cannot be sampled here.
     """
+    if is_flow(scheduler):
+        return _flow(scheduler, num_inference_steps)
     if not adds_no_noise(scheduler, eta):
         return Schedule(GaussianChain.from_scheduler(scheduler, num_inference_steps, eta), None)
     config = configuration(scheduler)
@@ -56,3 +62,11 @@ def schedule_of(scheduler: Mapping[str, Any], num_inference_steps: Any, eta: Any
         set_alpha_to_one=config["set_alpha_to_one"],
     )
     return Schedule(GaussianChain.from_scheduler(trained_configuration(config)), own)
+
+
+def _flow(scheduler: Mapping[str, Any], num_inference_steps: Any) -> Schedule:
+    """Read the scheduler of a flow whose network has integer timesteps; its own plan is Euler's."""
+    train = scheduler["num_train_timesteps"]
+    steps = train if num_inference_steps is None else num_inference_steps
+    chain = GaussianChain.from_flow(steps, 1.0, scheduler["convention"], scheduler["sigma_min"], train)
+    return Schedule(chain, OwnEuler(steps=steps, own_steps=steps))

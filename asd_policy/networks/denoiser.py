@@ -23,7 +23,7 @@ class Denoiser(Protocol):
 
         Args:
             x: Points of the chain [N, *event].
-            timestep: Diffusion timesteps [N], int64.
+            timestep: Diffusion timesteps [N], int64; of a flow that has times in 0 … 1, these, in the points' dtype.
             cond: Conditioning [N, *cond_event], or None for an unconditional model.
 
         Returns:
@@ -162,7 +162,7 @@ def check_deterministic(denoiser: Denoiser, x: Array, timestep: Array, cond: Arr
 
 def check_on_noise(
     denoiser: Denoiser,
-    timesteps: npt.NDArray[np.int64],
+    timesteps: npt.NDArray[np.int64] | npt.NDArray[np.float64],
     event: Sequence[int],
     cond: Array | None,
     device: Device | str,
@@ -184,21 +184,30 @@ def check_on_noise(
     """
     collect_imports()
     noise = np.random.default_rng(0).standard_normal((3, *event), np.float32)
-    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device)
+    whole = timesteps.dtype.kind == "i"
+    steps = arrays.asarray(timesteps[[0, len(timesteps) // 2, -1]], device, None if whole else "float32")
     with arrays.no_gradients(device):
         rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
         return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
 
 
-def check_finite(sample: Array) -> None:
+NETWORK_FAILED = "the network returned NaN or infinity"
+GRADIENT_FAILED = "the energy's gradient is not finite, or the step sizes are too large for it"
+
+
+def check_finite(sample: Array, failure: str = NETWORK_FAILED) -> None:
     """Refuse a sample with NaN or infinities in it.
 
     One check at the end of a plan is enough: the samplers end whatever the network returns, and a value that is not
     finite stays so along the chain.
+
+    Args:
+        sample: What to look at.
+        failure: What it says if it is so.
 
     Raises:
         DenoiserError: The sample is not finite.
     """
     if not arrays.is_finite(sample):
         bad = int((~arrays.namespace(sample).isfinite(sample)).sum())
-        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(sample.shape)} sampled values")
+        raise DenoiserError(f"{failure}: {bad} of {math.prod(sample.shape)} sampled values")

@@ -9,7 +9,7 @@ from asd_policy._common.arrays import Array, Device
 from asd_policy._common.deprecated import warn_of_old
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
-from asd_policy.errors import SpecError
+from asd_policy.errors import ChainError, SpecError
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.law import Law
 from asd_policy.samplers import Sampler, make_sampler
@@ -51,7 +51,7 @@ class AcceleratedFn:
     @property
     def chain(self) -> GaussianChain:
         """The chain of the function's noise schedule."""
-        return self.law.chain
+        return self.law.gaussian("a denoising function")
 
     def with_chain(self, chain: str, sampler: Sampler | None = None) -> "AcceleratedFn":
         """Make one of the same function with one of the two laws, see `law.CHAINS`, which has learned nothing.
@@ -144,7 +144,8 @@ def accelerate_fn(
             conditioning [N, …] or None; returns what the scheduler's `prediction_type` says, in the shape of x. This is
             how a network of diffusers is called, rows being points of several chains at different timesteps; where
             it returns an object, pass `lambda x, t, cond: unet(x, t).sample`.
-        scheduler: A diffusers `DDPMScheduler`, a `DDIMScheduler` that adds noise, or the configuration of one.
+        scheduler: A diffusers `DDPMScheduler`, a `DDIMScheduler` that adds noise, or the configuration of one; or a
+            `GaussianChain`, such as a flow's (`from_flow`) or that of Langevin dynamics (`langevin`).
         spec: A sampler spec such as `asd:window=16`, or a sampler.
         num_inference_steps: Steps of the chain; None for all the training steps.
         eta: DDIM's share of noise, in (0, 1]; None for DDPM.
@@ -154,5 +155,10 @@ def accelerate_fn(
         ChainError: The scheduler does not define a Gaussian chain.
         SpecError: The spec does not exist or does not fit the chain.
     """
-    chain = GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
+    if isinstance(scheduler, GaussianChain):
+        if num_inference_steps is not None or eta is not None:
+            raise ChainError("num_inference_steps and eta are of a scheduler: a chain has its own")
+        chain = scheduler
+    else:
+        chain = GaussianChain.from_scheduler(scheduler, num_inference_steps, eta)
     return AcceleratedFn(denoise, chain, make_sampler(spec), None if device is None else arrays.find_device(device))

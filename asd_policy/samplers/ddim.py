@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from asd_policy._common.arrays import NUMPY, Array, device_of
 from asd_policy._common.extras import install, needed
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import ChainError, SpecError
-from asd_policy.samplers.base import Samples, Target, check_count, number
-from asd_policy.samplers.ddpm import walk, walk_called
-from asd_policy.samplers.fewsteps import EXTRA, FewSteps, configured
-from asd_policy.samplers.recorded import WalkRecording, shapes
+from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
+from asd_policy.samplers.ddpm import walk_called, walk_recorded
+from asd_policy.samplers.fewsteps import EXTRA, FewSteps, check_diffusion, configured
 from asd_policy.samplers.records import sequential_costs
 from asd_policy.samplers.warm_start import WarmStart
 
@@ -46,6 +46,7 @@ class Ddim(FewSteps):
             super().check(chain)
         else:
             check_count(self._steps, self.steps, chain)
+            check_diffusion(self.spec, chain)
             with needed(self.spec, EXTRA, SpecError):
                 shortened(self, chain)
 
@@ -63,13 +64,9 @@ class Ddim(FewSteps):
 
     def _walk(self, target: Target, tape: NoiseTape) -> Samples:
         """Walk a chain of few steps, as one recording where the network's calls can be recorded."""
-        launcher, costs = target.launcher, sequential_costs([self.steps] * len(tape.initial))
-        if launcher is None:
-            return Samples(walk_called(target, tape)[0], costs)
-        recorded = launcher.keep(
-            (self, *shapes(target, tape)), lambda: WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0])
-        )
-        return Samples(recorded(target, tape), costs, recorded=True)
+        if target.launcher is None:
+            return Samples(walk_called(target, tape)[0], sequential_costs([self.steps] * len(tape.initial)))
+        return walk_recorded(self, target, tape)
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
@@ -105,6 +102,11 @@ class OwnDdim(Ddim):
     steps_offset: int = 0
     set_alpha_to_one: bool = True
 
+    family: ClassVar[type[Sampler]] = Ddim
+    """The sampler of which this is one with the checkpoint's options."""
+    what: ClassVar[str] = "DDIM without noise"
+    """What the checkpoint's own plan is made by, for messages."""
+
     @property
     def scheduler_options(self) -> dict[str, Any]:
         """The options that a DDPM chain does not have."""
@@ -116,9 +118,18 @@ class OwnDdim(Ddim):
         """Whether plans are those of the checkpoint's own sequential sampler: with its number of steps and η = 0."""
         return self.steps == self.own_steps and self.eta == 0
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own_steps
+
+    def walked(self, chain: GaussianChain) -> GaussianChain:
+        """Make the chain that plans walk; errors are those of `shortened`."""
+        return shortened(self, chain)
+
+    def like(self, sampler: Sampler) -> "OwnDdim":
+        """Make the one with the options of another of the family."""
+        assert isinstance(sampler, Ddim)
+        return replace(self, steps=sampler.steps, eta=sampler.eta)
 
 
 def has_diffusers() -> bool:
@@ -135,6 +146,7 @@ def shortened(sampler: Ddim, chain: GaussianChain) -> GaussianChain:
     """
     from asd_policy.chain.scheduler_steps import read_ddim  # here, because it needs PyTorch
 
+    check_diffusion(sampler.spec, chain)
     config = {**chain.config, **sampler.scheduler_options}
     try:
         coefficients = read_ddim(config, sampler.steps, sampler.eta)

@@ -1,5 +1,6 @@
 """The sequential sampler: the reference that every law and every speedup is measured against."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -49,15 +50,11 @@ class Ddpm(Sampler):
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Walk the chain once."""
-        launcher, costs = target.launcher, sequential_costs([len(target.chain)] * len(tape.initial))
-        if launcher is not None:
+        costs = sequential_costs([len(target.chain)] * len(tape.initial))
+        if target.launcher is not None:
             if target.deadline is not None:
                 raise SpecError("ddpm is one recording on this backend, which no deadline can cut; asd can be cut")
-            recorded = launcher.keep(
-                ("ddpm", *shapes(target, tape)),
-                lambda: WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0]),
-            )
-            return Samples(recorded(target, tape), costs, recorded=True)
+            return walk_recorded("ddpm", target, tape)
         reserve(target, tape)
         x, done = walk_called(target, tape)
         if done == len(target.chain):
@@ -66,6 +63,17 @@ class Ddpm(Sampler):
         now = arrays.namespace(rows).full_like(rows, done)
         sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, warm_start)
         return Samples(sample, sequential_costs((done + calls).tolist(), cut=True))
+
+
+def walk_recorded(key: Hashable, target: Target, tape: NoiseTape) -> Samples:
+    """Walk the chain of a target whose network's calls can be recorded, as one recording, kept by a key."""
+    launcher = target.launcher
+    assert launcher is not None  # it was asked for
+    recorded = launcher.keep(
+        (key, *shapes(target, tape)), lambda: WalkRecording(launcher, target, tape, lambda *own: walk(*own)[0])
+    )
+    costs = sequential_costs([len(target.chain)] * len(tape.initial))
+    return Samples(recorded(target, tape), costs, recorded=True)
 
 
 def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
@@ -85,7 +93,8 @@ def _walk_compiled(
     """Walk the chain as `walk` does, to the same bits, by compiled steps."""
     shape, steps = tape.initial.shape, len(target.chain)
     x = tape.initial.reshape(len(tape.initial), -1)
-    timesteps = arrays.asarray(np.repeat(target.chain.timesteps[:, None], len(x), 1), arrays.device_of(x))
+    given = loop_tables(target.chain, arrays.on_host(x).dtype).timesteps
+    timesteps = arrays.asarray(np.repeat(given[:, None], len(x), 1), arrays.device_of(x))
     normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(x), tape.normals.shape[1], -1)
     here = np.ascontiguousarray(arrays.on_host(x))
     x0_pred = np.empty_like(here)

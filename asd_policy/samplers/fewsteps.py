@@ -12,6 +12,7 @@ from typing import Any
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
 from asd_policy._common.extras import needed
+from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -47,6 +48,7 @@ class FewSteps(Sampler):
     def check(self, chain: GaussianChain) -> None:
         """Refuse more steps than the chain has, and noise schedules that diffusers has no numbers for."""
         check_count(self._steps, self.steps, chain)
+        check_diffusion(self.spec, chain)
         with needed(self.spec, EXTRA, SpecError):
             _scheduler(self, chain)
 
@@ -123,6 +125,18 @@ class FewSteps(Sampler):
         # An axis more, because thresholding in diffusers fails on events of one axis.
         output, x, noise = (values[..., None] for values in (output, x, noise))
         return scheduler.step(output, timestep, x, return_dict=False, **self.step_options(noise))[0].squeeze(-1)
+
+
+def check_diffusion(spec: str, chain: GaussianChain) -> None:
+    """Refuse a chain that has no noise schedule of a diffusion's.
+
+    Raises:
+        SpecError: It is a flow's, or that of Langevin dynamics.
+    """
+    if is_flow(chain.config):
+        raise SpecError(f"{spec} needs a diffusion's noise schedule, and this chain is a flow's: euler:n follows it")
+    if not chain.predicts_sample:
+        raise SpecError(f"{spec} needs a diffusion's noise schedule, and Langevin dynamics have none")
 
 
 def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -> Any:

@@ -54,7 +54,7 @@ def test_an_unknown_chain_is_a_line_on_every_command(
         "eval": (*out, "--env", ENV),
     }.items():
         status, _, err = said(capsys, command, "--policy", ddim, "--chain", "train", *options)
-        assert (status, err) == (2, "asd-policy: chain 'train' is not one of checkpoint, trained"), command
+        assert (status, err) == (2, "asd-policy: chain 'train' is not one of checkpoint, trained, stochastic"), command
 
 
 def test_what_needs_a_chain_is_refused_with_the_way_out(

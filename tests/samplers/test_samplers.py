@@ -11,7 +11,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers import OF_STEPS, SAMPLERS, make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS, Path
 from asd_policy.samplers.asd.experience import Experience
@@ -32,10 +32,21 @@ EXAMPLES = {
     "ddpm": ("ddpm",),
     "ddim": ("ddim:10", "ddim:10,eta=0.5", "ddim:10,eta=0.1234567", "ddim:5,eta=1"),
     "dpmsolver": ("dpmsolver:10", "dpmsolver:5,order=3"),
+    "euler": ("euler:10", "euler:1"),
     "paradigms": ("paradigms:window=4,tol=0.1", "paradigms:window=12,tol=1e-07", "paradigms:window=4,tol=2"),
+    "parallel": ("parallel:window=4,tol=0.1,draft=picard,steps=6", "parallel:window=auto,tol=0,draft=warm,steps=12"),
     "asd": tuple(f"asd:window=4,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS),
 }
 SPECS = [spec for specs in EXAMPLES.values() for spec in specs]
+
+
+@pytest.fixture
+def chain(request: pytest.FixtureRequest, chain: GaussianChain) -> GaussianChain:
+    """The short chain; where the sampler follows flows alone, one of as many steps."""
+    spec = request.node.callspec.params.get("spec", "") if hasattr(request.node, "callspec") else ""
+    if not spec.startswith("euler"):
+        return chain
+    return GaussianChain.from_flow(len(chain), 1.0, "timestep", num_train_timesteps=100)
 
 
 # Bit equality: the same tape gives the same plan where nothing was guessed wrong.
@@ -109,7 +120,7 @@ def test_counts(setting: Asd, mixture: MixtureDenoiser, chain: GaussianChain) ->
     assert stats_.algorithmic_speedup == pytest.approx(7 * len(chain) / sum(stats_.rounds))
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.startswith("euler")])  # all rows leave at once
 def test_conditioning_follows_its_row(spec: str, chain: GaussianChain) -> None:
     """Rows leave the batch at different times; each point must keep its own row's conditioning."""
     alone = GaussianChain.from_scheduler({**chain.config, "prediction_type": "sample"}, len(chain))
@@ -225,7 +236,7 @@ def test_ddim_is_approximate_and_deterministic(mixture: MixtureDenoiser, chain: 
 
 
 def test_every_sampler_has_examples() -> None:
-    assert EXAMPLES.keys() == SAMPLERS.keys()
+    assert EXAMPLES.keys() == set(OF_STEPS)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.evaluation.exactness.law import PathRecorder, step_checks
-from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.analytic import MixtureDenoiser, MixtureFlow
 from asd_policy.networks.denoiser import Denoiser
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
@@ -21,6 +21,16 @@ from asd_policy.samplers.warm_start import WarmStart
 EVENT = (2, 2)
 DTYPE = torch.float64
 _EARLIER_PLANS = 500
+
+_GAUSSIAN = (
+    torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE),
+    torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE),
+)
+_MIXTURE = (
+    torch.tensor([[-1.0, 0.0, 0.5, 0.0], [1.0, 0.5, 0.0, -0.5], [0.2, -1.0, -1.0, 1.0]], dtype=DTYPE).view(3, *EVENT),
+    torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE),
+    torch.tensor([0.5, 0.3, 0.2], dtype=DTYPE),
+)
 
 
 def short_chain() -> GaussianChain:
@@ -32,16 +42,22 @@ def short_chain() -> GaussianChain:
 
 def gaussian_denoiser() -> MixtureDenoiser:
     """Denoise data from one Gaussian with a standard deviation of its own in each coordinate; events [2, 2]."""
-    means = torch.tensor([[[0.5, -0.2], [0.1, 1.0]]], dtype=DTYPE)
-    return MixtureDenoiser(full_chain(), means, torch.tensor([[0.3, 1.0, 0.05, 2.0]], dtype=DTYPE))
+    return MixtureDenoiser(full_chain(), *_GAUSSIAN)
 
 
 def mixture_denoiser() -> MixtureDenoiser:
     """Denoise data from three unequal, narrow modes; events [2, 2]."""
-    means = torch.tensor([[-1.0, 0.0, 0.5, 0.0], [1.0, 0.5, 0.0, -0.5], [0.2, -1.0, -1.0, 1.0]], dtype=DTYPE)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=DTYPE)
-    scales = torch.tensor([0.05, 0.1, 0.2], dtype=DTYPE)
-    return MixtureDenoiser(full_chain(), means.view(3, *EVENT), scales, weights)
+    return MixtureDenoiser(full_chain(), *_MIXTURE)
+
+
+def gaussian_flow() -> MixtureFlow:
+    """Follow the flow to the data of `gaussian_denoiser`."""
+    return MixtureFlow(*_GAUSSIAN)
+
+
+def mixture_flow() -> MixtureFlow:
+    """Follow the flow to the data of `mixture_denoiser`."""
+    return MixtureFlow(*_MIXTURE)
 
 
 def full_chain() -> GaussianChain:

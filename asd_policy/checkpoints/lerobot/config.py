@@ -5,12 +5,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from asd_policy._common.names import unknown_names, unknown_note, warn_of_unknown
+from asd_policy.chain.flow import FLOW_PREDICTION, flow_config
 from asd_policy.checkpoints.lerobot.vision import VISION_FIELDS, VISUAL, Vision, as_object, is_count, parse_vision
 from asd_policy.errors import CheckpointError
 from asd_policy.networks.unet import UnetConfig
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 
 ACTION, IDENTITY = "action", "IDENTITY"
+FLOW_TYPE = "Flow"
+"""The `noise_scheduler_type` of a flow; LeRobot has none."""
 MAX_HORIZON = 4096  # [control steps]; nothing in the weights bounds it, and a plan needs memory for all of it
 
 _FEATURE_TYPES = {STATE: "STATE", ENVIRONMENT_STATE: "ENV", ACTION: "ACTION"}
@@ -60,8 +63,15 @@ class DiffusionConfig:
         )
 
     @property
+    def is_flow(self) -> bool:
+        """Whether the network predicts a flow's velocity; LeRobot's own diffusion policies do not, and refuse it."""
+        return self.prediction_type == FLOW_PREDICTION
+
+    @property
     def scheduler(self) -> dict[str, Any]:
-        """The noise scheduler's configuration by diffusers' names."""
+        """The noise scheduler's configuration by diffusers' names; of a flow by those of `chain.flow`."""
+        if self.is_flow:
+            return flow_config("timestep", 0.0, self.num_train_timesteps, 0.0)
         names = "num_train_timesteps beta_schedule beta_start beta_end prediction_type clip_sample clip_sample_range"
         return {"_class_name": f"{self.noise_scheduler_type}Scheduler"} | {
             name: getattr(self, name) for name in names.split()
@@ -206,6 +216,11 @@ def _check_first_modes(raw: dict[str, Any]) -> None:
 
 def _contradiction(config: DiffusionConfig) -> str | None:
     """Explain why fields that each have the right type do not fit together; None if they do."""
+    flow = config.noise_scheduler_type == FLOW_TYPE
+    if config.is_flow != flow:
+        wanted, other = (FLOW_PREDICTION, "prediction_type") if flow else (FLOW_TYPE, "noise_scheduler_type")
+        this = f"noise_scheduler_type {FLOW_TYPE!r}" if flow else f"prediction_type {FLOW_PREDICTION!r}"
+        return f"{this} goes with {other} {wanted!r}, not {getattr(config, other)!r}"
     if config.horizon > MAX_HORIZON:  # first: it bounds the number of down_dims
         return f"horizon {config.horizon} is not in 1 … {MAX_HORIZON}"
     longest = config.horizon - config.n_obs_steps + 1

@@ -9,6 +9,7 @@ from torch import nn
 
 from asd_policy._common.arrays import Device
 from asd_policy._common.files import atomic_file
+from asd_policy.chain.flow import is_flow
 from asd_policy.checkpoints.onnx.graph import SENSOR, Span, read_onnx
 from asd_policy.checkpoints.onnx.record import KEY, read_record, write_record
 from asd_policy.errors import BackendError
@@ -40,11 +41,14 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
         The largest difference of predictions, in units of the largest one.
 
     Raises:
-        BackendError: A package is missing, or a network cannot be exported, or all are too large for one file, or the
-            file predicts or encodes something else; or a library's own encoder encodes the observations.
+        BackendError: The policy is a flow's, a package is missing, or a network cannot be exported, or all are too
+            large for one file, or the file predicts or encodes something else; or a library's own encoder encodes the
+            observations.
         CheckpointError: The file would not be loaded again.
     """
     network, encoder = policy.network, policy.encoder
+    if is_flow(policy.chain.config):
+        raise BackendError("an exported file holds the chain of a diffusion's scheduler, and this policy is a flow's")
     if isinstance(network, OnnxModel):
         raise BackendError(f"the policy is an ONNX file already: {network.path}")
     if not isinstance(encoder, SensorEncoder):

@@ -29,13 +29,13 @@ class FilmNetwork(nn.Module):
     table: Tensor | None
     projection: Tensor
 
-    def __init__(self, network: ModulatedNetwork, timesteps: int, dtype: torch.dtype) -> None:
+    def __init__(self, network: ModulatedNetwork, timesteps: int | None, dtype: torch.dtype) -> None:
         """Compute the table.
 
         Args:
             network: Stays as it is. Its weights are shared, not copied, where it has the dtype already.
             timesteps: How many there are T; they are 0 … T − 1. Where a table of them would be larger than
-                `TABLE_BYTES`, their part is computed in each call.
+                `TABLE_BYTES`, their part is computed in each call; so it is for None, where they are times of a flow.
             dtype: To compute in.
         """
         super().__init__()
@@ -47,8 +47,11 @@ class FilmNetwork(nn.Module):
             self.register_buffer("projection", projection.to(dtype))
             self.network = for_few_points(in_dtype(network, dtype))
             # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
-            small = timesteps * (sum(self._sizes) + 10 * step_dim) * projection.itemsize <= TABLE_BYTES
-            every = torch.arange(timesteps if small else 0, device=projection.device)
+            small = (
+                timesteps is not None
+                and timesteps * (sum(self._sizes) + 10 * step_dim) * projection.itemsize <= TABLE_BYTES
+            )
+            every = torch.arange(timesteps if timesteps and small else 0, device=projection.device)
             # Computed in the network's own precision, and rounded once.
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
 

@@ -39,8 +39,14 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
         output prediction [N, *event].
 
     Raises:
-        BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported.
+        BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported;
+            or its timesteps are no integers.
     """
+    if not job.chain.has_integer_timesteps:
+        raise BackendError(
+            "an ONNX file's timesteps are integers, and this flow's network gets times in 0 … 1: use torch-eager or "
+            "torch-compile"
+        )
     model = _export(network, example(job, 3, torch.Generator().manual_seed(0)), list(INPUTS), OUTPUT)
     if lowered:
         lower(model)

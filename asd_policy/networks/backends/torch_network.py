@@ -28,7 +28,7 @@ class TorchDenoiser:
         self._device = job.device
         self._dtype = dtype
         self.core: nn.Module = (
-            FilmNetwork(network, job.chain.config["num_train_timesteps"], dtype)
+            FilmNetwork(network, job.chain.config["num_train_timesteps"], dtype)  # None for a flow's times
             # A subclass may have a forward of its own.
             if isinstance(network, ModulatedNetwork) and type(network) in (ConditionalUnet1d, Dit)
             else in_dtype(network, dtype)
@@ -71,7 +71,7 @@ def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
     """Call a denoiser on some points, all zero."""
     x = torch.zeros((points, *job.event), dtype=torch.float32, device=job.device)
     cond = denoiser.encode(x.new_zeros((points, job.cond_dim)))
-    timestep = torch.full((points,), int(job.chain.timesteps[0]), device=job.device)
+    timestep = torch.full((points,), job.chain.timesteps[0].item(), device=job.device)
     denoiser(x, timestep, cond)
 
 

@@ -19,7 +19,7 @@ from asd_policy.errors import ChainError, ObservationError, SpecError
 from asd_policy.networks.backends.base import Backend
 from asd_policy.networks.denoiser import Denoiser, check_on_noise
 from asd_policy.policy.adapters.memory import Memory
-from asd_policy.policy.law import CHECKPOINT, TRAINED
+from asd_policy.policy.law import CHECKPOINT, TRAINED, stochastic_of
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.plan import Horizons, PlanRecord, record_of
 from asd_policy.policy.sensors import ObservationEncoder
@@ -123,6 +123,10 @@ def read_chain(
         ChainError: It has none, or does not step so.
         SpecError: Somebody has overridden its step.
     """
+    if stochastic_of(law) is not None:
+        raise ChainError(
+            f"chain {law!r} is a flow's, and this policy has a {type(scheduler).__name__}: use checkpoint or trained"
+        )
     check_own(scheduler, SCHEDULERS, STEP_METHODS)
     if law == TRAINED:
         config = configuration({"_class_name": type(scheduler).__name__, **scheduler.config})

@@ -84,7 +84,12 @@ class OwnLoop:
 
 
 def check_sampling(
-    own: Callable[[Denoiser, Array], Array], chain: GaussianChain, shape: tuple[int, ...], device: Device, who: str
+    own: Callable[[Denoiser, Array], Array],
+    chain: GaussianChain,
+    shape: tuple[int, ...],
+    device: Device,
+    who: str,
+    pace: float = 1 / 7,
 ) -> None:
     """Refuse a loop that does not sample its chain: of a network that is known it makes another plan than ours.
 
@@ -94,6 +99,7 @@ def check_sampling(
         shape: Of the plans (B, horizon, action_dim).
         device: Where the loop runs.
         who: Whose loop it is, and what is tested, for the message.
+        pace: How fast the known network's output changes with its timestep.
 
     Raises:
         SpecError: It is another one, or fails.
@@ -102,7 +108,7 @@ def check_sampling(
 
     def denoise(x: Array, timestep: Array, cond: Array | None) -> Array:
         told = 0 if cond is None else 0.2 * cond[:, :1, None]
-        return 0.6 * x + 0.3 * torch.cos(timestep.to(x.dtype) / 7)[:, None, None] + told
+        return 0.6 * x + 0.3 * torch.cos(timestep.to(x.dtype) * pace)[:, None, None] + told
 
     cond = arrays.asarray(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None], device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():

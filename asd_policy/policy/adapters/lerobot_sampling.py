@@ -35,6 +35,7 @@ from asd_policy.policy.law import CHECKPOINT
 from asd_policy.samplers.records import WarmUp
 
 if TYPE_CHECKING:
+    from asd_policy.policy.adapters.flow_matching import FlowLoop
     from asd_policy.policy.adapters.networks import LiveNetwork
 
 TESTED_LEROBOT = ("0.4.4", "0.6.1")
@@ -60,7 +61,7 @@ class LeRobotSampling(abc.ABC):
     planner: LivePlanner
     owner: Any
     """What `loop_of` found when a sampler took its place."""
-    loop: OwnLoop
+    loop: "OwnLoop | FlowLoop"
     """Its own loop at that time."""
     own_reset: Callable[[], None]
     """The policy's own method."""
@@ -71,6 +72,8 @@ class LeRobotSampling(abc.ABC):
     """Qualified names of the policy's classes."""
     loops: ClassVar[tuple[str, ...]]
     """Those of the classes that `loop_of` finds an object of."""
+    needed: ClassVar[tuple[str, ...]] = ("noise_scheduler", "num_inference_steps")
+    """What that object has."""
     conditional_sample: ClassVar[Callable[..., Array]]
     """Takes the place of the method of `loop_of`, and has its arguments."""
 
@@ -93,6 +96,21 @@ class LeRobotSampling(abc.ABC):
     @abc.abstractmethod
     def run_loop(policy: Any, network: Any, cond: Array) -> Array:
         """Sample by the policy's own loop, of a network in the place of its own, given conditioning [B, cond_dim]."""
+
+    @classmethod
+    def chain_and_loop(cls, policy: Any, law: str) -> "tuple[GaussianChain, OwnLoop | FlowLoop]":
+        """Read the chain of a law, and look at the loop whose place a sampler is to take.
+
+        Raises:
+            ChainError, DenoiserError, SpecError: As `sampling_patches`.
+        """
+        owner, denoiser = cls.loop_of(policy), cls.denoiser_of(policy)
+        chain = read_chain(owner.noise_scheduler, owner.num_inference_steps, {}, law)
+        loop = OwnLoop(owner, cls.loops, ("conditional_sample",))
+        check_float32(denoiser)
+        if law == CHECKPOINT:
+            _check_loop(policy, cls, chain, next(denoiser.parameters()).device)
+        return chain, loop
 
     @arrays.uncompiled
     def sample(
@@ -124,7 +142,7 @@ class LeRobotSampling(abc.ABC):
         self._check_owner()
         self.loop.check(self.owner)
         planner = self.planner
-        _check_float32(network)
+        check_float32(network)
         device = next(network.parameters()).device
         dims = 0 if cond is None else cond.shape[1]
         given = None if cond is None else told
@@ -254,11 +272,7 @@ def sampling_patches(policy: Any, wanted: Acceleration, kind: type[LeRobotSampli
     from asd_policy.policy.adapters.networks import LiveNetwork
 
     owner, denoiser = parts_of(policy, kind)
-    chain = read_chain(owner.noise_scheduler, owner.num_inference_steps, {}, wanted.chain)
-    loop = OwnLoop(owner, kind.loops, ("conditional_sample",))
-    _check_float32(denoiser)
-    if wanted.chain == CHECKPOINT:
-        _check_loop(policy, kind, chain, next(denoiser.parameters()).device)
+    chain, loop = kind.chain_and_loop(policy, wanted.chain)
     planner = LivePlanner(wanted.sampler, chain, module, wanted.deadline_ms)
     network = LiveNetwork(wanted.backend)
     network.prepare_ahead(denoiser, chain, policy.config.horizon)
@@ -290,7 +304,7 @@ def parts_of(policy: Any, kind: type[LeRobotSampling]) -> tuple[Any, Any]:
     """
     try:
         owner, denoiser = kind.loop_of(policy), kind.denoiser_of(policy)
-        missing = [name for name in ("noise_scheduler", "num_inference_steps") if not hasattr(owner, name)]
+        missing = [name for name in kind.needed if not hasattr(owner, name)]
     except AttributeError as error:
         raise SpecError(f"cannot accelerate this {type(policy).__name__}: {error}; {tested_lerobot()}") from None
     if missing:
@@ -309,24 +323,36 @@ def _check_loop(policy: Any, kind: type[LeRobotSampling], chain: GaussianChain, 
     """
     import torch  # whose policy this is
 
-    class Known(torch.nn.Module):
-        """A known network in the place of the policy's."""
-
-        def __init__(self, denoise: Denoiser) -> None:
-            super().__init__()
-            self.denoise, self.place = denoise, torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
-
-        def forward(self, x: Array, timestep: Array, global_cond: Any = None, conditioning_vec: Any = None) -> Array:
-            """Predict."""
-            return self.denoise(x, timestep, conditioning_vec if global_cond is None else global_cond)
-
     def own(denoise: Denoiser, cond: Array) -> Array:
         with torch.autocast(device.type, enabled=False):
-            return kind.run_loop(policy, Known(denoise), cond)
+            return kind.run_loop(policy, known_network(denoise, device), cond)
 
     config = policy.config
     shape = (2, config.horizon, config.action_feature.shape[0])
-    check_sampling(own, chain, shape, device, f"cannot accelerate a {type(policy).__name__} ({tested_lerobot()})")
+    check_sampling(own, chain, shape, device, who_of(policy))
+
+
+def who_of(policy: Any) -> str:
+    """Begin a message on a policy whose loop is not the known one."""
+    return f"cannot accelerate a {type(policy).__name__} ({tested_lerobot()})"
+
+
+def known_network(denoise: Denoiser, device: Device) -> Any:
+    """Make a module of a denoiser that is known, to be called in the place of a policy's network."""
+    import torch  # whose policy this is
+
+    class Known(torch.nn.Module):
+        """A known network."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = torch.nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+
+        def forward(self, x: Array, timestep: Array, global_cond: Any = None, conditioning_vec: Any = None) -> Array:
+            """Predict."""
+            return denoise(x, timestep, conditioning_vec if global_cond is None else global_cond)
+
+    return Known()
 
 
 def twin_of(owner: Any, **parts: Any) -> Any:
@@ -347,7 +373,7 @@ def _at_random(batch: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _check_float32(network: Any) -> None:
+def check_float32(network: Any) -> None:
     """Refuse a network in whose precision LeRobot rounds the chain itself, which then is no chain of Gaussian steps."""
     dtypes = {str(each.dtype).removeprefix("torch.") for each in network.parameters()}
     if dtypes != {"float32"}:

@@ -8,9 +8,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from asd_policy._common.arrays import Array
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import ChainError, DenoiserError
 from asd_policy.policy.adapters.base import Acceleration, Adapter, LiveParts, Patch, check_own, qualified
-from asd_policy.policy.adapters.lerobot_sampling import LeRobotSampling, parts_of, sampling_patches, twin_of
+from asd_policy.policy.adapters.flow_matching import FlowLoop, check_euler, flow_chain
+from asd_policy.policy.adapters.lerobot_sampling import (
+    LeRobotSampling,
+    check_float32,
+    known_network,
+    parts_of,
+    sampling_patches,
+    twin_of,
+    who_of,
+)
+from asd_policy.policy.law import CHECKPOINT, STOCHASTIC, stochastic_of
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.observation import ATTENTION_MASK, STATE, TOKENS
 from asd_policy.policy.plan import Horizons
@@ -76,22 +87,50 @@ class _Sampling(LeRobotSampling):
         return {**batch, TOKENS: tokens, ATTENTION_MASK: tokens == 0}
 
 
-def _check(policy: Any) -> None:
-    """Refuse a policy that does not sample a chain, or in a way of its own."""
-    objective = getattr(policy, "objective", None)
+class _FlowSampling(_Sampling):
+    """The same where the objective is a flow: a chain with noise in the place of its own loop."""
+
+    loops = (_FLOW,)
+    needed = ("_euler_integrate",)
+
+    @classmethod
+    def chain_and_loop(cls, policy: Any, law: str) -> tuple[GaussianChain, FlowLoop]:
+        """Make the chain with noise, and look at the loop whose place a sampler is to take."""
+        denoiser, noise = policy.noise_predictor, stochastic_of(law)
+        assert noise is not None  # `_check` saw to it
+        chain, loop = flow_chain(policy, noise), FlowLoop(policy.objective, cls.loops)
+        check_float32(denoiser)
+        device = next(denoiser.parameters()).device
+        check_euler(policy, lambda denoise: known_network(denoise, device), device, who_of(policy))
+        return chain, loop
+
+
+def _check(policy: Any, law: str = CHECKPOINT) -> type[_Sampling]:
+    """Refuse a policy that does not sample a chain, or in a way of its own; return the methods that fit it.
+
+    Args:
+        policy: The live one.
+        law: One of `CHAINS`; a flow has a chain of Gaussian steps where `STOCHASTIC` is asked for, and else none.
+    """
+    objective, kind = getattr(policy, "objective", None), _Sampling
     if any(qualified(cls) == _FLOW for cls in type(objective).__mro__):
-        raise ChainError(
-            f"this {type(policy).__name__} has the objective flow_matching, whose plans solve an equation without "
-            "noise: there is nothing to draft and verify; the objective diffusion is what can be accelerated"
-        )
-    parts_of(policy, _Sampling)
-    check_own(objective, _Sampling.loops, ("conditional_sample",))
+        if stochastic_of(law) is None:
+            raise ChainError(
+                f"this {type(policy).__name__} has the objective flow_matching, whose plans solve an equation without "
+                "noise: there is nothing to draft and verify; the objective diffusion is what can be accelerated as it "
+                f"is, and asd_policy.accelerate(policy, chain={STOCHASTIC!r}) samples this flow with noise, which has "
+                "a law of its own"
+            )
+        kind = _FlowSampling
+    parts_of(policy, kind)
+    check_own(objective, kind.loops, ("conditional_sample",))
     check_own(policy, ADAPTER.classes, ("_generate_actions",))
+    return kind
 
 
 def _patches(policy: Any, wanted: Acceleration) -> list[Patch]:
-    _check(policy)
-    return sampling_patches(policy, wanted, _Sampling, policy.noise_predictor)
+    kind = _check(policy, wanted.chain)
+    return sampling_patches(policy, wanted, kind, policy.noise_predictor)
 
 
 def _parts(policy: Any, processors: Any) -> LiveParts:

@@ -66,7 +66,10 @@ class CompiledRounds(CalledRounds):
         x: Numbers = arrays.on_host(path.x)
         chain, response = target.chain, round_.response
         tables = loop_tables(chain, x.dtype)
-        self._to_draft, self._to_judge = (*tables.steps, tables.timesteps), (*tables.steps, tables.scale)
+        # The loops know integers alone; times of a flow are looked up beside them.
+        self._times = None if chain.has_integer_timesteps else tables.timesteps
+        timesteps = tables.timesteps if self._times is None else np.zeros(len(chain), np.int64)
+        self._to_draft, self._to_judge = (*tables.steps, timesteps), (*tables.steps, tables.scale)
         self._prediction = None
         if inpainting is None and (steps := load_kernels(STEPS)) is not None:
             self._prediction, self._predict = tables.prediction, steps.predict_rows
@@ -77,7 +80,8 @@ class CompiledRounds(CalledRounds):
         if inpainting is not None:
             given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))
         self._how_to_draft = isinstance(round_.draft, FrozenDraft), basis, gain
-        self._how_to_judge = round_.verifier.judge is block, basis, given
+        tolerance = round_.verifier.tolerance
+        self._how_to_judge = round_.verifier.judge is block, basis, given, -1.0 if tolerance is None else tolerance
         self._most = len(x) * min(self.window, len(chain))
         self._own = [np.empty((self._most, x.shape[1]), x.dtype) for _ in range(3)]  # guesses, turned points, x̂0
         self._quota = np.empty(len(x), np.int64)
@@ -118,7 +122,8 @@ class CompiledRounds(CalledRounds):
             places = (arrays.from_host(each[live], self._like) for each in (steps, rows))
             x0_pred = np.ascontiguousarray(arrays.on_host(target.predict(points, *places)))
         else:
-            output = target.call(points, arrays.from_host(timesteps[live], self._like), self._condition(rows[live]))
+            times = timesteps[live] if self._times is None else self._times[steps[live]]
+            output = target.call(points, arrays.from_host(times, self._like), self._condition(rows[live]))
             self._predict(seen, output_on_host(output, points), steps, self._prediction, x0_pred)
         target.mark("verify")
         self._kernels.commit_rows(

@@ -51,10 +51,13 @@ def say_accelerated(policy: Any, plan: Plan, warm_ups: dict[int, WarmUp]) -> Non
         warm_ups: What its warm-ups found, by the number of robots; for one at least.
     """
     warm, config = warm_ups[1], policy.config
-    own = f"LeRobot's own loop ({config.noise_scheduler_type})"
+    is_flow = getattr(config, "objective", None) == "flow_matching"
+    own = f"LeRobot's own loop ({config.integration_method if is_flow else config.noise_scheduler_type})"
     exact = "the same law" if make_sampler(plan.sampler).exact else "NOT the same law"
     if plan.chain == TRAINED:
         law = f"{exact} as the DDPM chain that it was trained for, not that of {own}"
+    elif is_flow:
+        law = f"{exact} as the chain {plan.chain} of its flow, a law of its own and not that of {own}"
     else:
         law = f"{exact} as {own}"
     than = "" if warm.loop_seconds is None else f" where that takes {_ms(warm.loop_seconds)}"
