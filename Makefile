@@ -125,7 +125,7 @@ $(EDGE)/.installed: $(STAMP)
 	@touch $@
 
 docs: $(STAMP) ## build the documents as a site into runs/site, strictly (seconds)
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict # not --quiet, which would hide the warnings from --strict, too
 	@echo "wrote runs/site/index.html; with a search: $(PY) -m http.server -d runs/site"
 
 dist: $(STAMP) ## build the sdists and wheels of the package and of its LeRobot plugin into dist/

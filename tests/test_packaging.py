@@ -217,3 +217,10 @@ def test_hooks_run_the_pinned_ruff() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert hooks[0]["rev"] == f"v{PINS['ruff']}"
     assert [hook["id"] for repo in hooks for hook in repo["hooks"]] == ["ruff-check", "ruff-format", "types"]
+
+
+def test_the_site_is_built_strictly() -> None:
+    """With --quiet, mkdocs counts no warnings, and --strict lets everything pass."""
+    (line,) = (line for line in MAKEFILE.splitlines() if "mkdocs build" in line)
+    command = line.partition("#")[0].split()
+    assert "--strict" in command and "--quiet" not in command and "-q" not in command
