@@ -12,7 +12,9 @@ import asd_policy
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.inspection import inspect
 from asd_policy.checkpoints.lerobot.config import DiffusionConfig
+from asd_policy.checkpoints.onnx.writing import export_policy
 from asd_policy.evaluation.reports.report import laws_of
+from asd_policy.networks.backends.onnx_export import export_network
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
 from asd_policy.samplers.asd.sampler import Asd
@@ -175,6 +177,29 @@ def test_values_along_the_chain_need_its_timesteps() -> None:
     assert (whole[:, 0] == 0.3).all()
     with pytest.raises(asd_policy.SpecError, match="euler:5 has other timesteps than the chain of 12 steps"):
         Euler(5).sample(network, chain, (2, 2, 2), generator=tape, inpainting=given)
+
+
+def test_any_velocity_is_accelerated_on_a_chain() -> None:
+    """As docs/guide/flow.md has it: data that are 0.3 everywhere, which every plan ends at."""
+
+    def velocity(x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
+        return (x - 0.3) / time[:, None, None]
+
+    chain = GaussianChain.from_flow(20, 1.0)
+    result = asd_policy.accelerate_fn(velocity, chain, "asd:window=8")((3, 4, 2))
+    torch.testing.assert_close(result.sample, torch.full((3, 4, 2), 0.3), rtol=0, atol=1e-5)
+    assert max(result.stats.rounds) < 20
+    with pytest.raises(asd_policy.ChainError, match="num_inference_steps and eta are of a scheduler"):
+        asd_policy.accelerate_fn(velocity, chain, eta=0.5)
+
+
+def test_no_file_holds_a_flow(flow: Path, tmp_path: Path) -> None:
+    policy = asd_policy.load_policy(flow, chain="stochastic")
+    with pytest.raises(asd_policy.BackendError, match="this policy is a flow's"):
+        export_policy(policy, tmp_path / "flow.onnx", {})
+    times = replace(policy.job, chain=GaussianChain.from_flow(STEPS))
+    with pytest.raises(asd_policy.BackendError, match="timesteps are integers, and this flow's network gets times"):
+        export_network(policy.network, times, lowered=False)
 
 
 def test_only_a_flow_has_euler_steps() -> None:

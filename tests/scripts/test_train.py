@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import asd_policy
 import train
+from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.cli import common
 from asd_policy.policy.sensors import encode_history
-from training import episodes, trainer
+from training import episodes, objectives, trainer
 
 
 def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
@@ -36,6 +37,22 @@ def test_writes_a_policy_that_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert str(tmp_path) not in (tmp_path / "policy" / "training.json").read_text()
+
+
+def test_a_flow_is_learned_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "flow", monkeypatch, "--objective", "flow")
+    assert asd_policy.load_policy(tmp_path / "flow").sampler.spec == "euler:100"
+    policy = asd_policy.load_policy(tmp_path / "flow", "asd:window=8", chain="stochastic")
+    assert policy.select_action({"agent_pos": torch.zeros(4), "environment_state": torch.zeros(3)}).shape == (2,)
+    config = trainer.DiffusionConfig({}, 2, {}, num_train_timesteps=4, **objectives.OBJECTIVES["flow"])
+    clean, noise = torch.randn(2, 4, 3, 2)
+    points, velocity = objectives.corruption_of(config)(clean, noise, torch.arange(4))
+    torch.testing.assert_close(points[3], noise[3])  # the last timestep is time 1
+    chain = GaussianChain.from_flow(4, 0.0, "timestep", num_train_timesteps=4)
+    for k, timestep in enumerate(chain.timesteps.tolist()):
+        torch.testing.assert_close(
+            chain.predict(points[timestep][None], velocity[timestep][None], k)[0], clean[timestep]
+        )
 
 
 def test_a_log_file_can_be_followed(
