@@ -249,7 +249,7 @@ def test_broken_plugins_are_named(install: Callable[[str], Path]) -> None:
     with pytest.raises(SpecError) as error:
         make_sampler("number")
     said = str(error.value)
-    assert "there are ddpm, ddim, dpmsolver, paradigms, asd, halved;" in said
+    assert "there are ddpm, ddim, dpmsolver, euler, paradigms, parallel, asd, halved;" in said
     assert "the plugin 'none' does not work: no_such_module:S raises ModuleNotFoundError" in said
     assert "the plugin 'number' does not work: other_samplers:number is a int, not a dataclass" in said
     with pytest.raises(SpecError, match="draft=number is not one of auto, .*is a int, not a Draft"):
