@@ -31,7 +31,7 @@ from asd_policy.samplers import make_sampler
 from study_common import clustered_error, count, learn, markdown_table, provenance
 
 Numbers = npt.NDArray[Any]
-_DRAFTS = ("frozen", "picard", "response")
+_DRAFTS = ("frozen", "response")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Options:
     """Episodes of each row."""
     envs: int = 50
     """Episodes that run together."""
-    observations: int = 5
+    observations: int = 4
     """At which the laws of plans are compared."""
     plans: int = 200
     """Plans at each of them, and of each row of the table of rounds."""
