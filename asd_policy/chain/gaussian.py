@@ -88,7 +88,7 @@ class GaussianChain:
     @property
     def adds_noise(self) -> bool:
         """Whether any step does; one that is deterministic has nothing to draft and verify exactly."""
-        return bool((self.sigma > 0).any())
+        return self.keep("adds_noise", lambda: bool((self.sigma > 0).any()))  # each plan asks
 
     @property
     def predicts_sample(self) -> bool:

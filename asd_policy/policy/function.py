@@ -51,7 +51,7 @@ class AcceleratedFn:
     @property
     def chain(self) -> GaussianChain:
         """The chain of the function's noise schedule."""
-        return self.law.chain
+        return self.law.gaussian("a denoising function")
 
     def with_chain(self, chain: str, sampler: Sampler | None = None) -> "AcceleratedFn":
         """Make one of the same function with one of the two laws, see `law.CHAINS`, which has learned nothing.

@@ -5,13 +5,14 @@ import time
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
+from asd_policy.chain.tokens import Chain, gaussian
 from asd_policy.errors import SpecError
 from asd_policy.networks.denoiser import (
     GRADIENT_FAILED,
@@ -171,9 +172,17 @@ class Sampler(abc.ABC):
         """Whether something is left to it that it chooses by measured times."""
         return False
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the network calls of the sequential sampler, which speedups are against: K, the chain's length."""
         return len(chain)
+
+    def fit(self, chain: Chain) -> None:
+        """Refuse a chain of a kind that it does not sample, or that the options do not fit.
+
+        Raises:
+            SpecError: It is one.
+        """
+        self.check(gaussian(self.spec, chain))
 
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
@@ -199,7 +208,7 @@ class Sampler(abc.ABC):
     def sample(
         self,
         denoiser: Denoiser,
-        chain: GaussianChain,
+        chain: Chain,
         shape: Sequence[int],
         cond: Array | None = None,
         generator: Generators | NoiseTape = None,
@@ -236,11 +245,12 @@ class Sampler(abc.ABC):
         budget, warm_start = budget or Budget(), warm_start or WarmStart()
         if budget.stopwatch is not None:
             budget.stopwatch.mark("host")
-        self.check(chain)
+        self.fit(chain)
         tape = _tape(generator, shape, len(chain), cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
         deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
-        target = _target(denoiser, chain, tape, inpainting, budget.stopwatch, deadline)
+        own = cast(GaussianChain, chain)  # or, where `run` is that of `tokens`, what `fit` has let pass
+        target = _target(denoiser, own, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
             samples = self.run(_conditioned(target, cond), tape, warm_start)
@@ -280,7 +290,7 @@ def _tape(generator: Generators | NoiseTape, shape: tuple[int, ...], steps: int,
 
 def _check_inputs(
     shape: tuple[int, ...],
-    chain: GaussianChain,
+    chain: Chain,
     cond: Array | None,
     tape: NoiseTape,
     inpainting: Inpainting | None,
@@ -344,7 +354,7 @@ def _conditioned(target: Target, cond: Array | None) -> Target:
 
 
 def _deadline(
-    budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart, chain: GaussianChain
+    budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart, chain: Chain
 ) -> Deadline | None:
     """Set the deadline of a budget, if it has one.
 
@@ -364,7 +374,7 @@ def _deadline(
     return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)
 
 
-def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:
+def check_count(name: str, count: int, chain: Chain | None = None) -> None:
     """Refuse a number of points or steps that no chain, or this chain, has.
 
     Args:

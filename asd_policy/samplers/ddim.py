@@ -14,6 +14,7 @@ from asd_policy._common.arrays import NUMPY, Array, device_of
 from asd_policy._common.extras import install, needed
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
 from asd_policy.samplers.ddpm import walk_called, walk_recorded
@@ -117,7 +118,7 @@ class OwnDdim(Ddim):
         """Whether plans are those of the checkpoint's own sequential sampler: with its number of steps and η = 0."""
         return self.steps == self.own_steps and self.eta == 0
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own_steps
 

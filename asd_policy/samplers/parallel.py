@@ -14,6 +14,7 @@ from asd_policy._common.extras import needed
 from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import SpecError
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round
@@ -128,7 +129,7 @@ class OwnParallel(Parallel):
         with needed(self.spec, EXTRA, SpecError):
             return replace(self.own, steps=steps).walked(chain)
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own.own_steps
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.samplers import SAMPLERS
+from asd_policy.samplers import OF_STEPS
 
 
 def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
@@ -37,7 +37,7 @@ def test_a_policy_that_runs_here(checkpoint: Path, capsys: pytest.CaptureFixture
     assert said["prediction_type"] == "epsilon"
     assert said["chain"]["steps"] == 10 and said["chain"]["gaussian"]
     assert {each["spec"]: each["exact"] for each in said["samplers"]} == {
-        name: name in ("ddpm", "asd") for name in SAMPLERS
+        name: name in ("ddpm", "asd") for name in OF_STEPS
     }
     digests = {each["name"]: each["sha256"] for each in said["files"]}
     assert digests["config.json"] == hashlib.sha256((checkpoint / "config.json").read_bytes()).hexdigest()

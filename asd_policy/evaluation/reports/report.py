@@ -105,7 +105,7 @@ def laws_of(results: dict[str, Any]) -> list[str]:
         said.append(f"chain {results['chain']}: the flow with noise, a law of its own and not that of Euler's steps")
     elif sequential.startswith("euler"):
         said.append(f"chain {CHECKPOINT}: Euler's steps along a flow, whose own plan is {sequential}")
-    elif sequential != "ddpm":
+    elif sequential.startswith("ddim"):
         said.append(f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}")
     if results.get("fixed_crop"):
         said.append("fixed crop: frames are cropped in the middle, where the checkpoint's library crops them at random")
@@ -371,8 +371,8 @@ def verification_table(results: dict[str, Any]) -> Sheet:
     detectable = [results["detectable"].get(check["name"], {}) for check in checks]
     seen = [", ".join(f"{_words(effect)} {_powers(each)}" for effect, each in powers.items()) for powers in detectable]
     return Sheet(
-        f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
-        f"observations ({results['observations_from']}), seed {results['seed']}",
+        f"{results['sampler']} against {reference_of(results)}: {results['samples']} plans each at "
+        f"{results['observations']} observations ({results['observations_from']}), seed {results['seed']}",
         [
             Column("test", tuple(check["name"] for check in checks), text=True),
             Column("of", tuple(check["of"] for check in checks), text=True),
@@ -390,10 +390,11 @@ def verdict(results: dict[str, Any]) -> str:
     name = short_name(results["sampler"], results["exact"])
     numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
     steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
+    reference = reference_of(results)
     if results["holds"]:
-        return f"{name}: no difference from ddpm found ({numbers}{steps})"
+        return f"{name}: no difference from {reference} found ({numbers}{steps})"
     worst = min(results["checks"], key=lambda check: check["p_value"])
-    return f"{name}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+    return f"{name}: NOT the law of {reference}, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
 
 
 def inspection_table(said: dict[str, Any]) -> "Table":
