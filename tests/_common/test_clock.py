@@ -51,7 +51,9 @@ def test_every_sampler_says_when_the_network_runs(name: str, mixture: MixtureDen
         return mixture(x, timestep)
 
     stopwatch = Stopwatch(clock)
-    spec = {"paradigms": "paradigms:window=4"}.get(name, name)  # the chain has twelve steps
+    spec = {"paradigms": "paradigms:window=4", "parallel": "parallel:steps=6"}.get(
+        name, name
+    )  # the chain has twelve steps
     result = make_sampler(spec).sample(network, chain, (1, 2, 2), budget=Budget(stopwatch=stopwatch))
     assert stopwatch.stop() == dict.fromkeys(STAGES, 0.0) | {"network": float(max(result.stats.rounds))}
 

@@ -24,6 +24,7 @@ from asd_policy.evaluation.closed_loop import resolve_samplers
 from asd_policy.evaluation.rollout.environments import make_env
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.policy.tuning import _has_draft
+from asd_policy.samplers import SAMPLERS
 from asd_policy.samplers.asd import other_drafts
 from asd_policy.samplers.asd.draft import DRAFTS, Draft, PicardDraft
 from asd_policy.samplers.asd.draft import Path as PlanPath
@@ -249,7 +250,7 @@ def test_broken_plugins_are_named(install: Callable[[str], Path]) -> None:
     with pytest.raises(SpecError) as error:
         make_sampler("number")
     said = str(error.value)
-    assert "there are ddpm, ddim, dpmsolver, paradigms, asd, halved;" in said
+    assert f"there are {', '.join(SAMPLERS)}, halved;" in said
     assert "the plugin 'none' does not work: no_such_module:S raises ModuleNotFoundError" in said
     assert "the plugin 'number' does not work: other_samplers:number is a int, not a dataclass" in said
     with pytest.raises(SpecError, match="draft=number is not one of auto, .*is a int, not a Draft"):
