@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("without_noise", "langevin")
+PAGES = ("without_noise", "langevin", "tokens")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -17,9 +17,13 @@ def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     names: dict[str, object] = {"__name__": "guide"}
     exec(blocks[0], names)
     printed = capsys.readouterr().out
-    assert ("rounds" if page == "langevin" else "off by at most") in printed
+    words = {"langevin": "rounds", "without_noise": "off by at most", "tokens": "calls,"}
+    assert words[page] in printed
     if page == "langevin":
         assert max(names["result"].stats.rounds) < 40  # pyright: ignore[reportAttributeAccessIssue]  # a SampleResult
+    elif page == "tokens":
+        slow, fast = (names[name].rounds.mean() for name in ("slow", "fast"))  # pyright: ignore[reportAttributeAccessIssue]  # samples of tokens
+        assert slow == 64 > 2 * fast
     else:
         calls = re.search(r"calls: (\d+) (\d+)", printed)
         assert calls is not None and int(calls[1]) == 16 > int(calls[2])
