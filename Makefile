@@ -124,9 +124,9 @@ $(EDGE)/.installed: $(STAMP)
 		-e plugins/lerobot_policy_asd || $(NO_PIP)
 	@touch $@
 
-docs: $(STAMP) ## build the documents as a site into runs/site, strictly
+docs: $(STAMP) ## build the documents as a site into runs/site, strictly (seconds)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
-	@echo "wrote runs/site/index.html"
+	@echo "wrote runs/site/index.html; with a search: $(PY) -m http.server -d runs/site"
 
 dist: $(STAMP) ## build the sdists and wheels of the package and of its LeRobot plugin into dist/
 	@rm -rf dist && $(PY) -m hatchling build -d dist

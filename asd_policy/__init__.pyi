@@ -1,5 +1,6 @@
 from .chain.gaussian import GaussianChain as GaussianChain
 from .chain.noise_tape import NoiseTape as NoiseTape
+from .chain.tokens import TokenChain as TokenChain
 from .checkpoints.loading import load_fn as load_fn
 from .checkpoints.loading import load_policy as load_policy
 from .deploy.realtime.loop import ControlLoop as ControlLoop
@@ -40,6 +41,7 @@ from .samplers.records import SampleResult as SampleResult
 from .samplers.records import SpeculationStats as SpeculationStats
 from .samplers.records import WarmUp as WarmUp
 from .samplers.warm_start import WarmStart as WarmStart
+from .tokens.rounds import sample_tokens as sample_tokens
 
 __version__: str
 __all__: list[str]

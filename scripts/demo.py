@@ -62,7 +62,10 @@ def main() -> int:
     all_results = []
     for name in options.checkpoints:
         out = options.out / name
-        words = ["--policy", str(ROOT / entries[name]["path"]), "--env", entries[name]["env"], "--out", str(out)]
+        path = ROOT / entries[name]["path"]
+        if path.is_relative_to(Path.cwd()):  # so that the page's command, to repeat the run, names it as it is found
+            path = path.relative_to(Path.cwd())
+        words = ["--policy", str(path), "--env", entries[name]["env"], "--out", str(out)]
         words += ["--episodes", str(options.episodes), "--seed", str(options.seed), "--backend", options.backend]
         words += ["--samplers", *options.samplers, "--resume" if options.resume else "--overwrite"]
         status = cli.run(["eval", *words])

@@ -5,8 +5,8 @@
 
 Data is a LeRobotDataset folder (version 3), a robomimic .hdf5 or a Diffusion Policy .zarr: docs/guide/training.md.
 
-Run again with the same options after an interruption, and it goes on where it stopped; with more --steps, on the longer
-schedule.
+Run again with the same options after an interruption, and it goes on where it stopped; with other --steps, on the
+schedule of that length.
 """
 
 import shlex

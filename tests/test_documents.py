@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import markdown
 import pytest
 import torch
 
+import site_hooks
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.cli.parsing import parse
 from asd_policy.evaluation.exactness.law import PathRecorder, step_checks
@@ -105,3 +107,12 @@ def test_the_draft_of_the_worked_example_is_exact(gaussian: MixtureDenoiser, cha
         assert p_value() > 1e-6
         with mutated("peek"):
             assert p_value() < 1e-6
+
+
+def test_formulas_keep_their_indices_on_the_site() -> None:
+    """Markdown alone takes the underscores of x̃_k for emphasis, and the braces after it for attributes."""
+    formula = "x̃_k = x_k, x̃_{k+1}, …, x̃_{k+θ−1} from *guesses*, d_{k+1} = d_k + J_{k+1} ξ_k"
+    shown = formula.replace("*guesses*", "<em>guesses</em>")
+    assert markdown.markdown(formula, extensions=["attr_list", site_hooks.PlainUnderscores()]) == f"<p>{shown}</p>"
+    assert markdown.markdown(formula, extensions=["attr_list"]) != f"<p>{shown}</p>"
+    assert "site_hooks.py" in (ROOT / "mkdocs.yml").read_text()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -77,12 +78,13 @@ def test_bundled_checkpoints(entry: dict[str, object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     cameras = any("rgb_encoder" in name for name in tensors)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= (26 if cameras else 10) * 2**20
-    grid = "pos_grid"  # a buffer of the spatial softmax
-    assert sum(each.numel() for name, each in tensors.items() if not name.endswith(grid)) == entry["parameters"]
+    no_weights = re.compile(r".*pos_grid|range\..*")  # a buffer of the spatial softmax; what numbers of tokens mean
+    assert sum(each.numel() for name, each in tensors.items() if not no_weights.fullmatch(name)) == entry["parameters"]
+    from asd_policy.checkpoints.token_folder import is_token_folder
     from asd_policy.evaluation.rollout.environments import make_env
 
     env = make_env(str(entry["env"]))
-    policy = asd_policy.load_policy(folder, "asd:window=32")
+    policy = asd_policy.load_policy(folder, "tokens:window=16" if is_token_folder(folder) else "asd:window=32")
     observation, _ = env.reset(seed=0)
     action = policy.select_action(observation)
     assert isinstance(env.action_space, gymnasium.spaces.Box)

@@ -84,6 +84,7 @@ def read_flow(
         "output_scale": sign * beta[:-1],
         "input_scale": np.full(steps, 1 - sigma_min),
         "excess": None,
+        "unit": beta[1:] * np.sqrt(1 - ratio**2),
     }
 
 

@@ -15,7 +15,7 @@ along the noise ε of the raw prediction, whatever the clipping:
 With B = d √ᾱ / √(1 − ᾱ) that is the form above for a = A − B, b = d / √(1 − ᾱ) and excess = B / (A − B).
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ class GaussianChain:
     timesteps: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     """What the network gets at step k as its timestep: an integer, or a time of a flow, a number of float32."""
     a: Schedule
-    """Weight of the predicted clean sample in the mean."""
+    """Weight of the predicted clean sample in the mean; positive, as the couplings take it to be."""
     b: Schedule
     """Weight of the current point in the mean."""
     sigma: Schedule
@@ -73,6 +73,8 @@ class GaussianChain:
     """How far x̂0 overshoots the clipped prediction, in units of the change by clipping; None for not at all."""
     config: Mapping[str, Any] = field(repr=False)
     """The scheduler's `_class_name` and all its options, defaults filled in."""
+    unit: Schedule | None = None
+    """Standard deviation of the noise with η = 1, which tolerances are in units of where η = 0 adds none."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -86,7 +88,12 @@ class GaussianChain:
     @property
     def adds_noise(self) -> bool:
         """Whether any step does; one that is deterministic has nothing to draft and verify exactly."""
-        return bool((self.sigma > 0).any())
+        return self.keep("adds_noise", lambda: bool((self.sigma > 0).any()))  # each plan asks
+
+    @property
+    def predicts_sample(self) -> bool:
+        """Whether x̂0 is a prediction of the sample; in Langevin dynamics it is the force on it."""
+        return self.config["prediction_type"] != "gradient"
 
     @property
     def clip_range(self) -> float | None:
@@ -154,6 +161,25 @@ class GaussianChain:
 
         coefficients = read_flow(steps, eta, convention, sigma_min, num_train_timesteps)
         return cls(config=flow_config(convention, sigma_min, num_train_timesteps, eta), **coefficients)
+
+    @classmethod
+    def langevin(cls, step_sizes: Sequence[float] | npt.NDArray[np.float64]) -> "GaussianChain":
+        """Make the chain of unadjusted Langevin dynamics, x ← x − h_k ∇E(x) + √(2 h_k) ξ; see `chain.langevin`.
+
+        The denoiser of this chain is called as `gradient(x, step, cond)` and returns ∇E at points x, the gradient of
+        the energy, minus the score. `step` is the index k, for energies that are annealed. The start of a chain is the
+        tape's, standard normal if nothing else is given (`NoiseTape.draw(…, initial=…)`).
+
+        Args:
+            step_sizes: h_k of each step [K]. Stable are those below 2 over the largest curvature of the energy.
+
+        Raises:
+            ChainError: They are no list of positive, finite numbers, or grow from each to the next.
+        """
+        from asd_policy.chain.langevin import check_step_sizes, langevin_config, read_langevin  # as in `from_flow`
+
+        sizes = check_step_sizes(step_sizes)
+        return cls(config=langevin_config(sizes), **read_langevin(sizes))
 
     def tables(self, device: Device, dtype: Any) -> ChainTables:
         """Convert the coefficients to tensors, once per device and dtype."""

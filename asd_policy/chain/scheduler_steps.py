@@ -66,9 +66,9 @@ def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, et
         "v_prediction": (-noise, signal),
     }[config["prediction_type"]]
     if eta is None:
-        (a, b, sigma), excess = _ddpm(config, timesteps, now), None
+        (a, b, sigma), excess, unit = _ddpm(config, timesteps, now), None, None
     else:
-        a, b, sigma, excess = _ddim(config, timesteps, cumulative, eta)
+        a, b, sigma, excess, unit = _ddim(config, timesteps, cumulative, eta)
     for values in (a, b, sigma, output_scale, input_scale, zeros if excess is None else excess):
         if not bool(values.isfinite().all()):
             raise ChainError(
@@ -82,6 +82,7 @@ def _coefficients(config: Mapping[str, Any], num_inference_steps: int | None, et
         "output_scale": output_scale,
         "input_scale": input_scale,
         "excess": excess,
+        "unit": unit,
     }
     schedules = {name: None if values is None else values.double().numpy() for name, values in coefficients.items()}
     return {"timesteps": timesteps.numpy(), **schedules}
@@ -115,8 +116,8 @@ def _ddpm(config: Mapping[str, Any], timesteps: Tensor, now: Tensor) -> tuple[Te
 
 def _ddim(
     config: Mapping[str, Any], timesteps: Tensor, cumulative: Tensor, eta: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute a, b, σ and excess [K] of `DDIMScheduler.step`, from ᾱ [num_train_timesteps]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute a, b, σ, excess and σ with η = 1 [K] of `DDIMScheduler.step`, from ᾱ [num_train_timesteps]."""
     # The step's own idea of the timestep before, which is not the next of the chain where spacings are uneven.
     previous = timesteps - config["num_train_timesteps"] // len(timesteps)
     last = torch.ones_like(cumulative[0]) if config["set_alpha_to_one"] else cumulative[0]
@@ -135,7 +136,7 @@ def _ddim(
     # At timestep 0 without set_alpha_to_one ᾱ_prev = ᾱ, A = B, and the network moves the point by what it clips alone.
     # a = 0 could not say that; 1e-9 can, and is far below the rounding of the coefficients, 6e-8.
     a = (target - aside).maximum(1e-9 * target)
-    return a, direction / (1 - now).sqrt().double(), sigma, aside / a
+    return a, direction / (1 - now).sqrt().double(), sigma, aside / a, variance.sqrt()
 
 
 def _first(timesteps: Tensor, where: Tensor) -> int:

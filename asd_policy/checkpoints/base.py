@@ -64,6 +64,8 @@ class Format:
     """Describes it, even where `load` refuses it; raises a `CheckpointError` for unreadable ones."""
     hub_files: tuple[str, ...] = ()
     """Patterns of the files that `load` reads in a Hugging Face Hub repository; none for a format not found there."""
+    reference: str = "ddpm"
+    """Spec of the sequential sampler of its chains."""
 
     def files(self, path: Path) -> dict[str, Path]:
         """List the files that tell a checkpoint from others, by their names in it: those that `load` reads.

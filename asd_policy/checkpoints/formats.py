@@ -13,7 +13,7 @@ from asd_policy.errors import CheckpointError
 FORMATS: dict[str, Format] = {}
 """Every format of this package by its name in messages; `plugins.py` finds those of others."""
 if find_spec("torch"):  # without it, an exported policy is all that can run
-    from asd_policy.checkpoints import diffusers, diffusion_policy, robomimic
+    from asd_policy.checkpoints import diffusers, diffusion_policy, robomimic, token_folder
     from asd_policy.checkpoints.lerobot import folder as lerobot
 
     FORMATS |= {
@@ -21,6 +21,7 @@ if find_spec("torch"):  # without it, an exported policy is all that can run
         "diffusers UNet1DModel folder": diffusers.FORMAT,
         "Diffusion Policy .ckpt": diffusion_policy.FORMAT,
         "robomimic .pth": robomimic.FORMAT,
+        "token policy folder": token_folder.FORMAT,
     }
 FORMATS["exported ONNX file"] = onnx_policy.FORMAT
 

@@ -13,16 +13,21 @@ from asd_policy._common.version import PACKAGE_VERSION
 from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.scheduler_options import unknown_options
+from asd_policy.chain.tokens import TokenChain
 from asd_policy.checkpoints import Description, Format, find_format, load, locate
+from asd_policy.checkpoints.recommendation import measure_parallel
 from asd_policy.checkpoints.schedule import Schedule, schedule_of
 from asd_policy.checkpoints.tuning import find_tuning
 from asd_policy.errors import AsdError, ChainError, SpecError
 from asd_policy.policy.law import CHECKPOINT, STOCHASTIC, TRAINED, check_chain
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import SAMPLERS, Sampler, make_sampler
+from asd_policy.samplers import OF_STEPS, OF_TOKENS, Sampler, make_sampler
 from asd_policy.samplers.ddim import OwnDdim
 from asd_policy.samplers.euler import OwnEuler
+from asd_policy.samplers.parallel import Parallel
+
+_Law = Schedule | TokenChain | ChainError
 
 
 def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dict[str, Any]:
@@ -46,7 +51,8 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
     try:
         loaded = load(folder, None, "cpu", chain=chain, fixed_crop=fixed_crop)
         policy = loaded if isinstance(loaded, Policy) else None
-        schedule: Schedule | ChainError = Schedule(loaded.law.chain, loaded.law.own)
+        law = loaded.law
+        schedule: _Law = law.tokens or Schedule(law.gaussian("inspect"), law.own)
         chain = loaded.law.runs
     except AsdError as error:
         missing.append(str(error))
@@ -60,12 +66,16 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "package": PACKAGE_VERSION,
         "format": name,
         **asdict(description),
-        "notes": [*description.notes, *_unknown_options(description)],
+        "notes": [*description.notes, *_unknown(description, schedule)],
         "ranges": {} if policy is None else {name: _range(map_) for name, map_ in policy.normalization.items()},
-        "prediction_type": None if isinstance(schedule, ChainError) else schedule.chain.config["prediction_type"],
+        "prediction_type": schedule.chain.config["prediction_type"] if isinstance(schedule, Schedule) else None,
         "chain": {**_describe_chain(schedule, chain), "runs": chain},
         "own_plan": _own_plan(schedule),
-        "samplers": [_describe_sampler(spec, schedule, chain) for spec in SAMPLERS],
+        "samplers": [
+            _describe_sampler(spec, schedule, chain)
+            for spec in (OF_TOKENS if isinstance(schedule, TokenChain) else OF_STEPS)
+        ],
+        "recommended": None if policy is None else _recommend(policy, folder, fixed_crop),
         "tuning": {"file": str(tuning.file), "plans": tuning.experience.plans} if tuning else None,
         "files": files(folder, form),
         "is_policy": policy is not None,
@@ -73,6 +83,22 @@ def inspect(path: str, chain: str = CHECKPOINT, fixed_crop: bool = False) -> dic
         "missing": missing,
     }
     return _plain(said)
+
+
+def _recommend(policy: Policy, folder: Path, fixed_crop: bool) -> dict[str, Any] | None:
+    """Measure what pays where the checkpoint's own DDIM runs, on the best device here; None where `asd` is exact."""
+    if policy.law.own is None or policy.law.runs != CHECKPOINT:
+        return None
+    if torch.cuda.is_available():
+        loaded = load(folder, None, "cuda", fixed_crop=fixed_crop)
+        assert isinstance(loaded, Policy)
+        policy = loaded
+    return measure_parallel(policy)
+
+
+def _unknown(said: Description, law: _Law) -> tuple[str, ...]:
+    """Name options of the noise scheduler that are not known; tokens have none, and a flow's are this package's own."""
+    return () if isinstance(law, TokenChain) or is_flow(said.scheduler) else tuple(unknown_options(said.scheduler))
 
 
 def _schedule(said: Description) -> Schedule | ChainError:
@@ -83,22 +109,25 @@ def _schedule(said: Description) -> Schedule | ChainError:
         return error
 
 
-def _unknown_options(said: Description) -> tuple[str, ...]:
-    """Write a note on options that are not known; those of a flow are this package's own."""
-    return () if is_flow(said.scheduler) else unknown_options(said.scheduler)
-
-
-def _own_plan(schedule: Schedule | ChainError) -> str | None:
+def _own_plan(schedule: _Law) -> str | None:
     """Write the spec of the plan that the checkpoint's own scheduler makes; None where there is none."""
     if isinstance(schedule, ChainError):
         return None
+    if isinstance(schedule, TokenChain):
+        return make_sampler("tokens").spec
     return make_sampler("ddpm").spec if schedule.own is None else schedule.own.spec
 
 
-def _describe_chain(schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
+def _describe_chain(schedule: _Law, runs: str) -> dict[str, Any]:
     """Tell whether steps can be drafted and verified, and why."""
     if isinstance(schedule, ChainError):
         return {"steps": None, "gaussian": False, "why": str(schedule)}
+    if isinstance(schedule, TokenChain):
+        why = (
+            f"each of its {len(schedule)} steps draws one of {schedule.alphabet} values from a law that the network "
+            "gives, so a drafted token can be verified and has the same law"
+        )
+        return {"steps": len(schedule), "gaussian": False, "why": why}
     chain, own = schedule.chain, schedule.own
     if is_flow(chain.config):
         return _describe_flow(chain, own, runs)
@@ -132,18 +161,19 @@ def _describe_flow(chain: GaussianChain, own: OwnDdim | OwnEuler | None, runs: s
     return {"steps": len(chain), "gaussian": True, "why": why}
 
 
-def _describe_sampler(spec: str, schedule: Schedule | ChainError, runs: str) -> dict[str, Any]:
+def _describe_sampler(spec: str, schedule: _Law, runs: str) -> dict[str, Any]:
     """Tell whether a sampler can be used on the chain and keeps its law."""
     sampler = make_sampler(spec)
     if isinstance(schedule, ChainError):
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": "there is no chain of Gaussian steps"}
-    if schedule.own is not None and runs == CHECKPOINT:
+    if isinstance(schedule, Schedule) and schedule.own is not None and runs == CHECKPOINT:
         return _describe_on_own(sampler, schedule.own, schedule.chain)
     try:
-        sampler.check(schedule.chain)
+        sampler.fit(schedule if isinstance(schedule, TokenChain) else schedule.chain)
     except SpecError as error:
         return {"spec": spec, "usable": False, "exact": sampler.exact, "why": str(error)}
-    full = "the law of this chain with noise" if is_flow(schedule.chain.config) else "the law of the full chain"
+    flow = isinstance(schedule, Schedule) and is_flow(schedule.chain.config)
+    full = "the law of this chain with noise" if flow else "the law of the full chain"
     why = f"{full}, with any options" if sampler.exact else "another law than that of the full chain"
     return {"spec": spec, "usable": True, "exact": sampler.exact, "why": why}
 
@@ -154,6 +184,9 @@ def _describe_on_own(sampler: Sampler, own: OwnDdim | OwnEuler, chain: GaussianC
         why = "the checkpoint's own plan; with other numbers of steps another one"
         return {"spec": own.spec, "usable": True, "exact": True, "why": why}
     name = sampler.spec.partition(":")[0]
+    if isinstance(sampler, Parallel):
+        why = f"the plan of {own.spec} to a tolerance, in fewer calls"
+        return {"spec": name, "usable": True, "exact": False, "why": why}
     why = f"only with --chain {STOCHASTIC if isinstance(own, OwnEuler) else TRAINED}"
     try:
         sampler.check(chain)

@@ -117,8 +117,10 @@ def load(
     wanted = None if backend in (None, AUTO) else make_backend(backend)  # before the work, if it is misspelt
     check_chain(chain)
     planner = make_sampler(sampler or "ddpm")
+    form = find_format(path)[1]
     with on_cpu():
-        loaded = find_format(path)[1].load(path, planner, find_device(device))
+        # With the sampler that fits every chain: whether the one that is wanted does, depends on the law that runs.
+        loaded = form.load(path, make_sampler(form.reference), find_device(device))
     if not isinstance(loaded, Policy):
         return loaded.with_chain(chain, None if sampler is None else planner)
     _check_size(loaded)
@@ -144,9 +146,10 @@ def load(
 
 def _check_size(policy: Policy) -> None:
     """Refuse a policy whose plans need more memory than a configuration should be trusted with."""
-    numbers = len(policy.chain) * math.prod(policy.event)
+    steps = len(policy.law.chain)
+    numbers = steps * math.prod(policy.event)
     if numbers > MAX_PLAN:
         raise CheckpointError(
-            f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {len(policy.chain)} steps needs "
+            f"a plan of {policy.event[0]} × {policy.event[1]} numbers in {steps} steps needs "
             f"{numbers} random numbers; {MAX_PLAN} are the most that a checkpoint may ask for"
         )

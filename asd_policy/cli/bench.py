@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from asd_policy.policy.law import CHECKPOINT
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers.asd.autotune import DEFAULT
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.ddpm import Ddpm
 
 KEPT_EVERY = 30.0
 """Time between writes of what is measured so far [s]: for the end that nothing can answer, as of `kill -9`."""
@@ -67,7 +66,8 @@ class BenchCommand:
     batch: int = 1
     """Plans that are sampled together."""
     windows: tuple[int, ...] = ()
-    """Also measure asd with each of these windows, such as 1 2 4 8 16 32 64, for the plot of speedup against window."""
+    """Also measure asd, or tokens, with each of these windows, such as 1 2 4 8 16, for the plot of speedup against
+    window."""
     seed: int = 0
     """Seeds observations and noise; equal for all samplers."""
     chain: ChainOption = CHECKPOINT
@@ -90,7 +90,8 @@ class BenchCommand:
         busy = busy_note()
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.check()
-        samplers = choose_samplers(policy, self.samplers) + [Asd(window) for window in self.windows]
+        fast = policy.law.fast or Asd()
+        samplers = choose_samplers(policy, self.samplers) + [replace(fast, window=window) for window in self.windows]
         entered = contenders(policy, samplers, backends or [policy.backend])
         with console.status("looking for states"):
             states, calibration = self._states(policy)
@@ -169,8 +170,10 @@ class BenchCommand:
             return random_states(policy, count, self.seed), other
         with open_env(self.env) as env:
             check_fit(policy, env)
-            fast = Asd(min(DEFAULT.window, len(policy.chain)))
-            planner = policy.with_sampler(fast if policy.reference == Ddpm() else policy.reference)
+            fast = policy.law.fast or policy.reference
+            if isinstance(fast, Asd):  # in a setting that leaves nothing to choose
+                fast = Asd(min(DEFAULT.window, policy.steps))
+            planner = policy.with_sampler(fast)
             other = closed_loop.collect_states(planner, env, calibration, learning_seed)
             planner.experience.freeze()
             return closed_loop.collect_states(planner, env, count, self.seed), other

@@ -30,7 +30,6 @@ from asd_policy.networks.backends.base import DTYPES
 from asd_policy.policy.law import CHAINS
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
-from asd_policy.samplers.ddpm import Ddpm
 
 DONE, DIFFERS, INTERRUPTED = 0, 1, 130
 """Exit statuses; `app.BAD_INPUT` is that of bad usage or input."""
@@ -71,8 +70,9 @@ SamplersOption = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
         help="Sampler specs: ddpm | asd | asd:window=16,draft=frozen,verify=reflection, and approximate ddim:10 | "
-        "dpmsolver:10 | euler:10 | paradigms:window=16,tol=0.1. By default ddpm and asd; where the checkpoint's own "
-        "DDIM runs, or Euler's steps of a flow, that alone."
+        "dpmsolver:10 | euler:10 | paradigms:window=16,tol=0.1 | parallel:tol=0.03; for a policy of tokens: tokens | "
+        "tokens:window=16,draft=frozen,verify=sequence. By default ddpm and asd; where the checkpoint's own DDIM runs, "
+        "or Euler's steps of a flow, that alone; of a policy of tokens, tokens and tokens:window=16."
     ),
 ]
 """The option `--samplers`."""
@@ -99,7 +99,7 @@ def choose_samplers(policy: Policy, specs: Sequence[str]) -> list[Sampler]:
         SpecError: A spec does not exist.
     """
     if not specs:
-        specs = ("ddpm", "asd") if policy.reference == Ddpm() else (policy.reference.spec,)
+        specs = (policy.reference.spec, *([] if policy.law.fast is None else [policy.law.fast.spec]))
     return list(dict.fromkeys(make_sampler(spec) for spec in specs))
 
 

@@ -139,7 +139,7 @@ class EvalCommand(EvalOptions):
             identity = self.identify(policy, record, samplers, clock) | {"max_steps": step_limit(env, self.max_steps)}
             if found is not None:
                 found.check_same(identity)
-                found.check_plans(len(policy.chain))
+                found.check_plans(len(policy.job.chain))
                 ran = {spec: make_sampler(chosen) for spec, chosen in found.ran.items()}
             else:
                 ran = closed_loop.resolve_samplers(policy, env, samplers, self.envs)

@@ -89,6 +89,9 @@ class ServeCommand:
         policy.check()
         limits = Limits(self.max_batch, self.max_queue, self.max_clients, self.lease, self.max_per_peer)
         server = PolicyServer(policy, limits, token, credentials)
+        waiting = "planning for batches of every size before it listens"
+        if not console.is_terminal:  # in a log nothing turns: a line says what is waited for
+            console.print(waiting)
         if self.metrics_port is not None:
             try:
                 metrics, _ = start_http_server(self.metrics_port, self.host, server.metrics.registry)
@@ -96,7 +99,7 @@ class ServeCommand:
                 raise SpecError(f"--metrics-port {self.metrics_port} on {self.host}: {error.strerror}") from None
             console.print(f"metrics on {self.host}:{metrics.server_port}", soft_wrap=True, highlight=False)
         stops: queue.SimpleQueue[int] = queue.SimpleQueue()
-        with console.status("planning for batches of every size"):
+        with console.status(waiting):
             port = server.start(self.host, self.port)
         before = {number: signal.signal(number, lambda it, _: stops.put(it)) for number in STOPS}
         console.print(f"serving {self.policy} on {self.host}:{port}", soft_wrap=True, highlight=False)

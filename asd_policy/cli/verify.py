@@ -33,14 +33,15 @@ from asd_policy.samplers import Sampler, make_sampler
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Test whether a sampler has the law of ddpm on a policy: exit status 0 if no difference is found, 1 if one is."""
+    """Test whether a sampler has the sequential law on a policy: exit status 0 if no difference is found, else 1."""
 
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
-    sampler: str = "asd"
-    """Spec of the sampler to test; an approximate one such as ddim:10 should fail."""
+    sampler: str | None = None
+    """Spec of the sampler to test: by default asd, or tokens:window=16 for a policy of tokens; an approximate one such
+    as ddim:10 should fail."""
     samples: int = 256
-    """Plans to draw with it, and with ddpm, at each observation; 16 to 4096."""
+    """Plans to draw with it, and with the sequential one, at each observation; 16 to 4096."""
     observations: int = 4
     """Observations to plan at."""
     env: str | None = None
@@ -70,14 +71,16 @@ class VerifyCommand:
         if not 0 < self.alpha < 1:
             raise SpecError(f"--alpha {self.alpha} is not between 0 and 1")
         check_at_least("seed", self.seed, 0)
-        sampler = make_sampler(self.sampler)
+        wanted = None if self.sampler is None else make_sampler(self.sampler)
         if self.out is not None:
             check_folder(self.out, "verify")
         policy = load_policy(
             self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
         )
-        policy.law.check_gaussian("verify")
-        sampler.check(policy.chain)
+        if policy.law.tokens is None:
+            policy.law.check_gaussian("verify")
+        sampler = wanted or policy.law.fast or policy.reference
+        sampler.fit(policy.law.chain)
         policy.check()
         record = report.run_record("verify", self.policy, self.env, self.seed, policy)
         states, noise, reference_noise, tests = (
@@ -96,8 +99,8 @@ class VerifyCommand:
                 progress.advance(task, count)
 
             drawn = law.draw_plans(policy, sampler, conds, self.samples, noise, True, advance)
-            progress.update(task, description="ddpm")
-            sequential = law.reference_sampler()
+            sequential = policy.reference
+            progress.update(task, description=sequential.spec)
             reference = law.draw_plans(policy, sequential, conds, self.samples, reference_noise, False, advance)
             progress.update(task, description="tests")
             outcome = law.compare_laws(drawn, reference, self.alpha, tests)
@@ -105,7 +108,7 @@ class VerifyCommand:
             **record,
             "sampler": sampler.spec,
             "exact": sampler.exact,
-            "steps": len(policy.chain),
+            "steps": policy.steps,
             "samples": self.samples,
             "observations": self.observations,
             "observations_from": source,

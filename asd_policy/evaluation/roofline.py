@@ -135,7 +135,7 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
         AsdError: A network failed, or the device has too little memory.
     """
     policy = policies[0]
-    points = [batch * count for count in POINTS if count <= len(policy.chain)]
+    points = [batch * count for count in POINTS if count <= len(policy.job.chain)]
     dtypes = {each.backend.spec: each.backend.dtype for each in policies}
     try:
         with torch.inference_mode():
@@ -231,8 +231,8 @@ def copy_rate(device: torch.device, clock: Clock) -> float:
 def network_call(denoiser: Denoiser, policy: Policy, points: int) -> Callable[[], object]:
     """Prepare a network call on `points` points, all at the chain's first step."""
     generator = torch.Generator("cpu").manual_seed(0)
-    x = arrays.normals((points, *policy.event), generator, generator.device).to(policy.device)
-    timestep = torch.full((points,), policy.chain.timesteps[0].item(), device=policy.device)
+    x = arrays.normals((points, *policy.job.event), generator, generator.device).to(policy.device)
+    timestep = torch.full((points,), policy.job.chain.timesteps[0].item(), device=policy.device)
     cond = random_conditioning(policy, points, seed=0)
     cond = encode(denoiser, cond)  # what a backend does once for a plan is no part of a call
     return lambda: denoiser(x, timestep, cond)

@@ -191,15 +191,23 @@ def check_on_noise(
         return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
 
 
-def check_finite(sample: Array) -> None:
+NETWORK_FAILED = "the network returned NaN or infinity"
+GRADIENT_FAILED = "the energy's gradient is not finite, or the step sizes are too large for it"
+
+
+def check_finite(sample: Array, failure: str = NETWORK_FAILED) -> None:
     """Refuse a sample with NaN or infinities in it.
 
     One check at the end of a plan is enough: the samplers end whatever the network returns, and a value that is not
     finite stays so along the chain.
+
+    Args:
+        sample: What to look at.
+        failure: What it says if it is so.
 
     Raises:
         DenoiserError: The sample is not finite.
     """
     if not arrays.is_finite(sample):
         bad = int((~arrays.namespace(sample).isfinite(sample)).sum())
-        raise DenoiserError(f"the network returned NaN or infinity: {bad} of {math.prod(sample.shape)} sampled values")
+        raise DenoiserError(f"{failure}: {bad} of {math.prod(sample.shape)} sampled values")

@@ -51,7 +51,7 @@ class AcceleratedFn:
     @property
     def chain(self) -> GaussianChain:
         """The chain of the function's noise schedule."""
-        return self.law.chain
+        return self.law.gaussian("a denoising function")
 
     def with_chain(self, chain: str, sampler: Sampler | None = None) -> "AcceleratedFn":
         """Make one of the same function with one of the two laws, see `law.CHAINS`, which has learned nothing.
@@ -145,7 +145,7 @@ def accelerate_fn(
             how a network of diffusers is called, rows being points of several chains at different timesteps; where
             it returns an object, pass `lambda x, t, cond: unet(x, t).sample`.
         scheduler: A diffusers `DDPMScheduler`, a `DDIMScheduler` that adds noise, or the configuration of one; or a
-            chain, such as `GaussianChain.from_flow` makes for a network that predicts a flow's velocity.
+            `GaussianChain`, such as a flow's (`from_flow`) or that of Langevin dynamics (`langevin`).
         spec: A sampler spec such as `asd:window=16`, or a sampler.
         num_inference_steps: Steps of the chain; None for all the training steps.
         eta: DDIM's share of noise, in (0, 1]; None for DDPM.

@@ -5,12 +5,16 @@ from dataclasses import dataclass, replace
 from asd_policy._common.specs import parse_spec
 from asd_policy.chain.flow import check_flow_eta, is_flow
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.tokens import Chain, TokenChain, gaussian
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers import Sampler
+from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.base import number
 from asd_policy.samplers.ddim import OwnDdim
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.euler import OwnEuler, flow_with_eta
+from asd_policy.samplers.parallel import OwnParallel, Parallel
+from asd_policy.samplers.tokens import Tokens
 
 CHECKPOINT, TRAINED, STOCHASTIC = CHAINS = "checkpoint", "trained", "stochastic"
 """The laws. The first two differ where the checkpoint's scheduler is a DDIM that adds no noise. The third is a flow's,
@@ -73,9 +77,9 @@ def stochastic_of(name: str) -> Stochastic | None:
 class Law:
     """A chain, the plan of the checkpoint's own scheduler where that is another one, and which of the two runs."""
 
-    chain: GaussianChain
+    chain: Chain
     """The scheduler's own; for DDIM without noise the DDPM chain that the network was trained for, for a flow a chain
-    with noise."""
+    with noise. Or one of tokens."""
     own: OwnDdim | OwnEuler | None = None
     """The plan of the checkpoint's own scheduler; None where that is the chain's."""
     runs: str = CHECKPOINT
@@ -86,9 +90,34 @@ class Law:
         return self.own if self.runs == CHECKPOINT else None
 
     @property
+    def tokens(self) -> TokenChain | None:
+        """The chain of tokens; None for one of Gaussian steps."""
+        return self.chain if isinstance(self.chain, TokenChain) else None
+
+    def gaussian(self, what: str) -> GaussianChain:
+        """Give the chain of Gaussian steps.
+
+        Args:
+            what: Needs it, for the message.
+
+        Raises:
+            SpecError: It is one of tokens.
+        """
+        return gaussian(what, self.chain)
+
+    @property
     def reference(self) -> Sampler:
         """The sequential sampler of the law that runs, which speedups are against."""
+        if self.tokens is not None:
+            return Tokens()
         return self._runs_own or Ddpm()
+
+    @property
+    def fast(self) -> Asd | Tokens | None:
+        """The sampler that makes the same plans in fewer network calls; None where there is none."""
+        if self.tokens is not None:
+            return Tokens(min(16, len(self.tokens)))
+        return None if self._runs_own is not None else Asd()
 
     @property
     def steps(self) -> int:
@@ -98,7 +127,12 @@ class Law:
     @property
     def other(self) -> str:
         """The chain of Gaussian steps of a checkpoint whose own scheduler adds no noise."""
-        return STOCHASTIC if is_flow(self.chain.config) else TRAINED
+        return STOCHASTIC if self.is_flow else TRAINED
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the network is a flow's."""
+        return isinstance(self.chain, GaussianChain) and is_flow(self.chain.config)
 
     def turned(self, runs: str) -> "Law":
         """Turn to one of the laws; an exported file, which has no more than the trained chain, stays with that.
@@ -106,15 +140,16 @@ class Law:
         Raises:
             SpecError: There is no such one, or not of this network.
         """
-        noise, flow = stochastic_of(runs), is_flow(self.chain.config)
+        noise = stochastic_of(runs)
         if noise is not None:
-            if not flow:
+            if not self.is_flow:
+                kind = "TokenChain" if isinstance(self.chain, TokenChain) else self.chain.config["_class_name"]
                 raise SpecError(
-                    f"chain {runs!r} is a flow's, and the network of this {self.chain.config['_class_name']} is none: "
-                    f"use {CHECKPOINT} or {TRAINED}"
+                    f"chain {runs!r} is a flow's, and the network of this {kind} is none: use {CHECKPOINT} or {TRAINED}"
                 )
-            return replace(self, chain=flow_with_eta(self.chain, noise.eta), runs=noise.spec)
-        if flow and runs == TRAINED:
+            flow = flow_with_eta(self.gaussian("a flow"), noise.eta)
+            return replace(self, chain=flow, runs=noise.spec)
+        if self.is_flow and runs == TRAINED:
             raise SpecError(
                 f"chain {runs!r} is the DDPM chain of a diffusion's network, and this one is a flow's: use "
                 f"{CHECKPOINT} or {STOCHASTIC}"
@@ -126,18 +161,21 @@ class Law:
 
         Raises:
             SpecError: Its options do not fit the chain, or the checkpoint's own scheduler runs, which adds no noise,
-                and it is not of that kind: `ddim`, for a flow `euler`.
+                and it is not of that kind, `ddim` or for a flow `euler`, nor `parallel`.
         """
         own = self._runs_own
         if own is not None:
-            if not isinstance(sampler, own.family):
+            if isinstance(sampler, Parallel):
+                sampler = OwnParallel(sampler.window, sampler.tol, sampler.draft, sampler.steps, own)
+            elif isinstance(sampler, own.family):
+                sampler = own.like(sampler)
+            else:
                 raise self._refusal(sampler.spec, own)
-            sampler = own.like(sampler)
-        sampler.check(self.chain)
+        sampler.fit(self.chain)
         return sampler
 
     def check_gaussian(self, what: str) -> None:
-        """Refuse a thing that needs a chain of Gaussian steps, where a scheduler runs that adds no noise.
+        """Refuse a thing that needs a chain of Gaussian steps, where a scheduler adds no noise or plans are tokens.
 
         Args:
             what: Needs it, for the message.
@@ -145,6 +183,7 @@ class Law:
         Raises:
             SpecError: One does.
         """
+        self.gaussian(what)
         if self._runs_own is not None:
             raise self._refusal(what, self._runs_own)
 

@@ -16,6 +16,7 @@ from asd_policy._common.border import finite
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.backends.base import Backend, Job
 from asd_policy.networks.backends.torch_eager import TorchEager
@@ -45,7 +46,7 @@ class Policy:
     def __init__(
         self,
         denoiser: Denoiser,
-        chain: GaussianChain,
+        chain: Chain,
         sampler: Sampler,
         horizons: Horizons,
         observation: ObservationEncoder | Mapping[str, Affine],
@@ -57,7 +58,7 @@ class Policy:
 
         Args:
             denoiser: The network, on `device`.
-            chain: Its noise schedule.
+            chain: Its noise schedule; or, for one that predicts tokens, these.
             sampler: How to plan.
             horizons: Of observation, plan and execution.
             observation: The encoder; or, for a network that is conditioned on states, the normalisation of each
@@ -70,7 +71,7 @@ class Policy:
             BackendError: The backend cannot run here, or not this network.
             SpecError: The sampler's options do not fit the chain.
         """
-        sampler.check(chain)
+        sampler.fit(chain)
         sampler.prepare(device)
         self.network = denoiser
         """As loaded."""
@@ -137,7 +138,9 @@ class Policy:
     @property
     def job(self) -> Job:
         """What the network is called for."""
-        return Job(self.chain, self.event, self.cond_dim, self.device)
+        tokens = self.law.tokens
+        point = self.event if tokens is None else (len(tokens), tokens.alphabet)
+        return Job(self.law.chain, point, self.cond_dim, self.device)
 
     @property
     def cond_dim(self) -> int:
@@ -168,7 +171,7 @@ class Policy:
         other.sampler = sampler
         other.experience = self.experience.copy()
         other.generator = arrays.make_generator(self.device)
-        sampler.prepare_recordings(self.denoiser, self.law.chain, self.event)
+        other._prepare_recordings()
         other.reset()
         return other
 
@@ -197,8 +200,12 @@ class Policy:
 
     @property
     def chain(self) -> GaussianChain:
-        """The chain of the network's noise schedule."""
-        return self.law.chain
+        """The chain of the network's noise schedule.
+
+        Raises:
+            SpecError: It has none: it samples tokens, whose chain is `law.tokens`.
+        """
+        return self.law.gaussian("this")
 
     @property
     def reference(self) -> Sampler:
@@ -242,8 +249,12 @@ class Policy:
         self.encoder = self.encoder.on(backend, self.device)
         self.denoiser = backend.prepare(self.network, self.job)
         """The network as the backend runs it."""
-        self.sampler.prepare_recordings(self.denoiser, self.law.chain, self.event)
+        self._prepare_recordings()
         self.experience = self.experience.without_times()
+
+    def _prepare_recordings(self) -> None:
+        if self.law.tokens is None:
+            self.sampler.prepare_recordings(self.denoiser, self.chain, self.event)
 
     def warm_up(self, robots: int = 1, continuity: str = CONTINUITIES[0]) -> WarmUp:
         """Do what a first plan would wait for: look at the network, time it, choose, compile, record.
@@ -290,7 +301,8 @@ class Policy:
         """
         cond = np.random.default_rng(1).uniform(-1, 1, (3, self.cond_dim)).astype(np.float32)
         denoiser, device = self.denoiser, self.device
-        return check_on_noise(denoiser, self.chain.timesteps, self.event, arrays.asarray(cond, device), device)
+        job = self.job
+        return check_on_noise(denoiser, job.chain.timesteps, job.event, arrays.asarray(cond, device), device)
 
     def reset(self, seed: SupportsIndex | None = None) -> None:
         """Begin an episode: forget observations, queued actions and plans.
@@ -457,12 +469,19 @@ class Policy:
         shape = (len(cond), *self.event)
         inpainting, noise = self.inpainting(cond), generator
         if prefixes is not None and any(each is not None and each.delay + each.soft for each in prefixes):
-            noise = NoiseTape.draw(shape, len(self.chain), generator, self.device)
+            noise = NoiseTape.draw(shape, len(self.law.gaussian("a prefix")), generator, self.device)
             inpainting = self._inpaint(inpainting, prefixes, noise)
         warm_start = WarmStart(last_plan, self.experience)
         budget = Budget(self.deadline_ms, self.fallback, start, stopwatch)
         result = self.sampler.sample(
-            self.denoiser, self.chain, shape, cond, noise, inpainting=inpainting, warm_start=warm_start, budget=budget
+            self.denoiser,
+            self.law.chain,
+            shape,
+            cond,
+            noise,
+            inpainting=inpainting,
+            warm_start=warm_start,
+            budget=budget,
         )
         chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
         if not arrays.is_finite(chunk):

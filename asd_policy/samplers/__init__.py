@@ -18,6 +18,8 @@ from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.dpmsolver import DpmSolver
 from asd_policy.samplers.euler import Euler
 from asd_policy.samplers.paradigms import Paradigms
+from asd_policy.samplers.parallel import Parallel
+from asd_policy.samplers.tokens import Tokens
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": Ddpm,
@@ -25,9 +27,14 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmsolver": DpmSolver,
     "euler": Euler,
     "paradigms": Paradigms,
+    "parallel": Parallel,
     "asd": Asd,
+    "tokens": Tokens,
 }
 """Every sampler of this package by its name in a spec."""
+OF_TOKENS = tuple(name for name, made in SAMPLERS.items() if issubclass(made, Tokens))
+OF_STEPS = tuple(name for name in SAMPLERS if name not in OF_TOKENS)
+"""Those that sample tokens, and those that sample a chain of Gaussian steps."""
 GROUP = "asd_policy.samplers"
 
 

@@ -5,15 +5,24 @@ import time
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
 from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
+from asd_policy.chain.tokens import Chain, gaussian
 from asd_policy.errors import SpecError
-from asd_policy.networks.denoiser import Denoiser, Meter, check_finite, check_form, encode
+from asd_policy.networks.denoiser import (
+    GRADIENT_FAILED,
+    NETWORK_FAILED,
+    Denoiser,
+    Meter,
+    check_finite,
+    check_form,
+    encode,
+)
 from asd_policy.networks.recording import Launcher, launcher_of
 from asd_policy.samplers.deadline import Budget, Deadline
 from asd_policy.samplers.inpainting import Inpainting
@@ -163,9 +172,17 @@ class Sampler(abc.ABC):
         """Whether something is left to it that it chooses by measured times."""
         return False
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the network calls of the sequential sampler, which speedups are against: K, the chain's length."""
         return len(chain)
+
+    def fit(self, chain: Chain) -> None:
+        """Refuse a chain of a kind that it does not sample, or that the options do not fit.
+
+        Raises:
+            SpecError: It is one.
+        """
+        self.check(gaussian(self.spec, chain))
 
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
@@ -191,7 +208,7 @@ class Sampler(abc.ABC):
     def sample(
         self,
         denoiser: Denoiser,
-        chain: GaussianChain,
+        chain: Chain,
         shape: Sequence[int],
         cond: Array | None = None,
         generator: Generators | NoiseTape = None,
@@ -228,16 +245,17 @@ class Sampler(abc.ABC):
         budget, warm_start = budget or Budget(), warm_start or WarmStart()
         if budget.stopwatch is not None:
             budget.stopwatch.mark("host")
-        self.check(chain)
+        self.fit(chain)
         tape = _tape(generator, shape, len(chain), cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
-        deadline = _deadline(budget, start, denoiser, shape[0], warm_start)
-        target = _target(denoiser, chain, tape, inpainting, budget.stopwatch, deadline)
+        deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
+        own = cast(GaussianChain, chain)  # or, where `run` is that of `tokens`, what `fit` has let pass
+        target = _target(denoiser, own, tape, inpainting, budget.stopwatch, deadline)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
             samples = self.run(_conditioned(target, cond), tape, warm_start)
             sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
-        check_finite(sample)
+        check_finite(sample, NETWORK_FAILED if chain.predicts_sample else GRADIENT_FAILED)
         sample = arrays.ordinary(sample)
         if deadline is not None:
             deadline.stop()
@@ -272,7 +290,7 @@ def _tape(generator: Generators | NoiseTape, shape: tuple[int, ...], steps: int,
 
 def _check_inputs(
     shape: tuple[int, ...],
-    chain: GaussianChain,
+    chain: Chain,
     cond: Array | None,
     tape: NoiseTape,
     inpainting: Inpainting | None,
@@ -293,6 +311,8 @@ def _check_inputs(
         raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
     if inpainting is not None:
         inpainting.check(shape)
+        if not chain.predicts_sample and (inpainting.noisy_values is not None or inpainting.guidance is not None):
+            raise ValueError("in Langevin dynamics values are given as they are: no noised ones, and no guidance")
     last = warm_start.last_plan
     if last is not None and tuple(last.shape) != shape:
         raise ValueError(f"the last plan has shape {tuple(last.shape)}, the samples {shape}")
@@ -333,17 +353,28 @@ def _conditioned(target: Target, cond: Array | None) -> Target:
     return replace(target, cond=encoded)
 
 
-def _deadline(budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart) -> Deadline | None:
-    """Set the deadline of a budget, if it has one."""
+def _deadline(
+    budget: Budget, start: float, denoiser: Denoiser, batch: int, warm_start: WarmStart, chain: Chain
+) -> Deadline | None:
+    """Set the deadline of a budget, if it has one.
+
+    Raises:
+        SpecError: Its fallback jumps, and the chain predicts no sample to jump to.
+    """
     if budget.deadline_ms is None:
         return None
     pace = pace_of(denoiser) if warm_start.experience is None else warm_start.experience.pace
     jumps = budget.fallback != "last_plan" or warm_start.last_plan is None or bool(warm_start.lacking.any())
+    if jumps and not chain.predicts_sample:
+        raise SpecError(
+            "a deadline's jump goes to the prediction of the sample, and a gradient is none: Langevin dynamics is cut "
+            "by fallback='last_plan' alone, with a last plan"
+        )
     began = start if budget.began is None else budget.began
     return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)
 
 
-def check_count(name: str, count: int, chain: GaussianChain | None = None) -> None:
+def check_count(name: str, count: int, chain: Chain | None = None) -> None:
     """Refuse a number of points or steps that no chain, or this chain, has.
 
     Args:

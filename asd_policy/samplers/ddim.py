@@ -14,6 +14,7 @@ from asd_policy._common.arrays import NUMPY, Array, device_of
 from asd_policy._common.extras import install, needed
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count, number
 from asd_policy.samplers.ddpm import walk_called, walk_recorded
@@ -117,9 +118,13 @@ class OwnDdim(Ddim):
         """Whether plans are those of the checkpoint's own sequential sampler: with its number of steps and η = 0."""
         return self.steps == self.own_steps and self.eta == 0
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own_steps
+
+    def walked(self, chain: GaussianChain) -> GaussianChain:
+        """Make the chain that plans walk; errors are those of `shortened`."""
+        return shortened(self, chain)
 
     def like(self, sampler: Sampler) -> "OwnDdim":
         """Make the one with the options of another of the family."""
@@ -141,6 +146,7 @@ def shortened(sampler: Ddim, chain: GaussianChain) -> GaussianChain:
     """
     from asd_policy.chain.scheduler_steps import read_ddim  # here, because it needs PyTorch
 
+    check_diffusion(sampler.spec, chain)
     config = {**chain.config, **sampler.scheduler_options}
     try:
         coefficients = read_ddim(config, sampler.steps, sampler.eta)

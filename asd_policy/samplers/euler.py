@@ -9,6 +9,7 @@ import numpy as np
 from asd_policy.chain.flow import is_flow
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import ChainError, SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.ddpm import Ddpm, walk_recorded
@@ -81,9 +82,13 @@ class OwnEuler(Euler):
         """Whether plans are those of the checkpoint's own sequential sampler: with its number of steps."""
         return self.steps == self.own_steps
 
-    def sequential_steps(self, chain: GaussianChain) -> int:
+    def sequential_steps(self, chain: Chain) -> int:
         """Count the calls of the checkpoint's own plan."""
         return self.own_steps
+
+    def walked(self, chain: GaussianChain) -> GaussianChain:
+        """Make the chain that plans walk; errors are those of `euler_chain`."""
+        return euler_chain(self.steps, chain)
 
     def like(self, sampler: Sampler) -> "OwnEuler":
         """Make the one with the options of another of the family."""

@@ -131,10 +131,12 @@ def check_diffusion(spec: str, chain: GaussianChain) -> None:
     """Refuse a chain that has no noise schedule of a diffusion's.
 
     Raises:
-        SpecError: It is a flow's.
+        SpecError: It is a flow's, or that of Langevin dynamics.
     """
     if is_flow(chain.config):
         raise SpecError(f"{spec} needs a diffusion's noise schedule, and this chain is a flow's: euler:n follows it")
+    if not chain.predicts_sample:
+        raise SpecError(f"{spec} needs a diffusion's noise schedule, and Langevin dynamics have none")
 
 
 def configured(kind: Callable[..., Any], chain: GaussianChain, **options: Any) -> Any:

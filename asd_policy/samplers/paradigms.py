@@ -7,6 +7,7 @@
 
 σ_{t+j} belongs to the step that leaves the point. It is 0 before the last step, which is therefore taken from a point
 that a round has left as it was, or that is a window's start. x'_{t+1} follows from x_t alone, so a round gains a step.
+Where a chain adds no noise at all, DDIM's and a flow's with η = 0, it is the noise that η = 1 would add, as published.
 """
 
 import math
@@ -110,7 +111,9 @@ class Paradigms(Sampler):
         # Slide: over the points that the round has moved little, to the first that it has not.
         old = state.path[row, xp.minimum(place + 1, end)]
         error = ((new - old) ** 2).mean(2)  # [R, n]
-        limit = (self.tol * tables.sigma[(place + 1).clip(max=len(chain) - 1)]) ** 2
+        unit = chain.sigma if chain.adds_noise or chain.unit is None else chain.unit
+        deviation = arrays.asarray(unit, arrays.device_of(new), new.dtype)[(place + 1).clip(max=len(chain) - 1)]
+        limit = (self.tol * deviation) ** 2
         settled = (error <= limit) & (slots + 1 < count[:, None])
         state.path[row, place + 1] = new
         state.cursor[rows] = cursor + 1 + settled.cumprod(1).sum(1)

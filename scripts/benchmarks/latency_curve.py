@@ -26,7 +26,6 @@ import tyro
 import asd_policy
 from asd_policy._common.files import atomic_file, write_json
 from asd_policy.evaluation import closed_loop
-from asd_policy.evaluation.reports import plots
 from asd_policy.evaluation.rollout.clocks import PILOTS, ControlClock, make_pilot
 from asd_policy.evaluation.rollout.environments import control_rate, make_env
 from asd_policy.evaluation.rollout.latencies import Empirical, Fixed, Latency
@@ -35,12 +34,11 @@ from asd_policy.evaluation.rollout.vector import Envs, make_envs
 from asd_policy.evaluation.summary import summarize_episodes
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import make_sampler
+from latency_drawing import MEASURES, draw_all
 from study_common import bundled, console, markdown_table, provenance
 
 EXACT = "asd:window=8,draft=picard,verify=block"
 """Stands for every exact sampler, because its plans depend on seeds alone and it has nothing to learn first."""
-MEASURES = {"return": ("return_mean", "return_ci95"), "success": ("success_rate", "success_ci95")}
-"""What is plotted, and the keys of a point that have its mean and its interval."""
 
 
 @dataclass(frozen=True)
@@ -229,70 +227,6 @@ def _name(law: str) -> str:
     return "exact (`ddpm`, `asd`)" if law == EXACT else f"`{law}`"
 
 
-def draw(tasks: Sequence[Task], options: Options, points: Points, measure: str) -> Path:
-    """Plot one of `MEASURES` against latency: a column for each task, a row for each mode. Return the file."""
-    laws = (EXACT, *options.approximate)
-    with plots.drawing() as pyplot:
-        size = (3.4 * len(tasks), 5.6)
-        figure, axes = pyplot.subplots(2, len(tasks), figsize=size, layout="constrained", squeeze=False, sharey="col")
-        for column, task in enumerate(tasks):
-            for axis, mode in zip(axes[:, column], PILOTS, strict=True):
-                for index, law in enumerate(laws):
-                    label = "exact: ddpm, asd" if law == EXACT else law
-                    style = plots.mark(index, law == EXACT) | {"label": label if column == 0 else None}
-                    curve(axis, task, mode, law, options, points, measure, style)
-                axis.set(title=f"{task.env}, {mode}", xlabel="latency of a plan [ms]", ylabel=measure)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(laws))
-        path = options.out / f"{measure}.svg"
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    return path
-
-
-def short(spec: str) -> str:
-    """Shorten a spec: without what is left to the sampler, and without the names of its options."""
-    name, _, options = spec.partition(":")
-    given = [value for value in (each.rpartition("=")[2] for each in options.split(",")) if value != "auto"]
-    return f"{name}:{','.join(given)}".removesuffix(":")
-
-
-def curve(
-    axis: Any,
-    task: Task,
-    mode: str,
-    law: str,
-    options: Options,
-    points: Points,
-    measure: str,
-    style: dict[str, Any],
-) -> None:
-    """Draw one law's curve, crosses where its samplers' own latencies are, and the names of those that are exact.
-
-    A name is there once for each backend. Samplers with options are left without: there is no room.
-    """
-    mean, interval = MEASURES[measure]
-    there = [(ms, points.get(task.constant(mode, task.delay(ms), law))) for ms in sorted(options.latencies)]
-    known = [(ms, point) for ms, point in there if point is not None]
-    axis.plot(
-        [ms for ms, _ in known],
-        [point[mean] for _, point in known],
-        **style,
-    )
-    for ms, point in known:
-        if point[interval] is not None:
-            axis.vlines(ms, *point[interval], color=style["color"], linewidth=0.8)
-    for own in task.own:
-        ms = own["latency_ms"]["mean"]
-        point = points.get(task.own_point(mode, own))
-        if law == (EXACT if own["exact"] else own["spec"]) and point is not None:
-            axis.plot(ms, point[mean], linestyle="", marker="x", markersize=8, color=style["color"])
-            if ":" not in short(own["spec"]):
-                beside = {"textcoords": "offset points", "fontsize": 7, "rotation": 60}
-                axis.annotate(short(own["spec"]), (ms, point[mean]), (-2, 6), **beside)
-
-
 def main() -> None:
     """Measure the missing points; write table and plot."""
     options = tyro.cli(Options, description=__doc__)
@@ -314,9 +248,10 @@ def main() -> None:
         f"{options.episodes} episodes for each point, {options.envs} side by side; 95 % intervals, Student's of the "
     )
     about += f"return, Wilson's of success. {provenance(command, options.seed)}\n"
+    text = "\n".join([*tables(tasks, options, points), about])
     with atomic_file(options.out / "table.md") as temporary:
-        temporary.write_text("\n".join([*tables(tasks, options, points), about]))
-    drawn = [str(draw(tasks, options, points, measure)) for measure in MEASURES]
+        temporary.write_text(text)
+    drawn = map(str, draw_all(text, {measure: options.out / f"{measure}.svg" for measure in MEASURES}))
     console.print(f"written: {', '.join((str(options.out / 'table.md'), *drawn))}")
 
 

@@ -16,6 +16,8 @@ from scipy import stats
 import asd_policy
 from asd_policy._common.files import write_json
 from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.tokens import Chain
+from asd_policy.checkpoints.token_folder import is_token_folder
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import make_env
@@ -59,9 +61,10 @@ class Counts:
 
 
 def bundled() -> dict[str, tuple[Path, str]]:
-    """List the folder and the environment of each bundled checkpoint by its name."""
+    """List the folder and the environment of each bundled diffusion policy by its name."""
     entries = json.loads((ROOT / "checkpoints/manifest.json").read_text())
-    return {Path(entry["path"]).name: (ROOT / entry["path"], entry["env"]) for entry in entries}
+    found = {Path(entry["path"]).name: (ROOT / entry["path"], entry["env"]) for entry in entries}
+    return {name: each for name, each in found.items() if not is_token_folder(each[0])}
 
 
 def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) -> Subject:
@@ -84,7 +87,7 @@ def load(folder: Path, env_id: str, states: int, calibration: int, seed: int) ->
 
 
 def count(
-    denoiser: Denoiser, chain: GaussianChain, sampler: Sampler, states: States, experience: Experience | None, seed: int
+    denoiser: Denoiser, chain: Chain, sampler: Sampler, states: States, experience: Experience | None, seed: int
 ) -> Counts:
     """Sample one plan per state. State i has the same tape whatever the sampler and the other states."""
     rounds: list[int] = []

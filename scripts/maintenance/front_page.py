@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pictures
 from asd_policy._common.files import atomic_file
+from asd_policy.evaluation.reports.names import short_name
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -65,11 +66,11 @@ def ddim() -> str:
     rates: dict[str, dict[str, int]] = {}
     task = ""
     for line in (RESULTS / "success.md").read_text().splitlines():
-        found = re.match(r"\|\s*(?:`(asd/[^`]*)`)?\s*\| `([^`]*)` \| (\d+) \[", line)
+        found = re.match(r"\|\s*(?:`(asd/[^`]*)`)?\s*\| ([^|`]*) \| (\d+) \[", line)
         if found:
             task = found[1] or task
-            rates.setdefault(task, {})[found[2].partition(" ")[0]] = int(found[3])
-    lost = {task: each["ddpm"] - each["ddim:10"] for task, each in rates.items()}
+            rates.setdefault(task, {})[found[2]] = int(found[3])
+    lost = {task: each[short_name("ddpm")] - each[short_name("ddim:10", exact=False)] for task, each in rates.items()}
     worse = [task for task in lost if lost[task] > 5]
     if not worse:
         raise ValueError("success.md has no task on which ddim:10 loses")

@@ -1,4 +1,4 @@
-"""Measure bundled checkpoints with DDPM and write them into checkpoints/manifest.json.
+"""Measure bundled checkpoints with their sequential sampler and write them into checkpoints/manifest.json.
 
 python scripts/maintenance/update_manifest.py --episodes 100
 """
@@ -14,6 +14,7 @@ import tyro
 
 from asd_policy import cli
 from asd_policy._common.files import write_json
+from asd_policy.checkpoints import load_policy
 from asd_policy.cli.common import DONE
 
 BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -22,7 +23,7 @@ MANIFEST = BUNDLED / "manifest.json"
 
 @dataclass(frozen=True)
 class Options:
-    """Measure bundled checkpoints with DDPM and write them into checkpoints/manifest.json."""
+    """Measure bundled checkpoints with their sequential sampler and write them into checkpoints/manifest.json."""
 
     checkpoints: tuple[str, ...] = tuple(sorted(path.parent.name for path in BUNDLED.glob("*/training.json")))
     """Names of folders of checkpoints/; the entries of the others stay as they are."""
@@ -43,8 +44,8 @@ def describe(folder: Path, options: Options) -> dict[str, Any]:
         SystemExit: The evaluation failed or was interrupted.
     """
     notes = json.loads((folder / "training.json").read_text())
-    out = options.out / folder.name
-    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--overwrite", "--samplers", "ddpm"]
+    out, reference = options.out / folder.name, load_policy(folder).reference.spec
+    words = ["--policy", str(folder), "--env", notes["env"], "--out", str(out), "--overwrite", "--samplers", reference]
     words += ["--backend", options.backend]
     status = cli.run(["eval", *words, "--episodes", str(options.episodes), "--seed", str(options.seed)])
     if status != DONE:

@@ -1,21 +1,18 @@
 """The network that is trained, and the trainer: steps that save and go on."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asd_policy._common.files import atomic_file
 from asd_policy.checkpoints.lerobot.folder import ACTION, DiffusionConfig, Statistics
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.networks.vision import RgbEncoder
 from asd_policy.policy.normalisation import Affine, make_affine
 from asd_policy.policy.observation import STATE
 from asd_policy.policy.sensors import normalize
+from training.descent import Descent
 from training.episodes import Episodes, window_rows
 from training.objectives import corruption_of
 
@@ -134,27 +131,15 @@ def random_crop(frames: Tensor, shape: tuple[int, int], generator: torch.Generat
     return frames[..., top : top + shape[0], left : left + shape[1]]
 
 
-class Trainer:
-    """Network, optimiser, schedule, running average and random stream, saved and restored together."""
+class Trainer(Descent[Network]):
+    """The training of a diffusion policy."""
 
     def __init__(self, training: Training, config: DiffusionConfig, unseen: int = 0) -> None:
         """Build everything from the seed; `unseen` as for `Network`."""
         torch.manual_seed(training.seed)
+        super().__init__(training, Network(config, unseen))
         self.training = training
-        self.network = Network(config, unseen).to(training.device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=training.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, fused=True
-        )
-        self.schedule = get_scheduler(
-            "cosine", self.optimizer, num_warmup_steps=min(500, training.steps // 10), num_training_steps=training.steps
-        )
-        # The warm-up of Diffusion Policy's own EMA: 1 − (1 + step)^(−3/4).
-        self.average = EMAModel(self.network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
-        self.generator = torch.Generator().manual_seed(training.seed)
         self.corrupt, self.timesteps = corruption_of(config), config.num_train_timesteps
-        self.step = 0
-        self.schedules: list[dict[str, int]] = []
-        """The shorter schedules that it followed before, and until which step."""
 
     def update(self, windows: Windows) -> float:
         """Take one optimiser step on a random batch; return its loss.
@@ -179,12 +164,7 @@ class Trainer:
         if self.network.predict is not None and seen is not None and windows.unseen is not None and not windows.seen:
             unseen = windows.unseen[windows.past[rows]].to(options.device)
             total = loss + options.auxiliary * functional.mse_loss(self.network.predict(seen), unseen)
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.average.step(self.network.parameters())
-        self.step += 1
+        self.descend(total)
         return loss.item()
 
     def _keep_encoder(self, windows: Windows) -> None:
@@ -200,56 +180,5 @@ class Trainer:
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Read the running average of the U-Net's weights and of the encoder's, in half precision."""
-        self.average.store(self.network.parameters())
-        self.average.copy_to(self.network.parameters())
-        halves = [
-            None if part is None else {name: _half(value) for name, value in part.state_dict().items()}
-            for part in (self.network.unet, self.network.encoder)
-        ]
-        self.average.restore(self.network.parameters())
-        assert halves[0] is not None  # there is always a U-Net
-        return halves[0], halves[1]
-
-    def save(self, path: Path) -> None:
-        """Write the training state, atomically."""
-        state = {
-            "options": asdict(self.training),
-            "schedules": self.schedules,
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": self.average.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-        with atomic_file(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        """Go on from a saved state, on the schedule of `steps`, which may be more than it was begun with.
-
-        Raises:
-            SystemExit: It belongs to a training with other options.
-        """
-        state = torch.load(path, weights_only=True)
-        before, now = state["options"], asdict(self.training)
-        for name, value in now.items():
-            if before.get(name, getattr(Training, name, None)) != value and (
-                name != "steps" or before["steps"] > value
-            ):
-                raise SystemExit(
-                    f"{path} is of a training with {name} {before.get(name)}, not {value}: remove it first, or say so"
-                )
-        self.schedules = state["schedules"]
-        if before["steps"] != self.training.steps:
-            self.schedules = [*self.schedules, {"steps": before["steps"], "until": state["step"]}]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["generator"])
-        self.step = state["step"]
-
-
-def _half(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float16, copy=True).contiguous()
+        encoder = self.network.encoder
+        return self.averaged(self.network.unet), None if encoder is None else self.averaged(encoder)

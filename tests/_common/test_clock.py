@@ -10,7 +10,7 @@ from asd_policy._common.clock import STAGES, Clock, DeviceClock, HostClock, Stop
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.errors import SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers import OF_STEPS, make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import PicardDraft
 from asd_policy.samplers.deadline import Budget
@@ -42,7 +42,7 @@ def test_a_mark_tells_the_stage_that_ends() -> None:
     assert [stopwatch.mark(stage) for stage in ("draft", "network", "draft")] == ["host", "draft", "network"]
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"euler"}))  # that follows flows alone
+@pytest.mark.parametrize("name", sorted(set(OF_STEPS) - {"euler"}))  # that follows flows alone
 def test_every_sampler_says_when_the_network_runs(name: str, mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     clock = Hand()
 

@@ -1,5 +1,6 @@
 """Files whose scheduler is DDIM without noise: their own plan, the chain they were trained for, and what is refused."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from rich.console import Console
 from torch import Tensor
 
 import asd_policy
@@ -17,8 +19,10 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.checkpoints import inspection
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
+from asd_policy.checkpoints.recommendation import recommendation_lines
+from asd_policy.evaluation.reports import report
 from asd_policy.policy.policy import Policy
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers import OF_STEPS, make_sampler
 from asd_policy.samplers.ddim import Ddim
 from support import training_files as files
 from support.small_checkpoints import save_random
@@ -190,8 +194,13 @@ def test_other_samplers_are_refused_in_a_line_that_names_the_way_out(spec: str, 
 
 
 def test_every_sampler_runs_on_the_trained_chain(lerobot: Path) -> None:
-    specs = {"ddim": "ddim:5", "dpmsolver": "dpmsolver:5", "paradigms": "paradigms:window=4"}
-    for name in SAMPLERS.keys() - {"euler"}:  # that follows flows alone
+    specs = {
+        "ddim": "ddim:5",
+        "dpmsolver": "dpmsolver:5",
+        "paradigms": "paradigms:window=4",
+        "parallel": "parallel:steps=4",
+    }
+    for name in set(OF_STEPS) - {"euler"}:  # that follows flows alone
         assert len(plans(asd_policy.load_policy(lerobot, specs.get(name, name), chain="trained"))) == 2
 
 
@@ -259,7 +268,7 @@ def test_inspect_says_which_law_runs(lerobot: Path) -> None:
     assert said["chain"]["runs"] == "checkpoint" and not said["chain"]["gaussian"]
     assert "with --chain trained asd is exact" in said["chain"]["why"]
     assert {each["spec"]: each["usable"] and each["exact"] for each in said["samplers"]} == {
-        "ddpm": False, "ddim:5": True, "dpmsolver": False, "euler": False, "paradigms": False, "asd": False
+        **dict.fromkeys(("ddpm", "dpmsolver", "euler", "paradigms", "parallel", "asd"), False), "ddim:5": True
     }  # fmt: skip
     said = inspection.inspect(str(lerobot), "trained")
     assert said["own_plan"] == "ddim:5" and said["chain"]["runs"] == "trained"
@@ -275,3 +284,27 @@ def test_inspect_of_what_cannot_be_loaded_says_it_too(lerobot: Path) -> None:
     edit(lerobot, input_features=features)
     said = inspection.inspect(str(lerobot))
     assert not said["runs_here"] and said["own_plan"] == "ddim:5"
+
+
+def test_inspect_measures_whether_parallel_pays(lerobot: Path) -> None:
+    said = inspection.inspect(str(lerobot))
+    found = said["recommended"]
+    assert found["own"]["spec"] == "ddim:5" and found["own"]["calls"] == 5 >= found["parallel"]["calls"] >= 1
+    assert found["parallel"]["spec"] == "parallel:window=4,tol=0.03,draft=warm"
+    assert 0 <= found["difference"] < 10 and found["plans"] >= 3
+    assert found["pays"] == (found["parallel"]["ms"] < 0.9 * found["own"]["ms"])
+    assert inspection.inspect(str(lerobot), "trained")["recommended"] is None
+    for pays, first in ((True, found["parallel"]["spec"]), (False, "ddim:5")):
+        lines = recommendation_lines(found | {"pays": pays})
+        assert lines[0] == first and f"{found['parallel']['ms']:.1f} ms" in lines[1]
+        assert any(line.startswith("approximate: plans were off by") for line in lines) is pays
+        Console(file=(printed := io.StringIO()), width=500).print(
+            report.inspection_table(said | {"recommended": found | {"pays": pays}})
+        )
+        assert lines[1] in printed.getvalue()
+
+
+def test_parallel_is_the_files_own_plan_to_a_tolerance(lerobot: Path) -> None:
+    own, near, exact = (asd_policy.load_policy(lerobot, spec) for spec in (None, "parallel", "parallel:tol=0"))
+    assert not near.sampler.exact and near.steps == 5
+    np.testing.assert_allclose(plans(exact), plans(own), rtol=0, atol=TOLERANCE)

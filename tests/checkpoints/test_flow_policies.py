@@ -123,7 +123,7 @@ def test_inspect_says_whose_law_is_exact(flow: Path) -> None:
     assert said["own_plan"] == "euler:10" and said["prediction_type"] == "flow_prediction" and said["runs_here"]
     assert not said["chain"]["gaussian"] and "a law of its own" in said["chain"]["why"]
     usable = {each["spec"] for each in said["samplers"] if each["usable"]}
-    assert usable == {"euler:10"} and not said["notes"]
+    assert usable == {"euler:10", "parallel"} and not said["notes"]
     noisy = inspect(str(flow), "stochastic:eta=0.5")
     assert noisy["chain"]["runs"] == "stochastic:eta=0.5" and noisy["chain"]["gaussian"]
     assert "not that of Euler's steps" in noisy["chain"]["why"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import asd_policy
 from asd_policy import cli
-from asd_policy.samplers import SAMPLERS
+from asd_policy.samplers import OF_STEPS
 
 
 def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
@@ -37,7 +37,7 @@ def test_a_policy_that_runs_here(checkpoint: Path, capsys: pytest.CaptureFixture
     assert said["prediction_type"] == "epsilon"
     assert said["chain"]["steps"] == 10 and said["chain"]["gaussian"]
     assert {each["spec"]: each["exact"] for each in said["samplers"]} == {
-        name: name in ("ddpm", "asd") for name in SAMPLERS
+        name: name in ("ddpm", "asd") for name in OF_STEPS
     }
     digests = {each["name"]: each["sha256"] for each in said["files"]}
     assert digests["config.json"] == hashlib.sha256((checkpoint / "config.json").read_bytes()).hexdigest()
@@ -75,7 +75,7 @@ def test_ddim_without_noise_is_described_with_the_way_to_an_exact_chain(
     assert said["runs_here"] and not said["chain"]["gaussian"] and not said["missing"]
     assert said["own_plan"] == "ddim:10" and "--chain trained" in said["chain"]["why"]
     assert said["horizons"]["horizon"] == 16
-    assert [each["spec"] for each in said["samplers"] if each["usable"]] == ["ddim:10"]
+    assert [each["spec"] for each in said["samplers"] if each["usable"]] == ["ddim:10", "parallel"]
     assert "ddim:10: the checkpoint's own plan" in read and "asd: not here, only with --chain trained" in read
 
 

@@ -18,7 +18,7 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import ChainError, DenoiserError, SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.denoiser import Denoiser
-from asd_policy.samplers import SAMPLERS, make_sampler
+from asd_policy.samplers import OF_STEPS, make_sampler
 from asd_policy.samplers.ddim import Ddim, shortened
 from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.paradigms import Paradigms
@@ -45,7 +45,7 @@ def row_of(tape: NoiseTape, row: int) -> NoiseTape:
 
 
 def test_only_two_samplers_are_exact() -> None:
-    assert {name for name in SAMPLERS if make_sampler(name).exact} == {"ddpm", "asd"}
+    assert {name for name in OF_STEPS if make_sampler(name).exact} == {"ddpm", "asd"}
 
 
 # ParaDiGMS.

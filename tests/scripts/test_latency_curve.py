@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,24 @@ def test_table_and_plot(script: Any, task: Any, options: Any, tmp_path: Path) ->
     assert f"| exact (`ddpm`, `asd`) | sync | 3.00 [2.50, 3.50]; {cells} | – | – | – |" in told
     assert f"| `ddpm` | onnx | 151 / 170 | – | – | 1.50 [1.00, 2.00]; {cells} | 12 |" in told
     assert f"| `ddim:2` | onnx | 3 / 3 | – | – | 0.70 [0.20, 1.20]; {cells} | 12 |" in told
-    for measure in script.MEASURES:
-        svg = script.draw([task], options, points, measure).read_text()
-        for name in ("exact: ddpm, asd", "ddim:2", "ddpm", "asd/Intercept-v0, async", measure):
+    paths = {measure: tmp_path / f"{measure}.svg" for measure in script.MEASURES}
+    for path in script.draw_all(told, paths):
+        svg = path.read_text()
+        for name in ("exact: ddpm, asd", "ddim-2 ≈", "at its own latency", "Intercept, async"):
             assert f">{name}<" in svg, name
+    with pytest.raises(ValueError, match="no table of latency_curve"):
+        list(script.draw_all("# nothing", paths))
+
+
+@pytest.mark.parametrize("measure", ["return", "success"])
+def test_the_drawings_of_the_page_are_those_of_its_tables(script: Any, measure: str, tmp_path: Path) -> None:
+    """Their texts and the places of their points: what else is in a file depends on matplotlib's version."""
+    pytest.importorskip("matplotlib")
+    page = Path(__file__).parents[2] / "docs/results/latency.md"
+    (made,) = (path.read_text() for path in script.draw_all(page.read_text(), {measure: tmp_path / "made.svg"}))
+    kept = page.with_name(f"latency_{measure}.svg").read_text()
+    for pattern in (r"<text[^>]*>([^<]*)</text>", r'<use [^>]*x="([\d.]+)" y="([\d.]+)"'):
+        assert re.findall(pattern, made) == re.findall(pattern, kept) != []
 
 
 def test_the_whole(script: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,8 +290,9 @@ def test_a_training_goes_on_with_more_steps_and_says_so(tmp_path: Path) -> None:
         expected.schedule.step()
     assert longer.schedule.get_last_lr() == expected.schedule.get_last_lr() != rate
     longer.save(tmp_path / "state")
-    with pytest.raises(SystemExit, match="is of a training with steps 40, not 20"):
-        first.restore(tmp_path / "state")
+    shorter, _ = toy(tmp_path, steps=8)
+    with pytest.raises(SystemExit, match="is of a training with steps 40, not 8"):
+        shorter.restore(tmp_path / "state")  # it is past its end
 
 
 def test_frames_are_cropped_at_random_places() -> None:

@@ -26,6 +26,7 @@ from asd_policy.evaluation.exactness.checks import (
     residual_steps,
     whiten,
 )
+from asd_policy.evaluation.exactness.token_steps import token_checks
 from asd_policy.evaluation.rollout.environments import Env
 from asd_policy.evaluation.states import TRIAL_PLANS
 from asd_policy.networks.denoiser import Denoiser, encode
@@ -187,7 +188,8 @@ def draw_plans(
     Raises:
         AsdError: The sampler does not fit the chain, or the network failed.
     """
-    chain, generator = policy.chain, arrays.make_generator(policy.device, seed)
+    chain, generator = policy.law.chain, arrays.make_generator(policy.device, seed)
+    of_tokens = policy.law.tokens is not None  # whose steps are seen in the plan itself
     free = _free(policy, conds)
     dim = int(free.sum())
     pasts = _pasts(policy, sampler, conds, generator)
@@ -199,8 +201,8 @@ def draw_plans(
             rows = min(BATCH, count - start)
             batch = cond.expand(rows, -1)
             held, shape = policy.inpainting(batch), (rows, *policy.event)
-            if watch and watched + rows <= max(BATCH, PATHS // len(conds)):
-                recorder = PathRecorder(policy.denoiser, chain, rows, dim, free)
+            if watch and not of_tokens and watched + rows <= max(BATCH, PATHS // len(conds)):
+                recorder = PathRecorder(policy.denoiser, policy.chain, rows, dim, free)
                 result = sampler.sample(
                     recorder, chain, shape, recorder.tag(batch), generator, inpainting=held, warm_start=past(rows)
                 )
@@ -212,7 +214,10 @@ def draw_plans(
                 )
             plans.append(result.sample.flatten(1)[:, free].cpu().double().numpy())
             advance(rows)
-    return PlanSample(np.concatenate(plans).reshape(len(conds), count, -1), step_checks(chain, recorders))
+    drawn = np.concatenate(plans).reshape(len(conds), count, -1)
+    if of_tokens:
+        return PlanSample(drawn, token_checks(policy, conds, drawn, seed) if watch else [])
+    return PlanSample(drawn, step_checks(policy.chain, recorders))
 
 
 def _pasts(

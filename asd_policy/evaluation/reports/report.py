@@ -12,6 +12,7 @@ from asd_policy._common import arrays
 from asd_policy._common.arrays import Device
 from asd_policy._common.hardware import hardware
 from asd_policy._common.version import PACKAGE_VERSION
+from asd_policy.checkpoints.recommendation import recommendation_lines
 from asd_policy.errors import printable
 from asd_policy.evaluation.reports.layout import NOTHING, Column, Sheet
 from asd_policy.evaluation.reports.names import reference_of, short_name, shown_name
@@ -104,7 +105,7 @@ def laws_of(results: dict[str, Any]) -> list[str]:
         said.append(f"chain {results['chain']}: the flow with noise, a law of its own and not that of Euler's steps")
     elif sequential.startswith("euler"):
         said.append(f"chain {CHECKPOINT}: Euler's steps along a flow, whose own plan is {sequential}")
-    elif sequential != "ddpm":
+    elif sequential.startswith("ddim"):
         said.append(f"chain {CHECKPOINT}: DDIM without noise, whose own plan is {sequential}")
     if results.get("fixed_crop"):
         said.append("fixed crop: frames are cropped in the middle, where the checkpoint's library crops them at random")
@@ -370,8 +371,8 @@ def verification_table(results: dict[str, Any]) -> Sheet:
     detectable = [results["detectable"].get(check["name"], {}) for check in checks]
     seen = [", ".join(f"{_words(effect)} {_powers(each)}" for effect, each in powers.items()) for powers in detectable]
     return Sheet(
-        f"{results['sampler']} against ddpm: {results['samples']} plans each at {results['observations']} "
-        f"observations ({results['observations_from']}), seed {results['seed']}",
+        f"{results['sampler']} against {reference_of(results)}: {results['samples']} plans each at "
+        f"{results['observations']} observations ({results['observations_from']}), seed {results['seed']}",
         [
             Column("test", tuple(check["name"] for check in checks), text=True),
             Column("of", tuple(check["of"] for check in checks), text=True),
@@ -389,10 +390,11 @@ def verdict(results: dict[str, Any]) -> str:
     name = short_name(results["sampler"], results["exact"])
     numbers = f"p = {results['p_value']:.2g} over {len(results['checks'])} tests, level {results['alpha']:g}"
     steps = "" if results["steps_tested"] else "; its steps are not the chain's, so only plans were tested"
+    reference = reference_of(results)
     if results["holds"]:
-        return f"{name}: no difference from ddpm found ({numbers}{steps})"
+        return f"{name}: no difference from {reference} found ({numbers}{steps})"
     worst = min(results["checks"], key=lambda check: check["p_value"])
-    return f"{name}: NOT the law of ddpm, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
+    return f"{name}: NOT the law of {reference}, by {worst['name']} of its {worst['of']} ({numbers}{steps})"
 
 
 def inspection_table(said: dict[str, Any]) -> "Table":
@@ -424,6 +426,8 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     for feature, ends in said["ranges"].items():
         low, high = (", ".join(f"{value:.4g}" for value in ends[key]) for key in ("at_minus_one", "at_one"))
         row("range", f"of {feature}", f"−1 is {low}", f"+1 is {high}")
+    if said["recommended"]:
+        row("recommended", *recommendation_lines(said["recommended"]))
     if said["is_policy"]:
         tuning = said["tuning"]
         row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")

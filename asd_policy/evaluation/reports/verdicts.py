@@ -97,7 +97,10 @@ def _too_few(hopeless: Sequence[dict[str, Any]], reference: str) -> str:
     verdicts = [result["equivalence"] for result in hopeless]
     worst = max(verdicts, key=lambda verdict: _discordance(verdict, episodes))
     within = f"within {100 * worst['margin']:g} points"
-    return f"{episodes} episodes cannot show that success is {reference}'s {within}: {_what_can(worst, episodes)}"
+    so_many = "1 episode" if episodes == 1 else f"{episodes} episodes"
+    needed = {_what_can(verdict, episodes) for verdict in verdicts}
+    of_all = " for every sampler" if len(needed) > 1 else ""
+    return f"{so_many} cannot show that success is {reference}'s {within}: {_what_can(worst, episodes)}{of_all}"
 
 
 def _what_can(verdict: dict[str, Any], episodes: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from asd_policy._common.arrays import Array, Device
-from asd_policy.chain.gaussian import GaussianChain
+from asd_policy.chain.tokens import Chain
 from asd_policy.errors import BackendError
 from asd_policy.networks.denoiser import Denoiser
 
@@ -18,7 +18,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Job:
     """The calls that a network is prepared for."""
 
-    chain: GaussianChain
+    chain: Chain
     """The chain whose timesteps it gets; a sampler with fewer steps may ask for others of the noise schedule."""
     event: tuple[int, ...]
     """Shape of a point."""

@@ -80,7 +80,8 @@ class CompiledRounds(CalledRounds):
         if inpainting is not None:
             given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))
         self._how_to_draft = isinstance(round_.draft, FrozenDraft), basis, gain
-        self._how_to_judge = round_.verifier.judge is block, basis, given
+        tolerance = round_.verifier.tolerance
+        self._how_to_judge = round_.verifier.judge is block, basis, given, -1.0 if tolerance is None else tolerance
         self._most = len(x) * min(self.window, len(chain))
         self._own = [np.empty((self._most, x.shape[1]), x.dtype) for _ in range(3)]  # guesses, turned points, x̂0
         self._quota = np.empty(len(x), np.int64)

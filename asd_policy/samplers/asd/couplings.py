@@ -84,6 +84,8 @@ class Verifier:
     Either way a draft of step k may be made of all that was seen at the points up to k, of this and earlier rounds, and
     of nothing that was seen beyond.
     """
+    tolerance: float | None = None
+    """The largest gap that it lets stand, where it is no coupling and so approximate, see `tolerance`."""
 
 
 def accepts(gap: Array, scale: Array, noise: Array, uniform: Array) -> Array:

@@ -50,7 +50,8 @@ class Round:
     def is_known(self) -> bool:
         """Whether draft, verifier and roll-out are those of this package, whose rounds have compiled forms, too."""
         plain = type(self.draft) in _DRAFTS and not vars(self.draft)  # an attribute of its own may change it
-        return plain and self.verifier.judge in (reflection, block) and roll_out is drafts.roll_out
+        known = self.verifier.judge in (reflection, block) or self.verifier.tolerance is not None
+        return plain and known and roll_out is drafts.roll_out
 
     def __call__(self, path: Path, rows: Array, compact: bool) -> None:
         """Commit at least one step of every row that is not done.

@@ -208,7 +208,7 @@ def commit_rows(
     quota: Numbers,
     path: tuple[Numbers, ...],
     tables: tuple[Numbers, ...],
-    how: tuple[bool, Numbers, Numbers],
+    how: tuple[bool, Numbers, Numbers, float],
     drafted: tuple[Numbers, Numbers, Numbers],
     predicted: Numbers,
 ) -> None:
@@ -219,14 +219,15 @@ def commit_rows(
         path: Arrays of the `Path`, see `compiled.COMMITTED`.
         tables: a, b, σ and a/σ of the chain, each [K].
         how: Whether prefixes are judged, as `couplings.block` does, else steps, as `couplings.reflection`; U of the
-            response as for `draft_rows`; and which coordinates are given [B, D], of no size for none.
+            response as for `draft_rows`; which coordinates are given [B, D], of no size for none; and the largest gap
+            that is accepted, as `tolerance.within` does, below 0 for a coupling.
         drafted: What `draft_rows` has written.
         predicted: The network's predictions x̂0 at the points [N, D].
     """
     x, cursor, normals, uniforms, _, _, _, _, _, latest, innovation = path[:11]
     rejected, refused, judged, rounds, nfe = path[11:]
     a, b, sigma, scale = tables
-    block, basis, given = how
+    block, basis, given, tolerance = how
     at = 0
     for row in range(len(x)):
         count = quota[row]
@@ -244,7 +245,9 @@ def commit_rows(
                 if given[row, place]:
                     gap[:, place] = 0  # given coordinates are no part of the law
         end = first + count
-        if block:
+        if tolerance >= 0:
+            last = _within(gap, tolerance)
+        elif block:
             last = _block(gap, scale[first:end], normals[row, first:end], uniforms[row, first:end])
         else:
             last = _reflection(gap, scale[first:end], normals[row, first:end], uniforms[row, first:end])
@@ -293,6 +296,17 @@ def _reflection(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) 
             same = same and gap[slot, place] == 0
         if not (np.log(uniform[slot]) < -margin or same):
             return slot
+    return count - 1
+
+
+@compiled
+def _within(gap: Numbers, tolerance: float) -> int:
+    """Find the slot of the last step that a round commits, where gaps are accepted up to a tolerance."""
+    count, size = gap.shape
+    for slot in range(count - 1):
+        for place in range(size):
+            if not abs(gap[slot, place]) <= tolerance:
+                return slot
     return count - 1
 
 
@@ -461,4 +475,4 @@ def compile_rounds() -> None:
         )
         path = (flat, done, deep, flat, deep, deep, flags, deep, deep, flat, flat)
         counts = (flags[0], flags, flags, done, done)
-        commit_rows(quota, (*path, *counts), (one,) * 4, (False, basis, nothing), drafted, flat)
+        commit_rows(quota, (*path, *counts), (one,) * 4, (False, basis, nothing, -1.0), drafted, flat)

@@ -94,7 +94,9 @@ def fit(sums: Mapping[str, Array], device: Device, dtype: Any) -> Response:
     gain = _pool(cross) / (noise * free / free.mean().clip(min=1e-30)).clip(min=1e-30)
     # A slope's variance: that of the response over that of the noise, by the number of pairs.
     uncertainty = _pool(change)[:, None, None] / noise / (free * (2 * _SMOOTHING + 1)).clip(min=1e-30)
-    gain = gain.clip(min=0) * (1 - uncertainty / (gain**2).clip(min=1e-30)).clip(min=0)
+    # Of one sign: positive for predictions of a sample, by Tweedie's formula; negative for a force, as Langevin's.
+    sign = -1.0 if cross.sum() < 0 else 1.0
+    gain = sign * (sign * gain).clip(min=0) * (1 - uncertainty / (gain**2).clip(min=1e-30)).clip(min=0)
     return Response(sines(horizon, device, dtype), arrays.asarray(gain.reshape(steps, -1), device, dtype))
 
 

@@ -1,6 +1,7 @@
 """Autospeculative decoding (ASD, arXiv 2505.03983) with a choice of drafts and verifiers, and its own best setting."""
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import product
@@ -8,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from asd_policy._common import arrays
-from asd_policy._common.arrays import Device
+from asd_policy._common.arrays import Array, Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import SpecError
@@ -108,8 +109,9 @@ class Asd(Sampler):
         """Refuse a window longer than the chain, and a chain whose steps add no noise."""
         if len(chain) > 1 and not chain.adds_noise:
             raise SpecError(
-                f"{self.spec} needs steps that add noise, and those of this chain add none (eta=0): ddpm walks it, and "
-                "an eta above 0 makes a chain of another law, which asd samples exactly"
+                f"{self.spec} needs steps that add noise, and those of this chain add none (eta=0): ddpm walks it, "
+                "parallel does so in fewer rounds, approximately, and an eta above 0 makes a chain of another law, "
+                "which asd samples exactly"
             )
         if self.window is not None:
             check_count(f"window={self.window}", self.window, chain)
@@ -134,35 +136,20 @@ class Asd(Sampler):
         experience, batch = warm_start.experience, len(tape.initial)
         setting = choose(self.window, self.draft_name, self.verify, target, tape, experience)
         start = time.perf_counter()
-        samples, rounds = self._run(setting, target, tape, warm_start)
+        rounds = None
+        # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
+        if setting.window == 1 and (target.launcher is None or target.deadline is None):
+            samples = replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting))
+        else:
+            rounds = _begin(setting, target, tape, warm_start)
+            samples = run_out(rounds, ("round", setting), target, warm_start)
+            samples = replace(samples, spec=_spec_of(rounds.window, *setting.pair))
         if experience is not None and not any(cost.cut for cost in samples.costs):
             slowest = max(cost.rounds for cost in samples.costs)
             experience.note(setting, batch, slowest, time.perf_counter() - start)
         if rounds is not None:
             self._learn(rounds, target, setting, warm_start)
         return samples
-
-    def _run(
-        self, setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart
-    ) -> tuple[Samples, Rounds | None]:
-        """Sample with a setting; return the rounds, too, unless it is the sequential sampler's, which has none."""
-        # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
-        if setting.window == 1 and (target.launcher is None or target.deadline is None):
-            return replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting)), None
-        rounds = _begin(setting, target, tape, warm_start)
-        with rounds.queue():
-            while (advance := rounds.next()) is not None and target.allows(("round", setting)):
-                advance()
-            x, counts = rounds.result()
-        unfinished = [row for row, cursor in enumerate(counts.cursor.tolist()) if cursor < len(target.chain)]
-        jumped: dict[int, int] = {}
-        if unfinished:
-            rows = arrays.asarray(np.array(unfinished), arrays.device_of(x))
-            sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
-            x[rows] = sample.reshape(len(rows), -1)
-            jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
-        costs, spec = counts.costs(rounds.window, jumped), _spec_of(rounds.window, *setting.pair)
-        return Samples(x.reshape(target.shape), costs, spec, rounds.recorded), rounds
 
     def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:
         """Add the plans' committed paths to the experience of their policy."""
@@ -189,14 +176,50 @@ def _spec_of(window: int, draft: str, verify: str) -> str:
 
 
 def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Rounds:
-    """Begin the rounds of a batch of plans, as replays where the network's calls can be recorded."""
+    """Begin the rounds of a batch of plans with a setting."""
     draft, verifier = DRAFTS[setting.draft], VERIFIERS[setting.verify]
-    last_plan = warm_start.last_plan if draft.starts_from_last_plan else None
+    # In Langevin dynamics what is guessed is a force, of which the last plan says nothing.
+    starts = draft.starts_from_last_plan and target.chain.predicts_sample
+    last_plan = warm_start.last_plan if starts else None
     response = response_for(draft, tape, warm_start.experience)
-    round_, launcher = Round(target, draft, verifier, response, setting.window), target.launcher
+    return begin(Round(target, draft, verifier, response, setting.window), ("asd", *setting), tape, last_plan)
+
+
+def begin(round_: Round, key: tuple[Hashable, ...], tape: NoiseTape, last_plan: Array | None) -> Rounds:
+    """Begin the rounds of a batch of plans, as replays where the network's calls can be recorded.
+
+    Args:
+        round_: With the target.
+        key: What tells its recording from those of other rounds, beside shapes.
+        tape: The plans' noise.
+        last_plan: The first guess of x̂0 [B, *event]; None for zeros.
+    """
+    target, launcher = round_.target, round_.target.launcher
     if launcher is None:
         loops = loops_of(round_, tape)
         return EagerRounds(round_, tape, last_plan) if loops is None else CompiledRounds(round_, tape, last_plan, loops)
-    key = ("asd", *setting, *shapes(target, tape))
-    recording = launcher.keep(key, lambda: RoundRecording(launcher, round_, tape))
+    recording = launcher.keep((*key, *shapes(target, tape)), lambda: RoundRecording(launcher, round_, tape))
     return ReplayedRounds(recording, round_, tape, last_plan)
+
+
+def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStart) -> Samples:
+    """Do rounds until every row is at the end of the chain, or the deadline's fallback has to finish it.
+
+    Args:
+        rounds: As `begin` gives them.
+        work: What a round is to the deadline, see `Deadline.allows`.
+        target: Of the rounds.
+        warm_start: For the fallback.
+    """
+    with rounds.queue():
+        while (advance := rounds.next()) is not None and target.allows(work):
+            advance()
+        x, counts = rounds.result()
+    unfinished = [row for row, cursor in enumerate(counts.cursor.tolist()) if cursor < len(target.chain)]
+    jumped: dict[int, int] = {}
+    if unfinished:
+        rows = arrays.asarray(np.array(unfinished), arrays.device_of(x))
+        sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
+        x[rows] = sample.reshape(len(rows), -1)
+        jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
+    return Samples(x.reshape(target.shape), counts.costs(rounds.window, jumped), recorded=rounds.recorded)

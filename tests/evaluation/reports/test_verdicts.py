@@ -21,14 +21,16 @@ def test_too_few_episodes_are_said_once() -> None:
     """And how many would do for all, by the most that differ; what was shown, or could have been, has its own line."""
     few = [judged("asd:1"), judged("asd:2", power=0.004, discordance=3 / 17), judged("asd:4")]
     said = "15 episodes cannot show that success is ddpm's within 10 points: about 164 can"
-    assert equivalence_lines({"samplers": few}) == [said]
-    assert verdict_line({"samplers": [DDPM, *few]}) == f"verdict: {said}"
+    assert equivalence_lines({"samplers": few}) == [f"{said} for every sampler"]
+    assert verdict_line({"samplers": [DDPM, *few]}) == f"verdict: {said} for every sampler"
     assert headline_verdict(few[1], "ddpm") == f"{said}."
     lines = equivalence_lines({"samplers": [judged("asd:8", power=0.3), *few, judged(**SHOWN)]})
     assert [each.partition(":")[0] for each in lines] == ["asd θ=8", "asd", said.partition(":")[0]]
     for each in few:
         del each["equivalence"]["discordance"]  # as before
     assert equivalence_lines({"samplers": few})[0].endswith("about 76 can")
+    (one,) = equivalence_lines({"samplers": [few[0] | {"episodes": 1}]})
+    assert one.startswith("1 episode cannot show")
 
 
 def test_a_run_has_one_line() -> None:

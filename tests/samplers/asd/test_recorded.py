@@ -35,7 +35,11 @@ from asd_policy.samplers.warm_start import WarmStart
 from support.known_laws import DTYPE, EVENT, make_tape, short_chain
 
 ROWS = 9
-SPECS = ["ddpm", *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS)]
+SPECS = [
+    "ddpm",
+    "parallel:window=4,tol=0.05,draft=picard,steps=6",
+    *(f"asd:window=5,draft={draft},verify={verify}" for draft in DRAFTS for verify in VERIFIERS),
+]
 
 
 @dataclass

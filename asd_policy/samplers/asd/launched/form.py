@@ -71,7 +71,8 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         path: Theirs.
         counts: Takes the counts of the path, see `rounds.RoundRecording`.
     """
-    if not (round_.is_known and arrays.has_known_precision(path.x) and launches(arrays.device_of(path.x))):
+    coupled = round_.verifier.tolerance is None  # the kernels know the couplings alone
+    if not (coupled and round_.is_known and arrays.has_known_precision(path.x) and launches(arrays.device_of(path.x))):
         return round_
     kernels: Any = load_launched()
     try:
