@@ -420,7 +420,8 @@ def inspection_table(said: dict[str, Any]) -> "Table":
     row("chain", said["chain"]["why"])
     for exact, title in ((True, "exact"), (False, "approximate")):
         samplers = [each for each in said["samplers"] if each["exact"] is exact]
-        row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
+        if samplers:
+            row(title, *(f"{each['spec']}: {'' if each['usable'] else 'not here, '}{each['why']}" for each in samplers))
     if said["normalization"]:
         row("normalised", *(f"{feature} by {mode}" for feature, mode in said["normalization"].items()))
     for feature, ends in said["ranges"].items():
@@ -428,7 +429,7 @@ def inspection_table(said: dict[str, Any]) -> "Table":
         row("range", f"of {feature}", f"−1 is {low}", f"+1 is {high}")
     if said["recommended"]:
         row("recommended", *recommendation_lines(said["recommended"]))
-    if said["is_policy"]:
+    if said["is_policy"] and said["prediction_type"]:  # of tokens nothing is tuned
         tuning = said["tuning"]
         row("tuning", f"{tuning['plans']} plans in {tuning['file']}" if tuning else "none; asd-policy tune makes it")
     row("files", *(f"{each['name']} {each['bytes']:,} bytes, sha256 {each['sha256'][:16]}…" for each in said["files"]))
