@@ -83,9 +83,9 @@ class TuneCommand:
         policies, left_out = _prepare(policy, backends, console)
         first = policies[0]
         first.check()
-        warn_of(console, busy)
         record = report.run_record("tune", self.policy, self.env, self.seed, first)
         with _open(first, self.env) as env, progress_bar(console) as progress:
+            warn_of(progress.console, busy)
             task = progress.add_task("plans", total=self.plans)
 
             def advance() -> None:
@@ -269,6 +269,7 @@ def _rows(policy: Policy, costs: dict[Setting, float]) -> Iterator[dict[str, Any
             **setting._asdict(),
             "call_ms": 1e3 * float(call_seconds(policy.experience, np.array([setting.window]))[0]),
             "expected_plan_ms": 1e3 * cost,
+            "plans": tried.plans if tried else 0,
             "plan_ms": 1e3 * tried.seconds if tried and tried.pace else None,
         }
 

@@ -138,7 +138,11 @@ EAGER = ("--backends", "torch-eager")
         ("policy", "nowhere", "no checkpoint at nowhere: the path does not exist"),
         ("env", "asd/Nothing-v0", "no environment 'asd/Nothing-v0'; the nearest are asd/"),
         ("env", "asd/MetaWorld-reach-v0", "the policy's actions have shape (2,)"),
-        ("samplers", "fast", "no sampler 'fast' in 'fast'; there are ddpm, ddim, dpmsolver, paradigms, asd"),
+        (
+            "samplers",
+            "fast",
+            "no sampler 'fast' in 'fast'; there are ddpm, ddim, dpmsolver, euler, paradigms, parallel, asd, tokens",
+        ),
         ("samplers", "asd:speed=9", "no option 'speed' in 'asd:speed=9'; asd has window, draft, verify"),
         ("samplers", "asd:window=0", "window=0 is not in 1 … K"),
         ("samplers", "asd:window=11", "window=11 is not in 1 … 10"),
@@ -328,7 +332,9 @@ def test_tune_keeps_what_it_measured_with_the_policy(
     assert file.is_relative_to(tmp_path / "cache")
     tried = [each for each in results["settings"] if each["plan_ms"] is not None]
     assert 1 in {each["window"] for each in tried}
-    least = min(each["plan_ms"] for each in tried)
+    # Those that were dropped earlier have the times that the machine had then.
+    longest = max(each["plans"] for each in tried)
+    least = min(each["plan_ms"] for each in tried if each["plans"] == longest)
     (best,) = [each for each in tried if results["sampler"].endswith(f"={each['verify']}")
                and f"window={each['window']},draft={each['draft']}," in results["sampler"]]  # fmt: skip
     assert best["plan_ms"] <= 1.02 * least  # of settings as good as each other the one with the shortest tail

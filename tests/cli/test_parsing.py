@@ -36,7 +36,7 @@ EVAL = ("eval", "--policy", "a", "--env", "asd/Avoid-v0", "--out", "b")
         ((*EVAL, "--hz", "fast"), "--hz 'fast' is not a number"),
         (
             (*EVAL, "--samplers", "ads"),
-            "in 'ads'; there are ddpm, ddim, dpmsolver, paradigms, asd (did you mean 'asd'?)",
+            "in 'ads'; there are ddpm, ddim, dpmsolver, euler, paradigms, parallel, asd, tokens (did you mean 'asd'?)",
         ),
         (
             (*EVAL, "--samplers", "asd:windows=3"),
