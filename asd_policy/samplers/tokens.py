@@ -6,7 +6,6 @@ import numpy as np
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
-from asd_policy._common.names import did_you_mean
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.chain.tokens import Chain, TokenChain
@@ -14,8 +13,8 @@ from asd_policy.errors import SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target, check_count
 from asd_policy.samplers.records import PlanCost
 from asd_policy.samplers.warm_start import WarmStart
-from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Booleans
-from asd_policy.tokens.rounds import FROZEN, TOKEN_DRAFTS, TokenRounds
+from asd_policy.tokens.couplings import Booleans
+from asd_policy.tokens.rounds import FROZEN, TokenRounds, check_how
 from asd_policy.tokens.tape import Ints, TokenTape
 
 
@@ -37,10 +36,7 @@ class Tokens(Sampler):
             SpecError: One of them is out of range.
         """
         check_count(f"window={self.window}", self.window)
-        for name, value, valid in (("draft", self.draft, TOKEN_DRAFTS), ("verify", self.verify, TOKEN_VERIFIERS)):
-            if value not in valid:
-                there = f"{', '.join(valid)}{did_you_mean(value, valid)}"
-                raise SpecError(f"no {name} {value!r} of tokens; there are {there}")
+        check_how(self.draft, self.verify)
 
     @property
     def spec(self) -> str:

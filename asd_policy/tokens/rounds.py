@@ -13,12 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy._common.names import did_you_mean
 from asd_policy.chain.tokens import TokenChain
+from asd_policy.errors import SpecError
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Drafted, TokenVerdict
 from asd_policy.tokens.marginals import Marginals, check_marginals, log_law, read_logits
 from asd_policy.tokens.tape import Floats, Ints, TokenTape
 
 FROZEN, PICARD = TOKEN_DRAFTS = "frozen", "picard"
+
+
+def check_how(draft: str, verify: str) -> None:
+    """Refuse names that there are none of.
+
+    Raises:
+        SpecError: One is none of `TOKEN_DRAFTS` or `TOKEN_VERIFIERS`.
+    """
+    for name, value, valid in (("draft", draft, TOKEN_DRAFTS), ("verify", verify, TOKEN_VERIFIERS)):
+        if value not in valid:
+            raise SpecError(f"no {name} {value!r} of tokens; there are {', '.join(valid)}{did_you_mean(value, valid)}")
 
 
 @dataclass(frozen=True)
@@ -170,14 +183,21 @@ def sample_tokens(
         network: The model.
         chain: Its tokens, and their order.
         batch: Rows to sample.
-        window: Most points that a call evaluates per row; 1 is the sequential sampler.
+        window: Most points that a call evaluates per row, 1 … n; 1 is the sequential sampler.
         draft: One of `TOKEN_DRAFTS`.
         verify: A key of `TOKEN_VERIFIERS`.
         seed: Of all rows together, or one for each row, which is then the same in any batch.
 
     Raises:
         DenoiserError: The network is not one that can be sampled from, see `check_marginals`.
+        SpecError: An option is none of these.
+        ValueError: There are neither one nor B seeds.
     """
+    check_how(draft, verify)
+    if batch < 1:
+        raise SpecError(f"batch={batch} is not 1 or more")
+    if not 1 <= window <= len(chain):
+        raise SpecError(f"window={window} is not in 1 … {len(chain)}, the number of tokens of a plan")
     check_marginals(network, chain, batch)
     sources = [np.random.default_rng(each) for each in ([seed] if isinstance(seed, int) else seed)]
     return TokenRounds(network, chain, TokenTape.draw(chain, sources, batch), window, draft, verify).run()

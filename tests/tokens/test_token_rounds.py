@@ -1,13 +1,15 @@
 """Rounds of token plans: equal to the sequential sampler where they must be, and what they cost."""
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from asd_policy._common import arrays
 from asd_policy.chain.tokens import ORDERS, TokenChain, order_of
-from asd_policy.errors import ChainError, DenoiserError
+from asd_policy.errors import ChainError, DenoiserError, SpecError
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS, Booleans
 from asd_policy.tokens.marginals import check_marginals
 from asd_policy.tokens.rounds import TOKEN_DRAFTS, sample_tokens
@@ -179,3 +181,19 @@ def test_bins_are_decoded_to_their_middles() -> None:
         assert chain.encode(chain.decode(tokens)).tolist() == [0, 1, 2, 3]
         values = arrays.asarray([-1.5, -1.0, 0.999, 1.0, 2.0], device, "float32")
         assert chain.encode(values).tolist() == [0, 0, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window=0 is not in 1 … 6"),
+        ({"window": 7}, "window=7 is not in 1 … 6, the number of tokens of a plan"),
+        ({"batch": 0}, "batch=0 is not 1 or more"),
+        ({"draft": "frozn"}, "no draft 'frozn' of tokens; there are frozen, picard (did you mean 'frozen'?)"),
+        ({"verify": "block"}, "no verify 'block' of tokens; there are token, sequence, gumbel"),
+        ({"batch": 3, "seed": [1, 2]}, "2 generators for a batch of 3"),
+    ],
+)
+def test_options_that_are_none_are_refused(model: TableModel, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((SpecError, ValueError), match=re.escape(message)):
+        sample_tokens(model, CHAIN, **options)
