@@ -100,7 +100,8 @@ def test_the_option_makes_a_chain_with_noise(method: str) -> None:
     assert not torch.equal(window_one[0], own[0])  # another law than that of its own loop
     asd_policy.accelerate(policy, "asd:window=4", chain="stochastic")
     assert all(action.isfinite().all() for action in drive(policy))
-    assert max(stats_of(policy).last.rounds) < STEPS
+    latest = stats_of(policy).last
+    assert latest is not None and max(latest.rounds) < STEPS
     asd_policy.restore(policy)
     assert all(torch.equal(new, old) for new, old in zip(drive(policy), own, strict=True))
 
