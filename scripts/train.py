@@ -9,16 +9,12 @@ Run again with the same options after an interruption, and it goes on where it s
 schedule of that length.
 """
 
-import shlex
-import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
-import torch
 import tyro
 from rich.progress import Progress
 
@@ -148,7 +144,6 @@ def write(folder: Path, trainer: Trainer, windows: Windows, statistics: Statisti
 
 def learn(options: Options, episodes: Episodes, progress: Progress) -> str:
     """Train on episodes and write the policy; return a sentence on it."""
-    state_path, snapshot = (options.out.with_name(options.out.name + end) for end in (".training", ".snapshot"))
     config = configure(options, episodes)
     statistics = measure_statistics(episodes.features)
     windows = Windows(episodes, config, statistics, options.device)
@@ -156,33 +151,19 @@ def learn(options: Options, episodes: Episodes, progress: Progress) -> str:
     trainer = Trainer(Training(**{each.name: getattr(options, each.name) for each in fields(Training)}), config, unseen)
     parts = (trainer.network.unet, trainer.network.encoder)
     parameters = sum(value.numel() for part in parts if part is not None for value in part.parameters())
-    notes = {
+    own = {
         "env": options.env,
         **episodes.notes,
-        "command": shlex.join(["python", *map(shared_name, sys.argv)]),
         "options": asdict(options) | {"out": options.out.name, "data": options.data and options.data.name},
         "parameters": parameters,
         "windows": len(windows),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
     }
-    if state_path.exists():
-        trainer.restore(state_path)
-    if trainer.schedules:
-        notes["schedules"] = trainer.schedules
-    task = progress.add_task("training", total=options.steps, completed=trainer.step)
-    recent = 1.0
-    while trainer.step < options.steps:
-        recent += 0.02 * (trainer.update(windows) - recent)
-        progress.update(task, completed=trainer.step, description=f"training, loss {recent:.4f}")
-        if trainer.step % options.save_every == 0:
-            trainer.save(state_path)
-        if options.snapshot_every and trainer.step % options.snapshot_every == 0:
-            write(snapshot, trainer, windows, statistics, notes | {"step": trainer.step})
-    write(options.out, trainer, windows, statistics, notes)
-    state_path.unlink(missing_ok=True)
-    if snapshot.exists():
-        shutil.rmtree(snapshot)
+
+    def write_now(folder: Path, notes: Mapping[str, Any]) -> None:
+        write(folder, trainer, windows, statistics, {**own, **notes})
+
+    every = options.save_every, options.snapshot_every
+    trainer.run(options.out, every, lambda: trainer.update(windows), write_now, progress)
     observed = ", ".join([*config.input_dims, *config.vision.cameras])
     source = options.env or shared_name(str(options.data))
     return f"{parameters / 1e6:.2f} M parameters, {len(windows)} windows of {source}; it observes {observed}"

@@ -6,9 +6,7 @@ Run again with the same options after an interruption, and it goes on where it s
 schedule of that length.
 """
 
-import shlex
-import shutil
-import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from asd_envs.experts import DEMONSTRATED
 from asd_policy.chain.tokens import ORDERS
 from asd_policy.checkpoints.token_folder import ACTION, MOST_BINS, TokenPolicyConfig, save_tokens
 from asd_policy.cli.common import make_console, progress_bar
-from asd_policy.evaluation.reports.report import shared_name
 from training.episodes import join, measure_statistics
 from training.recording import demonstrate
 from training.token_trainer import TokenTrainer, TokenTraining, windows_of
@@ -80,8 +77,6 @@ class Options:
 
 def learn(options: Options, progress: Progress) -> str:
     """Train and write the policy; return a sentence on it."""
-    out = options.out
-    state_path, snapshot = (out.with_name(out.name + end) for end in (".training", ".snapshot"))
     episodes = join(demonstrate(options.env, options.demonstrations, options.noise, options.seed, progress))
     sizes = ("n_obs_steps", "horizon", "n_action_steps", "bins", "order", "n_layer", "n_head", "n_emb")
     config = TokenPolicyConfig(
@@ -93,38 +88,20 @@ def learn(options: Options, progress: Progress) -> str:
     windows = windows_of(episodes, config, statistics)
     trainer = TokenTrainer(TokenTraining(**{e.name: getattr(options, e.name) for e in fields(TokenTraining)}), config)
     past = torch.cat([windows.vectors[name][windows.past] for name in config.input_dims], dim=-1).flatten(1)
-    notes: dict[str, Any] = {
+    parameters = sum(value.numel() for value in trainer.network.parameters())
+    own = {
         "env": options.env,
-        "command": shlex.join(["python", *map(shared_name, sys.argv)]),
-        "options": asdict(options) | {"out": out.name},
-        "parameters": sum(value.numel() for value in trainer.network.parameters()),
+        "options": asdict(options) | {"out": options.out.name},
+        "parameters": parameters,
         "windows": len(windows),
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
     }
-    if state_path.exists():
-        trainer.restore(state_path)
-    if trainer.schedules:
-        notes["schedules"] = trainer.schedules
 
-    def write(folder: Path) -> None:
-        save_tokens(folder, config, trainer.averaged(trainer.network), statistics, notes | {"step": trainer.step})
+    def write(folder: Path, notes: Mapping[str, Any]) -> None:
+        save_tokens(folder, config, trainer.averaged(trainer.network), statistics, {**own, **notes})
 
-    task = progress.add_task("training", total=options.steps, completed=trainer.step)
-    recent: float | None = None
-    while trainer.step < options.steps:
-        loss = trainer.update(windows, past)
-        recent = loss if recent is None else recent + 0.02 * (loss - recent)
-        progress.update(task, completed=trainer.step, description=f"training, loss {recent:.4f}")
-        if trainer.step % options.save_every == 0:
-            trainer.save(state_path)
-        if options.snapshot_every and trainer.step % options.snapshot_every == 0:
-            write(snapshot)
-    write(out)
-    state_path.unlink(missing_ok=True)
-    if snapshot.exists():
-        shutil.rmtree(snapshot)
-    return f"{notes['parameters'] / 1e6:.2f} M parameters, {len(windows)} windows of {options.env}"
+    every = options.save_every, options.snapshot_every
+    trainer.run(options.out, every, lambda: trainer.update(windows, past), write, progress)
+    return f"{parameters / 1e6:.2f} M parameters, {len(windows)} windows of {options.env}"
 
 
 def check(options: Options) -> None:

@@ -1,14 +1,21 @@
 """What every training shares: network, optimiser, schedule, running average and random stream, saved together."""
 
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import gymnasium
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from asd_policy._common.files import atomic_file
+from asd_policy.evaluation.reports.report import shared_name
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -65,6 +72,55 @@ class Descent(Generic[N]):
         self.schedule.step()
         self.average.step(self.network.parameters())
         self.step += 1
+
+    def run(
+        self,
+        out: Path,
+        every: tuple[int, int],
+        update: Callable[[], float],
+        write: Callable[[Path, Mapping[str, Any]], None],
+        progress: Progress,
+    ) -> None:
+        """Take the steps that are left, from the last saved state on, and write the policy.
+
+        Args:
+            out: Folder of the policy; state and snapshots are kept beside it until it is written.
+            every: Steps between two saved states, and between two snapshots, 0 for none.
+            update: Takes a step, and returns its loss.
+            write: Writes the policy as it is, with notes on the training.
+            progress: Shows the steps.
+
+        Raises:
+            SystemExit: As `restore`.
+        """
+        state, snapshot = (out.with_name(out.name + end) for end in (".training", ".snapshot"))
+        if state.exists():
+            self.restore(state)
+        task = progress.add_task("training", total=self.course.steps, completed=self.step)
+        recent: float | None = None
+        while self.step < self.course.steps:
+            loss = update()
+            recent = loss if recent is None else recent + 0.02 * (loss - recent)
+            progress.update(task, completed=self.step, description=f"training, loss {recent:.4f}")
+            if self.step % every[0] == 0:
+                self.save(state)
+            if every[1] and self.step % every[1] == 0:
+                write(snapshot, self.notes())
+        write(out, self.notes())
+        state.unlink(missing_ok=True)
+        if snapshot.exists():
+            shutil.rmtree(snapshot)
+
+    def notes(self) -> dict[str, Any]:
+        """Say how far the training is, by which command and with what."""
+        schedules = {"schedules": self.schedules} if self.schedules else {}
+        return {
+            "command": shlex.join(["python", *map(shared_name, sys.argv)]),
+            "torch": torch.__version__,
+            "gymnasium": gymnasium.__version__,
+            "step": self.step,
+            **schedules,
+        }
 
     def averaged(self, part: nn.Module) -> dict[str, Tensor]:
         """Read the running average of a part's weights, in half precision."""
