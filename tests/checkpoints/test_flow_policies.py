@@ -172,7 +172,10 @@ def test_values_along_the_chain_need_its_timesteps() -> None:
     mask = torch.zeros((2, 2, 2), dtype=torch.bool)
     mask[:, 0] = True
     given = Inpainting.noised(mask, torch.full((2, 2, 2), 0.3, dtype=torch.float64), chain, tape)
-    network = lambda x, time, _: x * time.view(-1, 1, 1)  # noqa: E731
+
+    def network(x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
+        return x * time.view(-1, 1, 1)
+
     whole = Euler(12).sample(network, chain, (2, 2, 2), generator=tape, inpainting=given).sample
     assert (whole[:, 0] == 0.3).all()
     with pytest.raises(asd_policy.SpecError, match="euler:5 has other timesteps than the chain of 12 steps"):
