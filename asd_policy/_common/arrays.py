@@ -412,7 +412,7 @@ _NO_CONSTANTS = Constants(())
 
 
 def elementwise(function: Callable[..., Array], *operands: Any, constants: Constants = _NO_CONSTANTS) -> Array:
-    """Call a function of arrays that works number by number, in NumPy where they are few in the host's memory.
+    """Call a function that NumPy and PyTorch compute alike, in NumPy where its arrays are few in the host's memory.
 
     Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
     takes several times as long as one of NumPy. The numbers are the same.
