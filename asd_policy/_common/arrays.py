@@ -165,7 +165,9 @@ def empty(shape: Sequence[int], like: Any) -> Array:
 
 def on_host(x: Any) -> Any:
     """Look at an array in the host's memory as NumPy's, without a copy."""
-    return x if isinstance(x, np.ndarray) else x.detach().numpy()
+    if isinstance(x, np.ndarray):
+        return x
+    return x.detach().numpy() if x.requires_grad else x.numpy()
 
 
 def from_host(values: Any, like: Any) -> Array:
@@ -173,9 +175,12 @@ def from_host(values: Any, like: Any) -> Array:
     if isinstance(like, np.ndarray):
         same: Any = values
         return same
-    import torch
+    return _torch_functions().from_numpy(values)
 
-    return torch.from_numpy(values)
+
+def as_like(x: Any, like: Any) -> Array:
+    """Look at an array in the host's memory as one of the library of `like`, which is there, too, without a copy."""
+    return x if isinstance(x, type(like)) else from_host(on_host(x), like)
 
 
 def arange(count: int, like: Any) -> Array:

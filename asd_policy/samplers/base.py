@@ -113,6 +113,13 @@ class Target:
             output = arrays.namespace(output).astype(output, seen.dtype)
         return output.reshape(seen.shape)
 
+    def like_its_points(self, x: Array) -> Array:
+        """Look at points in the host's memory as an array of the library that the network is best called with.
+
+        Where it takes NumPy's, as ONNX Runtime does, tensors around them would cost each call a dozen operations.
+        """
+        return arrays.on_host(x) if getattr(self.denoiser, "takes_numpy", False) else x
+
     def call(self, seen: Array, timestep: Array, cond: Array | None) -> Array:
         """Call the network at points [N, …] and timesteps [N], with the conditioning of each [N, …].
 
@@ -122,9 +129,12 @@ class Target:
         Raises:
             DenoiserError: Its output is no array of floating-point numbers in the shape of its input.
         """
-        points = seen.reshape(len(seen), *self.shape[1:])
+        return self.evaluate(seen.reshape(len(seen), *self.shape[1:]), timestep, cond)
+
+    def evaluate(self, points: Array, timestep: Array, cond: Array | None) -> Array:
+        """Do what `call` does, at points [N, *event]."""
         before = self.mark("network")
-        self.meter.count(1, len(seen))
+        self.meter.count(1, len(points))
         start = time.perf_counter()
         with self.autocast:
             output = self.denoiser(points, timestep, cond)

@@ -62,6 +62,9 @@ class LoopTables(NamedTuple):
     """What the network gets."""
     prediction: tuple[Numbers, ...] | None
     """Those of `kernels.predict_rows`; None for a chain that thresholds."""
+    rounds: Numbers
+    """What `asd.kernels.advance_rows` takes, in one block: a, b, σ and a/σ, and, if there are any, the tables of
+    `prediction`, the limit of clipping as one of them."""
 
 
 def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
@@ -71,8 +74,9 @@ def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
         tables: Any = chain.tables(NUMPY, dtype)
         with np.errstate(divide="ignore"):
             scale = tables.a / tables.sigma
-        prediction = _prediction_tables(chain, dtype)
-        return LoopTables((tables.a, tables.b, tables.sigma), scale, tables.timesteps, prediction)
+        steps, prediction = (tables.a, tables.b, tables.sigma), _prediction_tables(chain, dtype)
+        rows = [np.broadcast_to(row, len(chain)) for row in (*steps, scale, *(prediction or ())) if len(row)]
+        return LoopTables(steps, scale, tables.timesteps, prediction, np.stack(rows))
 
     return chain.keep(("loops", dtype), make)
 
@@ -83,4 +87,5 @@ def _prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] 
     tables: Any = chain.tables(NUMPY, dtype)
     clips = chain.clip_range is not None
     excess = tables.excess if clips and tables.excess is not None else np.zeros(0, dtype)
-    return tables.input_scale, tables.output_scale, excess, np.full(1, chain.clip_range if clips else np.inf, dtype)
+    limit = np.full(1, chain.clip_range if clips else np.inf, dtype)
+    return tables.input_scale, tables.output_scale, limit, excess

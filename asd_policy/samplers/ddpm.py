@@ -92,20 +92,23 @@ def _walk_compiled(
 ) -> tuple[Array, int]:
     """Walk the chain as `walk` does, to the same bits, by compiled steps."""
     shape, steps = tape.initial.shape, len(target.chain)
-    x = tape.initial.reshape(len(tape.initial), -1)
-    given = loop_tables(target.chain, arrays.on_host(x).dtype).timesteps
-    timesteps = arrays.asarray(np.repeat(given[:, None], len(x), 1), arrays.device_of(x))
-    normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(x), tape.normals.shape[1], -1)
-    here = np.ascontiguousarray(arrays.on_host(x))
+    like = target.like_its_points(tape.initial)
+    cond = None if target.cond is None else arrays.as_like(target.cond, like)
+    here = np.ascontiguousarray(arrays.on_host(tape.initial)).reshape(shape[0], -1)
+    given = loop_tables(target.chain, here.dtype).timesteps
+    timesteps = arrays.from_host(np.repeat(given[:, None], len(here), 1), like)
+    normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(here), tape.normals.shape[1], -1)
     x0_pred = np.empty_like(here)
+    done = 0
     for k in range(steps):
         if not target.allows("step"):
-            return x.reshape(shape), k
-        output = output_on_host(target.call(x, timesteps[k], target.cond), x)
+            break
+        points = arrays.from_host(here.reshape(shape), like)
+        output = output_on_host(target.evaluate(points, timesteps[k], cond), points)
         following = np.empty_like(here)  # the network may keep what it was called on
-        loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
-        x, here = arrays.from_host(following, x), following
-    return x.reshape(shape), steps
+        loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
+        here, done = following, k + 1
+    return arrays.from_host(here.reshape(shape), tape.initial), done
 
 
 def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:

@@ -21,11 +21,11 @@ def predict_rows(points: Numbers, output: Numbers, steps: Numbers, tables: tuple
         points: What the network was called on [N, D].
         output: What it returned [N, D].
         steps: The points' steps [N].
-        tables: Input scale, output scale and excess of the chain, each [K], the last of no size for none; and the limit
-            of clipping [1].
+        tables: Input scale and output scale of the chain, each [K]; the limit of clipping [1 or K]; and the excess of
+            the chain [K], of no size for none.
         into: Takes x̂0 [N, D].
     """
-    input_scale, output_scale, excess, limit = tables
+    input_scale, output_scale, limit, excess = tables
     most = limit[0]
     for index in range(len(points)):
         step = steps[index]

@@ -19,7 +19,6 @@ from torch import Tensor
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers import compiled
 from asd_policy.samplers.asd import draft, engine
-from asd_policy.samplers.asd.compiled import COMMITTED, DRAFTED
 from asd_policy.samplers.asd.couplings import VERIFIERS, Judge, Verdict, Verifier
 from asd_policy.samplers.asd.draft import Follow, Window, follow_window, roll_out
 from asd_policy.samplers.asd.path import Path
@@ -195,18 +194,19 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
     if kernels is None:
         raise RuntimeError("there are no compiled loops to break")
     draft_rows, commit_rows = kernels.draft_rows, kernels.commit_rows
+    drafted, committed = kernels.DRAFTED, kernels.COMMITTED
     fresh = np.random.default_rng(seed)
 
     def draft(window: int, path: tuple[Numbers, ...], *others: Any) -> int:
         if mutant == "peek":
-            seen = dict(zip(DRAFTED, path, strict=True))
+            seen = dict(zip(drafted, path, strict=True))
             own = seen["normals"][np.arange(len(seen["cursor"])), seen["cursor"]]
             peeked = {"x0_pred": seen["x0_pred"] + 0.1 * seen["normals"], "latest": seen["latest"] + 0.1 * own}
             path = tuple((seen | peeked).values())
         return draft_rows(window, path, *others)
 
     def commit(quota: Numbers, path: tuple[Numbers, ...], *others: Any) -> None:
-        named = dict(zip(COMMITTED, path, strict=True))
+        named = dict(zip(committed, path, strict=True))
         normals, uniforms = named["normals"].copy(), named["uniforms"].copy()
         if mutant == "accept-always":
             named["uniforms"][:] = np.finfo(uniforms.dtype).tiny
@@ -222,8 +222,12 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
                 noise = normals[row, step] if mutant == "keep-noise" else fresh.standard_normal(normals.shape[2])
                 named["x"][row] += sigma[step] * noise - named["innovation"][row]
 
-    broken = SimpleNamespace(draft_rows=draft, commit_rows=commit)
-    with mock.patch.object(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name)):
+    # Uncompiled, `advance_rows` calls what stands in the module in the place of the two.
+    broken = SimpleNamespace(advance_rows=kernels.advance_rows.py_func)
+    with (
+        mock.patch.multiple(kernels, draft_rows=draft, commit_rows=commit),
+        mock.patch.object(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name)),
+    ):
         yield
 
 

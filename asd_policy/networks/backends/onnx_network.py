@@ -33,6 +33,10 @@ def _refusals() -> Iterator[None]:
 class OnnxNetwork:
     """A network in a session, for rows in main memory: a denoiser, or what encodes a sensor."""
 
+    takes_numpy = True
+    """Whether it may be called with NumPy's arrays, whatever the library of the samples: a denoiser without it gets
+    arrays of that library."""
+
     def __init__(self, session: "InferenceSession", device: tuple[str, int]) -> None:
         """Take an open session.
 
@@ -111,6 +115,8 @@ class OnnxCudaNetwork(OnnxNetwork):
 
     The session computes in a stream of its own, which graphs need, and which waits for torch's and is waited for.
     """
+
+    takes_numpy = False
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ of the known ones, or the loops cannot be compiled here.
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -16,30 +17,10 @@ from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
-from asd_policy.samplers.asd.path import Counts, Path
+from asd_policy.samplers.asd.path import Counts, Path, PathMemory
 from asd_policy.samplers.asd.rounds import CalledRounds
-from asd_policy.samplers.compiled import (
-    ROUNDS,
-    STEPS,
-    Numbers,
-    load_kernels,
-    loop_tables,
-    loops_for,
-    output_on_host,
-)
+from asd_policy.samplers.compiled import ROUNDS, Numbers, loop_tables, loops_for, output_on_host
 from asd_policy.samplers.inpainting import Inpainting
-
-DRAFTED = (
-    *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
-    "rejected",
-)
-"""The arrays of a `Path` that `kernels.draft_rows` takes."""
-COMMITTED = (
-    *("x", "cursor", "normals", "uniforms", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
-    *("rejected", "refused", "judged", "rounds", "nfe"),
-)
-"""Those that `kernels.commit_rows` takes."""
-
 
 def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
     """Load the loops for a round of plans along a tape; None where they have none for it."""
@@ -59,36 +40,28 @@ class CompiledRounds(CalledRounds):
         target, self._kernels, self._like = round_.target, kernels, tape.initial
         inpainting = None if target.inpainting is None else _on_host(target.inpainting)
         own = NoiseTape(*(arrays.on_host(each) for each in (tape.initial, tape.normals, tape.uniforms)))
-        self._path = path = Path.begin(inpainting, own, last_plan)
-        self._drafted, self._committed = (
-            tuple(getattr(path, name) for name in names) for names in (DRAFTED, COMMITTED)
-        )
-        x: Numbers = arrays.on_host(path.x)
-        chain, response = target.chain, round_.response
-        tables = loop_tables(chain, x.dtype)
+        memory = PathMemory.begin(inpainting, own, last_plan)
+        self._path, self._memory = memory.path(), tuple(vars(memory).values())
+        x: Numbers = memory.by_row[0]  # pyright: ignore[reportAssignmentType]  # it is NumPy's, as the tape is
+        self._rows, size = x.shape
+        tables = loop_tables(target.chain, x.dtype)
+        # A chain that thresholds, or of which something is given, is predicted by the reference's text.
+        self._predicts = inpainting is None and tables.prediction is not None
         # The loops know integers alone; times of a flow are looked up beside them.
-        self._times = None if chain.has_integer_timesteps else tables.timesteps
-        timesteps = tables.timesteps if self._times is None else np.zeros(len(chain), np.int64)
-        self._to_draft, self._to_judge = (*tables.steps, timesteps), (*tables.steps, tables.scale)
-        self._prediction = None
-        if inpainting is None and (steps := load_kernels(STEPS)) is not None:
-            self._prediction, self._predict = tables.prediction, steps.predict_rows
-        basis = gain = np.empty((0, 0), x.dtype)
-        if response is not None:
-            basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in (response.basis, response.gain))
-        given = np.empty((0, 0), np.bool_)
-        if inpainting is not None:
-            given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))
-        self._how_to_draft = isinstance(round_.draft, FrozenDraft), basis, gain
-        tolerance = round_.verifier.tolerance
-        self._how_to_judge = round_.verifier.judge is block, basis, given, -1.0 if tolerance is None else tolerance
-        self._most = len(x) * min(self.window, len(chain))
-        self._own = [np.empty((self._most, x.shape[1]), x.dtype) for _ in range(3)]  # guesses, turned points, x̂0
-        self._quota = np.empty(len(x), np.int64)
-        self._cond = target.cond
-        if target.cond is not None and len(x) == 1:  # all rows of calls are the same
-            self._cond = arrays.elementwise(partial(_repeated, count=self._most), target.cond)
-        self._draft()
+        self._times = None if target.chain.has_integer_timesteps else tables.timesteps
+        timesteps = tables.timesteps if self._times is None else np.zeros(len(target.chain), np.int64)
+        self._chain = tables.rounds if self._predicts else tables.rounds[:4], timesteps
+        self._how = _how(round_, x, inpainting)
+        self._most = len(x) * min(self.window, len(target.chain))
+        self._work = (
+            np.empty((3, self._most, size), x.dtype), np.empty((2, self._most), np.int64), np.empty(len(x), np.int64)
+        )  # fmt: skip
+        self._called = target.like_its_points(tape.initial) if self._predicts else tape.initial
+        self._cond = None if target.cond is None else arrays.as_like(target.cond, self._called)
+        if self._cond is not None and len(x) == 1:  # all rows of calls are the same
+            self._cond = arrays.elementwise(partial(_repeated, count=self._most), self._cond)
+        nowhere = self._work[0][0]
+        self._pass((False, True), (nowhere, nowhere))
 
     @property
     def path(self) -> Path:
@@ -103,41 +76,53 @@ class CompiledRounds(CalledRounds):
         """Give a round of the rows that are not done."""
         return self._advance if self._live else None
 
-    def _draft(self) -> None:
-        """Draft the coming round, into memory of its own: a network may keep what it is called on."""
-        guess, turned, _ = self._own
-        self._points = np.empty_like(guess)
-        self._calls = tuple(np.empty((3, self._most), np.int64))  # steps, timesteps, rows
-        drafted, calls = (self._points, guess, turned), (*self._calls, self._quota)
-        how = self._how_to_draft
-        self._live = self._kernels.draft_rows(self.window, self._drafted, self._to_draft, how, drafted, calls)
+    def _pass(self, parts: tuple[bool, bool], called: tuple[Numbers, Numbers]) -> None:
+        """Go through the batch, and draft, if that is a part, into memory of its own: a network may keep its inputs."""
+        if parts[1]:
+            self._drafted = np.empty_like(self._work[0][0]), np.empty(self._most, np.int64)
+        self._live = self._kernels.advance_rows(
+            self.window, parts, self._memory, self._chain, self._how, self._work, called, self._drafted
+        )
 
     def _advance(self) -> None:
         """Evaluate, verify, commit; and draft the next round."""
-        target, seen, live = self._target, self._points[: self._live], slice(self._live)
-        points = arrays.from_host(seen, self._like)
-        steps, timesteps, rows = self._calls
-        guess, turned, x0_pred = self._own
-        if self._prediction is None:
-            places = (arrays.from_host(each[live], self._like) for each in (steps, rows))
-            x0_pred = np.ascontiguousarray(arrays.on_host(target.predict(points, *places)))
+        target, live = self._target, self._live
+        seen, timesteps = (each[:live] for each in self._drafted)
+        steps, rows = self._work[1][:, :live]
+        points = arrays.from_host(seen.reshape(live, *target.shape[1:]), self._called)
+        if self._predicts:
+            times = timesteps if self._times is None else self._times[steps]
+            network = target.evaluate(points, arrays.from_host(times, self._called), self._condition(rows))
         else:
-            times = timesteps[live] if self._times is None else self._times[steps[live]]
-            output = target.call(points, arrays.from_host(times, self._like), self._condition(rows[live]))
-            self._predict(seen, output_on_host(output, points), steps, self._prediction, x0_pred)
+            network = target.predict(points, *(arrays.from_host(each, self._called) for each in (steps, rows)))
+        called = seen, output_on_host(network, points).reshape(seen.shape)
         target.mark("verify")
-        self._kernels.commit_rows(
-            self._quota, self._committed, self._to_judge, self._how_to_judge, (seen, guess, turned), x0_pred
-        )
-        target.mark("draft")
-        self._draft()
+        if target.stopwatch is None:
+            self._pass((True, True), called)
+        else:
+            self._pass((True, False), called)
+            target.mark("draft")
+            self._pass((False, True), called)
         target.mark("host")
 
     def _condition(self, rows: Numbers) -> Array | None:
         """Give the conditioning of points of these batch rows [N]."""
         if self._cond is None:
             return None
-        return self._cond[: len(rows)] if len(self._quota) == 1 else self._cond[arrays.from_host(rows, self._like)]
+        return self._cond[: len(rows)] if self._rows == 1 else self._cond[arrays.from_host(rows, self._called)]
+
+
+def _how(round_: Round, x: Numbers, inpainting: Inpainting | None) -> tuple[Any, ...]:
+    """Tell the loops how to draft and to judge points x [B, D], see `kernels.advance_rows`."""
+    basis = gain = np.empty((0, 0), x.dtype)
+    if round_.response is not None:
+        basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in vars(round_.response).values())
+    given = np.empty((0, 0), np.bool_)
+    if inpainting is not None:
+        given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))
+    verifier, holds = round_.verifier, isinstance(round_.draft, FrozenDraft)
+    tolerance = -1.0 if verifier.tolerance is None else verifier.tolerance
+    return holds, verifier.judge is block, tolerance, basis, gain, given
 
 
 def _repeated(row: Array, count: int) -> Array:

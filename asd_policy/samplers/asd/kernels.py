@@ -1,8 +1,9 @@
 """The arithmetic of `asd`'s rounds in compiled loops, for memory of the host; imported where numba is installed.
 
 The same arithmetic as the reference's in the same order, row by row: `draft_rows` is `draft.roll_out`, `commit_rows` is
-the verifiers of `couplings` and what `engine.Round` does with their verdict. Samples agree with the reference's to
-rounding. All arrays but flags and counts are of one floating-point type, and contiguous.
+the verifiers of `couplings` and what `engine.Round` does with their verdict; `advance_rows` is all that there is to do
+between two network calls. Samples agree with the reference's to rounding. All arrays but flags and counts are of one
+floating-point type, and contiguous.
 """
 
 import math
@@ -13,11 +14,22 @@ from numba import njit
 
 from asd_policy.samplers.asd.draft import DISTANCE_POWER, SLOPE_DECAY
 from asd_policy.samplers.asd.residual import CELLS, CLOSEST, FARTHEST, LOWEST, NEWTON_STEPS
-from asd_policy.samplers.kernels import Numbers, compiled
+from asd_policy.samplers.kernels import Numbers, compiled, predict_rows
 
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = float(np.finfo(np.float64).tiny)
 _BELOW_ONE = 1 - 0.5 * float(np.finfo(np.float64).eps)
+
+DRAFTED = (
+    *("x", "cursor", "free", "normals", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
+    "rejected",
+)
+"""The arrays of a `Path` that `draft_rows` takes."""
+COMMITTED = (
+    *("x", "cursor", "normals", "uniforms", "points", "x0_pred", "seen", "shift", "change", "latest", "innovation"),
+    *("rejected", "refused", "judged", "rounds", "nfe"),
+)
+"""Those that `commit_rows` takes."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -78,6 +90,75 @@ def _turn_narrow(transposed: Numbers, values: Numbers, out: Numbers) -> None:
 
 
 @compiled
+def advance_rows(
+    window: int,
+    parts: tuple[bool, bool],
+    memory: tuple[Numbers, ...],
+    chain: tuple[Numbers, Numbers],
+    how: tuple[bool, bool, float, Numbers, Numbers, Numbers],
+    work: tuple[Numbers, Numbers, Numbers],
+    called: tuple[Numbers, Numbers],
+    drafted: tuple[Numbers, Numbers],
+) -> int:
+    """Take a batch of plans from one network call to the next.
+
+    Its arguments are few, and blocks: after a network call the processor's caches have none of what Python knows of an
+    array, and to look at fifty takes longer than the arithmetic.
+
+    Args:
+        window: Points θ of a row, at most.
+        parts: Whether to commit what the network was called on, and whether to draft.
+        memory: Of the path, the blocks of a `PathMemory`.
+        chain: `LoopTables.rounds` and the timesteps [K].
+        how: Whether the last committed prediction is held, as `frozen` does; whether prefixes are judged; the tolerance;
+            U and g of the response; and which coordinates are given: see `draft_rows` and `commit_rows`.
+        work: Memory that goes from a draft to its verdict: guesses, points in the response's basis and x̂0
+            [3, B·θ, D]; steps and rows of the points [2, B·θ]; and their number in each row [B].
+        called: What the network was called on and what it returned, each [N, D], or, of a chain without tables for
+            it, x̂0. Not looked at where nothing is committed.
+        drafted: Takes the next points [B·θ, D] and their timesteps [B·θ].
+
+    Returns:
+        The number of the next points N in all; 0 where every row is done, or nothing was to be drafted.
+    """
+    by_step, flags, counts, by_row, uniforms, free, rejected = memory
+    normals, points, x0_pred, shift, change = by_step[0], by_step[1], by_step[2], by_step[3], by_step[4]
+    seen, refused, judged = flags[0], flags[1], flags[2]
+    cursor, rounds, nfe = counts[0], counts[1], counts[2]
+    x, latest, innovation = by_row[0], by_row[1], by_row[2]
+    tables, timesteps = chain
+    holds, block, tolerance, basis, gain, given = how
+    own, places, quota = work
+    guess, turned = own[0], own[1]
+    if parts[0]:
+        point, output = called
+        predicted = output
+        if len(tables) > 4:
+            predicted = own[2]
+            excess = tables[7] if len(tables) > 7 else tables[0, :0]
+            predict_rows(point, output, places[0], (tables[4], tables[5], tables[6], excess), predicted)
+        commit_rows(
+            quota,
+            (x, cursor, normals, uniforms, points, x0_pred, seen, shift, change, latest, innovation, rejected, refused,
+             judged, rounds, nfe),
+            (tables[0], tables[1], tables[2], tables[3]),
+            (block, basis, given, tolerance),
+            (point, guess, turned),
+            predicted,
+        )  # fmt: skip
+    if not parts[1]:
+        return 0
+    return draft_rows(
+        window,
+        (x, cursor, free, normals, points, x0_pred, seen, shift, change, latest, innovation, rejected),
+        (tables[0], tables[1], tables[2], timesteps),
+        (holds, basis, gain),
+        (drafted[0], guess, turned),
+        (places[0], drafted[1], places[1], quota),
+    )
+
+
+@compiled
 def draft_rows(
     window: int,
     path: tuple[Numbers, ...],
@@ -90,7 +171,7 @@ def draft_rows(
 
     Args:
         window: Points θ of a row, at most.
-        path: Arrays of the `Path`, see `compiled.DRAFTED`.
+        path: Arrays of the `Path`, see `DRAFTED`.
         tables: a, b, σ and timesteps of the chain, each [K].
         how: Whether the last committed prediction is held, as `frozen` does; U of the response [horizon, horizon], of
             no size for none; and its g [K, D].
@@ -216,7 +297,7 @@ def commit_rows(
 
     Args:
         quota: Points of each row [B].
-        path: Arrays of the `Path`, see `compiled.COMMITTED`.
+        path: Arrays of the `Path`, see `COMMITTED`.
         tables: a, b, σ and a/σ of the chain, each [K].
         how: Whether prefixes are judged, as `couplings.block` does, else steps, as `couplings.reflection`; U of the
             response as for `draft_rows`; which coordinates are given [B, D], of no size for none; and the largest gap
@@ -465,14 +546,12 @@ def _ndtri(p: float) -> float:
 
 def compile_rounds() -> None:
     """Have all of it compiled, or read from numba's cache on the disk: a round of plans that are done."""
-    done, flags, nothing = np.ones(1, np.int64), np.zeros((1, 1), np.bool_), np.empty((0, 0), np.bool_)
+    flags, nothing, whole = np.zeros((3, 1, 2), np.bool_), np.empty((0, 0), np.bool_), np.ones(1, np.int64)
+    counts, places, quota = np.ones((3, 1), np.int64), np.zeros((2, 1), np.int64), np.zeros(1, np.int64)
     for dtype in (np.float32, np.float64):
-        one, flat, deep = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
-        path = (flat, done, flat, deep, deep, deep, flags, deep, deep, flat, flat)
-        drafted, basis, quota = (flat, flat, flat), np.empty((0, 0), dtype), np.zeros(1, np.int64)
-        draft_rows(
-            1, (*path, flags[0]), (one, one, one, done), (False, basis, basis), drafted, (done, done, done, quota)
+        flat, deep, basis = np.zeros((1, 1), dtype), np.zeros((3, 1, 1), dtype), np.empty((0, 0), dtype)
+        memory = (np.zeros((5, 1, 2, 1), dtype), flags, counts, deep, np.ones((1, 2), dtype), flat, flags[0, 0, :1])
+        how, work = (False, False, -1.0, basis, basis, nothing), (deep, places, quota)
+        advance_rows(
+            1, (True, True), memory, (np.zeros((7, 1), dtype), whole), how, work, (flat, flat), (flat, whole)
         )
-        path = (flat, done, deep, flat, deep, deep, flags, deep, deep, flat, flat)
-        counts = (flags[0], flags, flags, done, done)
-        commit_rows(quota, (*path, *counts), (one,) * 4, (False, basis, nothing, -1.0), drafted, flat)

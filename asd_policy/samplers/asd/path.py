@@ -93,49 +93,8 @@ class Path:
 
     @classmethod
     def begin(cls, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> "Path":
-        """Put a batch of plans at the start of the chain.
-
-        Args:
-            inpainting: What is given of them, in arrays of the tape's library.
-            tape: Their noise.
-            last_plan: The first guess of x̂0 [B, *event]; None for zeros.
-        """
-        xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
-        batch, steps = tape.uniforms.shape
-        normals = tape.normals.reshape(batch, steps, -1)
-        # A few blocks of memory, and views of them: each array by itself would cost a plan its own allocation.
-        noise, points, x0_pred, shift, change = arrays.zeros((5, batch, steps + 1, x.shape[1]), x)
-        seen, refused, judged = arrays.zeros((3, batch, steps + 1), x, bool)
-        cursor, rounds, nfe = arrays.zeros((3, batch), x, int)
-        now, latest, innovation = arrays.zeros((3, *x.shape), x)
-        now[...], noise[:, :steps] = x, normals
-        free = arrays.zeros((batch, 1), x) + x.shape[1]
-        if last_plan is not None:  # a copy: it is the caller's
-            latest[...] = arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
-        if inpainting is not None:
-            given = inpainting.mask.reshape(x.shape)
-            free -= given.sum(1)[:, None]
-            noise *= ~given[:, None]
-            latest = inpainting.fill(latest)
-        return cls(
-            x=now,
-            cursor=cursor,
-            free=free,
-            normals=noise,
-            uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
-            points=points,
-            x0_pred=x0_pred,
-            seen=seen,
-            shift=shift,
-            change=change,
-            latest=latest,
-            innovation=innovation,
-            rejected=~arrays.zeros((batch,), x, bool),
-            refused=refused,
-            judged=judged,
-            rounds=rounds,
-            nfe=nfe,
-        )
+        """Put a batch of plans at the start of the chain, in memory of its own; see `PathMemory.begin`."""
+        return PathMemory.begin(inpainting, tape, last_plan).path()
 
     @property
     def compact(self) -> bool:
@@ -146,3 +105,82 @@ class Path:
         """Take the counts of now."""
         steps = self.uniforms.shape[1] - 1
         return Counts(self.cursor, self.rounds, self.nfe, self.refused[:, :steps], self.judged[:, :steps])
+
+
+@dataclass(frozen=True)
+class PathMemory:
+    """The few blocks of memory that the arrays of a `Path` are views of.
+
+    Each array by itself would cost a plan an allocation of its own, and a compiled loop, which takes blocks, an argument.
+    """
+
+    by_step: Array
+    """`normals`, `points`, `x0_pred`, `shift` and `change`, [5, B, K + 1, D]."""
+    flags: Array
+    """`seen`, `refused` and `judged`, [3, B, K + 1]."""
+    counts: Array
+    """`cursor`, `rounds` and `nfe`, [3, B]."""
+    by_row: Array
+    """`x`, `latest` and `innovation`, [3, B, D]."""
+    uniforms: Array
+    """As `Path.uniforms`, and so are the others."""
+    free: Array
+    rejected: Array
+
+    @classmethod
+    def begin(cls, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> "PathMemory":
+        """Put a batch of plans at the start of the chain.
+
+        Args:
+            inpainting: What is given of them, in arrays of the tape's library.
+            tape: Their noise.
+            last_plan: The first guess of x̂0 [B, *event]; None for zeros.
+        """
+        xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
+        batch, steps = tape.uniforms.shape
+        by_step = arrays.zeros((5, batch, steps + 1, x.shape[1]), x)
+        by_row = arrays.zeros((3, *x.shape), x)
+        free = arrays.zeros((batch, 1), x) + x.shape[1]
+        by_step[0, :, :steps], by_row[0] = tape.normals.reshape(batch, steps, -1), x
+        if last_plan is not None:  # a copy: it is the caller's
+            by_row[1] = arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
+        if inpainting is not None:
+            given = inpainting.mask.reshape(x.shape)
+            free -= given.sum(1)[:, None]
+            by_step[0] *= ~given[:, None]
+            by_row[1] = inpainting.fill(by_row[1])
+        return cls(
+            by_step=by_step,
+            flags=arrays.zeros((3, batch, steps + 1), x, bool),
+            counts=arrays.zeros((3, batch), x, int),
+            by_row=by_row,
+            uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
+            free=free,
+            rejected=~arrays.zeros((batch,), x, bool),
+        )
+
+    def path(self) -> Path:
+        """Give the views."""
+        normals, points, x0_pred, shift, change = self.by_step
+        seen, refused, judged = self.flags
+        cursor, rounds, nfe = self.counts
+        x, latest, innovation = self.by_row
+        return Path(
+            x=x,
+            cursor=cursor,
+            free=self.free,
+            normals=normals,
+            uniforms=self.uniforms,
+            points=points,
+            x0_pred=x0_pred,
+            seen=seen,
+            shift=shift,
+            change=change,
+            latest=latest,
+            innovation=innovation,
+            rejected=self.rejected,
+            refused=refused,
+            judged=judged,
+            rounds=rounds,
+            nfe=nfe,
+        )
