@@ -61,6 +61,14 @@ def _torch_functions() -> Any:
     return torch_functions
 
 
+@functools.cache
+def _torch() -> Any:
+    """Import PyTorch. What each plan asks for asks here: an import statement takes as long as ten such calls."""
+    import torch
+
+    return torch
+
+
 def device_of(x: Any) -> Any:
     """Find the device of an array. `array_api_compat.device` says "cpu" for NumPy and for PyTorch's CPU alike."""
     return NUMPY if isinstance(x, np.ndarray) else x.device
@@ -108,8 +116,7 @@ def asarray(values: Any, device: Any, dtype: Any = None) -> Array:
     if device == NUMPY:
         array: Any = to_numpy(values)
         return array if dtype is None else array.astype(dtype, copy=False)
-    import torch
-
+    torch = _torch()
     return torch.as_tensor(values, device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
@@ -147,8 +154,7 @@ def zeros(shape: Sequence[int], like: Any, kind: type | None = None) -> Array:
     if isinstance(like, np.ndarray):
         zeroed: Any = np.zeros(shape, like.dtype if kind is None else kind)
         return zeroed
-    import torch
-
+    torch = _torch()
     kinds = {None: like.dtype, bool: torch.bool, int: torch.int64}
     return torch.zeros(tuple(shape), dtype=kinds[kind], device=like.device)
 
@@ -158,8 +164,7 @@ def empty(shape: Sequence[int], like: Any) -> Array:
     if isinstance(like, np.ndarray):
         made: Any = np.empty(shape, like.dtype)
         return made
-    import torch
-
+    torch = _torch()
     return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
 
 
@@ -188,8 +193,7 @@ def arange(count: int, like: Any) -> Array:
     if isinstance(like, np.ndarray):
         counted: Any = np.arange(count)
         return counted
-    import torch
-
+    torch = _torch()
     return torch.arange(count, device=like.device)
 
 
@@ -235,8 +239,7 @@ def sampling(device: Any) -> AbstractContextManager[Any]:
     """Make the context of a sampler's arithmetic: no gradients, no autocast, no warnings of ∞ · 0, which is masked."""
     if device == NUMPY:
         return np.errstate(all="ignore")
-    import torch
-
+    torch = _torch()
     return _without_autocast(device.type) if torch.is_autocast_enabled(device.type) else torch.inference_mode()
 
 
@@ -290,8 +293,7 @@ def no_gradients(device: Any) -> AbstractContextManager[Any]:
     """Make the context for calling a network without gradients."""
     if device == NUMPY:
         return contextlib.nullcontext()
-    import torch
-
+    torch = _torch()
     return torch.inference_mode()
 
 
@@ -307,8 +309,7 @@ def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
     """Make a context that restores the autocast that is on now for a device, for use where it is off."""
     if device == NUMPY:
         return contextlib.nullcontext()
-    import torch
-
+    torch = _torch()
     kind = device.type
     if not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()  # as it is where it is off, and entered in a tenth of the time
@@ -362,8 +363,7 @@ def normals(shape: Sequence[int], generator: Any, device: Any, dtype: Any = None
     if device == NUMPY:
         drawn: Any = _global(generator).standard_normal(shape, dtype or np.float32)
         return drawn
-    import torch
-
+    torch = _torch()
     return torch.randn(tuple(shape), generator=generator, device=device, dtype=dtype or torch.float32)
 
 
@@ -386,19 +386,27 @@ def device_kind(device: Any) -> str:
 
 def is_host(device: Any) -> bool:
     """Tell whether a device's memory is the host's."""
-    return device == NUMPY or device_kind(device) == "cpu"
+    return device == NUMPY or (device if isinstance(device, str) else device.type) == "cpu"
 
 
 def has_known_precision(x: Any) -> bool:
     """Tell whether an array's numbers are float32 or float64."""
-    return str(x.dtype).rpartition(".")[2] in ("float32", "float64")
+    return _is_known(x.dtype)
+
+
+@functools.cache
+def _is_known(dtype: Any) -> bool:
+    return str(dtype).rpartition(".")[2] in ("float32", "float64")
 
 
 def is_finite(x: Any) -> bool:
     """Tell whether no number of an array is NaN or infinite; waits for the device."""
-    if isinstance(x, np.ndarray):
-        return bool(np.isfinite(x).all())
-    return bool(np.isfinite(on_host(x)).all()) if _is_small(x) else bool(x.isfinite().all())
+    if not isinstance(x, np.ndarray) and not _is_small(x):
+        return bool(x.isfinite().all())
+    numbers = on_host(x)
+    with np.errstate(all="ignore"):
+        total = np.add.reduce(numbers, axis=None)  # half the work; a sum that is not finite may be an overflow, too
+    return math.isfinite(total) or bool(np.isfinite(numbers).all())
 
 
 @dataclass(frozen=True)
@@ -444,8 +452,7 @@ def uniforms(shape: Sequence[int], generator: Any, device: Any, dtype: Any = Non
     if device == NUMPY:
         drawn: Any = _global(generator).random(shape, dtype or np.float32)
         return drawn
-    import torch
-
+    torch = _torch()
     return torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype or torch.float32)
 
 

@@ -180,7 +180,7 @@ class SensorEncoder:
         """Map of each vector, of the colours of each camera, of the channels of each cloud."""
         return {name: each.affine if isinstance(each, Sensor) else each for name, each in self._items()}
 
-    @property
+    @cached_property
     def sensors(self) -> dict[str, Sensor]:
         """The features that a network encodes."""
         return {name: each for name, each in self._items() if isinstance(each, Sensor)}
@@ -217,7 +217,7 @@ class SensorEncoder:
         Sensors that share a network share its calls.
         """
         features: dict[str, Array] = {}
-        for names in self._sharing():
+        for names in self._sharing:
             features |= self._look_together(names, [observations[name] for name in names], device)
         if not features:
             seen = [arrays.asarray(observations[name], device, "float32") for name in self.features]
@@ -244,6 +244,7 @@ class SensorEncoder:
             features = (sensors[0].run or sensors[0].network)(arrays.namespace(prepared[0]).concatenate(prepared))
         return {name: features[index * rows : (index + 1) * rows] for index, name in enumerate(names)}
 
+    @cached_property
     def _sharing(self) -> list[list[str]]:
         """List the sensors by their networks, those that call one and the same together."""
         groups: dict[Any, list[str]] = {}

@@ -129,10 +129,7 @@ class Target:
         Raises:
             DenoiserError: Its output is no array of floating-point numbers in the shape of its input.
         """
-        return self.evaluate(seen.reshape(len(seen), *self.shape[1:]), timestep, cond)
-
-    def evaluate(self, points: Array, timestep: Array, cond: Array | None) -> Array:
-        """Do what `call` does, at points [N, *event]."""
+        points = seen if seen.ndim == len(self.shape) else seen.reshape(len(seen), *self.shape[1:])
         before = self.mark("network")
         self.meter.count(1, len(points))
         start = time.perf_counter()
@@ -150,7 +147,7 @@ class Samples:
     """What a sampler's own loop returns to `Sampler.sample`."""
 
     sample: Array
-    """Shape [B, *event]."""
+    """Shape [B, *event]; in the host's memory it may be an array of NumPy's, whatever the tape's library."""
     costs: list[PlanCost]
     """Of each row; whether it is exact `Sampler.sample` knows."""
     spec: str | None = None
@@ -264,9 +261,11 @@ class Sampler(abc.ABC):
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
         with arrays.sampling(target.meter.device):
             samples = self.run(_conditioned(target, cond), tape, warm_start)
-            sample = samples.sample if inpainting is None else inpainting.fill(samples.sample)
+            sample = samples.sample
+            if inpainting is not None:
+                sample = inpainting.fill(arrays.as_like(sample, tape.initial))
         check_finite(sample, NETWORK_FAILED if chain.predicts_sample else GRADIENT_FAILED)
-        sample = arrays.ordinary(sample)
+        sample = arrays.ordinary(arrays.as_like(sample, tape.initial))
         if deadline is not None:
             deadline.stop()
         return SampleResult(sample, self._stats(samples, target, time.perf_counter() - start))

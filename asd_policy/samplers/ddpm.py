@@ -59,6 +59,7 @@ class Ddpm(Sampler):
         x, done = walk_called(target, tape)
         if done == len(target.chain):
             return Samples(x, costs)
+        x = arrays.as_like(x, tape.initial)
         rows = arrays.arange(len(x), x)
         now = arrays.namespace(rows).full_like(rows, done)
         sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, warm_start)
@@ -77,7 +78,10 @@ def walk_recorded(key: Hashable, target: Target, tape: NoiseTape) -> Samples:
 
 
 def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
-    """Walk the chain as `walk` does, by compiled steps where there are some: not to be recorded."""
+    """Walk the chain as `walk` does, by compiled steps where there are some: not to be recorded.
+
+    Those give points in an array of NumPy's, whatever the tape's library.
+    """
     loops = None if target.inpainting is not None else loops_for(STEPS, tape.initial)
     if loops is None:
         return walk(target, tape)
@@ -104,11 +108,11 @@ def _walk_compiled(
         if not target.allows("step"):
             break
         points = arrays.from_host(here.reshape(shape), like)
-        output = output_on_host(target.evaluate(points, timesteps[k], cond), points)
+        output = output_on_host(target.call(points, timesteps[k], cond), points)
         following = np.empty_like(here)  # the network may keep what it was called on
         loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
         here, done = following, k + 1
-    return arrays.from_host(here.reshape(shape), tape.initial), done
+    return arrays.from_host(here.reshape(shape), here), done
 
 
 def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:

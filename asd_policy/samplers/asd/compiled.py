@@ -22,6 +22,7 @@ from asd_policy.samplers.asd.rounds import CalledRounds
 from asd_policy.samplers.compiled import ROUNDS, Numbers, loop_tables, loops_for, output_on_host
 from asd_policy.samplers.inpainting import Inpainting
 
+
 def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
     """Load the loops for a round of plans along a tape; None where they have none for it."""
     return loops_for(ROUNDS, tape.initial) if round_.is_known else None
@@ -69,8 +70,8 @@ class CompiledRounds(CalledRounds):
         return Path(**{name: arrays.from_host(each, self._like) for name, each in vars(self._path).items()})
 
     def result(self) -> tuple[Array, Counts]:
-        """Give points, in an array of the tape's library, and counts of now."""
-        return arrays.from_host(self._path.x, self._like), self._path.counts()
+        """Give points and counts of now, in arrays of NumPy's."""
+        return self._path.x, self._path.counts()
 
     def next(self) -> Callable[[], None] | None:
         """Give a round of the rows that are not done."""
@@ -92,7 +93,7 @@ class CompiledRounds(CalledRounds):
         points = arrays.from_host(seen.reshape(live, *target.shape[1:]), self._called)
         if self._predicts:
             times = timesteps if self._times is None else self._times[steps]
-            network = target.evaluate(points, arrays.from_host(times, self._called), self._condition(rows))
+            network = target.call(points, arrays.from_host(times, self._called), self._condition(rows))
         else:
             network = target.predict(points, *(arrays.from_host(each, self._called) for each in (steps, rows)))
         called = seen, output_on_host(network, points).reshape(seen.shape)

@@ -110,8 +110,8 @@ def advance_rows(
         parts: Whether to commit what the network was called on, and whether to draft.
         memory: Of the path, the blocks of a `PathMemory`.
         chain: `LoopTables.rounds` and the timesteps [K].
-        how: Whether the last committed prediction is held, as `frozen` does; whether prefixes are judged; the tolerance;
-            U and g of the response; and which coordinates are given: see `draft_rows` and `commit_rows`.
+        how: Whether the last committed prediction is held, as `frozen` does; whether prefixes are judged; the
+            tolerance; U and g of the response; and which coordinates are given: see `draft_rows` and `commit_rows`.
         work: Memory that goes from a draft to its verdict: guesses, points in the response's basis and x̂0
             [3, B·θ, D]; steps and rows of the points [2, B·θ]; and their number in each row [B].
         called: What the network was called on and what it returned, each [N, D], or, of a chain without tables for
@@ -552,6 +552,4 @@ def compile_rounds() -> None:
         flat, deep, basis = np.zeros((1, 1), dtype), np.zeros((3, 1, 1), dtype), np.empty((0, 0), dtype)
         memory = (np.zeros((5, 1, 2, 1), dtype), flags, counts, deep, np.ones((1, 2), dtype), flat, flags[0, 0, :1])
         how, work = (False, False, -1.0, basis, basis, nothing), (deep, places, quota)
-        advance_rows(
-            1, (True, True), memory, (np.zeros((7, 1), dtype), whole), how, work, (flat, flat), (flat, whole)
-        )
+        advance_rows(1, (True, True), memory, (np.zeros((7, 1), dtype), whole), how, work, (flat, flat), (flat, whole))

@@ -1,6 +1,8 @@
 """Where a batch of plans stands in its chain, what was seen on the way, and what that cost."""
 
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array
@@ -31,10 +33,9 @@ class Counts:
             window: Points of a round θ.
             jumped: The rows that a deadline's fallback has finished, and how many network calls that took.
         """
-        rounds, nfe = self.rounds.tolist(), self.nfe.tolist()
-        refused, unjudged = (
-            [tuple(row.nonzero()[0].tolist()) for row in arrays.to_numpy(mask)] for mask in (self.refused, ~self.judged)
-        )
+        rounds, nfe, steps = self.rounds.tolist(), self.nfe.tolist(), range(self.refused.shape[1])
+        refused = [tuple(compress(steps, row)) for row in self.refused.tolist()]
+        unjudged = [tuple(compress(steps, map(not_, row))) for row in self.judged.tolist()]
         return [
             PlanCost(
                 rounds=rounds[row] + jumped.get(row, 0),
@@ -111,7 +112,8 @@ class Path:
 class PathMemory:
     """The few blocks of memory that the arrays of a `Path` are views of.
 
-    Each array by itself would cost a plan an allocation of its own, and a compiled loop, which takes blocks, an argument.
+    Each array by itself would cost a plan an allocation of its own, and a compiled loop, which takes blocks, one more
+    argument.
     """
 
     by_step: Array

@@ -41,7 +41,10 @@ class Rounds(Protocol):
         ...
 
     def result(self) -> tuple[Array, Counts]:
-        """Give the rows' last exact points, flattened [B, D], which are samples at the end, and the counts."""
+        """Give the rows' last exact points, flattened [B, D], which are samples at the end, and the counts.
+
+        Points in the host's memory may be an array of NumPy's, whatever the tape's library.
+        """
         ...
 
     def jump(self, rows: Array) -> Array:

@@ -218,6 +218,7 @@ def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStar
     unfinished = [row for row, cursor in enumerate(counts.cursor.tolist()) if cursor < len(target.chain)]
     jumped: dict[int, int] = {}
     if unfinished:
+        x = arrays.as_like(x, rounds.path.x)
         rows = arrays.asarray(np.array(unfinished), arrays.device_of(x))
         sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
         x[rows] = sample.reshape(len(rows), -1)
