@@ -403,10 +403,8 @@ def is_finite(x: Any) -> bool:
     """Tell whether no number of an array is NaN or infinite; waits for the device."""
     if not isinstance(x, np.ndarray) and not _is_small(x):
         return bool(x.isfinite().all())
-    numbers = on_host(x)
-    with np.errstate(all="ignore"):
-        total = np.add.reduce(numbers, axis=None)  # half the work; a sum that is not finite may be an overflow, too
-    return math.isfinite(total) or bool(np.isfinite(numbers).all())
+    # What the method `all` does, without what is Python's in it.
+    return bool(np.logical_and.reduce(np.isfinite(on_host(x)), axis=None))
 
 
 @dataclass(frozen=True)
@@ -435,11 +433,17 @@ def elementwise(function: Callable[..., Array], *operands: Any, constants: Const
         operands: Of the result's library.
         constants: Further operands, not more than the others.
     """
-    if isinstance(operands[0], np.ndarray) or not all(map(_is_small, operands)):
+    of_numpy = isinstance(operands[0], np.ndarray)
+    if not of_numpy and not all(map(_is_small, operands)):
         return function(*operands, *constants.arrays)
     with np.errstate(all="ignore"):  # PyTorch does not warn
         made: Any = function(*map(on_host, operands), *constants.on_host)
-    return from_host(made, operands[0])
+    return made if of_numpy else from_host(made, operands[0])
+
+
+def in_numpy(x: Any) -> Any:
+    """Look at an array as NumPy's where `elementwise` would compute in NumPy; one of another kind as it is."""
+    return on_host(x) if isinstance(x, np.ndarray) or _is_small(x) else x
 
 
 def _is_small(x: Array) -> bool:

@@ -70,9 +70,6 @@ class NoiseTape:
                 whole.reshape(batch, drawn, *event) if batch == 1 else arrays.in_memory_order(whole.swapaxes(0, 1))
             )
             uniforms = arrays.uniforms((batch, steps), generator, device, dtype)
-        uniforms = arrays.elementwise(_above_zero, uniforms)
-        return cls(normals[:, 0], normals[:, 1:], uniforms) if initial is None else cls(initial, normals, uniforms)
-
-
-def _above_zero(levels: Array) -> Array:
-    return 1 - levels
+        noise, levels = arrays.in_numpy(normals), arrays.in_numpy(uniforms)
+        start, noise = (noise[:, 0], noise[:, 1:]) if initial is None else (initial, noise)
+        return cls(*(arrays.as_like(each, uniforms) for each in (start, noise, 1 - levels)))

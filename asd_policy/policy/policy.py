@@ -483,11 +483,13 @@ class Policy:
             warm_start=warm_start,
             budget=budget,
         )
-        chunk = self._action.unnormalize(result.sample[..., : self.action_dim])
+        sample = result.sample
+        chunk = self._action.unnormalize(arrays.in_numpy(sample)[..., : self.action_dim])
         if not arrays.is_finite(chunk):
             finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
-        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, result.sample, encoding)
+        chunk, actions = arrays.as_like(chunk, sample), arrays.as_like(actions, sample)
+        return Plan(chunk, actions, result.stats, time.perf_counter() - start, cond, sample, encoding)
 
     def _inpaint(self, given: Inpainting | None, prefixes: Sequence[Prefix | None], tape: NoiseTape) -> Inpainting:
         """Give committed actions along a tape, beside what was given before."""

@@ -189,7 +189,7 @@ class Sampler(abc.ABC):
         Raises:
             SpecError: It is one.
         """
-        self.check(gaussian(self.spec, chain))
+        self.check(chain if isinstance(chain, GaussianChain) else gaussian(self.spec, chain))  # each plan asks
 
     @abc.abstractmethod
     def check(self, chain: GaussianChain) -> None:
