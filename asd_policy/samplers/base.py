@@ -118,7 +118,8 @@ class Target:
 
         Where it takes NumPy's, as ONNX Runtime does, tensors around them would cost each call a dozen operations.
         """
-        return arrays.on_host(x) if getattr(self.denoiser, "takes_numpy", False) else x
+        known = self.cond is None or str(self.cond.dtype) != "torch.bfloat16"  # which NumPy does not have
+        return arrays.on_host(x) if known and getattr(self.denoiser, "takes_numpy", False) else x
 
     def call(self, seen: Array, timestep: Array, cond: Array | None) -> Array:
         """Call the network at points [N, …] and timesteps [N], with the conditioning of each [N, …].

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,8 @@ def _walk_compiled(
         following = np.empty_like(here)  # the network may keep what it was called on
         loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
         here, done = following, k + 1
-    return arrays.from_host(here.reshape(shape), here), done
+    sample: Any = here.reshape(shape)
+    return sample, done
 
 
 def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:

@@ -117,7 +117,8 @@ def _how(round_: Round, x: Numbers, inpainting: Inpainting | None) -> tuple[Any,
     """Tell the loops how to draft and to judge points x [B, D], see `kernels.advance_rows`."""
     basis = gain = np.empty((0, 0), x.dtype)
     if round_.response is not None:
-        basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in vars(round_.response).values())
+        parts = round_.response.basis, round_.response.gain
+        basis, gain = (np.ascontiguousarray(arrays.on_host(each)) for each in parts)
     given = np.empty((0, 0), np.bool_)
     if inpainting is not None:
         given = np.ascontiguousarray(inpainting.mask.reshape(x.shape))

@@ -266,3 +266,27 @@ def test_networks_of_another_precision(sampler: Ddpm | Asd, dtype: torch.dtype) 
     with reference():
         expected = sampler.sample(denoise, CHAIN, (2, 3, 2), generator=tape).sample
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", [Ddpm(), Asd(6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_network_that_takes_numpys_arrays_gets_them(sampler: Ddpm | Asd, dtype: torch.dtype) -> None:
+    """As ONNX Runtime's does, whatever the tape's library: the same plan to the bit, in tensors as ever."""
+
+    class Network:
+        def __init__(self, takes_numpy: bool) -> None:
+            self.takes_numpy = takes_numpy
+            self.kinds: set[type] = set()
+
+        def __call__(self, x: Any, timestep: Any, cond: Any) -> Any:
+            self.kinds |= {type(x), type(timestep), type(cond)}
+            return x * np.float32(0.8)
+
+    tape = NoiseTape.draw((2, 3, 2), len(CHAIN), torch.Generator().manual_seed(0))
+    ours, theirs = Network(True), Network(False)
+    samples = [
+        sampler.sample(each, CHAIN, (2, 3, 2), torch.ones(2, 5, dtype=dtype), tape).sample for each in (ours, theirs)
+    ]
+    assert theirs.kinds == {Tensor}
+    assert ours.kinds == ({Tensor} if dtype == torch.bfloat16 else {np.ndarray})  # NumPy has no bfloat16
+    assert torch.equal(*samples) and not samples[0].is_inference()
