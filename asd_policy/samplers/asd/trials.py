@@ -4,6 +4,7 @@ The order of trying, and which settings are tried at all, follows a cost model (
 and the rounds of plans as they run. Plans of all settings have the same law, so trying costs time alone.
 """
 
+import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ STAGES = {3: 1.25, 8: 1.12, 16: 1.06}
 few plans does not explain."""
 ENOUGH = 32
 """Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
-_AS_GOOD = 1.02
+_AS_GOOD = 1.01
 
 
 class Setting(NamedTuple):
@@ -76,6 +77,7 @@ class Trial:
     informed: bool
     """Whether plans of this policy said which settings to try, and not those of others alone."""
     running: Setting | None = None
+    _draw: random.Random = field(default_factory=lambda: random.Random(0), repr=False, compare=False)
 
     @classmethod
     def of(cls, settings: Iterable[Setting], informed: bool = True) -> "Trial":
@@ -104,7 +106,10 @@ class Trial:
         return min(good, key=lambda setting: self.tried[setting].tail)
 
     def turn(self, block: int) -> Setting:
-        """Give the setting of the next plan.
+        """Give the setting of the next plan: one of those with the fewest plans.
+
+        Once each has had one, in the order of expected costs, it is drawn which: so what comes back in plans, as the
+        phases of a task do, falls on all settings alike.
 
         Args:
             block: Plans of one setting in a row: 1 where the machine's load is to hit all alike, more where it costs
@@ -112,7 +117,9 @@ class Trial:
         """
         running = self.running
         if running is None or running not in self.left or self.tried[running].plans % block == 0:
-            running = self.running = min(self.left, key=lambda setting: self.tried[setting].plans)
+            fewest = min(self.tried[each].plans for each in self.left)
+            due = [each for each in self.left if self.tried[each].plans == fewest]
+            running = self.running = self._draw.choice(due) if fewest else due[0]
         return running
 
     def note(self, setting: Setting, rounds: int, seconds: float) -> None:
