@@ -386,7 +386,7 @@ def device_kind(device: Any) -> str:
 
 def is_host(device: Any) -> bool:
     """Tell whether a device's memory is the host's."""
-    return device == NUMPY or (device if isinstance(device, str) else device.type) == "cpu"
+    return device == NUMPY or (device_kind(device) if isinstance(device, str) else device.type) == "cpu"
 
 
 def has_known_precision(x: Any) -> bool:

@@ -251,26 +251,27 @@ def _sequential(settings: Iterable[Setting]) -> Setting:
 
 def _sequential_seconds(policy: Policy) -> float:
     """Give what a plan took with the sequential sampler [s]."""
-    tried = _trial(policy).tried
-    return tried[_sequential(tried)].seconds
+    trial = _trial(policy)
+    return trial.seconds(_sequential(trial.tried))
 
 
 def _plan_seconds(policy: Policy) -> float:
     """Give what a plan took with the best setting [s]."""
-    return _trial(policy).tried[_trial(policy).best].seconds
+    return _trial(policy).seconds(_trial(policy).best)
 
 
 def _rows(policy: Policy, costs: dict[Setting, float]) -> Iterator[dict[str, Any]]:
     """Say of each setting what a plan is expected to cost, and what it did cost where it was tried."""
     for setting, cost in costs.items():
-        tried = _trial(policy).tried.get(setting)
+        trial = _trial(policy)
+        tried = trial.tried.get(setting)
         yield {
             "backend": policy.backend.spec,
             **setting._asdict(),
             "call_ms": 1e3 * float(call_seconds(policy.experience, np.array([setting.window]))[0]),
             "expected_plan_ms": 1e3 * cost,
             "plans": tried.plans if tried else 0,
-            "plan_ms": 1e3 * tried.seconds if tried and tried.pace else None,
+            "plan_ms": 1e3 * trial.seconds(setting) if tried and tried.pace else None,
         }
 
 

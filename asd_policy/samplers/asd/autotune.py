@@ -8,7 +8,7 @@ least time stays (`trials`).
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -85,6 +85,8 @@ def choose(
         trial = experience.trials[key] = Trial.of(likely, informed)
     if trial.done or not experience.trying:
         return trial.best
+    if trial.decides:
+        trial.expected = expected_rounds(trial.tried, experience, steps)
     return trial.turn(1 if target.launcher is None else _BLOCK)
 
 
@@ -128,6 +130,12 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
         return call_seconds(experience, batch * points)
 
     return {each: expected_seconds(hazards[each.pair], each.window, latency) for each in settings}
+
+
+def expected_rounds(settings: Collection[Setting], experience: Experience, steps: int) -> dict[Setting, float]:
+    """Compute the expected rounds of a plan with each setting, from what plans of its pair have taught of refusals."""
+    hazards = {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
+    return {each: expected_seconds(hazards[each.pair], each.window, lambda points: points**0.0) for each in settings}
 
 
 def call_seconds(experience: Experience, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

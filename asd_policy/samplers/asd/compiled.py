@@ -43,7 +43,7 @@ class CompiledRounds(CalledRounds):
         own = NoiseTape(*(arrays.on_host(each) for each in (tape.initial, tape.normals, tape.uniforms)))
         memory = PathMemory.begin(inpainting, own, last_plan)
         self._path, self._memory = memory.path(), tuple(vars(memory).values())
-        x: Numbers = memory.by_row[0]  # pyright: ignore[reportAssignmentType]  # it is NumPy's, as the tape is
+        x: Numbers = arrays.on_host(memory.by_row[0])
         self._rows, size = x.shape
         tables = loop_tables(target.chain, x.dtype)
         # A chain that thresholds, or of which something is given, is predicted by the reference's text.

@@ -24,7 +24,7 @@ from asd_policy.samplers.asd.autotune import (
     shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.asd.trials import ENOUGH, Trial, Tried
+from asd_policy.samplers.asd.trials import ENOUGH, Trial
 from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
@@ -183,11 +183,47 @@ def test_the_clock_overrules_the_model(
 
 
 def test_what_plans_cost_is_what_is_told() -> None:
-    cost = Tried()
+    setting = Setting(8, "picard", "block")
+    trial = Trial.of([setting, Setting(16, "picard", "block")])
     for rounds, seconds in ((10, 99.0), (10, 1.0), (20, 2.0), (15, 1.5), (15, 30.0)):
-        cost.add(rounds, seconds)
-    assert cost.seconds == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
-    assert cost.tail > cost.seconds
+        trial.note(setting, rounds, seconds)
+    assert trial.seconds(setting) == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
+    assert trial.tried[setting].tail > trial.seconds(setting)
+
+
+def tried_rounds(found: dict[int, float], expected: dict[int, float]) -> dict[int, float]:
+    """Estimate the rounds of windows that took `found` in ten plans each, where a model expects others; in thousandths."""
+    settings = {window: Setting(window, "picard", "block") for window in found}
+    trial = Trial.of(settings.values())
+    for window, setting in settings.items():
+        for _ in range(10):
+            trial.tried[setting].add(round(1000 * found[window]), found[window])
+    trial.expected = {setting: 1000 * expected[window] for window, setting in settings.items()}
+    return {window: trial.seconds(setting) for window, setting in settings.items()}
+
+
+def test_noise_of_a_few_plans_is_smoothed() -> None:
+    """The model's shape, but for a factor that goes along with the window; of one window nobody else knows anything."""
+    model = {1: 100.0, 4: 27.0, 8: 15.0, 16: 9.0, 32: 6.0}
+    truth = {window: rounds * (0.9 + 0.05 * np.log(window)) for window, rounds in model.items()} | {1: 100.0}
+    assert tried_rounds(truth, model) == pytest.approx(truth, rel=1e-3)
+    lucky = tried_rounds(truth | {32: 0.8 * truth[32]}, model)
+    assert 0.84 * truth[32] < lucky[32] < 0.95 * truth[32]  # two thirds of its luck are the others', too
+    assert lucky[1] == pytest.approx(100)
+    few = {32: 5.0, 16: 9.5}
+    assert tried_rounds(few, model) == pytest.approx(few)
+
+
+def test_the_model_is_asked_before_each_decision(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    sampler, experience = make_sampler("asd"), Experience()
+    while not experience.plans or experience.undecided:
+        sampler.sample(mixture, chain, (1, 2, 2), warm_start=WarmStart(None, experience))
+    (trial,) = experience.trials.values()
+    assert trial.expected.keys() == trial.tried.keys()
+    for setting, rounds in trial.expected.items():
+        assert len(chain) / setting.window <= rounds <= len(chain)
+        if setting.window > 1 and trial.tried[setting].plans > 3:
+            assert rounds == pytest.approx(np.mean(trial.tried[setting].rounds), rel=0.3)
 
 
 def test_of_equals_the_shorter_tail_is_taken() -> None:
