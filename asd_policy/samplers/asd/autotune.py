@@ -135,7 +135,10 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
 def expected_rounds(settings: Collection[Setting], experience: Experience, steps: int) -> dict[Setting, float]:
     """Compute the expected rounds of a plan with each setting, from what plans of its pair have taught of refusals."""
     hazards = {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
-    return {each: expected_seconds(hazards[each.pair], each.window, lambda points: points**0.0) for each in settings}
+    return {
+        each: expected_seconds(hazards[each.pair], each.window, lambda points: np.ones(points.shape))
+        for each in settings
+    }
 
 
 def call_seconds(experience: Experience, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -192,7 +192,7 @@ def test_what_plans_cost_is_what_is_told() -> None:
 
 
 def tried_rounds(found: dict[int, float], expected: dict[int, float]) -> dict[int, float]:
-    """Estimate the rounds of windows that took `found` in ten plans each, where a model expects others; in thousandths."""
+    """Estimate the rounds of windows that took `found` in ten plans each, a model expecting others; in thousandths."""
     settings = {window: Setting(window, "picard", "block") for window in found}
     trial = Trial.of(settings.values())
     for window, setting in settings.items():
