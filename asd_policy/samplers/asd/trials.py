@@ -18,7 +18,7 @@ STAGES = {3: 1.25, 8: 1.12, 16: 1.06}
 few plans does not explain."""
 ENOUGH = 32
 """Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
-_AS_GOOD = 1.01
+_AS_GOOD = 1.02
 _ENOUGH_FOR_A_LINE = 3  # windows: through fewer it would have nothing to smooth
 
 
