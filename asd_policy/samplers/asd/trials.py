@@ -176,7 +176,9 @@ class Trial:
 
     def copy(self) -> "Trial":
         """Copy it to a trial that goes its own way."""
-        return Trial.from_json(self.to_json())
+        other = Trial.from_json(self.to_json())
+        other.expected = dict(self.expected)
+        return other
 
     def to_json(self) -> list[Any]:
         """List it in numbers and strings: `informed`, and each setting, whether it is left, and its cost."""

@@ -273,8 +273,9 @@ def test_trials_are_kept() -> None:
     trial = Trial.of([Setting(8, "picard", "block"), Setting(32, "picard", "block")])
     for _ in range(3):
         trial.note(trial.turn(1), 10, 1.0)
+    trial.expected = dict.fromkeys(trial.tried, 9.0)
     other = trial.copy()
-    assert (other.tried, other.left) == (trial.tried, trial.left)
+    assert (other.tried, other.left, other.expected) == (trial.tried, trial.left, trial.expected)
     other.note(other.turn(1), 10, 1.0)
     assert other.tried != trial.tried
     for damage in (lambda row: row[4].append(0), lambda row: row[5].append(-1.0), lambda row: row[5].append(np.inf)):
