@@ -121,11 +121,7 @@ def advance_rows(
     Returns:
         The number of the next points N in all; 0 where every row is done, or nothing was to be drafted.
     """
-    by_step, flags, counts, by_row, uniforms, free, rejected = memory
-    normals, points, x0_pred, shift, change = by_step[0], by_step[1], by_step[2], by_step[3], by_step[4]
-    seen, refused, judged = flags[0], flags[1], flags[2]
-    cursor, rounds, nfe = counts[0], counts[1], counts[2]
-    x, latest, innovation = by_row[0], by_row[1], by_row[2]
+    to_draft, to_commit = _views(memory)
     tables, timesteps = chain
     holds, block, tolerance, basis, gain, given = how
     own, places, quota = work
@@ -137,25 +133,25 @@ def advance_rows(
             predicted = own[2]
             excess = tables[7] if len(tables) > 7 else tables[0, :0]
             predict_rows(point, output, places[0], (tables[4], tables[5], tables[6], excess), predicted)
-        commit_rows(
-            quota,
-            (x, cursor, normals, uniforms, points, x0_pred, seen, shift, change, latest, innovation, rejected, refused,
-             judged, rounds, nfe),
-            (tables[0], tables[1], tables[2], tables[3]),
-            (block, basis, given, tolerance),
-            (point, guess, turned),
-            predicted,
-        )  # fmt: skip
+        steps = (tables[0], tables[1], tables[2], tables[3])
+        commit_rows(quota, to_commit, steps, (block, basis, given, tolerance), (point, guess, turned), predicted)
     if not parts[1]:
         return 0
-    return draft_rows(
-        window,
-        (x, cursor, free, normals, points, x0_pred, seen, shift, change, latest, innovation, rejected),
-        (tables[0], tables[1], tables[2], timesteps),
-        (holds, basis, gain),
-        (drafted[0], guess, turned),
-        (places[0], drafted[1], places[1], quota),
-    )
+    to_step = (tables[0], tables[1], tables[2], timesteps)
+    calls = (places[0], drafted[1], places[1], quota)
+    return draft_rows(window, to_draft, to_step, (holds, basis, gain), (drafted[0], guess, turned), calls)
+
+
+@compiled
+def _views(memory: tuple[Numbers, ...]) -> tuple[tuple[Numbers, ...], tuple[Numbers, ...]]:
+    """Look at the blocks of a `PathMemory` as the arrays that are `DRAFTED` and `COMMITTED`."""
+    by_step, flags, counts, by_row, uniforms, free, rejected = memory
+    normals, points, x0_pred, shift, change = by_step[0], by_step[1], by_step[2], by_step[3], by_step[4]
+    seen, refused, judged = flags[0], flags[1], flags[2]
+    cursor, rounds, nfe = counts[0], counts[1], counts[2]
+    x, latest, innovation = by_row[0], by_row[1], by_row[2]
+    kept = (points, x0_pred, seen, shift, change, latest, innovation, rejected)
+    return (x, cursor, free, normals, *kept), (x, cursor, normals, uniforms, *kept, refused, judged, rounds, nfe)
 
 
 @compiled
