@@ -379,14 +379,9 @@ def normals_in_turn(count: int, shape: Sequence[int], generator: Any, device: An
     return namespace(drawn[0]).stack(drawn)
 
 
-def device_kind(device: Any) -> str:
-    """Give the kind of a device, such as "cuda", without its index."""
-    return str(device).partition(":")[0]
-
-
 def is_host(device: Any) -> bool:
     """Tell whether a device's memory is the host's."""
-    return device == NUMPY or (device_kind(device) if isinstance(device, str) else device.type) == "cpu"
+    return device == NUMPY or (device.partition(":")[0] if isinstance(device, str) else device.type) == "cpu"
 
 
 def has_known_precision(x: Any) -> bool:
@@ -401,10 +396,11 @@ def _is_known(dtype: Any) -> bool:
 
 def is_finite(x: Any) -> bool:
     """Tell whether no number of an array is NaN or infinite; waits for the device."""
-    if not isinstance(x, np.ndarray) and not _is_small(x):
+    seen = in_numpy(x)
+    if not isinstance(seen, np.ndarray):
         return bool(x.isfinite().all())
     # What the method `all` does, without what is Python's in it.
-    return bool(np.logical_and.reduce(np.isfinite(on_host(x)), axis=None))
+    return bool(np.logical_and.reduce(np.isfinite(seen), axis=None))
 
 
 @dataclass(frozen=True)

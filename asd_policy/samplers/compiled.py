@@ -56,15 +56,13 @@ class LoopTables(NamedTuple):
 
     steps: tuple[Numbers, Numbers, Numbers]
     """a, b and σ."""
-    scale: Numbers
-    """a/σ: what a gap between two predictions is in units of the step's noise; infinite where there is none."""
     timesteps: Numbers
     """What the network gets."""
     prediction: tuple[Numbers, ...] | None
     """Those of `kernels.predict_rows`; None for a chain that thresholds."""
     rounds: Numbers
-    """What `asd.kernels.advance_rows` takes, in one block: a, b, σ and a/σ, and, if there are any, the tables of
-    `prediction`, the limit of clipping as one of them."""
+    """What `asd.kernels.advance_rows` takes, in one block: a, b, σ and a/σ, which is what a gap between two predictions
+    is in units of the step's noise, infinite where there is none; and, if there are any, the tables of `prediction`."""
 
 
 def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
@@ -76,7 +74,7 @@ def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
             scale = tables.a / tables.sigma
         steps, prediction = (tables.a, tables.b, tables.sigma), _prediction_tables(chain, dtype)
         rows = [np.broadcast_to(row, len(chain)) for row in (*steps, scale, *(prediction or ())) if len(row)]
-        return LoopTables(steps, scale, tables.timesteps, prediction, np.stack(rows))
+        return LoopTables(steps, tables.timesteps, prediction, np.stack(rows))
 
     return chain.keep(("loops", dtype), make)
 

@@ -124,7 +124,7 @@ def measure(settings: Sequence[Setting], target: Target, tape: NoiseTape, experi
 
 def expected_costs(settings: Sequence[Setting], experience: Experience, batch: int, steps: int) -> dict[Setting, float]:
     """Compute the expected time of a plan [s] with each setting, whose calls were measured at this batch."""
-    hazards = {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
+    hazards = _hazards(settings, experience, steps)
 
     def latency(points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return call_seconds(experience, batch * points)
@@ -134,11 +134,18 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
 
 def expected_rounds(settings: Collection[Setting], experience: Experience, steps: int) -> dict[Setting, float]:
     """Compute the expected rounds of a plan with each setting, from what plans of its pair have taught of refusals."""
-    hazards = {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
+    hazards = _hazards(settings, experience, steps)
     return {
         each: expected_seconds(hazards[each.pair], each.window, lambda points: np.ones(points.shape))
         for each in settings
     }
+
+
+def _hazards(
+    settings: Collection[Setting], experience: Experience, steps: int
+) -> dict[tuple[str, str], npt.NDArray[np.float64]]:
+    """Estimate the refusals of each pair that is among some settings."""
+    return {pair: refusals(pair, experience, steps) for pair in dict.fromkeys(each.pair for each in settings)}
 
 
 def call_seconds(experience: Experience, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

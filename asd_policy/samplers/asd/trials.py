@@ -96,8 +96,8 @@ class Trial:
         tried = [setting for setting in self.left if self.tried[setting].pace]
         if self.done or not tried:
             return self.left[0]
-        least = min(map(self.seconds, tried))
-        good = [setting for setting in tried if self.seconds(setting) <= _AS_GOOD * least]
+        costs = {setting: self.seconds(setting) for setting in tried}
+        good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]
         return min(good, key=lambda setting: self.tried[setting].tail)
 
     def seconds(self, setting: Setting) -> float:
@@ -157,8 +157,9 @@ class Trial:
         self.tried[setting].add(rounds, seconds)
         fewest = min(self.tried[each].plans for each in self.left)
         if fewest in STAGES:
-            limit = STAGES[fewest] * min(map(self.seconds, self.left))
-            self.left = [each for each in self.left if self.seconds(each) <= limit]
+            costs = {each: self.seconds(each) for each in self.left}
+            limit = STAGES[fewest] * min(costs.values())
+            self.left = [each for each in self.left if costs[each] <= limit]
         elif fewest >= ENOUGH:
             self.settle()
 
