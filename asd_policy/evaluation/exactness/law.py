@@ -34,6 +34,7 @@ from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, as_it_ran, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
+from asd_policy.samplers.records import SampleResult
 from asd_policy.samplers.warm_start import WarmStart
 
 CALIBRATION = 16  # plans at each observation that a sampler learns from before it is watched
@@ -147,22 +148,28 @@ def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sam
     """Let a sampler choose the settings left to it for a single plan, as in use, and not for a large batch."""
     if not isinstance(sampler, Asd):
         return sampler
-    experience, spec = policy.experience.copy(), sampler.spec
+    experience = policy.experience.copy()
     for plan in range(TRIAL_PLANS):
-        cond = conds[plan % len(conds)][None]
-        result = sampler.sample(
-            policy.denoiser,
-            policy.chain,
-            (1, *policy.event),
-            cond,
-            policy.generator,
-            inpainting=policy.inpainting(cond),
-            warm_start=WarmStart(None, experience),
-        )
-        spec = result.stats.spec
+        _plan_once(policy, sampler, conds[plan % len(conds)][None], experience)
         if not experience.undecided:
             break
-    return as_it_ran(sampler, spec)
+    experience.freeze()
+    # Not what the last of these ran with, which was there to be tried.
+    settled = _plan_once(policy, sampler, conds[:1], experience)
+    return as_it_ran(sampler, settled.stats.spec)
+
+
+def _plan_once(policy: Policy, sampler: Sampler, cond: Tensor, experience: Experience) -> SampleResult:
+    """Make a plan for one observation [1, C], with an experience that is not the policy's own."""
+    return sampler.sample(
+        policy.denoiser,
+        policy.chain,
+        (1, *policy.event),
+        cond,
+        policy.generator,
+        inpainting=policy.inpainting(cond),
+        warm_start=WarmStart(None, experience),
+    )
 
 
 def draw_plans(

@@ -449,8 +449,13 @@ def test_what_is_verified_is_what_plans_come_to(small_checkpoint: Path, monkeypa
         [Setting(window, "picard", "block") for window in (1, 6)],
     )
     monkeypatch.setattr(autotune, "shortlist", lambda *_: settings)
-    # The fewest rounds are the best.
-    monkeypatch.setattr(trials.Trial, "seconds", lambda self, setting: float(max(self.tried[setting].rounds)))
+    # The longest window is the best, and the shortest is tried last.
+    monkeypatch.setattr(trials.Trial, "seconds", lambda self, setting: 1.0 / setting.window)
+    monkeypatch.setattr(
+        trials.Trial,
+        "turn",
+        lambda self, block: min(self.left, key=lambda each: (self.tried[each].plans, -each.window)),
+    )
     tried: list[Setting] = []
     own = Experience.note
     monkeypatch.setattr(Experience, "note", lambda self, *given: tried.append(given[0]) or own(self, *given))
