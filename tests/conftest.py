@@ -2,16 +2,23 @@
 
 import contextlib
 import importlib
+import itertools
 import os
+import random
+import zlib
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 
 # Triton's own functions are for its interpreter if they are imported as such, and parts of PyTorch import them.
 with mock.patch.dict(os.environ, TRITON_INTERPRET="1"), contextlib.suppress(ImportError):
     importlib.import_module("triton.language")
 
+from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.checkpoints.lerobot.folder import DiffusionConfig
 from asd_policy.networks.analytic import MixtureDenoiser
@@ -25,6 +32,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, in the place of the user's."""
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def same_noise(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test draws without a seed is the same in each run, whatever ran before it: no test fails by chance."""
+    seeds, make_generator = itertools.count(zlib.crc32(request.node.nodeid.encode())), arrays.make_generator
+
+    def seeded(device: Any, seed: Any = None) -> Any:
+        return make_generator(device, next(seeds) if seed is None else seed)
+
+    monkeypatch.setattr(arrays, "make_generator", seeded)
+    monkeypatch.setattr(arrays, "_numpy_generator", make_generator(arrays.NUMPY, next(seeds)))
+    torch.manual_seed(next(seeds))
+    np.random.seed(next(seeds))
+    random.seed(next(seeds))
 
 
 @pytest.fixture(scope="session")
