@@ -100,7 +100,8 @@ $(EDGE)/.installed: $(STAMP)
 	@$(EDGE)/bin/python -m $(PIP) "$$(ls runs/edge/*.whl)[edge]" pytest || $(NO_PIP)
 	@touch $@
 
-# LeRobot asks for Python 3.12: the first of these that runs, as a pyenv shim may name one that does not.
+# LeRobot asks for Python 3.12: the first of these that runs, as a pyenv shim may name one that does not. It comes without
+# setuptools, by which evdev is built, a package without wheels.
 .venv-lerobot-0.6.1/.installed: $(STAMP) tests/with_lerobot/constraints-0.6.1.txt plugins/lerobot_policy_asd/pyproject.toml \
 		tests/with_lerobot/lerobot_robot_fake/pyproject.toml
 	@for python in $(PYTHON) python3.12 python3.13 python3 "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3; do \
@@ -108,7 +109,7 @@ $(EDGE)/.installed: $(STAMP)
 		test -n "$$python" || { echo "make: lerobot 0.6.1 needs Python 3.12 or newer, and none is found: give one by PYTHON=" >&2; exit 1; }; \
 		test -x $(LEROBOT_VENV)/bin/python || "$$python" -m venv $(LEROBOT_VENV)
 	@echo "installing lerobot 0.6.1 and what it needs into $(LEROBOT_VENV): minutes, and 7 GB"
-	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) hatchling editables || $(NO_PIP)
+	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) hatchling editables setuptools || $(NO_PIP)
 	@$(LEROBOT_VENV)/bin/python -m $(LEROBOT_PIP) --no-build-isolation 'lerobot[$(LEROBOT_EXTRAS)]' pytest \
 		-e '.[eval,onnx]' -e plugins/lerobot_policy_asd -e tests/with_lerobot/lerobot_robot_fake || $(NO_PIP)
 	@touch $@
