@@ -69,7 +69,7 @@ def session(content: bytes, change: Change = lambda options: None) -> OnnxNetwor
     options = session_options(1)
     change(options)
     opened = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return OnnxNetwork(opened, ("cpu", 0))
+    return OnnxNetwork([opened], ("cpu", 0))
 
 
 def measure(networks: dict[str, Denoiser], job: Job, points: int, seconds: float) -> dict[str, tuple[float, float]]:

@@ -286,7 +286,7 @@ def test_lowered_layers_compute_the_same(chain: GaussianChain) -> None:
     # Left are the dilated one, the grouped one, and the transposed one that does not make a multiple of the steps.
     assert [kinds.count(kind) for kind in ("Conv", "ConvTranspose", "Mish")] == [2, 1, 0]
     session = open_session(model.SerializeToString(), "layers", provider_options("cpu", 0, job, 0), 1)
-    assert largest_difference(network, OnnxNetwork(session, ("cpu", 0)), job) < 1e-5
+    assert largest_difference(network, OnnxNetwork([session], ("cpu", 0)), job) < 1e-5
 
 
 class Normalized(nn.Module):
@@ -316,7 +316,7 @@ def test_groups_are_normalised_where_they_are_if_they_are_narrow(chain: Gaussian
     model = exporting.export_network(network, job, lowered=True)
     assert [node.op_type for node in model.graph.node].count("InstanceNormalization") == turned
     session = open_session(model.SerializeToString(), "groups", provider_options("cpu", 0, job, 0), 1)
-    assert largest_difference(network, OnnxNetwork(session, ("cpu", 0)), job) < 1e-3  # 100 has five digits left
+    assert largest_difference(network, OnnxNetwork([session], ("cpu", 0)), job) < 1e-3  # 100 has five digits left
 
 
 def test_mish_is_right_at_both_ends(chain: GaussianChain) -> None:
@@ -430,7 +430,7 @@ def test_fixed_memory_of_graphs_gives_the_same(exported: Exported, monkeypatch: 
     policy = load_policy(exported.file)
     plain = policy.denoiser
     assert isinstance(plain, OnnxNetwork)
-    fixed = OnnxCudaNetwork(plain.session, ("cpu", 0), stream, most_points=30, most_graphs=MAX_GRAPHS)
+    fixed = OnnxCudaNetwork(plain.sessions[0], ("cpu", 0), stream, most_points=30, most_graphs=MAX_GRAPHS)
     x, timestep, cond = example(policy.job, 1, torch.Generator().manual_seed(0))
     with pytest.raises(DenoiserError, match="cond has shape"):  # and nothing of it stays
         fixed(x, timestep, cond[:, 1:])

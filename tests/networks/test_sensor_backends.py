@@ -245,7 +245,7 @@ def test_a_gpus_fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     _, job = NETWORKS["cloud"]
     plain = make_backend("onnx").prepare_sensor(Cloud().eval(), job)
     assert isinstance(plain, OnnxNetwork)
-    fixed = OnnxCudaNetwork(plain.session, ("cpu", 0), Stream(), most_points=30, most_graphs=MAX_GRAPHS)
+    fixed = OnnxCudaNetwork(plain.sessions[0], ("cpu", 0), Stream(), most_points=30, most_graphs=MAX_GRAPHS)
     for count in (1, 2, 1, 30, 70):
         assert torch.equal(fixed(rows(job, count)), plain(rows(job, count)))
     with pytest.raises(DenoiserError, match="seen has shape"):

@@ -1,5 +1,6 @@
 """The network as ONNX Runtime runs it, on one of its execution providers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,13 @@ class Onnx(Backend):
         """
         self._check_reach(job.device)
         if isinstance(network, OnnxModel):
-            return self._open(str(network.path), str(network.path), job)
-        from asd_policy.networks.backends.onnx_export import export_network
+            return self._open([str(network.path)], str(network.path), job)
+        from asd_policy.networks.backends.onnx_export import export_for_cpu, export_network
 
         # On a GPU its libraries have better convolutions than products of gathered taps.
-        model = export_network(network, job, lowered=self.provider == "cpu")
-        return self._open(model.SerializeToString(), f"the exported {type(network).__name__}", job)
+        cpu = self.provider == "cpu"
+        forms = export_for_cpu(network, job) if cpu else [export_network(network, job, lowered=False)]
+        return self._open([form.SerializeToString() for form in forms], f"the exported {type(network).__name__}", job)
 
     def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
         """Open a session on a sensor's model in a file, or on an export of its network.
@@ -132,11 +134,11 @@ class Onnx(Backend):
         """
         self._check_reach(job.device)
         if isinstance(network, OnnxSensor):
-            return self._open(network.read(), str(network), job)
+            return self._open([network.read()], str(network), job)
         from asd_policy.networks.backends.onnx_export import export_sensor
 
         model = export_sensor(network, job)
-        return self._open(model.SerializeToString(), f"the exported {type(network).__name__}", job)
+        return self._open([model.SerializeToString()], f"the exported {type(network).__name__}", job)
 
     def _check_reach(self, device: Device) -> None:
         """Refuse a device that the provider cannot reach, and a provider that is not there."""
@@ -148,7 +150,8 @@ class Onnx(Backend):
             )
         check_provider(self.provider)
 
-    def _open(self, model: str | bytes, name: str, job: Job | SensorJob) -> OnnxNetwork:
+    def _open(self, forms: Sequence[str | bytes], name: str, job: Job | SensorJob) -> OnnxNetwork:
+        """Open a session on each form of a model: one, or on a CPU another one for many points, too."""
         on_gpu = str(job.device).startswith("cuda")
         stream, index = None, 0
         if on_gpu:
@@ -157,13 +160,14 @@ class Onnx(Backend):
             stream = torch.cuda.Stream(job.device)
             index = stream.device.index
         options = provider_options(self.provider, index, job, 0 if stream is None else stream.cuda_stream)
-        session = open_session(model, name, options, self.threads or default_threads())
-        check_signature(session, name, job)
+        sessions = [open_session(form, name, options, self.threads or default_threads()) for form in forms]
+        for session in sessions:
+            check_signature(session, name, job)
         if stream is None:
-            return OnnxNetwork(session, ("cpu", 0))
+            return OnnxNetwork(sessions, ("cpu", 0))
         tensorrt = self.provider == "tensorrt"
         return OnnxCudaNetwork(
-            session,
+            sessions[0],
             ("cuda", index),
             stream,
             most_points=tensorrt_batch(job)["max"] if tensorrt else None,

@@ -14,7 +14,7 @@ from asd_policy._common import arrays
 from asd_policy._common.extras import install
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Encode, Job, SensorJob
-from asd_policy.networks.backends.onnx_lowering import lower
+from asd_policy.networks.backends.onnx_lowering import MANY, lower
 from asd_policy.networks.backends.onnx_session import INPUTS, OUTPUT, SENSOR_INPUTS, SENSOR_OUTPUT, reason
 from asd_policy.networks.denoiser import Denoiser
 
@@ -42,16 +42,50 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
         BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported;
             or its timesteps are no integers.
     """
+    model = _export_network(network, job)
+    if lowered:
+        lower(model)
+    _strip(model)
+    return model
+
+
+def export_for_cpu(network: Denoiser, job: Job) -> list["onnx.ModelProto"]:
+    """Export a network in the forms that ONNX Runtime computes fastest on a CPU.
+
+    Args:
+        network: As for `export_network`.
+        job: As for `export_network`.
+
+    Returns:
+        A model for calls of any number of points, and where there is a faster one for `MANY` points or more, that.
+
+    Raises:
+        BackendError: As `export_network`.
+    """
+    import onnx
+
+    many = _export_network(network, job)
+    any_number = onnx.ModelProto()
+    any_number.CopyFrom(many)
+    lower(any_number)
+    lower(many, MANY)
+    forms = [any_number]
+    if [node.op_type for node in many.graph.node] != [node.op_type for node in any_number.graph.node]:
+        if many.ByteSize() <= MAX_BYTES:  # its weights are more
+            forms.append(many)
+    for model in forms:
+        _strip(model)
+    return forms
+
+
+def _export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
+    """Export a network as it is."""
     if not job.chain.has_integer_timesteps:
         raise BackendError(
             "an ONNX file's timesteps are integers, and this flow's network gets times in 0 … 1: use torch-eager or "
             "torch-compile"
         )
-    model = _export(network, example(job, 3, torch.Generator().manual_seed(0)), list(INPUTS), OUTPUT)
-    if lowered:
-        lower(model)
-    _strip(model)
-    return model
+    return _export(network, example(job, 3, torch.Generator().manual_seed(0)), list(INPUTS), OUTPUT)
 
 
 def export_sensor(network: Encode, job: SensorJob) -> "onnx.ModelProto":

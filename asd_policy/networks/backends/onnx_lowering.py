@@ -3,8 +3,9 @@
 ONNX Runtime convolves the samples of a batch one after the other, each time reading all the weights for a matrix
 product that is only `horizon` wide: a batch costs as much as its rows. Here activations are kept as [N, T, C], the taps
 of a convolution are gathered side by side, and all time steps of all rows go into one product
-[N·T, taps·C_in] × [taps·C_in, C_out]. docs/results/onnx.md has the times. Mish is written with one
-exponential, because ONNX Runtime's Softplus is not vectorised.
+[N·T, taps·C_in] × [taps·C_in, C_out]. Where there are time steps and channels enough, fewer products do (`winograd`).
+docs/results/onnx.md has the times. Mish is written with one exponential, because ONNX Runtime's Softplus is not
+vectorised.
 
 Other nodes stay as they are, between transpositions.
 """
@@ -15,23 +16,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.networks.backends.winograd import ONE, OUTPUTS, POINTS, Floats, make_filter
+
 if TYPE_CHECKING:
     import onnx
 
-Floats = npt.NDArray[np.float32]
+MANY = 4
+"""Points of a call from which on a form of the graph pays that takes longer for fewer."""
 NARROW_GROUP, MANY_STEPS = 16, 8
 """Groups of at most so many channels and at least so many steps are normalised where they are: to transpose them takes
 longer in a call of several points, as what lies together is short."""
+BLOCK = 16
+"""Most time steps that are filtered together: sums over more of them cost more than the products that they save."""
+_FEWEST_ROWS, _FEWEST_PRODUCTS = 16, 2**18
+"""Rows [N·T] and products of a tap for which it pays to have fewer of those, in exchange for more weights."""
 
 
-def lower(model: "onnx.ModelProto") -> None:
+def lower(model: "onnx.ModelProto", points: int = 1) -> None:
     """Rewrite a model's graph in place.
 
     Args:
         model: As `torch.onnx.export` makes it, with the shapes of its values, all weights within it; the first
             dimension of activations is the batch, the only one that may be unknown.
+        points: The fewest N of a call that the graph is to be fast for. It is right for any number.
     """
-    _Lowering(model.graph).run()
+    _Lowering(model.graph, points).run()
 
 
 class _Lowering:
@@ -41,10 +50,10 @@ class _Lowering:
     missing one is made by a transposition when it is needed.
     """
 
-    def __init__(self, graph: "onnx.GraphProto") -> None:
+    def __init__(self, graph: "onnx.GraphProto", points: int) -> None:
         from onnx import numpy_helper
 
-        self._graph = graph
+        self._graph, self._points = graph, points
         self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
         values = (*graph.input, *graph.value_info, *graph.output)
         self._shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in values}
@@ -114,6 +123,9 @@ class _Lowering:
             return False
         kernel, bias, stride, pads = found
         taps, steps = kernel.shape[2], self._shapes[node.output[0]][2]
+        if stride == 1 and taps in POINTS and self._is_filtered(kernel, steps):
+            self._filter(node, kernel, bias, pads, steps)
+            return True
         offsets = np.arange(taps) - pads[0]
         table = stride * np.arange(steps)[:, None] + offsets
         weight = kernel.transpose(2, 1, 0).reshape(-1, kernel.shape[0])
@@ -185,6 +197,39 @@ class _Lowering:
         product = self._emit("Gemm", [rows, weights, self._constant(bias, f"{name}_bias")], f"{name}_product")
         whole = self._integers([-1, steps, weight.shape[1] * len(table) // steps])
         self._twins[name] = self._emit("Reshape", [product, whole], f"{name}_ntc")
+
+    def _is_filtered(self, kernel: Floats, steps: int) -> bool:
+        """Tell whether a convolution of stride 1 is faster in parts."""
+        rows = self._points * steps
+        whole = OUTPUTS <= steps and (steps <= BLOCK or steps % BLOCK == 0)
+        return whole and rows >= _FEWEST_ROWS and rows * kernel.shape[0] * kernel.shape[1] >= _FEWEST_PRODUCTS
+
+    def _filter(self, node: "onnx.NodeProto", kernel: Floats, bias: Floats, pads: list[int], steps: int) -> None:
+        """Filter blocks of time steps with the products of `winograd`."""
+        name, value = node.output[0], self._twin(node.input[0])
+        block, inputs, first = min(steps, BLOCK), self._shapes[node.input[0]][2], -pads[0]
+        if steps > block:
+            value = self._emit("Pad", [value, self._integers([0, pads[0], 0, 0, pads[1], 0])], f"{name}_padded")
+            inputs, first = block + kernel.shape[2] - 1, 0
+            table = self._integers(np.arange(0, steps, block)[:, None] + np.arange(inputs))
+            value = self._emit("Gather", [value, table], f"{name}_blocks", axis=1)
+            value = self._emit("Reshape", [value, self._integers([-1, inputs, kernel.shape[1]])], f"{name}_rows")
+        parts = make_filter(kernel, inputs, block, first)
+        products, tiles, _ = parts.before.shape
+        before = self._constant(parts.before.reshape(-1, inputs), f"{name}_before")
+        sums = self._emit("MatMul", [before, value], f"{name}_sums")
+        each = [f"{name}_sum_{index}" for index in range(products)]
+        self._emit("Split", [sums, self._integers([tiles] * products)], *each, axis=1)
+        for index, weight in enumerate(parts.weights):
+            weights = self._constant(np.ascontiguousarray(weight), f"{name}_weight_{index}")
+            each[index] = self._emit("MatMul", [each[index], weights], f"{name}_product_{index}")
+        each[ONE] = self._emit("Add", [each[ONE], self._constant(bias, f"{name}_bias")], f"{name}_shifted")
+        together = self._emit("Concat", each, f"{name}_products", axis=1)
+        after = self._constant(parts.after.reshape(block, -1), f"{name}_after")
+        made = self._emit("MatMul", [after, together], f"{name}_filtered" if steps > block else f"{name}_ntc")
+        if steps > block:
+            made = self._emit("Reshape", [made, self._integers([-1, steps, kernel.shape[0]])], f"{name}_ntc")
+        self._twins[name] = made
 
     def _normalization(self, node: "onnx.NodeProto") -> bool:
         """Group normalisation, which is exported as one of instances [N, groups, C / groups · T], reshaped."""
@@ -317,15 +362,16 @@ class _Lowering:
     # Building.
 
     def _emit(
-        self, kind: str, inputs: list[str], output: str, like: "onnx.NodeProto | None" = None, **options: Any
+        self, kind: str, inputs: list[str], *outputs: str, like: "onnx.NodeProto | None" = None, **options: Any
     ) -> str:
+        """Add a node; return the name of its first output."""
         from onnx import helper
 
-        node = helper.make_node(kind, inputs, [output], **options)
+        node = helper.make_node(kind, inputs, outputs, **options)
         if like is not None:
             node.attribute.extend(like.attribute)
         self._nodes.append(node)
-        return output
+        return outputs[0]
 
     def _constant(self, value: npt.NDArray[Any], name: str | None = None) -> str:
         """Add a constant; equal ones without a name of their own are one."""

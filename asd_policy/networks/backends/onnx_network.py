@@ -1,6 +1,6 @@
-"""An open session of ONNX Runtime as a denoiser or a sensor's network, for arrays of numpy and tensors of torch."""
+"""Open sessions of ONNX Runtime as a denoiser or a sensor's network, for arrays of numpy and tensors of torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asd_policy.errors import DenoiserError
+from asd_policy.networks.backends.onnx_lowering import MANY
 from asd_policy.networks.backends.onnx_session import INPUTS, SENSOR_INPUTS, reason
 
 if TYPE_CHECKING:
@@ -31,20 +32,21 @@ def _refusals() -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """A network in a session, for rows in main memory: a denoiser, or what encodes a sensor."""
+    """A network in sessions, for rows in main memory: a denoiser, or what encodes a sensor."""
 
     takes_numpy = True
     """Whether it may be called with NumPy's arrays, whatever the library of the samples: a denoiser without it gets
     arrays of that library."""
 
-    def __init__(self, session: "InferenceSession", device: tuple[str, int]) -> None:
-        """Take an open session.
+    def __init__(self, sessions: Sequence["InferenceSession"], device: tuple[str, int]) -> None:
+        """Take open sessions.
 
         Args:
-            session: With the inputs and the output of a denoiser, or of a sensor's network; see `onnx_session.py`.
+            sessions: One with the inputs and the output of a denoiser, or of a sensor's network; see `onnx_session.py`.
+                A second one runs the calls of `MANY` rows and more.
             device: Kind and index of the device that rows are on.
         """
-        self.session = session
+        self.sessions, session = tuple(sessions), sessions[0]
         self._device = device
         found = {each.name: each for each in session.get_inputs()}
         self._kinds = {name: _NUMBERS[kind] for name, kind in (INPUTS | SENSOR_INPUTS).items() if name in found}
@@ -73,9 +75,10 @@ class OnnxNetwork:
 
     def _call_arrays(self, inputs: dict[str, Any]) -> Any:
         feed = {name: np.ascontiguousarray(each, self._kinds[name]) for name, each in inputs.items()}
+        session = self.sessions[-1 if len(next(iter(feed.values()))) >= MANY else 0]
         # Inputs are read where they are; the output is ONNX Runtime's memory, handed over.
         with _refusals():
-            return self.session.run(None, feed)[0]
+            return session.run(None, feed)[0]
 
     def _call_tensors(self, inputs: "Tensors") -> "Tensor":
         import torch
@@ -135,7 +138,7 @@ class OnnxCudaNetwork(OnnxNetwork):
             most_points: That one call of the session may have; more are several calls. None for any number.
             most_graphs: CUDA graphs to keep; 0 for a session that was not made to capture any.
         """
-        super().__init__(session, device)
+        super().__init__([session], device)
         self._stream = stream
         self._most_points = most_points
         self._most_graphs = most_graphs
@@ -176,12 +179,12 @@ class OnnxCudaNetwork(OnnxNetwork):
         return output
 
     def _bind_and_run(self, inputs: "Tensors", output: "Tensor", options: Any) -> None:
-        binding = self.session.io_binding()
+        binding = self.sessions[0].io_binding()
         for name, tensor in inputs.items():
             binding.bind_input(name, *self._device, self._kinds[name], tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(self._output, *self._device, np.float32, tuple(output.shape), output.data_ptr())
         with _refusals():
-            self.session.run_with_iobinding(binding, options)
+            self.sessions[0].run_with_iobinding(binding, options)
 
     def _graph(self, inputs: "Tensors", like: "Tensor") -> _Graph | None:
         """Find the graph for this number of rows; make a new one while there are not too many."""
