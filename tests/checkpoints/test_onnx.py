@@ -41,6 +41,7 @@ from asd_policy.networks.backends.onnx_export import example
 from asd_policy.networks.backends.onnx_lowering import NARROW_GROUP
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import INPUTS, default_threads, open_session, provider_options
+from asd_policy.networks.denoiser import encode
 from asd_policy.networks.transformer import DiffusionTransformer, TransformerConfig
 from support.fuzzing import SCALE, count_refusals, damage_bytes, damage_json
 from support.small_checkpoints import save_random
@@ -79,10 +80,11 @@ def largest_difference(network: Any, other: Any, job: Job) -> float:
     """Return the largest difference of two networks' predictions, in units of the largest prediction."""
     worst = 0.0
     for count in CHECKED:
-        inputs = example(job, count, torch.Generator().manual_seed(count))
+        x, timestep, cond = example(job, count, torch.Generator().manual_seed(count))
         with torch.inference_mode():
-            expected = network(*inputs)
-            worst = max(worst, float((other(*inputs) - expected).abs().max() / expected.abs().max()))
+            expected = network(x, timestep, cond)
+            found = other(x, timestep, encode(other, cond))
+            worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
     return worst
 
 

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asd_policy.errors import DenoiserError
-from asd_policy.networks.backends.few_points import for_few_points
+from asd_policy.networks.backends.base import Job
+from asd_policy.networks.dit import Dit
 from asd_policy.networks.modulated import ModulatedNetwork
+from asd_policy.networks.unet import ConditionalUnet1d
 
 TABLE_BYTES = 2**28
 """Most memory that the table of timesteps may take, with the memory to compute it. For 1000 timesteps of LeRobot's
@@ -45,7 +47,7 @@ class FilmNetwork(nn.Module):
             step_dim = network.embed(torch.zeros(1, dtype=torch.int64, device=layers[0].weight.device)).shape[1]
             projection = torch.cat([layer.weight[:, step_dim:] for layer in layers])  # W_c of all blocks [E, cond_dim]
             self.register_buffer("projection", projection.to(dtype))
-            self.network = for_few_points(in_dtype(network, dtype))
+            self.network = in_dtype(network, dtype)
             # Computing a row takes ten times the length of a time embedding, most of it in its perceptron.
             small = (
                 timesteps is not None
@@ -82,6 +84,14 @@ class FilmNetwork(nn.Module):
                 raise DenoiserError(f"the conditioning has shape {shape}, not that of `encode`, (N, {film.shape[1]})")
             film = film + encoded
         return self.network.modulated(x, film.split(self._sizes, dim=1))
+
+
+def film_of(network: object, job: Job, dtype: torch.dtype) -> FilmNetwork | None:
+    """Make the network of a job compute its conditioning once; None where it is no `ModulatedNetwork` of ours."""
+    # A subclass may have a forward of its own.
+    if isinstance(network, ModulatedNetwork) and type(network) in (ConditionalUnet1d, Dit):
+        return FilmNetwork(network, job.chain.config["num_train_timesteps"], dtype)  # None for a flow's times
+    return None
 
 
 def in_dtype(network: Module, dtype: torch.dtype) -> Module:

@@ -1,14 +1,14 @@
 """The network as ONNX Runtime runs it, on one of its execution providers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from asd_policy._common.arrays import NUMPY, Device
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Encode, Job, SensorJob
-from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxNetwork
+from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxFilmNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import (
     PROVIDERS,
     check_provider,
@@ -119,12 +119,27 @@ class Onnx(Backend):
         self._check_reach(job.device)
         if isinstance(network, OnnxModel):
             return self._open([str(network.path)], str(network.path), job)
-        from asd_policy.networks.backends.onnx_export import export_for_cpu, export_network
+        from asd_policy.networks.backends.onnx_export import export_network
 
+        name = f"the exported {type(network).__name__}"
+        if self.provider == "cpu":
+            return self._open_on_cpu(network, name, job)
         # On a GPU its libraries have better convolutions than products of gathered taps.
-        cpu = self.provider == "cpu"
-        forms = export_for_cpu(network, job) if cpu else [export_network(network, job, lowered=False)]
-        return self._open([form.SerializeToString() for form in forms], f"the exported {type(network).__name__}", job)
+        return self._open([export_network(network, job, lowered=False).SerializeToString()], name, job)
+
+    def _open_on_cpu(self, network: Denoiser, name: str, job: Job) -> OnnxNetwork:
+        """Open sessions on an export of a PyTorch network in the forms that are fastest on a CPU."""
+        import torch
+
+        from asd_policy.networks.backends.film import film_of
+        from asd_policy.networks.backends.onnx_export import export_for_cpu
+
+        film = film_of(network, job, torch.float32)
+        if film is not None:
+            network, job = film, replace(job, cond_dim=len(film.projection) if job.cond_dim else 0)
+        forms = [form.SerializeToString() for form in export_for_cpu(network, job)]
+        opened = self._open(forms, name, job)
+        return opened if film is None else OnnxFilmNetwork(opened.sessions, ("cpu", 0), film)
 
     def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
         """Open a session on a sensor's model in a file, or on an export of its network.

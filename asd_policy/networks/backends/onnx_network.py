@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import Tensor
 
+    from asd_policy.networks.backends.film import FilmNetwork
+
     Tensors = dict[str, Tensor]
 
 _NUMBERS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -102,6 +104,22 @@ class OnnxNetwork:
         import torch
 
         return torch.from_numpy(self._call_arrays({name: tensor.numpy() for name, tensor in inputs.items()}))
+
+
+class OnnxFilmNetwork(OnnxNetwork):
+    """A network in sessions whose calls get conditioning that is encoded once per plan: an `EncodingDenoiser`."""
+
+    def __init__(self, sessions: Sequence["InferenceSession"], device: tuple[str, int], film: "FilmNetwork") -> None:
+        """Take open sessions of an exported film network, and the network, which encodes."""
+        super().__init__(sessions, device)
+        self._film = film
+
+    def encode(self, cond: "Tensor") -> "Tensor":
+        """Encode conditioning [B, cond_dim] once per plan, for the calls: [B, E]."""
+        import torch
+
+        with torch.inference_mode():
+            return self._film.encode(cond)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.networks.backends.base import Job
-from asd_policy.networks.backends.film import FilmNetwork, in_dtype
+from asd_policy.networks.backends.few_points import for_few_points
+from asd_policy.networks.backends.film import FilmNetwork, film_of, in_dtype
 from asd_policy.networks.backends.precision import computable, full_float32
 from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
 from asd_policy.networks.denoiser import Denoiser
-from asd_policy.networks.dit import Dit
-from asd_policy.networks.modulated import ModulatedNetwork
-from asd_policy.networks.unet import ConditionalUnet1d
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -27,12 +25,10 @@ class TorchDenoiser:
         self._weights = Weights(network)
         self._device = job.device
         self._dtype = dtype
-        self.core: nn.Module = (
-            FilmNetwork(network, job.chain.config["num_train_timesteps"], dtype)  # None for a flow's times
-            # A subclass may have a forward of its own.
-            if isinstance(network, ModulatedNetwork) and type(network) in (ConditionalUnet1d, Dit)
-            else in_dtype(network, dtype)
-        )
+        film = film_of(network, job, dtype)
+        if film is not None:
+            film.network = for_few_points(film.network)
+        self.core: nn.Module = in_dtype(network, dtype) if film is None else film
         """The module, called with points, timesteps and encoded conditioning in the dtype."""
         self.run: Call = self.core
         """The function that runs it."""

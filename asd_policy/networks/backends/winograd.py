@@ -9,11 +9,13 @@ whole U-Net that is a fifth more (docs/results/onnx.md).
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.floating[Any]]
 OUTPUTS = 4
 """Outputs m that are made together: 8 products instead of 20 for five taps, 6 instead of 12 for three."""
 POINTS = {3: (0.0, 1.0, -1.0, 0.5, -2.0), 5: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)}
@@ -60,12 +62,12 @@ def make_filter(kernel: Floats, inputs: int, outputs: int, first: int) -> Filter
 
 
 @cache
-def _matrices(taps: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _matrices(taps: int) -> tuple[Doubles, Doubles, Doubles]:
     """Compute A [m, m + r − 1], G [m + r − 1, r] and B [m + r − 1, m + r − 1], the last for the infinite point."""
     points = np.array(POINTS[taps])
 
-    def values(terms: int) -> npt.NDArray[np.float64]:
+    def values(terms: int) -> Doubles:
         """The values of the powers 0 … terms − 1 at each point."""
-        return np.vstack([points[:, None] ** np.arange(terms), np.eye(terms)[-1]])
+        return np.vstack([points[:, None] ** np.arange(terms, dtype=np.float64), np.eye(terms)[-1]])
 
     return values(OUTPUTS).T, values(taps), np.linalg.inv(values(OUTPUTS + taps - 1)).T
