@@ -6,10 +6,12 @@ CPU time, not wall time: it is the same on a busy machine, and on one thread the
 of all variants take turns, so that other load on the machine meets all alike.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +19,11 @@ import tyro
 
 from asd_policy._common.hardware import hardware
 from asd_policy.checkpoints import load_policy
-from asd_policy.networks.backends import Job
-from asd_policy.networks.backends.onnx_export import example, export_network
+from asd_policy.networks.backends import Job, make_backend
+from asd_policy.networks.backends.onnx_export import example, export_for_cpu, export_network
 from asd_policy.networks.backends.onnx_network import OnnxNetwork
 from asd_policy.networks.backends.onnx_session import import_onnxruntime, session_options
-from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 
 onnxruntime = import_onnxruntime()
@@ -78,17 +80,18 @@ def measure(networks: dict[str, Denoiser], job: Job, points: int, seconds: float
     They take turns of some calls in a row, as a plan makes them: after another network a call finds its weights, and
     much else, no longer in the caches.
     """
-    inputs = example(job, points, torch.Generator().manual_seed(0))
+    x, timestep, cond = example(job, points, torch.Generator().manual_seed(0))
+    calls = {name: partial(each, x, timestep, encode(each, cond)) for name, each in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
-    for network in networks.values():
-        network(*inputs)
+    for call in calls.values():
+        call()
     end = time.perf_counter() + seconds * len(networks)
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, network in networks.items():
-            network(*inputs)
+        for name, call in calls.items():
+            call()
             for _ in range(IN_A_ROW):
                 start = time.thread_time()
-                network(*inputs)
+                call()
                 times[name].append(1e3 * (time.thread_time() - start))
 
     def summary(values: list[float]) -> tuple[float, float]:
@@ -109,8 +112,24 @@ def table(networks: dict[str, Denoiser], job: Job, points: Sequence[int], second
     print()
 
 
+def rounding(networks: dict[str, Denoiser], exact: torch.nn.Module, job: Job, points: Sequence[int]) -> None:
+    """Print how far predictions are from those in double precision, in units of these: both root mean squares."""
+    print("| points | " + " | ".join(map(str, points)) + " |")
+    print("|" + "---|" * (len(points) + 1))
+    cells: dict[str, list[str]] = {name: [] for name in networks}
+    for each in points:
+        x, timestep, cond = example(job, each, torch.Generator().manual_seed(0))
+        expected = exact(x.double(), timestep, cond.double())
+        for name, network in networks.items():
+            wrong = network(x, timestep, encode(network, cond)) - expected
+            cells[name].append(f"{float(wrong.square().mean().sqrt() / expected.square().mean().sqrt()):.1e}")
+    for name, row in cells.items():
+        print(f"| {name} | " + " | ".join(row) + " |")
+    print()
+
+
 def main(options: Options) -> None:
-    """Export the network both ways, and measure."""
+    """Export the network in all ways, and measure."""
     policy = load_policy(options.policy)
     network, job = policy.network, policy.job
     if options.down_dims:
@@ -124,13 +143,17 @@ def main(options: Options) -> None:
     )
     print(f"{hardware(job.device)}; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}\n")
     plain, lowered = (export_network(network, job, each).SerializeToString() for each in (False, True))
+    *_, fewer = (form.SerializeToString() for form in export_for_cpu(network, job))
     ways: dict[str, Denoiser] = {
         "PyTorch, eager": network,
         "ONNX Runtime, convolutions as exported": session(plain),
         "ONNX Runtime, matrix products": session(lowered),
+        "ONNX Runtime, fewer products": session(fewer),
+        "the backend": make_backend("onnx:threads=1").prepare(network, job),
     }
     with torch.inference_mode():
         table(ways, job, options.points, options.seconds)
+        rounding(ways, copy.deepcopy(network).double(), job, options.points)
         changed: dict[str, Denoiser] = {name: session(lowered, change) for name, change in CHANGES.items()}
         table({"as the backend has them": session(lowered), **changed}, job, (1, 32), options.seconds)
 

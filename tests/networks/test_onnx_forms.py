@@ -49,8 +49,7 @@ def make(chain: GaussianChain, steps: int, channels: int) -> tuple[nn.Module, Jo
 )
 def test_forms_compute_the_same(chain: GaussianChain, steps: int, channels: int, filtered: list[int]) -> None:
     network, job = make(chain, steps, channels)
-    forms = export_for_cpu(network, job)
-    splits = [[node.op_type for node in form.graph.node].count("Split") for form in forms]
+    splits = [[node.op_type for node in form.graph.node].count("Split") for form in export_for_cpu(network, job)]
     assert splits == filtered
     found = make_backend("onnx").prepare(network, job)
     for points in (1, MANY - 1, MANY, 17):
@@ -83,3 +82,12 @@ def test_one_form_where_the_other_is_too_large(chain: GaussianChain, monkeypatch
     few, many = (form.ByteSize() for form in export_for_cpu(network, job))
     monkeypatch.setattr(exporting, "MAX_BYTES", (few + many) // 2)
     assert [form.ByteSize() for form in export_for_cpu(network, job)] == [few]
+
+
+def test_no_more_weights_where_one_form_is_too_large(chain: GaussianChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, job = make(chain, 16, 128)
+    (form,) = export_for_cpu(network, job)
+    size = sum(each.numel() * each.itemsize for each in network.parameters())
+    monkeypatch.setattr(exporting, "MAX_BYTES", (form.ByteSize() + size) // 2)
+    for form in (*export_for_cpu(network, job), exporting.export_network(network, job, lowered=True)):
+        assert "Split" not in [node.op_type for node in form.graph.node] and form.ByteSize() < exporting.MAX_BYTES

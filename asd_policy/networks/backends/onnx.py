@@ -1,6 +1,6 @@
 """The network as ONNX Runtime runs it, on one of its execution providers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,8 @@ class Onnx(Backend):
         film = film_of(network, job, torch.float32)
         if film is not None:
             network, job = film, replace(job, cond_dim=len(film.projection) if job.cond_dim else 0)
-        forms = [form.SerializeToString() for form in export_for_cpu(network, job)]
-        opened = self._open(forms, name, job)
+        # One at a time in memory: they may have gigabytes.
+        opened = self._open((form.SerializeToString() for form in export_for_cpu(network, job)), name, job)
         return opened if film is None else OnnxFilmNetwork(opened.sessions, ("cpu", 0), film)
 
     def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
@@ -165,7 +165,7 @@ class Onnx(Backend):
             )
         check_provider(self.provider)
 
-    def _open(self, forms: Sequence[str | bytes], name: str, job: Job | SensorJob) -> OnnxNetwork:
+    def _open(self, forms: Iterable[str | bytes], name: str, job: Job | SensorJob) -> OnnxNetwork:
         """Open a session on each form of a model: one, or on a CPU another one for many points, too."""
         on_gpu = str(job.device).startswith("cuda")
         stream, index = None, 0

@@ -44,38 +44,45 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
     """
     model = _export_network(network, job)
     if lowered:
-        lower(model)
+        model = _lowered(model, 1) or _lowered(model, 0) or model
     _strip(model)
     return model
 
 
-def export_for_cpu(network: Denoiser, job: Job) -> list["onnx.ModelProto"]:
-    """Export a network in the forms that ONNX Runtime computes fastest on a CPU.
+def export_for_cpu(network: Denoiser, job: Job) -> Iterator["onnx.ModelProto"]:
+    """Export a network in the forms that ONNX Runtime computes fastest on a CPU, one after the other.
 
     Args:
         network: As for `export_network`.
         job: As for `export_network`.
 
-    Returns:
+    Yields:
         A model for calls of any number of points, and where there is a faster one for `MANY` points or more, that.
 
     Raises:
         BackendError: As `export_network`.
     """
-    import onnx
-
-    many = _export_network(network, job)
-    any_number = onnx.ModelProto()
-    any_number.CopyFrom(many)
-    lower(any_number)
-    lower(many, MANY)
-    forms = [any_number]
-    if [node.op_type for node in many.graph.node] != [node.op_type for node in any_number.graph.node]:
-        if many.ByteSize() <= MAX_BYTES:  # its weights are more
-            forms.append(many)
-    for model in forms:
+    model = _export_network(network, job)
+    form = _lowered(model, 1) or _lowered(model, 0)
+    if form is None:
         _strip(model)
-    return forms
+        yield model
+        return
+    kinds = [node.op_type for node in form.graph.node]
+    _strip(form)
+    yield form
+    form = _lowered(model, MANY)
+    if form is not None and [node.op_type for node in form.graph.node] != kinds:
+        _strip(form)
+        yield form
+
+
+def _lowered(model: "onnx.ModelProto", points: int) -> "onnx.ModelProto | None":
+    """Rewrite a copy of a model for calls of so many points or more; None where that is too large for one file."""
+    copied = type(model)()
+    copied.CopyFrom(model)
+    lower(copied, points)
+    return copied if copied.ByteSize() <= MAX_BYTES else None
 
 
 def _export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":

@@ -38,7 +38,8 @@ def lower(model: "onnx.ModelProto", points: int = 1) -> None:
     Args:
         model: As `torch.onnx.export` makes it, with the shapes of its values, all weights within it; the first
             dimension of activations is the batch, the only one that may be unknown.
-        points: The fewest N of a call that the graph is to be fast for. It is right for any number.
+        points: The fewest N of a call that the graph is to be fast for; it is right for any number. For 0 it has the
+            fewest weights.
     """
     _Lowering(model.graph, points).run()
 
