@@ -39,9 +39,9 @@ def make(chain: GaussianChain, steps: int, channels: int) -> tuple[nn.Module, Jo
     ("steps", "channels", "filtered"),
     [
         (16, 64, [0, 2]),
-        (4, 128, [0, 2]),
+        (4, 96, [0, 2]),
         (32, 48, [0, 2]),  # in two blocks
-        (6, 112, [0, 2]),  # not in whole tiles
+        (6, 80, [0, 2]),  # not in whole tiles
         (16, 128, [2]),  # already for one point
         (16, 16, [0]),  # too few channels
         (20, 64, [0]),  # not in whole blocks

@@ -21,14 +21,14 @@ from asd_policy.networks.backends.winograd import ONE, OUTPUTS, POINTS, Floats, 
 if TYPE_CHECKING:
     import onnx
 
-MANY = 4
+MANY = 6
 """Points of a call from which on a form of the graph pays that takes longer for fewer."""
 NARROW_GROUP, MANY_STEPS = 16, 8
 """Groups of at most so many channels and at least so many steps are normalised where they are: to transpose them takes
 longer in a call of several points, as what lies together is short."""
 BLOCK = 16
 """Most time steps that are filtered together: sums over more of them cost more than the products that they save."""
-_FEWEST_ROWS, _FEWEST_PRODUCTS = 16, 2**18
+_FEWEST_ROWS, _FEWEST_PRODUCTS = 16, 3 * 2**16
 """Rows [N·T] and products of a tap for which it pays to have fewer of those, in exchange for more weights."""
 
 
