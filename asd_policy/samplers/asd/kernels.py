@@ -18,6 +18,7 @@ from asd_policy.samplers.kernels import Numbers, compiled, predict_rows
 
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = float(np.finfo(np.float64).tiny)
+_SAFE = 1e-30  # squares from here to its inverse neither overflow nor lose digits, in float32, too
 _BELOW_ONE = 1 - 0.5 * float(np.finfo(np.float64).eps)
 
 DRAFTED = (
@@ -32,61 +33,50 @@ COMMITTED = (
 """Those that `commit_rows` takes."""
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def _dot(left: Numbers, right: Numbers) -> Any:
+    """Sum the products of two vectors, in an order that fills vector registers."""
+    total = left.dtype.type(0)
+    for place in range(len(left)):
+        total += left[place] * right[place]
+    return total
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
     """Multiply the time axis of vectors [n, D] by a matrix, given transposed [horizon, horizon], into `out` [n, D]."""
-    # Whichever of the two has the longer row to go along.
-    if values.shape[1] > len(transposed) ** 2:
-        _turn_wide(transposed, values, out)
-    else:
-        _turn_narrow(transposed, values, out)
+    horizon, width = len(transposed), values.shape[1] // len(transposed)
+    # Time first: what is added up lies in long lines then, whatever the horizon and the number of actions.
+    by_time = _swapped(values, width)
+    turned = np.zeros_like(by_time)
+    whole = horizon - horizon % 4
+    for place in range(horizon):
+        line = turned[place]
+        for time in range(0, whole, 4):
+            m0, m1 = transposed[time, place], transposed[time + 1, place]
+            m2, m3 = transposed[time + 2, place], transposed[time + 3, place]
+            v0, v1, v2, v3 = by_time[time], by_time[time + 1], by_time[time + 2], by_time[time + 3]
+            for each in range(len(line)):
+                line[each] += (v0[each] * m0 + v1[each] * m1) + (v2[each] * m2 + v3[each] * m3)
+        for time in range(whole, horizon):
+            for each in range(len(line)):
+                line[each] += by_time[time, each] * transposed[time, place]
+    for slot in range(len(values)):
+        for time in range(horizon):
+            for action in range(width):
+                out[slot, time * width + action] = turned[time, slot * width + action]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _turn_wide(transposed: Numbers, values: Numbers, out: Numbers) -> None:
-    """Do the same along a step's actions: the sums are those of `_turn_narrow`, in the same order."""
-    count, horizon = len(values), len(transposed)
-    width = values.shape[1] // horizon
+@compiled
+def _swapped(values: Numbers, width: int) -> Numbers:
+    """Put the time axis of vectors [n, D] first, [horizon, n · width]."""
+    count, size = values.shape
+    swapped = np.empty((size // width, count * width), values.dtype)
     for slot in range(count):
-        for place in range(horizon):
-            line = out[slot, place * width : (place + 1) * width]
-            line[:] = 0
-            for time in range(0, horizon - 3, 4):
-                m0, m1 = transposed[time, place], transposed[time + 1, place]
-                m2, m3 = transposed[time + 2, place], transposed[time + 3, place]
-                four = values[slot, time * width : (time + 4) * width]
-                for action in range(width):
-                    line[action] += (four[action] * m0 + four[width + action] * m1) + (
-                        four[2 * width + action] * m2 + four[3 * width + action] * m3
-                    )
-            for time in range(horizon - horizon % 4, horizon):
-                for action in range(width):
-                    line[action] += values[slot, time * width + action] * transposed[time, place]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _turn_narrow(transposed: Numbers, values: Numbers, out: Numbers) -> None:
-    """Do it along the rows of the matrix."""
-    count, horizon = len(values), len(transposed)
-    width = values.shape[1] // horizon
-    line = np.empty(horizon, values.dtype)
-    for slot in range(count):
-        for action in range(width):
-            line[:] = 0
-            # Four at a time, along a row of the matrix: a vector register is filled whatever the number of actions.
-            for time in range(0, horizon - 3, 4):
-                v0, v1 = values[slot, time * width + action], values[slot, (time + 1) * width + action]
-                v2, v3 = values[slot, (time + 2) * width + action], values[slot, (time + 3) * width + action]
-                for place in range(horizon):
-                    line[place] += (v0 * transposed[time, place] + v1 * transposed[time + 1, place]) + (
-                        v2 * transposed[time + 2, place] + v3 * transposed[time + 3, place]
-                    )
-            for time in range(horizon - horizon % 4, horizon):
-                value = values[slot, time * width + action]
-                for place in range(horizon):
-                    line[place] += value * transposed[time, place]
-            for place in range(horizon):
-                out[slot, place * width + action] = line[place]
+        for time in range(len(swapped)):
+            for action in range(width):
+                swapped[time, slot * width + action] = values[slot, time * width + action]
+    return swapped
 
 
 @compiled
@@ -247,37 +237,78 @@ def _respond(
     _turn(basis, innovation[row : row + 1], start[2:])
     _turn(basis, normals[row, first : first + count], noise)
     now, carry, push = start[0], start[1], start[2]
-    guessed = np.empty((count, size), x.dtype)
+    guessed, moved, unit = np.empty((count, size), x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
     slope_shift, slope_change = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
-    decay, one, tiny = x.dtype.type(SLOPE_DECAY), x.dtype.type(1), np.finfo(x.dtype).tiny
+    one, tiny = x.dtype.type(1), np.finfo(x.dtype).tiny
     for slot in range(count):
         step = first + slot
-        length, along, distance = x.dtype.type(0), x.dtype.type(0), x.dtype.type(0)
-        for place in range(size):
-            slope_shift[place] = shift[row, step, place] + decay * slope_shift[place]
-            slope_change[place] = change[row, step, place] + decay * slope_change[place]
-            moved = now[place] - points[row, step, place]
-            length += slope_shift[place] * slope_shift[place]
-            distance += moved * moved
-        length = max(length, tiny)
-        for place in range(size):  # divided one by one, as a product might overflow
-            along += slope_shift[place] / length * (now[place] - points[row, step, place])
-        again = min(max(along, -one), one)
+        _decay_into(slope_shift, shift[row, step])
+        _decay_into(slope_change, change[row, step])
+        _subtract(now, points[row, step], moved)
+        length, distance = max(_dot(slope_shift, slope_shift), tiny), _dot(moved, moved)
+        _divide(slope_shift, length, unit)
+        again = min(max(_dot(unit, moved), -one), one)
         distance /= max(free[row, 0] * sigma[step] * sigma[step], tiny)
         share = one / (one + distance**DISTANCE_POWER) if seen[row, step] else x.dtype.type(0)
         turned[slot] = now
-        for place in range(size):
-            slope = gain[step, place]
-            carried = carry[place] + slope * push[place]
-            own = slope * (now[place] - points[row, step, place]) + x0_pred[row, step, place]
-            own += again * (slope_change[place] - slope * slope_shift[place])
-            carry[place] = (own - carried) * share + carried
-            push[place] = sigma[step] * noise[slot, place]
-            now[place] = a[step] * carry[place] + push[place] + b[step] * now[place]
+        seen_here = (moved, x0_pred[row, step], slope_shift, slope_change)
+        _carry_on(carry, push, gain[step], seen_here, again, share)
+        _step_on(now, carry, push, noise[slot], (a[step], b[step], sigma[step]))
         guessed[slot] = carry
     _turn(transposed, turned, point)
     _turn(transposed, guessed, guess)
     point[0] = x[row]  # turned twice, it would not be the exact point to the bit
+
+
+# Loops over few vectors each: LLVM fills vector registers only where it can tell in time that none overlaps another.
+
+
+@compiled
+def _decay_into(slope: Numbers, value: Numbers) -> None:
+    decay = slope.dtype.type(SLOPE_DECAY)
+    for place in range(len(slope)):
+        slope[place] = value[place] + decay * slope[place]
+
+
+@compiled
+def _subtract(left: Numbers, right: Numbers, out: Numbers) -> None:
+    for place in range(len(out)):
+        out[place] = left[place] - right[place]
+
+
+@compiled
+def _divide(vector: Numbers, by: Any, out: Numbers) -> None:
+    for place in range(len(out)):  # one by one, as a product of two vectors might overflow
+        out[place] = vector[place] / by
+
+
+@compiled
+def _carry_on(
+    carry: Numbers,
+    push: Numbers,
+    gain: Numbers,
+    seen: tuple[Numbers, Numbers, Numbers, Numbers],
+    again: Any,
+    share: Any,
+) -> None:
+    """Carry the guess along the noise, towards what was predicted at this step before."""
+    moved, x0_pred, slope_shift, slope_change = seen
+    for place in range(len(carry)):
+        slope = gain[place]
+        carried = carry[place] + slope * push[place]
+        own = slope * moved[place] + x0_pred[place]
+        own += again * (slope_change[place] - slope * slope_shift[place])
+        carry[place] = (own - carried) * share + carried
+
+
+@compiled
+def _step_on(now: Numbers, carry: Numbers, push: Numbers, noise: Numbers, tables: tuple[Any, Any, Any]) -> None:
+    """Take the chain's step of the guess."""
+    a, b, sigma = tables
+    for place in range(len(now)):
+        push[place] = sigma * noise[place]
+    for place in range(len(now)):
+        now[place] = a * carry[place] + push[place] + b * now[place]
 
 
 @compiled
@@ -353,10 +384,11 @@ def _keep(row: int, first: int, path: tuple[Numbers, ...], basis: Numbers, turne
         _turn(basis, predicted, kept)
         for slot in range(len(turned)):
             here = first + slot
-            for place in range(turned.shape[1]):
-                again = seen[row, here]
-                shift[row, here, place] = turned[slot, place] - points[row, here, place] if again else 0
-                change[row, here, place] = kept[slot, place] - x0_pred[row, here, place] if again else 0
+            if seen[row, here]:
+                _subtract(turned[slot], points[row, here], shift[row, here])
+                _subtract(kept[slot], x0_pred[row, here], change[row, here])
+            else:
+                shift[row, here], change[row, here] = 0, 0
     for slot in range(len(turned)):
         points[row, first + slot], x0_pred[row, first + slot], seen[row, first + slot] = turned[slot], kept[slot], True
 
@@ -389,7 +421,7 @@ def _within(gap: Numbers, tolerance: float) -> int:
 
 @compiled
 def _polar(vector: Numbers, direction: Numbers) -> Any:
-    """Split a vector into its direction, written to `direction`, and its length."""
+    """Split a vector into its direction, written to `direction`, and its length; to the reference's bits."""
     largest = vector.dtype.type(0)
     for value in vector:
         largest = max(largest, abs(value))
@@ -404,6 +436,18 @@ def _polar(vector: Numbers, direction: Numbers) -> Any:
     for place in range(len(vector)):
         direction[place] /= length
     return largest * length
+
+
+@compiled
+def _fast_polar(vector: Numbers, direction: Numbers) -> Any:
+    """Do the same to rounding, in a tenth of the time where squares neither overflow nor lose digits."""
+    square = _dot(vector, vector)
+    if not _SAFE < square < 1 / _SAFE:
+        return _polar(vector, direction)
+    length = np.sqrt(square)
+    for place in range(len(vector)):
+        direction[place] = vector[place] / length
+    return length
 
 
 @compiled
@@ -426,12 +470,9 @@ def _block(gap: Numbers, scale: Numbers, noise: Numbers, uniform: Numbers) -> in
     log_weight, log_refused, threshold = np.empty(count), np.empty(count), np.empty(count)
     walk, highest, last = 0.0, 0.0, 0
     for slot in range(count):
-        length = _polar(gap[slot], direction[slot])
+        length = _fast_polar(gap[slot], direction[slot])
         shift = min(np.float64(scale[slot] * length if length > 0 else length), FARTHEST)
-        projected = gap.dtype.type(0)
-        for place in range(size):
-            projected += direction[slot, place] * noise[slot, place]
-        along[slot] = projected
+        along[slot] = _dot(direction[slot], noise[slot])
         highest = max(highest, walk)
         log_weight[slot] = walk - highest
         delta[slot] = max(shift, CLOSEST)
@@ -532,7 +573,7 @@ def _ndtri(p: float) -> float:
     t = np.sqrt(-2 * np.log(tail))
     x = -(t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))))
     goal = np.log(tail)
-    for _ in range(4):
+    for _ in range(2):  # from an error below 5e-4, cubed by each
         value = _log_ndtr(x)
         slope = np.exp(-0.5 * x * x - 0.5 * _LOG_2PI - value)  # of ln Φ
         miss = value - goal

@@ -240,17 +240,17 @@ def test_mutants_fail(mutant: str, draft: str, verify: str, gaussian: MixtureDen
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("horizon", "width"), [(1, 1), (1, 9), (3, 2), (6, 5), (6, 6), (6, 7), (8, 40), (16, 3)])
-def test_time_is_turned_along_either_axis(horizon: int, width: int, dtype: type[np.floating[Any]]) -> None:
-    """The two ways are one to the bit, as a plan's numbers must not depend on which is the faster."""
+def test_time_is_turned(horizon: int, width: int, dtype: type[np.floating[Any]]) -> None:
+    """Vectors together and each alone, to the bit, as a row's plan must not depend on the rows beside it."""
     random = np.random.default_rng(horizon)
-    matrix, values = (random.normal(size=size).astype(dtype) for size in ((horizon, horizon), (4, horizon * width)))
-    found = {}
-    for name in ("_turn", "_turn_wide", "_turn_narrow"):
-        found[name] = np.full_like(values, np.nan)
-        getattr(kernels, name)(matrix, values, found[name])
-    expected = np.einsum("tp,nta->npa", matrix, values.reshape(4, horizon, width)).reshape(values.shape)
-    np.testing.assert_allclose(found["_turn"], expected, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(found["_turn_wide"], found["_turn_narrow"])
+    matrix, values = (random.normal(size=size).astype(dtype) for size in ((horizon, horizon), (7, horizon * width)))
+    found, alone = np.full_like(values, np.nan), np.full_like(values, np.nan)
+    kernels._turn(matrix, values, found)
+    for row in range(len(values)):
+        kernels._turn(matrix, values[row : row + 1], alone[row : row + 1])
+    expected = np.einsum("tp,nta->npa", matrix, values.reshape(7, horizon, width)).reshape(values.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(found, alone)
 
 
 @pytest.mark.parametrize("sampler", [Ddpm(), Asd(6)])
