@@ -201,7 +201,7 @@ CEILING_NOTE = f"""\
 Median milliseconds of {BLOCKS * CALLS} calls by their number of points, made in a row as plans make them, and, in
 brackets, the share that the larger of two bounds would need: its matrix products and convolutions at the rate of a
 large matrix product of PyTorch, and its weights read once at the bandwidth of a large copy. Above 100 % weights stay
-in a cache from call to call, or the backend's matrix product is faster.
+in a cache from call to call, or the backend's products are faster, or fewer.
 """
 
 SCALING_NOTE = """\
