@@ -1,5 +1,6 @@
 """On a CPU, ONNX Runtime gets a network in two forms: one for calls of any number of points, and one for many."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from asd_policy.networks.backends import onnx_export as exporting
 from asd_policy.networks.backends.onnx_export import example, export_for_cpu
 from asd_policy.networks.backends.onnx_lowering import MANY
 from asd_policy.networks.backends.onnx_network import OnnxNetwork
+from asd_policy.networks.backends.onnx_session import open_session, provider_options
 
 
 class Convolutions(nn.Module):
@@ -91,3 +93,13 @@ def test_no_more_weights_where_one_form_is_too_large(chain: GaussianChain, monke
     monkeypatch.setattr(exporting, "MAX_BYTES", (form.ByteSize() + size) // 2)
     for form in (*export_for_cpu(network, job), exporting.export_network(network, job, lowered=True)):
         assert "Split" not in [node.op_type for node in form.graph.node] and form.ByteSize() < exporting.MAX_BYTES
+
+
+def test_a_session_does_not_keep_what_it_was_opened_on(chain: GaussianChain) -> None:
+    """That would double the memory of the weights."""
+    network, job = make(chain, 16, 16)
+    (form,) = export_for_cpu(network, job)
+    content = form.SerializeToString()
+    before = sys.getrefcount(content)
+    session = open_session(content, "layers", provider_options("cpu", 0, job, 0), 1)
+    assert sys.getrefcount(content) == before and session.get_inputs()

@@ -152,6 +152,8 @@ def open_session(
         session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
     except Exception as error:  # its exceptions have no common class but this
         raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
+    # It would keep the file's content beside the weights for as long as it lives, for a change of providers.
+    session._model_bytes = None
     # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one without an error.
     wanted, got = providers[0][0], session.get_providers()
     if not got or got[0] != wanted:
