@@ -3,8 +3,8 @@
 A filter of r taps makes m outputs of m + r − 1 inputs x by y = A·((G w) ∘ (B x)). Its m + r − 1 products, each of them
 a matrix product where x and w have channels, take the place of m·r; A and B know no channels. The matrices are those
 of Toom and Cook, for a polynomial's values at m + r − 2 points and at infinity. With the points below, the rounding of
-float32 makes 2.2 times (3 taps) and 3.5 times (5 taps) the error that it makes in a plain sum; in the predictions of a
-whole U-Net that is a fifth more (docs/results/onnx.md).
+float32 makes 2.2 times (3 taps) and 3.5 times (5 taps) the error that it makes in a plain sum; in the predictions of
+a whole U-Net, a fifth more than plain products (docs/results/onnx.md).
 """
 
 from dataclasses import dataclass
