@@ -139,7 +139,10 @@ class Onnx(Backend):
             network, job = film, replace(job, cond_dim=len(film.projection) if job.cond_dim else 0)
         # One at a time in memory: they may have gigabytes.
         opened = self._open((form.SerializeToString() for form in export_for_cpu(network, job)), name, job)
-        return opened if film is None else OnnxFilmNetwork(opened.sessions, ("cpu", 0), film)
+        if film is None:
+            return opened
+        film.table = None  # the sessions have it
+        return OnnxFilmNetwork(opened.sessions, ("cpu", 0), film)
 
     def prepare_sensor(self, network: Encode, job: SensorJob) -> Encode:
         """Open a session on a sensor's model in a file, or on an export of its network.
