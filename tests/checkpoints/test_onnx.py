@@ -592,14 +592,30 @@ def test_what_would_take_for_ever_or_all_memory_is_refused_before_it_is_run(tmp_
         assert "x.onnx is not loaded: it has " in said and told in said
 
 
+class Filtered(nn.Module):
+    """A convolution of channels and time steps enough to be taken apart for a single point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(96, 96, 5, padding=2)
+
+    def forward(self, x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
+        """Map [N, 32, 96], [N] and [N, 4] to [N, 32, 96]."""
+        return self.conv(x.transpose(1, 2)).transpose(1, 2) + (cond.sum(1) + timestep)[:, None, None]
+
+
 @pytest.mark.parametrize("points", [1, 3, 64])
-@pytest.mark.parametrize("network", ["unet", "transformer"])
+@pytest.mark.parametrize("network", ["unet", "transformer", "filtered"])
 def test_shapes_are_those_of_onnx_runtime(
     network: str, points: int, exported: Exported, chain: GaussianChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every tensor of an exported graph, each made an output."""
     if network == "unet":
         model, job = onnx.load(exported.file), load_policy(exported.source).job
+    elif network == "filtered":  # with fewer products
+        job = job_of(chain, (32, 96), 4)
+        model = exporting.export_network(Filtered().eval(), job, lowered=True)
+        assert "Split" in [node.op_type for node in model.graph.node]
     else:
         job = job_of(chain, (8, 3), 10)
         config = TransformerConfig(3, 3, 8, 2, cond_dim=5, n_layer=1, n_head=2, n_emb=16, causal_attn=True)
