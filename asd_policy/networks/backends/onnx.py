@@ -137,8 +137,9 @@ class Onnx(Backend):
         film = film_of(network, job, torch.float32)
         if film is not None:
             network, job = film, replace(job, cond_dim=len(film.projection) if job.cond_dim else 0)
-        # One at a time in memory: they may have gigabytes.
-        opened = self._open((form.SerializeToString() for form in export_for_cpu(network, job)), name, job)
+        # One after the other, and none is kept: they may have gigabytes.
+        forms = map(lambda form: form.SerializeToString(), export_for_cpu(network, job))
+        opened = self._open(forms, name, job)
         if film is None:
             return opened
         film.table = None  # the sessions have it
@@ -178,7 +179,8 @@ class Onnx(Backend):
             stream = torch.cuda.Stream(job.device)
             index = stream.device.index
         options = provider_options(self.provider, index, job, 0 if stream is None else stream.cuda_stream)
-        sessions = [open_session(form, name, options, self.threads or default_threads()) for form in forms]
+        threads = self.threads or default_threads()
+        sessions = list(map(lambda form: open_session(form, name, options, threads), forms))
         for session in sessions:
             check_signature(session, name, job)
         if stream is None:

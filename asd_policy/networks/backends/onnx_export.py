@@ -71,10 +71,11 @@ def export_for_cpu(network: Denoiser, job: Job) -> Iterator["onnx.ModelProto"]:
     kinds = [node.op_type for node in form.graph.node]
     _strip(form)
     yield form
-    form = _lowered(model, MANY)
-    if form is not None and [node.op_type for node in form.graph.node] != kinds:
-        _strip(form)
-        yield form
+    del form
+    lower(model, MANY)
+    if model.ByteSize() <= MAX_BYTES and [node.op_type for node in model.graph.node] != kinds:
+        _strip(model)
+        yield model
 
 
 def _lowered(model: "onnx.ModelProto", points: int) -> "onnx.ModelProto | None":

@@ -56,6 +56,7 @@ class _Lowering:
 
         self._graph, self._points = graph, points
         self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+        del graph.initializer[:]  # which may have gigabytes, and are copied above
         values = (*graph.input, *graph.value_info, *graph.output)
         self._shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in values}
         self._shapes |= {name: list(value.shape) for name, value in self._constants.items()}
@@ -63,7 +64,7 @@ class _Lowering:
         self._plain = {each.name for each in graph.input} | self._constants.keys()
         self._twins: dict[str, str] = {}
         self._nodes: list[onnx.NodeProto] = []
-        self._added: dict[str, onnx.TensorProto] = {}
+        self._added: dict[str, npt.NDArray[Any]] = {}
         self._absorbed: set[str] = set()  # outputs that another node's rewriting has made already
 
     def run(self) -> None:
@@ -376,11 +377,8 @@ class _Lowering:
 
     def _constant(self, value: npt.NDArray[Any], name: str | None = None) -> str:
         """Add a constant; equal ones without a name of their own are one."""
-        from onnx import numpy_helper
-
         name = name or f"const_{value.dtype}_{'x'.join(map(str, value.shape))}_{value.tobytes().hex()}"
-        if name not in self._added:
-            self._added[name] = numpy_helper.from_array(value, name)
+        self._added.setdefault(name, value)
         return name
 
     def _integers(self, values: npt.ArrayLike) -> str:
@@ -389,16 +387,22 @@ class _Lowering:
 
     def _sweep(self) -> None:
         """Put the new nodes that lead to an output, and the constants that they read, into the graph."""
+        from onnx import numpy_helper
+
         needed = {each.name for each in self._graph.output}
         kept = []
         for node in reversed(self._nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)
                 kept.append(node)
-        constants = [each for each in (*self._graph.initializer, *self._added.values()) if each.name in needed]
-        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+        del self._graph.node[:], self._graph.value_info[:]
         self._graph.node.extend(kept[::-1])
-        self._graph.initializer.extend(constants)
+        constants = self._constants | self._added
+        del self._constants, self._added
+        for name in list(constants):  # one after the other moves, so that none is there twice
+            value = constants.pop(name)
+            if name in needed:
+                self._graph.initializer.append(numpy_helper.from_array(value, name))
 
 
 def _options(node: "onnx.NodeProto") -> dict[str, Any]:
