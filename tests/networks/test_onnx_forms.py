@@ -14,6 +14,8 @@ from asd_policy.networks.backends.onnx_export import example, export_for_cpu
 from asd_policy.networks.backends.onnx_lowering import MANY
 from asd_policy.networks.backends.onnx_network import OnnxNetwork
 from asd_policy.networks.backends.onnx_session import open_session, provider_options
+from asd_policy.networks.denoiser import encode
+from asd_policy.networks.unet import ConditionalUnet1d, UnetConfig
 
 
 class Convolutions(nn.Module):
@@ -103,3 +105,15 @@ def test_a_session_does_not_keep_what_it_was_opened_on(chain: GaussianChain) -> 
     before = sys.getrefcount(content)
     session = open_session(content, "layers", provider_options("cpu", 0, job, 0), 1)
     assert sys.getrefcount(content) == before and session.get_inputs()
+
+
+def test_a_network_that_reads_no_observation(chain: GaussianChain) -> None:
+    """What is told beside it, coordinates that are given along the chain, is none of its own."""
+    torch.manual_seed(0)
+    network = ConditionalUnet1d(UnetConfig(2, 0, (8, 16), 3, 4, 16)).eval().requires_grad_(False)
+    job = Job(chain, (8, 2), 5, torch.device("cpu"))
+    found = make_backend("onnx").prepare(network, job)
+    for points in (1, MANY):
+        x, timestep, cond = example(job, points, torch.Generator().manual_seed(0))
+        expected = network(x, timestep, cond)
+        torch.testing.assert_close(found(x, timestep, encode(found, cond)), expected, atol=3e-6, rtol=0)

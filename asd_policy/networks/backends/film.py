@@ -57,6 +57,11 @@ class FilmNetwork(nn.Module):
             # Computed in the network's own precision, and rounded once.
             self.register_buffer("table", _of_timesteps(network, every).to(dtype) if small else None)
 
+    @property
+    def encoded_dim(self) -> int:
+        """Length E of what `encode` returns of an observation; 0 where the network reads none."""
+        return len(self.projection) if self.projection.shape[1] else 0
+
     def encode(self, cond: Tensor) -> Tensor:
         """Compute the part of observations [B, cond_dim] for all blocks [B, E]; [B, 0] where the network reads none."""
         if not self.projection.shape[1]:

@@ -136,7 +136,7 @@ class Onnx(Backend):
 
         film = film_of(network, job, torch.float32)
         if film is not None:
-            network, job = film, replace(job, cond_dim=len(film.projection) if job.cond_dim else 0)
+            network, job = film, replace(job, cond_dim=film.encoded_dim)
         # One after the other, and none is kept: they may have gigabytes.
         forms = map(lambda form: form.SerializeToString(), export_for_cpu(network, job))
         opened = self._open(forms, name, job)
