@@ -22,7 +22,7 @@ from asd_policy.errors import BackendError, SpecError
 from asd_policy.evaluation import benchmark, closed_loop
 from asd_policy.evaluation.reports import report
 from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
-from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_conditioning, random_states
+from asd_policy.evaluation.states import CALIBRATION_PLANS, States, plan_at, random_conditioning, random_states
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
 from asd_policy.networks.backends.torch_eager import TorchEager
@@ -36,7 +36,6 @@ from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.base import Target
-from asd_policy.samplers.warm_start import WarmStart
 
 _ONE = (1, None, None)  # of an experience's trials: those of `asd`, for one robot
 _MOST_TRIED = 256  # plans on a backend
@@ -196,16 +195,7 @@ def _plan_at_random(policy: Policy, plans: int, seed: int, advance: closed_loop.
     """Plan one by one at random observations until the experience has `plans` plans."""
     policy.reset(closed_loop.learning_seed(seed))
     for cond in random_conditioning(policy, plans - policy.experience.plans, seed):
-        batch, past = cond.unsqueeze(0), WarmStart(None, policy.experience)
-        policy.sampler.sample(
-            policy.denoiser,
-            policy.chain,
-            (1, *policy.event),
-            batch,
-            policy.generator,
-            inpainting=policy.inpainting(batch),
-            warm_start=past,
-        )
+        plan_at(cond[None], policy, policy.sampler, policy.experience, policy.generator)
         advance()
 
 

@@ -15,6 +15,10 @@ from asd_policy._common import arrays
 from asd_policy.policy.observation import is_frame
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import ObservationEncoder, at_rest
+from asd_policy.samplers import Sampler
+from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.records import SampleResult
+from asd_policy.samplers.warm_start import WarmStart
 
 CALIBRATION_PLANS = 32
 """Plans that a sampler which learns may learn from before it is measured."""
@@ -115,6 +119,21 @@ def histories(policy: Policy, cond: Tensor) -> dict[str, Tensor]:
         else:
             history[name] = values.expand(len(cond), steps, *shape)
     return history
+
+
+def plan_at(
+    cond: Tensor, policy: Policy, sampler: Sampler, experience: Experience, generator: torch.Generator
+) -> SampleResult:
+    """Plan once at the conditioning [B, C] of a policy's observations, each the start of an episode."""
+    return sampler.sample(
+        policy.denoiser,
+        policy.chain,
+        (len(cond), *policy.event),
+        cond,
+        generator,
+        inpainting=policy.inpainting(cond),
+        warm_start=WarmStart(None, experience),
+    )
 
 
 def recalling(policy: Policy, cond: Tensor) -> Policy:

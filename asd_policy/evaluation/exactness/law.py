@@ -28,13 +28,12 @@ from asd_policy.evaluation.exactness.checks import (
 )
 from asd_policy.evaluation.exactness.token_steps import token_checks
 from asd_policy.evaluation.rollout.environments import Env
-from asd_policy.evaluation.states import TRIAL_PLANS
+from asd_policy.evaluation.states import TRIAL_PLANS, plan_at
 from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, as_it_ran, make_sampler
 from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
-from asd_policy.samplers.records import SampleResult
 from asd_policy.samplers.warm_start import WarmStart
 
 CALIBRATION = 16  # plans at each observation that a sampler learns from before it is watched
@@ -150,26 +149,13 @@ def resolve_for_one_plan(policy: Policy, sampler: Sampler, conds: Tensor) -> Sam
         return sampler
     experience = policy.experience.copy()
     for plan in range(TRIAL_PLANS):
-        _plan_once(policy, sampler, conds[plan % len(conds)][None], experience)
+        plan_at(conds[plan % len(conds)][None], policy, sampler, experience, policy.generator)
         if not experience.undecided:
             break
     experience.freeze()
     # Not what the last of these ran with, which was there to be tried.
-    settled = _plan_once(policy, sampler, conds[:1], experience)
+    settled = plan_at(conds[:1], policy, sampler, experience, policy.generator)
     return as_it_ran(sampler, settled.stats.spec)
-
-
-def _plan_once(policy: Policy, sampler: Sampler, cond: Tensor, experience: Experience) -> SampleResult:
-    """Make a plan for one observation [1, C], with an experience that is not the policy's own."""
-    return sampler.sample(
-        policy.denoiser,
-        policy.chain,
-        (1, *policy.event),
-        cond,
-        policy.generator,
-        inpainting=policy.inpainting(cond),
-        warm_start=WarmStart(None, experience),
-    )
 
 
 def draw_plans(
@@ -237,17 +223,8 @@ def _pasts(
     if not sampler.learns:
         return [lambda rows: WarmStart()] * len(conds)
     experience = policy.experience.copy()
-    shape = (CALIBRATION, *policy.event)
     last_plans = [
-        sampler.sample(
-            policy.denoiser,
-            policy.chain,
-            shape,
-            batch,
-            generator,
-            inpainting=policy.inpainting(batch),
-            warm_start=WarmStart(None, experience),
-        ).sample
+        plan_at(batch, policy, sampler, experience, generator).sample
         for batch in conds.unsqueeze(1).expand(-1, CALIBRATION, -1)
     ]
     experience.freeze()

@@ -32,7 +32,7 @@ _FEWEST_ROWS, _FEWEST_PRODUCTS = 16, 3 * 2**16
 """Rows [N·T] and products of a tap for which it pays to have fewer of those, in exchange for more weights."""
 
 
-def lower(model: "onnx.ModelProto", points: int = 1) -> None:
+def lower(model: "onnx.ModelProto", points: int) -> None:
     """Rewrite a model's graph in place.
 
     Args:

@@ -47,8 +47,9 @@ def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
     """Multiply the time axis of vectors [n, D] by a matrix, given transposed [horizon, horizon], into `out` [n, D]."""
     horizon, width = len(transposed), values.shape[1] // len(transposed)
     # Time first: what is added up lies in long lines then, whatever the horizon and the number of actions.
-    by_time = _swapped(values, width)
+    by_time = np.empty((horizon, len(values) * width), values.dtype)
     turned = np.zeros_like(by_time)
+    _swap(values, width, by_time)
     whole = horizon - horizon % 4
     for place in range(horizon):
         line = turned[place]
@@ -61,22 +62,16 @@ def _turn(transposed: Numbers, values: Numbers, out: Numbers) -> None:
         for time in range(whole, horizon):
             for each in range(len(line)):
                 line[each] += by_time[time, each] * transposed[time, place]
-    for slot in range(len(values)):
-        for time in range(horizon):
-            for action in range(width):
-                out[slot, time * width + action] = turned[time, slot * width + action]
+    _swap(turned, width, out)
 
 
 @compiled
-def _swapped(values: Numbers, width: int) -> Numbers:
-    """Put the time axis of vectors [n, D] first, [horizon, n · width]."""
-    count, size = values.shape
-    swapped = np.empty((size // width, count * width), values.dtype)
-    for slot in range(count):
-        for time in range(len(swapped)):
-            for action in range(width):
-                swapped[time, slot * width + action] = values[slot, time * width + action]
-    return swapped
+def _swap(values: Numbers, width: int, into: Numbers) -> None:
+    """Swap the axes of blocks of `width` numbers: [n, m · width] into [m, n · width]."""
+    for row in range(len(values)):
+        for block in range(len(into)):
+            for place in range(width):
+                into[block, row * width + place] = values[row, block * width + place]
 
 
 @compiled
@@ -445,8 +440,7 @@ def _fast_polar(vector: Numbers, direction: Numbers) -> Any:
     if not _SAFE < square < 1 / _SAFE:
         return _polar(vector, direction)
     length = np.sqrt(square)
-    for place in range(len(vector)):
-        direction[place] = vector[place] / length
+    _divide(vector, length, direction)
     return length
 
 
