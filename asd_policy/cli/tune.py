@@ -261,7 +261,7 @@ def _rows(policy: Policy, costs: dict[Setting, float]) -> Iterator[dict[str, Any
             "call_ms": 1e3 * float(call_seconds(policy.experience, np.array([setting.window]))[0]),
             "expected_plan_ms": 1e3 * cost,
             "plans": tried.plans if tried else 0,
-            "plan_ms": 1e3 * trial.seconds(setting) if tried and tried.pace else None,
+            "plan_ms": 1e3 * trial.seconds(setting) if tried and tried.is_timed else None,
         }
 
 

@@ -22,7 +22,7 @@ from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.other_drafts import check_draft
 from asd_policy.samplers.asd.trials import Trial
 
-VERSION = "4"
+VERSION = "5"
 """Of the files that are written; others are not read."""
 _NUMBERS = 2**8  # at either end of a tensor that do the same
 

@@ -86,7 +86,7 @@ def choose(
     if trial.done or not experience.trying:
         return trial.best
     if trial.decides:
-        trial.expected = expected_rounds(trial.tried, experience, steps)
+        trial.expected = expected_counts(trial.tried, experience, batch, steps)
     return trial.turn(1 if target.launcher is None else _BLOCK)
 
 
@@ -132,11 +132,20 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
     return {each: expected_seconds(hazards[each.pair], each.window, latency) for each in settings}
 
 
-def expected_rounds(settings: Collection[Setting], experience: Experience, steps: int) -> dict[Setting, float]:
-    """Compute the expected rounds of a plan with each setting, from what plans of its pair have taught of refusals."""
+def expected_counts(
+    settings: Collection[Setting], experience: Experience, batch: int, steps: int
+) -> dict[Setting, tuple[float, float]]:
+    """Compute the expected rounds and points of a batch of plans with each setting, from the refusals of its pair."""
     hazards = _hazards(settings, experience, steps)
+
+    def expect(setting: Setting, price: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]) -> float:
+        return expected_seconds(hazards[setting.pair], setting.window, price)
+
     return {
-        each: expected_seconds(hazards[each.pair], each.window, lambda points: np.ones(points.shape))
+        each: (
+            expect(each, lambda points: np.ones(len(points))),
+            expect(each, lambda points: batch * points.astype(np.float64)),
+        )
         for each in settings
     }
 

@@ -16,7 +16,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.samplers.asd.response import Response, fit, moments
 from asd_policy.samplers.asd.trials import Setting, Trial
 from asd_policy.samplers.pace import Pace
-from asd_policy.samplers.records import SpeculationStats
+from asd_policy.samplers.records import PlanCost, SpeculationStats
 
 T = TypeVar("T")
 
@@ -132,18 +132,18 @@ class Experience:
         """List what plans of a batch cost with each setting that was tried, as results.json has it, the best first."""
         return [row for (rows, _, _), trial in self.trials.items() if rows == batch for row in trial.record()]
 
-    def note(self, setting: Setting, batch: int, rounds: int, seconds: float) -> None:
-        """Add to the trials of this batch what a plan cost.
+    def note(self, setting: Setting, costs: Sequence[PlanCost], seconds: float) -> None:
+        """Add to the trials of this batch what its plans cost.
 
         Args:
-            setting: It ran with.
-            batch: Its rows.
-            rounds: That it took, of its slowest row.
-            seconds: That it took.
+            setting: They ran with.
+            costs: Of its rows.
+            seconds: That they took.
         """
+        rounds, points = max(cost.rounds for cost in costs), sum(cost.nfe for cost in costs)
         for (rows, _, _), trial in self.trials.items():
-            if self.trying and rows == batch:
-                trial.note(setting, rounds, seconds)
+            if self.trying and rows == len(costs):
+                trial.note(setting, rounds, points, seconds)
 
     def learn(
         self, committed: CommittedPaths, chain: GaussianChain, pair: tuple[str, str], horizon: int | None

@@ -133,7 +133,7 @@ class Asd(Sampler):
 
     def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
         """Choose a setting, do rounds until every row is at the end of the chain, and learn from what they cost."""
-        experience, batch = warm_start.experience, len(tape.initial)
+        experience = warm_start.experience
         setting = choose(self.window, self.draft_name, self.verify, target, tape, experience)
         start = time.perf_counter()
         rounds = None
@@ -145,8 +145,7 @@ class Asd(Sampler):
             samples = run_out(rounds, ("round", setting), target, warm_start)
             samples = replace(samples, spec=_spec_of(rounds.window, *setting.pair))
         if experience is not None and not any(cost.cut for cost in samples.costs):
-            slowest = max(cost.rounds for cost in samples.costs)
-            experience.note(setting, batch, slowest, time.perf_counter() - start)
+            experience.note(setting, samples.costs, time.perf_counter() - start)
         if rounds is not None:
             self._learn(rounds, target, setting, warm_start)
         return samples

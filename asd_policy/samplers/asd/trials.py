@@ -8,10 +8,10 @@ import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 STAGES = {3: 1.25, 8: 1.12, 16: 1.06}
 """After so many plans of each setting those go that cost more than so many times the best one's: what the noise of so
@@ -35,27 +35,44 @@ class Setting(NamedTuple):
         return self.draft, self.verify
 
 
+class Taken(NamedTuple):
+    """What plans of a batch took."""
+
+    rounds: int
+    """Of the slowest."""
+    points: int
+    """Of all."""
+    seconds: float | None
+    """None where that tells nothing: a first plan may have had something to record or to load."""
+
+
 @dataclass
 class Tried:
-    """What the last plans of a setting cost."""
+    """What the last plans of a setting took."""
 
-    rounds: deque[int] = field(default_factory=lambda: deque(maxlen=ENOUGH))
-    """That each plan waited for."""
-    pace: deque[float] = field(default_factory=lambda: deque(maxlen=ENOUGH))
-    """Seconds of a round of each plan but the first, which may have had something to record or to load."""
+    taken: deque[Taken] = field(default_factory=lambda: deque(maxlen=ENOUGH))
+    """By each."""
     plans: int = 0
 
-    def add(self, rounds: int, seconds: float) -> None:
+    def add(self, rounds: int, points: int, seconds: float) -> None:
         """Add a plan."""
-        self.rounds.append(rounds)
-        if self.plans:
-            self.pace.append(seconds / rounds)
+        self.taken.append(Taken(rounds, points, seconds if self.plans else None))
         self.plans += 1
 
     @property
-    def tail(self) -> float:
-        """The time [s] that one plan in twenty exceeds."""
-        return float(np.percentile(self.rounds, 95)) * median(self.pace)
+    def counts(self) -> npt.NDArray[np.float64]:
+        """Rounds and points of each [N, 2]."""
+        return np.array([(each.rounds, each.points) for each in self.taken], np.float64).reshape(-1, 2)
+
+    @property
+    def timed(self) -> npt.NDArray[np.float64]:
+        """Rounds, points and seconds of those that were timed [N, 3]."""
+        return np.array([each for each in self.taken if each.seconds is not None], np.float64).reshape(-1, 3)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether one was."""
+        return any(each.seconds is not None for each in self.taken)
 
 
 @dataclass
@@ -69,9 +86,9 @@ class Trial:
     informed: bool
     """Whether plans of this policy said which settings to try, and not those of others alone."""
     running: Setting | None = None
-    expected: dict[Setting, float] = field(default_factory=dict)
-    """Rounds of a plan with each setting, by what a model makes of the refusals of all plans; see `seconds`. Made anew
-    before each decision, and not kept."""
+    expected: dict[Setting, tuple[float, float]] = field(default_factory=dict)
+    """Rounds and points of a plan with each setting, by what a model makes of the refusals of all plans; see
+    `seconds`. Made anew before each decision, and not kept."""
     _draw: random.Random = field(default_factory=lambda: random.Random(0), repr=False, compare=False)
 
     @classmethod
@@ -93,33 +110,60 @@ class Trial:
     @property
     def best(self) -> Setting:
         """The setting of the least time so far; of those that are as good, the one with the shortest tail."""
-        tried = [setting for setting in self.left if self.tried[setting].pace]
+        tried = [setting for setting in self.left if self.tried[setting].is_timed]
         if self.done or not tried:
             return self.left[0]
         costs = {setting: self.seconds(setting) for setting in tried}
         good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]
-        return min(good, key=lambda setting: self.tried[setting].tail)
+        return min(good, key=self.tail)
 
     def seconds(self, setting: Setting) -> float:
-        """Estimate the time of a plan [s] with a setting that was tried: its rounds × the median time of a round.
+        """Estimate the time of a plan [s] with a setting that was tried.
+
+        By the noise alone, plans of one setting differ by a quarter in rounds and points, and a handful of them tells
+        little of the mean time. So their times are divided by what their rounds and points cost at prices that are the
+        same for all settings; the median of that, which differs by a few per cent from plan to plan, is multiplied by
+        the price of the rounds and points that are to be expected.
+        """
+        price = self._price
+        return self._factor(setting, price) * float(price @ self._mean_counts(setting))
+
+    def tail(self, setting: Setting) -> float:
+        """Estimate the time [s] that one plan in twenty exceeds with a setting that was tried."""
+        price = self._price
+        return self._factor(setting, price) * float(np.percentile(self.tried[setting].counts @ price, 95))
+
+    @property
+    def _price(self) -> npt.NDArray[np.float64]:
+        """Fit what a round and a point cost [2] in plans of any setting [s], by the least relative error."""
+        rounds, points, seconds = np.concatenate([each.timed for each in self.tried.values()]).T
+        counts = np.stack([rounds, points], axis=1)
+        price, *_ = np.linalg.lstsq(counts / seconds[:, None], np.ones(len(seconds)), rcond=None)
+        return price.clip(min=0)  # below 0 is noise
+
+    def _factor(self, setting: Setting, price: npt.NDArray[np.float64]) -> float:
+        """Compute how many times its price a plan with a setting takes."""
+        timed = self.tried[setting].timed
+        return float(np.median(timed[:, 2] / (timed[:, :2] @ price)))
+
+    def _mean_counts(self, setting: Setting) -> npt.NDArray[np.float64]:
+        """Estimate the mean rounds and points [2] of a plan with a setting.
 
         The mean of a setting's own rounds differs by the plans' noise: by 4 % after 32 plans of 6 rounds each. The
         model has the refusals of all plans of its pair, whatever their window, and is off by a factor that changes
         slowly with the window: a line over the logarithm of windows, through what plans really took.
         """
-        tried = self.tried[setting]
-        rounds = fmean(tried.rounds)
         # Of a window of 1 every plan takes the same rounds.
         alike = [
             each for each in self.expected if each.pair == setting.pair and each.window > 1 and self.tried[each].plans
         ]
-        if setting.window > 1 and len(alike) >= _ENOUGH_FOR_A_LINE:
-            taken = [self.tried[each].rounds for each in alike]
-            off = [fmean(own) / self.expected[each] for own, each in zip(taken, alike, strict=True)]
-            weights = [sum(own) ** 0.5 for own in taken]  # a count's relative error is by its root
-            line = np.polyfit(np.log([each.window for each in alike]), off, 1, w=weights)
-            rounds = self.expected[setting] * float(np.polyval(line, np.log(setting.window)))
-        return rounds * median(tried.pace)
+        if setting.window == 1 or len(alike) < _ENOUGH_FOR_A_LINE:
+            return self.tried[setting].counts.mean(0)
+        taken = [self.tried[each].counts for each in alike]
+        off = np.stack([own.mean(0) / self.expected[each] for own, each in zip(taken, alike, strict=True)])
+        weights = [own[:, 0].sum() ** 0.5 for own in taken]  # a count's relative error is by its root
+        line = np.polyfit(np.log([each.window for each in alike]), off, 1, w=weights)  # of each of the two
+        return np.array(self.expected[setting]) * (line[0] * np.log(setting.window) + line[1])
 
     @property
     def decides(self) -> bool:
@@ -144,17 +188,18 @@ class Trial:
             running = self.running = self._draw.choice(due) if fewest else due[0]
         return running
 
-    def note(self, setting: Setting, rounds: int, seconds: float) -> None:
+    def note(self, setting: Setting, rounds: int, points: int, seconds: float) -> None:
         """Add what a plan cost, and drop the settings that cannot be the best.
 
         Args:
             setting: It ran with; others than those that are tried are not looked at.
             rounds: That it took, of its slowest row.
+            points: That it took, of all rows.
             seconds: That it took.
         """
         if setting not in self.tried or self.done:
             return
-        self.tried[setting].add(rounds, seconds)
+        self.tried[setting].add(rounds, points, seconds)
         fewest = min(self.tried[each].plans for each in self.left)
         if fewest in STAGES:
             costs = {each: self.seconds(each) for each in self.left}
@@ -169,10 +214,11 @@ class Trial:
 
     def record(self) -> list[dict[str, Any]]:
         """List what was tried as results.json has it, the best first."""
-        tried = [(self.seconds(setting), setting, cost) for setting, cost in self.tried.items() if cost.pace]
+        tried = {setting: self.seconds(setting) for setting, cost in self.tried.items() if cost.is_timed}
         return [
-            {**setting._asdict(), "plans": cost.plans, "plan_ms": 1e3 * seconds, "tail_ms": 1e3 * cost.tail}
-            for seconds, setting, cost in sorted(tried, key=lambda each: each[0])
+            {**setting._asdict(), "plans": self.tried[setting].plans}
+            | {"plan_ms": 1e3 * tried[setting], "tail_ms": 1e3 * self.tail(setting)}
+            for setting in sorted(tried, key=lambda each: tried[each])
         ]
 
     def copy(self) -> "Trial":
@@ -183,10 +229,7 @@ class Trial:
 
     def to_json(self) -> list[Any]:
         """List it in numbers and strings: `informed`, and each setting, whether it is left, and its cost."""
-        rows = [
-            [*setting, setting in self.left, list(cost.rounds), list(cost.pace), cost.plans]
-            for setting, cost in self.tried.items()
-        ]
+        rows = [[*setting, setting in self.left, list(cost.taken), cost.plans] for setting, cost in self.tried.items()]
         return [self.informed, rows]
 
     @classmethod
@@ -198,13 +241,13 @@ class Trial:
         """
         tried, left = {}, []
         informed, rows = written
-        for window, draft, verify, stays, rounds, pace, plans in rows:
+        for window, draft, verify, stays, taken, plans in rows:
             setting = Setting(int(window), str(draft), str(verify))
             tried[setting] = cost = Tried(plans=int(plans))
-            cost.rounds.extend(int(each) for each in rounds)
-            cost.pace.extend(float(each) for each in pace)
-            if not all(each > 0 for each in cost.rounds) or not all(0 < each < float("inf") for each in cost.pace):
-                raise ValueError(f"what {setting} took is no number of rounds and seconds")
+            for rounds, points, seconds in taken:
+                cost.taken.append(Taken(int(rounds), int(points), None if seconds is None else float(seconds)))
+                if not (0 < int(rounds) <= int(points) and (seconds is None or 0 < float(seconds) < float("inf"))):
+                    raise ValueError(f"what {setting} took is no number of rounds, points and seconds")
             if stays:
                 left.append(setting)
         if not left:

@@ -186,9 +186,23 @@ def test_what_plans_cost_is_what_is_told() -> None:
     setting = Setting(8, "picard", "block")
     trial = Trial.of([setting, Setting(16, "picard", "block")])
     for rounds, seconds in ((10, 99.0), (10, 1.0), (20, 2.0), (15, 1.5), (15, 30.0)):
-        trial.note(setting, rounds, seconds)
+        trial.note(setting, rounds, 8 * rounds, seconds)
     assert trial.seconds(setting) == pytest.approx(14 * 0.1)  # neither what the first had to load nor a busy moment
-    assert trial.tried[setting].tail > trial.seconds(setting)
+    assert trial.tail(setting) > trial.seconds(setting)
+
+
+def test_rounds_and_points_have_prices_of_their_own() -> None:
+    """A plan of few rounds may have as many points as one of many: the time of a round differs from plan to plan."""
+    plans = {Setting(8, "picard", "block"): [(16, 110), (12, 96), (14, 105), (13, 104)]}
+    plans |= {Setting(32, "picard", "block"): [(4, 120), (9, 250), (5, 140), (8, 170)]}
+    slow = {8: 1.0, 32: 1.1}  # one setting's points are dearer: its calls are of another size
+    trial = Trial.of(plans)
+    for setting, counts in plans.items():
+        for rounds, points in (counts[0], *counts):
+            trial.note(setting, rounds, points, slow[setting.window] * (0.4 * rounds + 0.03 * points))
+    for setting, counts in plans.items():
+        rounds, points = np.mean([counts[0], *counts], axis=0)
+        assert trial.seconds(setting) == pytest.approx(slow[setting.window] * (0.4 * rounds + 0.03 * points), rel=0.01)
 
 
 def tried_rounds(found: dict[int, float], expected: dict[int, float]) -> dict[int, float]:
@@ -197,8 +211,9 @@ def tried_rounds(found: dict[int, float], expected: dict[int, float]) -> dict[in
     trial = Trial.of(settings.values())
     for window, setting in settings.items():
         for _ in range(10):
-            trial.tried[setting].add(round(1000 * found[window]), found[window])
-    trial.expected = {setting: 1000 * expected[window] for window, setting in settings.items()}
+            trial.tried[setting].add(round(1000 * found[window]), round(1000 * found[window]), found[window])
+    counts = {setting: 1000 * expected[window] for window, setting in settings.items()}
+    trial.expected = {setting: (count, count) for setting, count in counts.items()}
     return {window: trial.seconds(setting) for window, setting in settings.items()}
 
 
@@ -220,10 +235,10 @@ def test_the_model_is_asked_before_each_decision(mixture: MixtureDenoiser, chain
         sampler.sample(mixture, chain, (1, 2, 2), warm_start=WarmStart(None, experience))
     (trial,) = experience.trials.values()
     assert trial.expected.keys() == trial.tried.keys()
-    for setting, rounds in trial.expected.items():
-        assert len(chain) / setting.window <= rounds <= len(chain)
+    for setting, (rounds, points) in trial.expected.items():
+        assert len(chain) / setting.window <= rounds <= len(chain) <= points
         if setting.window > 1 and trial.tried[setting].plans > 3:
-            assert rounds == pytest.approx(np.mean(trial.tried[setting].rounds), rel=0.3)
+            assert (rounds, points) == pytest.approx(trial.tried[setting].counts.mean(0), rel=0.3)
 
 
 def test_of_equals_the_shorter_tail_is_taken() -> None:
@@ -231,7 +246,7 @@ def test_of_equals_the_shorter_tail_is_taken() -> None:
     trial = Trial.of([wild, steady])
     for plan in range(ENOUGH):
         for setting, rounds in ((wild, 5 + 10 * (plan % 2)), (steady, 10)):
-            trial.note(setting, rounds, 0.1 * rounds)
+            trial.note(setting, rounds, 8 * rounds, 0.1 * rounds)
     assert trial.done and trial.best == steady
 
 
@@ -242,10 +257,10 @@ def test_what_cannot_be_the_best_is_tried_no_more() -> None:
     while not trial.done:
         setting = trial.turn(1)
         turns.append(setting)
-        trial.note(setting, 10, 1.0 if setting == fast else 1.5)
+        trial.note(setting, 10, 80, 1.0 if setting == fast else 1.5)
     assert turns[:2] == [slow, fast] and all(set(turns[at : at + 2]) == {slow, fast} for at in (2, 4))
     assert len(turns) == 6 and trial.best == fast
-    trial.note(Setting(9, "picard", "block"), 1, 0.1)  # not one of those that are tried
+    trial.note(Setting(9, "picard", "block"), 1, 1, 0.1)  # not one of those that are tried
     assert trial.best == fast
 
 
@@ -255,7 +270,7 @@ def test_recordings_are_tried_in_blocks() -> None:
     turns = []
     for _ in range(10):
         turns.append(trial.turn(4).window)
-        trial.note(trial.turn(4), 10, 1.0)
+        trial.note(trial.turn(4), 10, 80, 1.0)
     assert turns[:8] == [8] * 4 + [32] * 4 and turns[8] == turns[9]
 
 
@@ -264,24 +279,24 @@ def test_what_comes_back_in_plans_falls_on_all_settings() -> None:
     settings = [Setting(8, "picard", "block"), Setting(32, "picard", "block")]
     trial = Trial.of(settings)
     for plan in range(2 * ENOUGH - 1):
-        trial.note(trial.turn(1), 5 + 10 * (plan % 2), 1.0)
+        trial.note(trial.turn(1), 5 + 10 * (plan % 2), 80, 1.0)
     for setting in settings:
-        assert 7 < np.mean(trial.tried[setting].rounds) < 13
+        assert 7 < trial.tried[setting].counts[:, 0].mean() < 13
 
 
 def test_trials_are_kept() -> None:
     trial = Trial.of([Setting(8, "picard", "block"), Setting(32, "picard", "block")])
     for _ in range(3):
-        trial.note(trial.turn(1), 10, 1.0)
-    trial.expected = dict.fromkeys(trial.tried, 9.0)
+        trial.note(trial.turn(1), 10, 80, 1.0)
+    trial.expected = dict.fromkeys(trial.tried, (9.0, 90.0))
     other = trial.copy()
     assert (other.tried, other.left, other.expected) == (trial.tried, trial.left, trial.expected)
-    other.note(other.turn(1), 10, 1.0)
+    other.note(other.turn(1), 10, 80, 1.0)
     assert other.tried != trial.tried
-    for damage in (lambda row: row[4].append(0), lambda row: row[5].append(-1.0), lambda row: row[5].append(np.inf)):
+    for damage in ((0, 8, 1.0), (9, 8, 1.0), (9, 80, -1.0), (9, 80, np.inf), (9, 80, np.nan)):
         written = trial.to_json()
-        damage(written[1][0])
-        with pytest.raises(ValueError, match="no number of rounds and seconds"):
+        written[1][0][4].append(damage)
+        with pytest.raises(ValueError, match="no number of rounds, points and seconds"):
             Trial.from_json(written)
 
 

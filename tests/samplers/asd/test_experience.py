@@ -241,7 +241,7 @@ def trial() -> Trial:
     """Of two settings, begun."""
     begun = Trial.of([Setting(8, "warm", "block"), Setting(4, "warm", "block")])
     for _ in range(5):
-        begun.note(begun.turn(1), 3, 0.125)
+        begun.note(begun.turn(1), 3, 20, 0.125)
     return begun
 
 
