@@ -134,6 +134,6 @@ class _Given(Experience):
         super().__init__(learning=False)
         self._response = response
 
-    def response(self, device: torch.device, dtype: Any) -> Response | None:
+    def response(self, device: torch.device, dtype: Any, of_force: bool = False) -> Response | None:
         """Give it."""
         return self._response

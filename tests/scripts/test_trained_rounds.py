@@ -28,7 +28,7 @@ class _Given(Experience):
         super().__init__(learning=False)
         self.gain = gain
 
-    def response(self, device: Device, dtype: Any) -> Response | None:
+    def response(self, device: Device, dtype: Any, of_force: bool = False) -> Response | None:
         """Give the one it was made of."""
         return Response(sines(4, torch.device("cpu"), torch.float64), self.gain)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array
-from asd_policy.chain.gaussian import transition
+from asd_policy.chain.gaussian import GaussianChain, transition
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.asd import draft as drafts
 from asd_policy.samplers.asd.couplings import Verdict, Verifier, block, reflection
@@ -26,13 +26,13 @@ from asd_policy.samplers.base import Target
 _DRAFTS = tuple(type(draft) for draft in DRAFTS.values())
 
 
-def response_for(draft: Draft, tape: NoiseTape, experience: Experience | None) -> Response | None:
+def response_for(draft: Draft, chain: GaussianChain, tape: NoiseTape, experience: Experience | None) -> Response | None:
     """Find how a draft's guesses follow the points of a chain; None where they do not."""
     if not draft.responds:
         return None
     x = tape.initial
-    learned = experience and experience.response(arrays.device_of(x), x.dtype)
-    return learned or Response.none(x, tape.uniforms.shape[1])
+    learned = experience and experience.response(arrays.device_of(x), x.dtype, not chain.predicts_sample)
+    return learned or Response.none(x, len(chain))
 
 
 @dataclass(frozen=True)

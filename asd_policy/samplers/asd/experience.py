@@ -186,16 +186,23 @@ class Experience:
             known = self.moments.get(name)
             self.moments[name] = sums if known is None else arrays.asarray(known, device, sums.dtype) + sums
         self.responses += len(fine)
-        self.response(device, points.dtype)  # fitted here, after a plan, and not in the next
+        self.response(device, points.dtype, not chain.predicts_sample)  # fitted here, after a plan, not in the next
 
-    def response(self, device: Device, dtype: Any) -> Response | None:
+    def response(self, device: Device, dtype: Any, of_force: bool = False) -> Response | None:
         """Fit how predictions follow the points, as the plans so far say; None before the first.
 
         It is fitted anew each time the number of these plans has doubled.
+
+        Args:
+            device: Where it is wanted.
+            dtype: Of it.
+            of_force: As for `fit`.
         """
         if not self.moments:
             return None
-        return self.once_per_doubling((device, dtype), lambda: fit(self.moments, device, dtype), self.responses)
+        return self.once_per_doubling(
+            (device, dtype), lambda: fit(self.moments, device, dtype, of_force), self.responses
+        )
 
     def once_per_doubling(self, key: Hashable, make: Callable[[], T], plans: int | None = None) -> T:
         """Make what `key` names, or give what was made when it was last asked for, if plans have not doubled since.

@@ -78,12 +78,20 @@ def moments(noise: Array, change: Array, squares: tuple[Array, Array], free: Arr
     return found | {"free": squared @ free.sum(0).reshape(horizon, -1)}
 
 
-def fit(sums: Mapping[str, Array], device: Device, dtype: Any) -> Response:
+def fit(sums: Mapping[str, Array], device: Device, dtype: Any, of_force: bool = False) -> Response:
     """Fit the gains to sums of `moments` over many plans.
 
     The noise that enters a step is independent of what was there, so its regression coefficient is the average
     Jacobian, not one confounded by what moves point and prediction alike. Gains that the data do not tell from zero
     are shrunk to it (James and Stein 1961, positive part), which makes few plans harmless.
+
+    Args:
+        sums: Of `moments`.
+        device: Where the response is wanted.
+        dtype: Of it.
+        of_force: Whether predictions are forces, as Langevin's, whose gains are below 0. Those of samples are above, by
+            Tweedie's formula; a network that is not trained to the end has others, far from the end of the chain,
+            and plans of it took fewer rounds without these.
     """
     cross, noise, change, free = (
         arrays.to_numpy(sums[name]).astype(np.float64) for name in ("cross", "noise", "change", "free")
@@ -94,8 +102,7 @@ def fit(sums: Mapping[str, Array], device: Device, dtype: Any) -> Response:
     gain = _pool(cross) / (noise * free / free.mean().clip(min=1e-30)).clip(min=1e-30)
     # A slope's variance: that of the response over that of the noise, by the number of pairs.
     uncertainty = _pool(change)[:, None, None] / noise / (free * (2 * _SMOOTHING + 1)).clip(min=1e-30)
-    # Of one sign: positive for predictions of a sample, by Tweedie's formula; negative for a force, as Langevin's.
-    sign = -1.0 if cross.sum() < 0 else 1.0
+    sign = -1.0 if of_force else 1.0
     gain = sign * (sign * gain).clip(min=0) * (1 - uncertainty / (gain**2).clip(min=1e-30)).clip(min=0)
     return Response(sines(horizon, device, dtype), arrays.asarray(gain.reshape(steps, -1), device, dtype))
 

@@ -180,7 +180,7 @@ def _begin(setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmSt
     # In Langevin dynamics what is guessed is a force, of which the last plan says nothing.
     starts = draft.starts_from_last_plan and target.chain.predicts_sample
     last_plan = warm_start.last_plan if starts else None
-    response = response_for(draft, tape, warm_start.experience)
+    response = response_for(draft, target.chain, tape, warm_start.experience)
     return begin(Round(target, draft, verifier, response, setting.window), ("asd", *setting), tape, last_plan)
 
 

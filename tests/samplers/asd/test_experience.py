@@ -119,6 +119,23 @@ def test_noise_alone_teaches_nothing(chain: GaussianChain) -> None:
     assert response.gain.mean() < 0.05 * unshrunk
 
 
+def test_early_steps_do_not_overrule_the_end(data: Tensor, chain: GaussianChain) -> None:
+    """A network that is not trained to the end may answer noise by its opposite, where there is much of it."""
+    network, jacobian = denoise(chain, data)
+    tables, early = chain.tables(CPU, DTYPE), len(chain) * 2 // 3
+
+    def unlearned(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        step = torch.searchsorted(-tables.timesteps, -timestep)[:, None]
+        away = (-0.5 * x - tables.input_scale[step] * x) / tables.output_scale[step]
+        return torch.where(step < early, away, network(x, timestep, cond))
+
+    experience = learn(unlearned, chain, 1000)
+    assert experience.moments["cross"].sum() < 0
+    found = jacobians(experience.response(CPU, DTYPE))
+    assert not found[: len(chain) // 2].any()
+    assert found[-1].trace() > 0.5 * jacobian[-1].trace() > 1
+
+
 @pytest.mark.parametrize("spec", [f"asd:window=4,draft={draft}" for draft in DRAFTS] + ["asd", "ddpm"])
 def test_the_response_is_learned_where_it_may_be_read(spec: str, data: Tensor, chain: GaussianChain) -> None:
     """Other plans teach how often their drafts are refused, no more."""

@@ -268,7 +268,7 @@ def test_a_round_is_few_launches(draft: str, verify: str, given: Given) -> None:
     names = ("reuse", "turn_in", "respond", "turn_back", "compare", "judge", "commit")
     stubs = SimpleNamespace(**{name: launch(name) for name in names})
     target = Target(denoise, chain, shape, torch.zeros((2, 5)), given(chain, tape), Again())
-    response = response_for(DRAFTS[draft], tape, None)
+    response = response_for(DRAFTS[draft], chain, tape, None)
     round_ = Round(target, DRAFTS[draft], VERIFIERS[verify], response, 6)
     counted = []
     for ours in (True, False):

@@ -100,7 +100,7 @@ def compile_round(
     with arrays.sampling(device):
         tape = NoiseTape.draw(shape, len(chain), arrays.make_generator(device, 0), device)
         target = Target(denoiser, chain, shape)
-        round_ = Round(target, draft, verifier, response_for(draft, tape, None), min(_TRIAL, len(chain)))
+        round_ = Round(target, draft, verifier, response_for(draft, chain, tape, None), min(_TRIAL, len(chain)))
         path = Path.begin(target.inpainting, tape, None)
         launched_form(round_, path, arrays.zeros((3 + 2 * len(chain), 1), tape.initial, int))
 
