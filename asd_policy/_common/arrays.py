@@ -12,7 +12,6 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
@@ -305,15 +304,12 @@ def ordinary(x: Any) -> Array:
     return from_host(on_host(x), x) if _is_small(x) else x.clone()
 
 
-def ambient_autocast(device: Any) -> AbstractContextManager[Any]:
-    """Make a context that restores the autocast that is on now for a device, for use where it is off."""
+def ambient_autocast(device: Any) -> AbstractContextManager[Any] | None:
+    """Make a context that restores the autocast that is on now for a device, for use where it is off; None for none."""
     if device == NUMPY:
-        return contextlib.nullcontext()
-    torch = _torch()
-    kind = device.type
-    if not torch.is_autocast_enabled(kind):
-        return contextlib.nullcontext()  # as it is where it is off, and entered in a tenth of the time
-    return torch.autocast(kind, torch.get_autocast_dtype(kind))
+        return None
+    torch, kind = _torch(), device.type
+    return torch.autocast(kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
 
 def synchronize(device: Any) -> None:
@@ -403,22 +399,7 @@ def is_finite(x: Any) -> bool:
     return bool(np.logical_and.reduce(np.isfinite(seen), axis=None))
 
 
-@dataclass(frozen=True)
-class Constants:
-    """Arrays that nobody replaces, of one library and place, for `elementwise`."""
-
-    arrays: tuple[Array, ...]
-
-    @functools.cached_property
-    def on_host(self) -> tuple[Any, ...]:
-        """Views of them as NumPy's; only where they are in the host's memory."""
-        return tuple(map(on_host, self.arrays))
-
-
-_NO_CONSTANTS = Constants(())
-
-
-def elementwise(function: Callable[..., Array], *operands: Any, constants: Constants = _NO_CONSTANTS) -> Array:
+def elementwise(function: Callable[..., Array], *operands: Any) -> Array:
     """Call a function that NumPy and PyTorch compute alike, in NumPy where its arrays are few in the host's memory.
 
     Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
@@ -427,13 +408,12 @@ def elementwise(function: Callable[..., Array], *operands: Any, constants: Const
     Args:
         function: Of arrays of one library, to one of these.
         operands: Of the result's library.
-        constants: Further operands, not more than the others.
     """
     of_numpy = isinstance(operands[0], np.ndarray)
     if not of_numpy and not all(map(_is_small, operands)):
-        return function(*operands, *constants.arrays)
+        return function(*operands)
     with np.errstate(all="ignore"):  # PyTorch does not warn
-        made: Any = function(*map(on_host, operands), *constants.on_host)
+        made: Any = function(*map(on_host, operands))
     return made if of_numpy else from_host(made, operands[0])
 
 

@@ -90,14 +90,25 @@ class Meter:
     points: int = 0
     """That these evaluated."""
 
+    def __post_init__(self) -> None:
+        """Find out whether there is a device to wait for, once and not in every call."""
+        self._waits = not arrays.is_host(self.device)
+
     def count(self, calls: int, points: int) -> None:
         """Count calls; replays of a recording are counted by who replays it."""
         self.calls += calls
         self.points += points
 
+    def begin(self, points: int) -> float:
+        """Count a call on so many points, and read `time.perf_counter` for `stop`."""
+        self.calls += 1
+        self.points += points
+        return time.perf_counter()
+
     def stop(self, start: float) -> None:
         """Add the time since `start`, a reading of `time.perf_counter`, to `seconds`, once the device is done."""
-        arrays.synchronize(self.device)
+        if self._waits:
+            arrays.synchronize(self.device)
         self.seconds += time.perf_counter() - start
 
 
@@ -193,25 +204,3 @@ def check_on_noise(
     with arrays.no_gradients(device):
         rows = None if cond is None else encode(denoiser, cond)[np.arange(3) % len(cond)]
         return check_deterministic(denoiser, arrays.asarray(noise, device), steps, rows)
-
-
-NETWORK_FAILED = "the network returned NaN or infinity"
-GRADIENT_FAILED = "the energy's gradient is not finite, or the step sizes are too large for it"
-
-
-def check_finite(sample: Array, failure: str = NETWORK_FAILED) -> None:
-    """Refuse a sample with NaN or infinities in it.
-
-    One check at the end of a plan is enough: the samplers end whatever the network returns, and a value that is not
-    finite stays so along the chain.
-
-    Args:
-        sample: What to look at.
-        failure: What it says if it is so.
-
-    Raises:
-        DenoiserError: The sample is not finite.
-    """
-    if not arrays.is_finite(sample):
-        bad = int((~arrays.namespace(sample).isfinite(sample)).sum())
-        raise DenoiserError(f"{failure}: {bad} of {math.prod(sample.shape)} sampled values")

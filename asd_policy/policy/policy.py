@@ -30,6 +30,7 @@ from asd_policy.policy.plan import Horizons, Plan, PlanRecord
 from asd_policy.policy.sensors import ObservationEncoder, SensorEncoder, at_rest
 from asd_policy.samplers import Sampler
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.compiled import all_finite
 from asd_policy.samplers.deadline import Budget, check_deadline
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.records import WarmUp
@@ -485,7 +486,7 @@ class Policy:
         )
         sample = result.sample
         chunk = self._action.unnormalize(arrays.in_numpy(sample)[..., : self.action_dim])
-        if not arrays.is_finite(chunk):
+        if not all_finite(chunk):
             finite(arrays.to_numpy(chunk), "the plan, in the environment's units,", DenoiserError)
         actions = chunk[:, self.horizons.executed]
         chunk, actions = arrays.as_like(chunk, sample), arrays.as_like(actions, sample)

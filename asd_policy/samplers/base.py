@@ -1,6 +1,7 @@
 """What every sampler shares: the call, the target it samples, the counting."""
 
 import abc
+import math
 import time
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,23 +14,19 @@ from asd_policy._common.clock import Stopwatch
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import Generators, NoiseTape
 from asd_policy.chain.tokens import Chain, gaussian
-from asd_policy.errors import SpecError
-from asd_policy.networks.denoiser import (
-    GRADIENT_FAILED,
-    NETWORK_FAILED,
-    Denoiser,
-    Meter,
-    check_finite,
-    check_form,
-    encode,
-)
+from asd_policy.errors import DenoiserError, SpecError
+from asd_policy.networks.denoiser import Denoiser, Meter, check_form, encode
 from asd_policy.networks.recording import Launcher, launcher_of
+from asd_policy.samplers.compiled import all_finite
 from asd_policy.samplers.deadline import Budget, Deadline
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.old_keywords import OldKeywords, in_new_keywords
 from asd_policy.samplers.pace import pace_of
 from asd_policy.samplers.records import PlanCost, SampleResult, SpeculationStats
 from asd_policy.samplers.warm_start import WarmStart
+
+NETWORK_FAILED = "the network returned NaN or infinity"
+GRADIENT_FAILED = "the energy's gradient is not finite, or the step sizes are too large for it"
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ class Target:
     """Counts the network's calls."""
     timed: bool = True
     """Whether the meter times them, too: not in a recording, which must not wait."""
-    autocast: AbstractContextManager[Any] = field(default_factory=nullcontext)
-    """The caller's autocast: it is for the network, not for the chain's arithmetic."""
+    autocast: AbstractContextManager[Any] | None = None
+    """The caller's autocast, if one is on: it is for the network, not for the chain's arithmetic."""
 
     def mark(self, stage: str) -> str:
         """Begin one of `clock.STAGES`; return the one that ends."""
@@ -132,10 +129,12 @@ class Target:
         """
         points = seen if seen.ndim == len(self.shape) else seen.reshape(len(seen), *self.shape[1:])
         before = self.mark("network")
-        self.meter.count(1, len(points))
-        start = time.perf_counter()
-        with self.autocast:
+        start = self.meter.begin(len(points))
+        if self.autocast is None:
             output = self.denoiser(points, timestep, cond)
+        else:
+            with self.autocast:
+                output = self.denoiser(points, timestep, cond)
         if self.timed:
             self.meter.stop(start)
         check_form(output, points)
@@ -258,14 +257,16 @@ class Sampler(abc.ABC):
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
         deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
         own = cast(GaussianChain, chain)  # or, where `run` is that of `tokens`, what `fit` has let pass
-        target = _target(denoiser, own, tape, inpainting, budget.stopwatch, deadline)
+        place = arrays.device_of(tape.initial)
+        autocast = arrays.ambient_autocast(place)
         # The chain's arithmetic has the samples' precision; autocast, where it is on, is for the network.
-        with arrays.sampling(target.meter.device):
-            samples = self.run(_conditioned(target, cond), tape, warm_start)
+        with arrays.sampling(place):
+            target = _target(denoiser, own, tape, cond, inpainting, budget.stopwatch, deadline, autocast)
+            samples = self.run(target, tape, warm_start)
             sample = samples.sample
             if inpainting is not None:
                 sample = inpainting.fill(arrays.as_like(sample, tape.initial))
-        check_finite(sample, NETWORK_FAILED if chain.predicts_sample else GRADIENT_FAILED)
+        _check_finite(sample, chain)
         sample = arrays.ordinary(arrays.as_like(sample, tape.initial))
         if deadline is not None:
             deadline.stop()
@@ -332,35 +333,33 @@ def _target(
     denoiser: Denoiser,
     chain: GaussianChain,
     tape: NoiseTape,
+    cond: Array | None,
     inpainting: Inpainting | None,
     stopwatch: Stopwatch | None,
     deadline: Deadline | None,
+    autocast: AbstractContextManager[Any] | None,
 ) -> Target:
-    """Put a target together where its tape is, its conditioning still to come."""
-    place = arrays.device_of(tape.initial)
+    """Put a target together where its tape is, conditioned as its network encodes it."""
+    meter, encoded = Meter(arrays.device_of(tape.initial)), None
+    if cond is not None:
+        before, start = "" if stopwatch is None else stopwatch.mark("encode"), time.perf_counter()
+        with autocast or nullcontext():
+            encoded = encode(denoiser, cond)
+        meter.stop(start)
+        if stopwatch is not None:
+            stopwatch.mark(before)
     return Target(
         denoiser,
         chain,
         tuple(tape.initial.shape),
-        inpainting=inpainting,
-        launcher=launcher_of(denoiser),
-        deadline=deadline,
-        stopwatch=stopwatch,
-        meter=Meter(place),
-        autocast=arrays.ambient_autocast(place),
+        encoded,
+        inpainting,
+        launcher_of(denoiser),
+        deadline,
+        stopwatch,
+        meter,
+        autocast=autocast,
     )
-
-
-def _conditioned(target: Target, cond: Array | None) -> Target:
-    """Condition a target, as its network encodes it."""
-    if cond is None:
-        return target
-    before, start = target.mark("encode"), time.perf_counter()
-    with target.autocast:
-        encoded = encode(target.denoiser, cond)
-    target.meter.stop(start)
-    target.mark(before)
-    return replace(target, cond=encoded)
 
 
 def _deadline(
@@ -382,6 +381,22 @@ def _deadline(
         )
     began = start if budget.began is None else budget.began
     return Deadline(began, budget.deadline_ms, budget.fallback, pace, batch, jumps)
+
+
+def _check_finite(sample: Array, chain: Chain) -> None:
+    """Refuse a sample with NaN or infinities in it.
+
+    One check at the end of a plan is enough: the samplers end whatever the network returns, and a value that is not
+    finite stays so along the chain.
+
+    Raises:
+        DenoiserError: The sample is not finite.
+    """
+    if all_finite(sample):
+        return
+    bad = int((~arrays.namespace(sample).isfinite(sample)).sum())
+    failure = NETWORK_FAILED if chain.predicts_sample else GRADIENT_FAILED
+    raise DenoiserError(f"{failure}: {bad} of {math.prod(sample.shape)} sampled values")
 
 
 def check_count(name: str, count: int, chain: Chain | None = None) -> None:

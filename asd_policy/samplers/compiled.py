@@ -44,11 +44,19 @@ def loops_for(loops: str, x: Array) -> ModuleType | None:
     return load_kernels(loops) if arrays.has_known_precision(x) and arrays.is_host(arrays.device_of(x)) else None
 
 
-def output_on_host(output: Array, x: Array) -> Numbers:
-    """Look at what a network returned for points x [N, D] as numbers of their type, in their shape."""
+def all_finite(x: Array) -> bool:
+    """Tell whether no number of an array [B, …] is NaN or infinite, in a compiled loop where there is one."""
+    loops, seen = loops_for(STEPS, x), arrays.in_numpy(x)
+    if loops is None or not (isinstance(seen, np.ndarray) and seen.flags.carray):
+        return arrays.is_finite(x)
+    return bool(loops.finite_rows(seen.reshape(len(seen), -1)))
+
+
+def output_on_host(output: Array, x: Array, shape: tuple[int, ...]) -> Numbers:
+    """Look at what a network returned for points x [N, …] as numbers of their type, in a shape [N, D]."""
     if output.dtype != x.dtype:
         output = arrays.namespace(output).astype(output, x.dtype)
-    return np.ascontiguousarray(arrays.on_host(output)).reshape(x.shape)
+    return np.ascontiguousarray(arrays.on_host(output)).reshape(shape)
 
 
 class LoopTables(NamedTuple):

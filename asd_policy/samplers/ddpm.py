@@ -109,9 +109,9 @@ def _walk_compiled(
         if not target.allows("step"):
             break
         points = arrays.from_host(here.reshape(shape), like)
-        output = output_on_host(target.call(points, timesteps[k], cond), points)
+        output = output_on_host(target.call(points, timesteps[k], cond), points, here.shape)
         following = np.empty_like(here)  # the network may keep what it was called on
-        loops.step_rows(here, output.reshape(here.shape), normals, k, tables, (x0_pred, following))
+        loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
         here, done = following, k + 1
     sample: Any = here.reshape(shape)
     return sample, done

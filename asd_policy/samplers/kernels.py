@@ -63,8 +63,37 @@ def step_rows(
             following[row, place] = push + b[step] * x[row, place]
 
 
+@compiled
+def normalize_rows(x: Numbers, affine: Numbers, into: Numbers) -> None:
+    """Map vectors x [N, n] to (x − origin) · gain + shift, rows of `affine` [3, n], into `into`."""
+    for row in range(len(x)):
+        for place in range(x.shape[1]):
+            into[row, place] = (x[row, place] - affine[0, place]) * affine[1, place] + affine[2, place]
+
+
+@compiled
+def unnormalize_rows(x: Numbers, affine: Numbers, into: Numbers) -> None:
+    """Map them back: (x − shift) / gain + origin."""
+    for row in range(len(x)):
+        for place in range(x.shape[1]):
+            into[row, place] = (x[row, place] - affine[2, place]) / affine[1, place] + affine[0, place]
+
+
+@compiled
+def finite_rows(x: Numbers) -> bool:
+    """Tell whether no number of x [N, D] is NaN or infinite."""
+    for row in range(len(x)):
+        for place in range(x.shape[1]):
+            if not np.isfinite(x[row, place]):
+                return False
+    return True
+
+
 def compile_steps() -> None:
     """Have all of it compiled, or read from numba's cache on the disk."""
     for dtype in (np.float32, np.float64):
-        one, flat = np.zeros(1, dtype), np.zeros((1, 1), dtype)
+        one, flat, affine = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.ones((3, 1), dtype)
         step_rows(flat, flat, np.zeros((1, 1, 1), dtype), 0, (one,) * 7, (flat.copy(), flat.copy()))
+        normalize_rows(flat, affine, flat.copy())
+        unnormalize_rows(flat, affine, flat.copy())
+        finite_rows(flat)

@@ -175,16 +175,3 @@ def test_what_is_finite(bad: float | None, dtype: torch.dtype) -> None:
     assert arrays.is_finite(x) is (bad is None)
     if dtype == torch.float32:
         assert arrays.is_finite(x.numpy()) is (bad is None)
-
-
-def test_constants_are_operands_like_the_others() -> None:
-    x, gain = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    operands: list[tuple[Any, Any]] = [
-        (x, gain),
-        (x.numpy(), gain.numpy()),
-        (x.double().requires_grad_(), gain.double()),
-    ]
-    for values, factor in operands:
-        found = arrays.elementwise(lambda a, b: a * b, values, constants=arrays.Constants((factor,)))
-        assert type(found) is type(values)
-        assert arrays.to_numpy(found).tolist() == [3.0, 8.0]

@@ -22,6 +22,9 @@ from asd_policy.samplers.asd.rounds import CalledRounds
 from asd_policy.samplers.compiled import ROUNDS, Numbers, loop_tables, loops_for, output_on_host
 from asd_policy.samplers.inpainting import Inpainting
 
+_AT_ONCE, _FEW = 8, 2**18
+"""Rounds that memory is made for at once, unless that is more than so many numbers."""
+
 
 def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
     """Load the loops for a round of plans along a tape; None where they have none for it."""
@@ -61,6 +64,7 @@ class CompiledRounds(CalledRounds):
         self._cond = None if target.cond is None else arrays.as_like(target.cond, self._called)
         if self._cond is not None and len(x) == 1:  # all rows of calls are the same
             self._cond = arrays.elementwise(partial(_repeated, count=self._most), self._cond)
+        self._spare: list[tuple[Numbers, Numbers]] = []
         nowhere = self._work[0][0]
         self._pass((False, True), (nowhere, nowhere))
 
@@ -80,37 +84,49 @@ class CompiledRounds(CalledRounds):
     def _pass(self, parts: tuple[bool, bool], called: tuple[Numbers, Numbers]) -> None:
         """Go through the batch, and draft, if that is a part, into memory of its own: a network may keep its inputs."""
         if parts[1]:
-            self._drafted = np.empty_like(self._work[0][0]), np.empty(self._most, np.int64)
+            if not self._spare:
+                self._spare = self._more_memory()
+            self._drafted = self._spare.pop()
         self._live = self._kernels.advance_rows(
             self.window, parts, self._memory, self._chain, self._how, self._work, called, self._drafted
         )
 
+    def _more_memory(self) -> list[tuple[Numbers, Numbers]]:
+        """Make memory for the points and the timesteps of a few rounds at once, as it costs as much as for one."""
+        rounds = max(1, min(_AT_ONCE, _FEW // self._work[0][0].size))
+        points = np.empty((rounds, *self._work[0][0].shape), self._work[0].dtype)
+        return list(zip(points, np.empty((rounds, self._most), np.int64), strict=True))
+
     def _advance(self) -> None:
         """Evaluate, verify, commit; and draft the next round."""
         target, live = self._target, self._live
-        seen, timesteps = (each[:live] for each in self._drafted)
-        steps, rows = self._work[1][:, :live]
+        seen = self._drafted[0][:live]
         points = arrays.from_host(seen.reshape(live, *target.shape[1:]), self._called)
         if self._predicts:
-            times = timesteps if self._times is None else self._times[steps]
-            network = target.call(points, arrays.from_host(times, self._called), self._condition(rows))
+            network = target.call(points, arrays.from_host(self._timesteps(live), self._called), self._condition(live))
         else:
-            network = target.predict(points, *(arrays.from_host(each, self._called) for each in (steps, rows)))
-        called = seen, output_on_host(network, points).reshape(seen.shape)
-        target.mark("verify")
+            network = target.predict(
+                points, *(arrays.from_host(each, self._called) for each in self._work[1][:, :live])
+            )
+        called = seen, output_on_host(network, points, seen.shape)
         if target.stopwatch is None:
             self._pass((True, True), called)
-        else:
-            self._pass((True, False), called)
-            target.mark("draft")
-            self._pass((False, True), called)
+            return
+        target.mark("verify")
+        self._pass((True, False), called)
+        target.mark("draft")
+        self._pass((False, True), called)
         target.mark("host")
 
-    def _condition(self, rows: Numbers) -> Array | None:
-        """Give the conditioning of points of these batch rows [N]."""
-        if self._cond is None:
-            return None
-        return self._cond[: len(rows)] if self._rows == 1 else self._cond[arrays.from_host(rows, self._called)]
+    def _timesteps(self, live: int) -> Numbers:
+        """Give the timesteps of the points of this round [N]."""
+        return self._drafted[1][:live] if self._times is None else self._times[self._work[1][0, :live]]
+
+    def _condition(self, live: int) -> Array | None:
+        """Give the conditioning of the points of this round [N, …]."""
+        if self._cond is None or self._rows == 1:
+            return None if self._cond is None else self._cond[:live]
+        return self._cond[arrays.from_host(self._work[1][1, :live], self._called)]
 
 
 def _how(round_: Round, x: Numbers, inpainting: Inpainting | None) -> tuple[Any, ...]:
