@@ -399,26 +399,32 @@ def is_finite(x: Any) -> bool:
     return bool(np.logical_and.reduce(np.isfinite(seen), axis=None))
 
 
-def elementwise(function: Callable[..., Array], *operands: Any) -> Array:
-    """Call a function that NumPy and PyTorch compute alike, in NumPy where its arrays are few in the host's memory.
+def in_a_row(parts: Sequence[Any]) -> Array:
+    """Concatenate arrays of one library and place along their last axis."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        row: Any = np.concatenate(parts, axis=-1)
+        return row
+    if all(map(_is_small, parts)):
+        return from_host(np.concatenate([on_host(part) for part in parts], axis=-1), parts[0])
+    return _torch().cat(tuple(parts), dim=-1)
 
-    Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
-    takes several times as long as one of NumPy. The numbers are the same.
 
-    Args:
-        function: Of arrays of one library, to one of these.
-        operands: Of the result's library.
-    """
-    of_numpy = isinstance(operands[0], np.ndarray)
-    if not of_numpy and not all(map(_is_small, operands)):
-        return function(*operands)
-    with np.errstate(all="ignore"):  # PyTorch does not warn
-        made: Any = function(*map(on_host, operands))
-    return made if of_numpy else from_host(made, operands[0])
+def repeated(row: Any, count: int) -> Array:
+    """Repeat a row [1, …] to [count, …], in the order of its axes."""
+    if isinstance(row, np.ndarray):
+        rows: Any = row.repeat(count, axis=0)
+        return rows
+    return row.expand(count, *row.shape[1:]).contiguous()
 
 
 def in_numpy(x: Any) -> Any:
-    """Look at an array as NumPy's where `elementwise` would compute in NumPy; one of another kind as it is."""
+    """Look at an array of few numbers in the host's memory as NumPy's; at one of another kind as it is.
+
+    Between two calls of a network, which leave nothing of Python in the processor's caches, an operation of PyTorch
+    takes several times as long as one of NumPy. The numbers are the same.
+    """
     return on_host(x) if isinstance(x, np.ndarray) or _is_small(x) else x
 
 

@@ -221,13 +221,13 @@ class SensorEncoder:
             features |= self._look_together(names, [observations[name] for name in names], device)
         if not features:
             seen = [arrays.asarray(observations[name], device, "float32") for name in self.features]
-            return self._vectors.normalize(seen[0] if len(seen) == 1 else arrays.elementwise(_in_a_row, *seen))
+            return self._vectors.normalize(arrays.in_a_row(seen))
         parts = [
             arrays.ordinary(features[name]) if isinstance(each, Sensor)
             else each.normalize(arrays.asarray(observations[name], device, "float32"))
             for name, each in self._items()
         ]  # fmt: skip
-        return _in_a_row(*parts)
+        return arrays.in_a_row(parts)
 
     @cached_property
     def _vectors(self) -> Affine:
@@ -295,10 +295,6 @@ class SensorEncoder:
             parts.append(features[..., first : first + size])
             first += size
         return parts
-
-
-def _in_a_row(*parts: Array) -> Array:
-    return arrays.namespace(parts[0]).concatenate(parts, axis=-1)
 
 
 def normalize(seen: Array, affine: Affine) -> Array:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 from asd_policy._common import arrays, normal
@@ -145,24 +144,33 @@ def test_numbers_drawn_at_once_are_those_drawn_in_turn(shape: tuple[int, ...], d
         np.testing.assert_array_equal(arrays.normals_in_turn(count, shape, first, NUMPY), drawn)
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (200, 100)])
+@pytest.mark.parametrize("rows", [1, 3, 9000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_number_by_number_in_either_library(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Few numbers or many, of a type that NumPy has or not: the same bits, in a tensor."""
-    x, gain = torch.randn(shape, dtype=dtype), torch.rand(shape[1:], dtype=dtype) + 1
+def test_in_a_row_in_either_library(rows: int, dtype: torch.dtype) -> None:
+    """Few numbers or many, of a type that NumPy has or not."""
+    parts = [torch.randn((rows, width), dtype=dtype) for width in (1, 2, 5)]
+    found, wanted = arrays.in_a_row(parts), torch.cat(parts, dim=-1)
+    assert found.dtype == dtype and torch.equal(found, wanted)
+    if dtype != torch.bfloat16:
+        alike: Any = arrays.in_a_row([part.numpy() for part in parts])
+        np.testing.assert_array_equal(alike, wanted.numpy())
+    assert arrays.in_a_row(parts[:1]) is parts[0]
 
-    def stretch(values: Tensor, by: Tensor) -> Tensor:
-        return (values - 1) / by + values * by
 
-    found = arrays.elementwise(stretch, x, gain)
-    assert found.dtype == dtype
-    assert torch.equal(found, stretch(x, gain))
+def test_gradients_pass_through_a_row() -> None:
+    x = torch.ones((2, 3), requires_grad=True)
+    arrays.in_a_row([2 * x, torch.zeros((2, 1))]).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full((2, 3), 2.0))
 
 
-def test_number_by_number_keeps_gradients() -> None:
-    x = torch.ones(3, requires_grad=True)
-    arrays.elementwise(lambda values: 2 * values, x).sum().backward()
-    assert x.grad is not None and x.grad.tolist() == [2.0] * 3
+@pytest.mark.parametrize("shape", [(1, 4), (1, 2, 3), (1, 0)])
+def test_a_row_is_repeated_in_memory(shape: tuple[int, ...]) -> None:
+    row = torch.randn(shape)
+    found: Any = arrays.repeated(row, 5)
+    assert found.is_contiguous() and torch.equal(found, torch.cat([row] * 5))
+    alike: Any = arrays.repeated(row.numpy(), 5)
+    assert alike.flags.c_contiguous
+    np.testing.assert_array_equal(alike, found.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -5,7 +5,6 @@ of the known ones, or the loops cannot be compiled here.
 """
 
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -63,7 +62,7 @@ class CompiledRounds(CalledRounds):
         self._called = target.like_its_points(tape.initial) if self._predicts else tape.initial
         self._cond = None if target.cond is None else arrays.as_like(target.cond, self._called)
         if self._cond is not None and len(x) == 1:  # all rows of calls are the same
-            self._cond = arrays.elementwise(partial(_repeated, count=self._most), self._cond)
+            self._cond = arrays.repeated(self._cond, self._most)
         self._spare: list[tuple[Numbers, Numbers]] = []
         nowhere = self._work[0][0]
         self._pass((False, True), (nowhere, nowhere))
@@ -141,10 +140,6 @@ def _how(round_: Round, x: Numbers, inpainting: Inpainting | None) -> tuple[Any,
     verifier, holds = round_.verifier, isinstance(round_.draft, FrozenDraft)
     tolerance = -1.0 if verifier.tolerance is None else verifier.tolerance
     return holds, verifier.judge is block, tolerance, basis, gain, given
-
-
-def _repeated(row: Array, count: int) -> Array:
-    return arrays.namespace(row).repeat(row, count, axis=0)
 
 
 def _on_host(inpainting: Inpainting) -> Inpainting:
