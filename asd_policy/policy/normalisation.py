@@ -1,6 +1,6 @@
 """Normalisation of observations and actions: affine, and built as LeRobot's processors define it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,12 +30,20 @@ class Affine:
     def normalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] from physical units."""
         mapped = self._in_loops("normalize_rows", x)
-        return (x - self.origin) * self.gain + self.shift if mapped is None else mapped
+        if mapped is None:
+            origin, gain, shift = self._parts_for(x)
+            with np.errstate(all="ignore"):  # as PyTorch, which does not warn
+                mapped = (x - origin) * gain + shift
+        return mapped
 
     def unnormalize(self, x: Array) -> Array:
         """Map values [..., feature_dim] back to physical units."""
         mapped = self._in_loops("unnormalize_rows", x)
-        return (x - self.shift) / self.gain + self.origin if mapped is None else mapped
+        if mapped is None:
+            origin, gain, shift = self._parts_for(x)
+            with np.errstate(all="ignore"):
+                mapped = (x - shift) / gain + origin
+        return mapped
 
     def _in_loops(self, loop: str, x: Array) -> Array | None:
         """Map few numbers by one compiled loop, to the same bits; None where that cannot be.
@@ -58,6 +66,11 @@ class Affine:
     def _rows(self) -> npt.NDArray[Any]:
         """The map in one block of the host's memory, [3, feature_dim]."""
         return np.stack([arrays.to_numpy(each) for each in self._parts])
+
+    def _parts_for(self, x: Array) -> Iterable[Array]:
+        """Give the map's arrays in the library of x; NumPy's may be a view of a tensor, as `arrays.in_numpy` makes."""
+        views: Any = self._rows
+        return views if isinstance(x, np.ndarray) else self._parts
 
     @property
     def _parts(self) -> tuple[Array, Array, Array]:

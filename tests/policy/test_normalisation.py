@@ -44,6 +44,17 @@ def test_of_memory_of_any_kind(lay_out: Any) -> None:
     np.testing.assert_array_equal(found, (((x - origin) * gain + shift) - shift) / gain + origin)
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_of_a_view_of_a_tensor(compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silently, even where it overflows."""
+    if not compiles:
+        monkeypatch.setattr(compiled, "load_kernels", lambda _: None)
+    x = torch.full((2, 3), 3e38)
+    found: Any = AFFINE.normalize(x.numpy())  # pyright: ignore[reportArgumentType]  as `Policy.plan` does
+    np.testing.assert_array_equal(found, AFFINE.normalize(x).numpy())
+    assert np.isinf(found).any()
+
+
 def test_the_loop_is_compiled_for_one_kind_of_memory() -> None:
     """Any other would be compiled when it comes, in the middle of a plan."""
     kernels: Any = compiled.load_kernels(compiled.STEPS)

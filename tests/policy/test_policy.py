@@ -15,6 +15,7 @@ from asd_policy.errors import MAX_MESSAGE
 from asd_policy.policy import episode_state as control
 from asd_policy.policy.observation import ENVIRONMENT_STATE, STATE
 from asd_policy.policy.policy import Policy
+from asd_policy.samplers import compiled
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.warm_start import WarmStart
 
@@ -59,6 +60,20 @@ def test_history_is_the_last_observations_oldest_first(policy: Policy, monkeypat
     policy.reset()
     policy.select_action(observation(40.0))
     assert seen[-1].tolist() == [40, 40]
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "asd:window=8"])
+def test_where_nothing_compiles_plans_are_the_same(
+    checkpoint: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+    for compiles in (True, False):
+        if not compiles:
+            monkeypatch.setattr(compiled, "load_kernels", lambda _: None)
+        policy = asd_policy.load_policy(checkpoint, spec)
+        policy.reset(seed=0)
+        plans.append([policy.select_action(observation(0.1 * step)) for step in range(9)])
+    np.testing.assert_allclose(*plans, rtol=1e-4, atol=1e-5)
 
 
 def test_seeds(policy: Policy) -> None:
