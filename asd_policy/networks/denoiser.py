@@ -101,8 +101,7 @@ class Meter:
 
     def begin(self, points: int) -> float:
         """Count a call on so many points, and read `time.perf_counter` for `stop`."""
-        self.calls += 1
-        self.points += points
+        self.count(1, points)
         return time.perf_counter()
 
     def stop(self, start: float) -> None:
