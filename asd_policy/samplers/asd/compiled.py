@@ -123,8 +123,10 @@ class CompiledRounds(CalledRounds):
 
     def _condition(self, live: int) -> Array | None:
         """Give the conditioning of the points of this round [N, …]."""
-        if self._cond is None or self._rows == 1:
-            return None if self._cond is None else self._cond[:live]
+        if self._cond is None:
+            return None
+        if self._rows == 1:
+            return self._cond[:live]
         return self._cond[arrays.from_host(self._work[1][1, :live], self._called)]
 
 
