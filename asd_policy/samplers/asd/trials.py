@@ -88,7 +88,7 @@ class Trial:
     running: Setting | None = None
     expected: dict[Setting, tuple[float, float]] = field(default_factory=dict)
     """Rounds and points of a plan with each setting, by what a model makes of the refusals of all plans; see
-    `seconds`. Made anew before each decision, and not kept."""
+    `costs`. Made anew before each decision, and not kept."""
     _draw: random.Random = field(default_factory=lambda: random.Random(0), repr=False, compare=False)
 
     @classmethod
@@ -113,12 +113,16 @@ class Trial:
         tried = [setting for setting in self.left if self.tried[setting].is_timed]
         if self.done or not tried:
             return self.left[0]
-        costs = {setting: self.seconds(setting) for setting in tried}
+        costs = self.costs(tried)
         good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]
         return min(good, key=self.tail)
 
     def seconds(self, setting: Setting) -> float:
-        """Estimate the time of a plan [s] with a setting that was tried.
+        """Estimate the time of a plan [s] with a setting that was tried, see `costs`."""
+        return self.costs([setting])[setting]
+
+    def costs(self, settings: Iterable[Setting]) -> dict[Setting, float]:
+        """Estimate the time of a plan [s] with each of some settings that were tried.
 
         By the noise alone, plans of one setting differ by a quarter in rounds and points, and a handful of them tells
         little of the mean time. So their times are divided by what their rounds and points cost at prices that are the
@@ -126,7 +130,7 @@ class Trial:
         the price of the rounds and points that are to be expected.
         """
         price = self._price
-        return self._factor(setting, price) * float(price @ self._mean_counts(setting))
+        return {each: self._factor(each, price) * float(price @ self._mean_counts(each)) for each in settings}
 
     def tail(self, setting: Setting) -> float:
         """Estimate the time [s] that one plan in twenty exceeds with a setting that was tried."""
@@ -202,7 +206,7 @@ class Trial:
         self.tried[setting].add(rounds, points, seconds)
         fewest = min(self.tried[each].plans for each in self.left)
         if fewest in STAGES:
-            costs = {each: self.seconds(each) for each in self.left}
+            costs = self.costs(self.left)
             limit = STAGES[fewest] * min(costs.values())
             self.left = [each for each in self.left if costs[each] <= limit]
         elif fewest >= ENOUGH:
@@ -214,7 +218,7 @@ class Trial:
 
     def record(self) -> list[dict[str, Any]]:
         """List what was tried as results.json has it, the best first."""
-        tried = {setting: self.seconds(setting) for setting, cost in self.tried.items() if cost.is_timed}
+        tried = self.costs([setting for setting, cost in self.tried.items() if cost.is_timed])
         return [
             {**setting._asdict(), "plans": self.tried[setting].plans}
             | {"plan_ms": 1e3 * tried[setting], "tail_ms": 1e3 * self.tail(setting)}
