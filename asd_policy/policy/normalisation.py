@@ -51,8 +51,11 @@ class Affine:
         Around a network's calls, which leave nothing of Python in the processor's caches, three operations on arrays
         take longer than a plan's noise.
         """
-        seen, rows = arrays.in_numpy(x), self._rows
-        if not isinstance(seen, np.ndarray) or seen.dtype != rows.dtype or seen.shape[-1:] != rows.shape[1:]:
+        seen = arrays.in_numpy(x)
+        if not isinstance(seen, np.ndarray):
+            return None  # first of all: on a GPU the map stays there
+        rows = self._rows
+        if seen.dtype != rows.dtype or seen.shape[-1:] != rows.shape[1:]:
             return None
         loops = loops_for(STEPS, x)
         if loops is None:
@@ -69,8 +72,8 @@ class Affine:
 
     def _parts_for(self, x: Array) -> Iterable[Array]:
         """Give the map's arrays in the library of x; NumPy's may be a view of a tensor, as `arrays.in_numpy` makes."""
-        views: Any = self._rows
-        return views if isinstance(x, np.ndarray) else self._parts
+        parts: Any = self._rows if isinstance(x, np.ndarray) else self._parts
+        return parts
 
     @property
     def _parts(self) -> tuple[Array, Array, Array]:

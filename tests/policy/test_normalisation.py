@@ -74,6 +74,14 @@ def test_of_frames() -> None:
     assert torch.equal(wide.normalize(x), wanted)
 
 
+def test_a_map_on_a_device_is_not_fetched() -> None:
+    """Not for each frame, nor in a recording: a device of which nothing can be read stands for a GPU."""
+    there = torch.device("meta")
+    wide = Affine(*(each[:, None, None] for each in (AFFINE.origin, AFFINE.gain, AFFINE.shift))).to(there)
+    x = torch.empty((2, 3, 4, 5), device=there)
+    assert wide.unnormalize(wide.normalize(x)).shape == x.shape
+
+
 def test_gradients_pass() -> None:
     x = points((4, 3)).requires_grad_()
     AFFINE.normalize(x).sum().backward()
