@@ -1,7 +1,7 @@
 """PyTorch's backends: the conditioning's cache, dtypes, the compiler, replicas."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,7 @@ def test_timesteps_out_of_the_schedule(timestep: int) -> None:
         denoiser(x, torch.full((2,), timestep), denoiser.encode(cond))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize("few", [few_points.FEW, None])
 @pytest.mark.parametrize("count", range(1, few_points.FEW + 2))
 @pytest.mark.parametrize(
     "layer",
@@ -146,11 +147,26 @@ def test_timesteps_out_of_the_schedule(timestep: int) -> None:
     ],
     ids=str,
 )
-def test_convolution_as_a_product(count: int, layer: nn.Module) -> None:
+def test_convolution_as_a_product(count: int, few: int | None, layer: nn.Module, calls: list[nn.Module]) -> None:
     x = torch.randn(count, 8, 3, generator=torch.Generator().manual_seed(0)).transpose(1, 2)  # as the network's input
-    (fast,) = few_points.for_few_points(nn.Sequential(layer))
-    assert type(fast) is not type(layer)
-    torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-6)
+    (fast,) = few_points.for_few_points(nn.Sequential(layer), few)
+    made = fast(x)
+    assert len(calls) == (few is not None and count > few)
+    torch.testing.assert_close(made, layer(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def calls() -> Iterator[list[nn.Module]]:
+    """List the convolutions of PyTorch that are called."""
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, *_: object) -> None:
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            called.append(module)
+
+    hook = nn.modules.module.register_module_forward_hook(note)
+    yield called
+    hook.remove()
 
 
 # What the samplers, the tests of laws and the studies do with it.

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, for the few points of a sequential call on a CPU."""
+"""Convolutions as matrix products on a CPU, for the few points of a sequential call or, compiled, for any number."""
 
 import abc
 import copy
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEW = 8
+FEW = 12
 """Points up to which a matrix product is faster. PyTorch's own convolution goes over the weights once for each point,
-or reorders them before each call; for few points either costs more than the product itself."""
+or reorders them before each call; for few points either costs more than the product itself. The compiler brings what
+the product reads into place on the way, and then a product is never slower: see docs/results/network_calls.md."""
 
 Module = TypeVar("Module", bound=nn.Module)
 Layer = TypeVar("Layer", nn.Conv1d, nn.ConvTranspose1d)
@@ -19,14 +20,20 @@ Layer = TypeVar("Layer", nn.Conv1d, nn.ConvTranspose1d)
 class FewPoints(nn.Module, abc.ABC, Generic[Layer]):
     """A convolution over time that is one matrix product over all points where they are few."""
 
-    def __init__(self, convolution: Layer) -> None:
-        """Wrap a convolution, with its own weights."""
+    def __init__(self, convolution: Layer, few: int | None) -> None:
+        """Wrap a convolution, with its own weights.
+
+        Args:
+            convolution: Without groups.
+            few: Points of a call up to which it is a product; None for any number.
+        """
         super().__init__()
-        self.convolution = convolution
+        self.convolution, self.few = convolution, few
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, channels_in, T] to [N, channels_out, T']."""
-        return self.convolution(x) if len(x) > FEW else self.product(x, self.convolution)
+        multiplies = self.few is None or len(x) <= self.few
+        return self.product(x, self.convolution) if multiplies else self.convolution(x)
 
     @staticmethod
     @abc.abstractmethod
@@ -62,8 +69,8 @@ class FewPointsTransposed(FewPoints[nn.ConvTranspose1d]):
         return (out if layer.bias is None else out + layer.bias).transpose(1, 2)
 
 
-def for_few_points(network: Module) -> Module:
-    """Make a network's convolutions fast on a few points on a CPU; the weights are shared, not copied."""
+def for_few_points(network: Module, few: int | None) -> Module:
+    """Make a network's convolutions fast on few points, see `FewPoints`, on a CPU; weights are shared, not copied."""
     tensors = (*network.parameters(), *network.buffers())
     if any(not tensor.is_cpu for tensor in tensors):
         return network
@@ -71,7 +78,7 @@ def for_few_points(network: Module) -> Module:
     for module in list(shared.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv1d):
-                setattr(module, name, FewPointsConv(child))
+                setattr(module, name, FewPointsConv(child, few))
             elif isinstance(child, nn.ConvTranspose1d):
-                setattr(module, name, FewPointsTransposed(child))
+                setattr(module, name, FewPointsTransposed(child, few))
     return shared

@@ -10,7 +10,7 @@ from asd_policy.networks.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class TorchCompile(TorchBackend):
-    """PyTorch's compiler: fewer and larger kernels. Preparing a network takes minutes."""
+    """PyTorch's compiler: fewer and larger kernels. Preparing a network takes half a minute and more."""
 
     name: ClassVar[str] = "torch-compile"
 

@@ -9,13 +9,12 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Encode, Job, SensorJob
-from asd_policy.networks.backends.few_points import FEW
 from asd_policy.networks.backends.torch_network import TorchDenoiser, torch_denoiser, try_out
 from asd_policy.networks.backends.torch_options import TorchBackend
 from asd_policy.networks.backends.torch_sensor import TorchSensor, torch_sensor
 from asd_policy.networks.denoiser import Denoiser
 
-SIZES = (1, 2, FEW + 1, 64)
+SIZES = (1, 2, 64)
 """Points of the calls that are compiled when a network is prepared. PyTorch compiles a batch of one separately and all
 others once, except where the network or the compiler branches on their number, as the compiler does from 16 on."""
 
@@ -74,7 +73,7 @@ def compile_network(network: Denoiser, job: Job, backend: TorchBackend) -> Torch
     Raises:
         BackendError: It is not a module of PyTorch's, or cannot be compiled here.
     """
-    denoiser = torch_denoiser(network, job, backend)
+    denoiser = torch_denoiser(network, job, backend, few=None)
     denoiser.run = Compiled(denoiser.core, backend.spec)
     for points in SIZES:
         try_out(denoiser, job, points)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asd_policy.errors import BackendError, DenoiserError
 from asd_policy.networks.backends.base import Job
-from asd_policy.networks.backends.few_points import for_few_points
+from asd_policy.networks.backends.few_points import FEW, for_few_points
 from asd_policy.networks.backends.film import FilmNetwork, film_of, in_dtype
 from asd_policy.networks.backends.precision import computable, full_float32
 from asd_policy.networks.backends.torch_options import FLOAT32, TorchBackend
@@ -20,14 +20,21 @@ Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class TorchDenoiser:
     """A network in a dtype, an `EncodingDenoiser`. Points and predictions keep their own dtype."""
 
-    def __init__(self, network: nn.Module, job: Job, dtype: torch.dtype) -> None:
-        """Prepare a network, which stays as it is; weights that need another dtype are copied."""
+    def __init__(self, network: nn.Module, job: Job, dtype: torch.dtype, few: int | None) -> None:
+        """Prepare a network, which stays as it is; weights that need another dtype are copied.
+
+        Args:
+            network: On the job's device.
+            job: The calls to prepare for.
+            dtype: To compute in.
+            few: As for `for_few_points`.
+        """
         self._weights = Weights(network)
         self._device = job.device
         self._dtype = dtype
         film = film_of(network, job, dtype)
         if film is not None:
-            film.network = for_few_points(film.network)
+            film.network = for_few_points(film.network, few)
         self.core: nn.Module = in_dtype(network, dtype) if film is None else film
         """The module, called with points, timesteps and encoded conditioning in the dtype."""
         self.run: Call = self.core
@@ -71,18 +78,20 @@ def try_out(denoiser: TorchDenoiser, job: Job, points: int) -> None:
     denoiser(x, timestep, cond)
 
 
-def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend) -> TorchDenoiser:
+def torch_denoiser(network: Denoiser, job: Job, backend: TorchBackend, few: int | None = FEW) -> TorchDenoiser:
     """Prepare a PyTorch network in a backend's dtype; a dtype other than float32 is tried out.
 
     Args:
         network: A module of PyTorch, on the job's device.
         job: The calls to prepare for.
         backend: For the dtype.
+        few: As for `for_few_points`.
 
     Raises:
         BackendError: It is not a module of PyTorch's, not on the job's device, or cannot run in the dtype there.
     """
-    denoiser = TorchDenoiser(checked_module(network, job.device, backend), job, getattr(torch, backend.dtype))
+    module, dtype = checked_module(network, job.device, backend), getattr(torch, backend.dtype)
+    denoiser = TorchDenoiser(module, job, dtype, few)
     try_in_dtype(lambda: try_out(denoiser, job, 1), job.device, backend)
     return denoiser
 
