@@ -22,7 +22,9 @@ class ExportCommand:
     policy: str
     """Checkpoint: a path, or a Hugging Face Hub id such as owner/name or owner/name@revision."""
     out: Path
-    """File to write; an older one is replaced once the new one has been compared with the policy."""
+    """File to write; an older one is replaced once the new one has been compared with the policy. It has the network in
+    two forms, for calls of few points and of many, which take 2 to 3 times the room of its weights; where that is more
+    than the 2 GiB of an ONNX file, the first one alone."""
     format: str = "onnx"
     """What to write: onnx."""
     chain: ChainOption = CHECKPOINT

@@ -286,7 +286,7 @@ def test_a_sensors_model_is_checked_as_a_file_is(written: Written, tmp_path: Pat
         "an operator of the domain 'com.microsoft'": inner(of_another),
         "weights in another file": inner(outside),
         "tensors of ": inner(large),
-        "asd_policy.sensor.9 within the model of a sensor": inner(nested),
+        "asd_policy.sensor.9 within asd_policy.sensor.": inner(nested),
         "is not a whole ONNX file": lambda model: setattr(weight_of(model), "raw_data", b"\x3a\xff"),
         "it has 0 graphs, not 1": lambda model: setattr(weight_of(model), "raw_data", b""),
     }

@@ -32,9 +32,13 @@ _MOST_TEXT = 40  # [bytes] of an attribute; the names of modes are shorter
 _OTHERS_CODE = "which could be anybody's code or load some"
 
 
-SENSOR = "asd_policy.sensor."
-"""Begins the names of weights that no operator reads: each holds the model of a sensor's network, as it would lie in a
-file of its own. So one file holds several graphs, and ONNX Runtime opens it as the denoiser."""
+PART = "asd_policy."
+"""Begins the names of weights that no operator reads: each holds a model, as it would lie in a file of its own. So one
+file holds several graphs, and ONNX Runtime opens it as the denoiser."""
+FORM = f"{PART}many"
+"""The denoiser in the form for calls of many points; see `onnx_export.export_for_cpu`."""
+SENSOR = f"{PART}sensor."
+"""Begins the names of those of sensors' networks."""
 Span = tuple[int, int]
 """Where something begins, and how long it is [bytes]."""
 
@@ -46,9 +50,9 @@ class OnnxContents:
     metadata: dict[str, str]
     """The model's metadata_props."""
     digest: str
-    """sha256 of the serialised graph, weights and sensors' models included."""
-    sensors: dict[str, Span]
-    """Where in the file the models of sensors are, by the names of the weights that hold them."""
+    """sha256 of the serialised graph, weights and the models in them included."""
+    parts: dict[str, Span]
+    """Where in the file the models within it are, by the names of the weights that hold them."""
 
 
 def is_onnx(path: Path) -> bool:
@@ -79,10 +83,9 @@ def read_onnx(path: Path) -> OnnxContents:
         if size > MAX_FILE:
             raise CheckpointError(f"{path} has {size} bytes; an ONNX file has {MAX_FILE} at most")
         model = memoryview(path.read_bytes())
-        contents, sensors = _read_model(model)
+        contents, parts = _read_model(model)
         begin = _address(model)
-        spans = {name: (_address(sensor) - begin, len(sensor)) for name, sensor in sensors.items()}
-        return OnnxContents(*contents, spans)
+        return OnnxContents(*contents, {name: (_address(part) - begin, len(part)) for name, part in parts.items()})
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (_Unwanted, UnknownShapeError) as error:
@@ -97,7 +100,7 @@ class _Unwanted(Exception):
     """Something that a file must not have."""
 
 
-_Sensors = dict[str, memoryview]
+_Parts = dict[str, memoryview]
 
 
 def _address(part: memoryview) -> int:
@@ -108,8 +111,8 @@ def _address(part: memoryview) -> int:
 # Below, numbers are those of the fields in the messages of onnx.proto3, and a message of the wrong kind is a TypeError.
 
 
-def _read_model(model: memoryview, of_sensor: bool = False) -> tuple[tuple[dict[str, str], str], _Sensors]:
-    """Check a model: its metadata and digest, and the models of sensors in it."""
+def _read_model(model: memoryview, part: str | None = None) -> tuple[tuple[dict[str, str], str], _Parts]:
+    """Check a model, which may be a part of another one: its metadata and digest, and the models in it."""
     metadata: dict[str, str] = {}
     graphs: list[memoryview] = []
     for number, value in fields(model):
@@ -122,27 +125,27 @@ def _read_model(model: memoryview, of_sensor: bool = False) -> tuple[tuple[dict[
             raise _Unwanted({20: "training information", 25: "functions"}[number])
     if len(graphs) != 1:
         raise ValueError(f"it has {len(graphs)} graphs, not 1")
-    sensors = _check_graph(graphs[0], of_sensor)
-    for name, sensor in sensors.items():
-        if of_sensor:
-            raise _Unwanted(f"{name:.40} within the model of a sensor")
-        _read_model(sensor, of_sensor=True)
-    return (metadata, hashlib.sha256(graphs[0]).hexdigest()), sensors
+    parts = _check_graph(graphs[0], part is not None and part.startswith(SENSOR))
+    for name, model_within in parts.items():
+        if part is not None:
+            raise _Unwanted(f"{name:.40} within {part:.40}")
+        _read_model(model_within, name)
+    return (metadata, hashlib.sha256(graphs[0]).hexdigest()), parts
 
 
-def _check_graph(graph: memoryview, of_sensor: bool) -> _Sensors:
+def _check_graph(graph: memoryview, of_sensor: bool) -> _Parts:
     nodes: list[Node] = []
     inputs: dict[str, list[int | None]] = {}
     weights: dict[str, Value] = {}
-    sensors: _Sensors = {}
+    parts: _Parts = {}
     for number, value in fields(graph, 4 * MAX_PARTS):
         if number == 1:
             nodes.append(_read_node(_message(value)))
         elif number == 5:
             name, weight, stored = _read_weight(_message(value))
             weights[name] = weight
-            if name.startswith(SENSOR):
-                sensors[name] = stored
+            if name.startswith(PART):
+                parts[name] = stored
         elif number == 11:
             name, shape = _read_input(_message(value))
             inputs[name] = shape
@@ -158,7 +161,7 @@ def _check_graph(graph: memoryview, of_sensor: bool) -> _Sensors:
         raise _Unwanted(f"tensors of {taken.peak} numbers for {points} points; {MAX_NUMBERS} are the most")
     if taken.folded > MAX_FOLDED:
         raise _Unwanted(f"{taken.folded} operations on constants, to be done at load; {MAX_FOLDED} are the most")
-    return sensors
+    return parts
 
 
 def _read_node(node: memoryview) -> Node:

@@ -9,10 +9,10 @@ from typing import Any
 
 from asd_policy._common.arrays import Device
 from asd_policy.checkpoints.base import Description, Format
-from asd_policy.checkpoints.onnx.graph import Span, is_onnx, read_onnx
+from asd_policy.checkpoints.onnx.graph import FORM, Span, is_onnx, read_onnx
 from asd_policy.checkpoints.onnx.record import KEY, Map, PolicyRecord, read_record
 from asd_policy.errors import CheckpointError
-from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
+from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxPart, OnnxSensor
 from asd_policy.policy.law import CHECKPOINT, TRAINED, Law
 from asd_policy.policy.normalisation import Affine
 from asd_policy.policy.policy import Policy
@@ -63,7 +63,7 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
     """
     record, spans = _read(path)
     return Policy(
-        denoiser=OnnxModel(path),
+        denoiser=denoiser_of(path, spans),
         chain=record.chain,
         sampler=sampler,
         horizons=record.horizons,
@@ -72,6 +72,11 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
         device=device,
         backend=Onnx("cuda" if str(device).startswith("cuda") else "cpu"),
     ).with_law(Law(record.chain, None, CHECKPOINT if record.own_plan is None else TRAINED))
+
+
+def denoiser_of(path: Path, spans: Mapping[str, Span]) -> OnnxModel:
+    """Give the denoiser of a file in all forms that it has among the models within it."""
+    return OnnxModel(path, OnnxPart(path, *spans[FORM]) if FORM in spans else None)
 
 
 def _trained_note(record: PolicyRecord) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ def _read(path: Path) -> tuple[PolicyRecord, Mapping[str, Span]]:
             f"{path} was changed after its export: the sha256 of its graph and weights is {contents.digest}, not "
             f"{record.graph:.64}"
         )
-    return record, contents.sensors
+    return record, contents.parts
 
 
 def _affine(parts: Map) -> Affine:

@@ -1,6 +1,7 @@
 """Write a policy as one ONNX file that needs nothing else, after a comparison with the policy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,20 @@ from torch import nn
 from asd_policy._common.arrays import Device
 from asd_policy._common.files import atomic_file
 from asd_policy.chain.flow import is_flow
-from asd_policy.checkpoints.onnx.graph import SENSOR, Span, read_onnx
+from asd_policy.checkpoints.onnx.graph import FORM, SENSOR, Span, read_onnx
+from asd_policy.checkpoints.onnx.policy import denoiser_of
 from asd_policy.checkpoints.onnx.record import KEY, read_record, write_record
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job, SensorJob
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
-from asd_policy.networks.backends.onnx_export import check_size, example, export_network, export_sensor, sensor_example
+from asd_policy.networks.backends.onnx_export import (
+    MAX_BYTES,
+    check_size,
+    example,
+    export_for_cpu,
+    export_sensor,
+    sensor_example,
+)
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import SensorEncoder
 
@@ -54,11 +63,17 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
     if not isinstance(encoder, SensorEncoder):
         raise BackendError(f"the policy's encoder is a {type(encoder).__name__} of its library, which is not exported")
     check_size(network, *(sensor.network for sensor in encoder.sensors.values()))
-    model = export_network(network, policy.job, lowered=True)
+    forms = export_for_cpu(network, policy.job)
+    model = next(forms)
     assert isinstance(network, nn.Module)  # or it would not have been exported
     import onnx
 
     models = _add_sensors(model, encoder, policy.device)
+    # It has more weights, and is not made where there is no room for as many.
+    many = next(forms, None) if 2 * model.ByteSize() <= MAX_BYTES else None
+    if many is not None and model.ByteSize() + many.ByteSize() <= MAX_BYTES:
+        _add_part(model, FORM, many)
+    del many, forms
     parameters = sum(each.numel() for each in network.parameters())
     with atomic_file(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -70,26 +85,30 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
             file.write(note.SerializeToString())  # a message that follows another one is merged into it
         contents = read_onnx(temporary)
         read_record(contents.metadata[KEY])
-        sensed = _compare_sensors(temporary, encoder, {name: contents.sensors[key] for name, key in models.items()})
-        return max(_compare(temporary, policy, policy.job), sensed)
+        sensed = _compare_sensors(temporary, encoder, {name: contents.parts[key] for name, key in models.items()})
+        return max(_compare(denoiser_of(temporary, contents.parts), policy, policy.job), sensed)
 
 
 def _add_sensors(model: "onnx.ModelProto", encoder: SensorEncoder, device: Device) -> dict[str, str]:
     """Add the models of sensors' networks, each once; return for each sensor the name of the weight that holds its."""
-    from onnx import TensorProto
-
     models: dict[str, str] = {}
     known: dict[tuple[int, SensorJob], str] = {}
     for name, sensor in encoder.sensors.items():
         key = id(sensor.network), sensor.job(device)
         if key not in known:
             known[key] = f"{SENSOR}{len(known)}"
-            content = export_sensor(sensor.network, sensor.job(device)).SerializeToString()
-            model.graph.initializer.append(
-                TensorProto(name=known[key], data_type=TensorProto.UINT8, dims=[len(content)], raw_data=content)
-            )
+            _add_part(model, known[key], export_sensor(sensor.network, sensor.job(device)))
         models[name] = known[key]
     return models
+
+
+def _add_part(model: "onnx.ModelProto", name: str, part: "onnx.ModelProto") -> None:
+    """Put a model into another one, as a weight that no operator reads."""
+    from onnx import TensorProto
+
+    content = part.SerializeToString()
+    weight = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[len(content)], raw_data=content)
+    model.graph.initializer.append(weight)
 
 
 def _compare_sensors(path: Path, encoder: SensorEncoder, spans: Mapping[str, Span]) -> float:
@@ -115,15 +134,13 @@ def _device_of(network: object) -> torch.device:
     return next((each.device for each in network.parameters()), torch.device("cpu"))
 
 
-def _compare(path: Path, policy: Policy, job: Job) -> float:
+def _compare(model: OnnxModel, policy: Policy, job: Job) -> float:
     """Compute the largest relative difference between a file's predictions and the policy's.
 
     Raises:
         BackendError: It is too large.
     """
-    exported = Onnx(provider="cpu").prepare(
-        OnnxModel(path), Job(job.chain, job.event, job.cond_dim, torch.device("cpu"))
-    )
+    exported = Onnx(provider="cpu").prepare(model, replace(job, device=torch.device("cpu")))
     generator = torch.Generator().manual_seed(1)
     worst = 0.0
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """The network as ONNX Runtime runs it, on one of its execution providers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,37 @@ MAX_GRAPHS = 16
 
 
 @dataclass(frozen=True)
+class OnnxPart:
+    """A model of its own within an ONNX file, checked by the file's loader."""
+
+    path: Path
+    """The file."""
+    first: int
+    """Where in it the model begins [bytes]."""
+    size: int
+    """Its length [bytes]."""
+
+    def read(self) -> bytes:
+        """Read the model."""
+        with self.path.open("rb") as file:
+            file.seek(self.first)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
 class OnnxModel:
     """A network that is an ONNX file: what `asd-policy export` writes, checked by its loader."""
 
     path: Path
     """The file."""
+    many: OnnxPart | None = None
+    """The network in the form for calls of many points on a CPU, if the file has it."""
+
+    def forms(self, provider: str) -> Iterator[str | bytes]:
+        """Give the models to open with a provider, as `Onnx` takes them; one after the other, as they may be large."""
+        yield str(self.path)
+        if self.many is not None and provider == "cpu":
+            yield self.many.read()
 
     def __call__(self, x: Any, timestep: Any, cond: Any, /) -> Any:
         """Refuse: a file is no PyTorch network.
@@ -46,15 +72,8 @@ class OnnxModel:
 
 
 @dataclass(frozen=True)
-class OnnxSensor:
-    """A sensor's network that lies as a model of its own within an ONNX file, checked by its loader."""
-
-    path: Path
-    """The file."""
-    first: int
-    """Where in it the model begins [bytes]."""
-    size: int
-    """Its length [bytes]."""
+class OnnxSensor(OnnxPart):
+    """A sensor's network that lies within an ONNX file."""
 
     def __str__(self) -> str:
         return f"the sensor's model in {self.path}"
@@ -62,12 +81,6 @@ class OnnxSensor:
     def to(self, device: Device) -> "OnnxSensor":
         """Give itself: a file is on no device."""
         return self
-
-    def read(self) -> bytes:
-        """Read the model."""
-        with self.path.open("rb") as file:
-            file.seek(self.first)
-            return file.read(self.size)
 
     def __call__(self, seen: Any, /) -> Any:
         """Refuse: a file is no PyTorch network.
@@ -118,7 +131,7 @@ class Onnx(Backend):
         """
         self._check_reach(job.device)
         if isinstance(network, OnnxModel):
-            return self._open([str(network.path)], str(network.path), job)
+            return self._open(network.forms(self.provider), str(network.path), job)
         from asd_policy.networks.backends.onnx_export import export_network
 
         name = f"the exported {type(network).__name__}"
