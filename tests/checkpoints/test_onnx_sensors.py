@@ -132,7 +132,7 @@ def test_a_shared_network_is_stored_and_opened_once(written: Written) -> None:
     assert isinstance(found.encoder, SensorEncoder)
     runs = {name: sensor.run for name, sensor in found.encoder.sensors.items()}
     assert runs["left"] is runs["right"] and len(set(map(id, runs.values()))) == 4
-    assert len(read_onnx(written.file).sensors) == 4
+    assert len(read_onnx(written.file).parts) == 4
 
 
 def test_onnx_and_onnxruntime_read_it(written: Written) -> None:
@@ -140,7 +140,7 @@ def test_onnx_and_onnxruntime_read_it(written: Written) -> None:
     onnx.checker.check_model(onnx.load(written.file))
     names = {each.name for each in onnxruntime.InferenceSession(written.file).get_inputs()}
     assert names == {"x", "timestep", "cond"}
-    for first, size in read_onnx(written.file).sensors.values():
+    for first, size in read_onnx(written.file).parts.values():
         content = written.file.read_bytes()[first : first + size]
         onnx.checker.check_model(onnx.load_from_string(content))
         assert OnnxSensor(written.file, first, size).read() == content
@@ -374,7 +374,7 @@ def damage_record(path: Path, rng: random.Random) -> str:
 
 def damage_sensor(path: Path, rng: random.Random) -> str:
     """Damage bytes of the sensors' models alone; return what was done."""
-    first, size = rng.choice(list(read_onnx(path).sensors.values()))
+    first, size = rng.choice(list(read_onnx(path).parts.values()))
     content, at = bytearray(path.read_bytes()), first + rng.randrange(min(size, 3000))
     content[at] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
@@ -406,7 +406,7 @@ def test_shapes_are_those_that_onnxruntime_computes(
     monkeypatch.setattr(onnx_graph, "POINTS", rows)
     graphs: list[Any] = []
     monkeypatch.setattr(onnx_graph, "sizes", lambda *graph: graphs.append(graph) or sizes(*graph))
-    spans = read_onnx(written.file).sensors
+    spans = read_onnx(written.file).parts
     kinds = set()
     for (nodes, known), (first, size) in zip(graphs[1:], spans.values(), strict=True):
         model = onnx.load_from_string(written.file.read_bytes()[first : first + size])

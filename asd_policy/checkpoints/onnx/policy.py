@@ -63,7 +63,7 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
     """
     record, spans = _read(path)
     return Policy(
-        denoiser=denoiser_of(path, spans),
+        denoiser=model_in_file(path, spans),
         chain=record.chain,
         sampler=sampler,
         horizons=record.horizons,
@@ -74,7 +74,7 @@ def load_onnx(path: Path, sampler: Sampler, device: Device) -> Policy:
     ).with_law(Law(record.chain, None, CHECKPOINT if record.own_plan is None else TRAINED))
 
 
-def denoiser_of(path: Path, spans: Mapping[str, Span]) -> OnnxModel:
+def model_in_file(path: Path, spans: Mapping[str, Span]) -> OnnxModel:
     """Give the denoiser of a file in all forms that it has among the models within it."""
     return OnnxModel(path, OnnxPart(path, *spans[FORM]) if FORM in spans else None)
 

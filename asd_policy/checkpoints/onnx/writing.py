@@ -12,7 +12,7 @@ from asd_policy._common.arrays import Device
 from asd_policy._common.files import atomic_file
 from asd_policy.chain.flow import is_flow
 from asd_policy.checkpoints.onnx.graph import FORM, SENSOR, Span, read_onnx
-from asd_policy.checkpoints.onnx.policy import denoiser_of
+from asd_policy.checkpoints.onnx.policy import model_in_file
 from asd_policy.checkpoints.onnx.record import KEY, read_record, write_record
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Job, SensorJob
@@ -86,7 +86,7 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
         contents = read_onnx(temporary)
         read_record(contents.metadata[KEY])
         sensed = _compare_sensors(temporary, encoder, {name: contents.parts[key] for name, key in models.items()})
-        return max(_compare(denoiser_of(temporary, contents.parts), policy, policy.job), sensed)
+        return max(_compare(model_in_file(temporary, contents.parts), policy, policy.job), sensed)
 
 
 def _add_sensors(model: "onnx.ModelProto", encoder: SensorEncoder, device: Device) -> dict[str, str]:
