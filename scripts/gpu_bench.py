@@ -186,7 +186,7 @@ class Run:
         bench.warm_up(memory.note, may_prepare, keep_going=True)
         memory.note("", len(entered), 0)
         for contender, error in bench.failed:
-            self.skip(f"{step.name}: {contender.name}", str(error))
+            self.skip(f"{step.name}: {contender.name}", f"{type(error).__name__}: {error}")
         if not bench.entered:
             return
         try:
@@ -303,6 +303,8 @@ class Memory:
     def note(self, doing: str, index: int, total: int) -> None:
         """Note what is held before contender `index` is prepared; say what is being done."""
         if self._gpu is not None:
+            torch.cuda.synchronize(self._gpu)
+            torch.cuda.empty_cache()  # of what nobody holds any longer
             self._marks.append(torch.cuda.memory_reserved(self._gpu))
 
     @property

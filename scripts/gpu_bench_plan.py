@@ -161,14 +161,18 @@ FULL = Size(
 """All of it."""
 
 _TINY, _SEEING = Subject("tiny", (16, 32)), Subject("tiny, two cameras", (16, 32), (96, 128), (48, 64))
-_TINY_ENTRIES: Entries = ((EAGER, ("ddpm", "asd:window=16", FROZEN, "ddim:10", PARADIGMS)), (GRAPH, ("ddpm",)))
+_TINY_ENTRIES: Entries = (
+    (EAGER, ("ddpm", "asd:window=16", FROZEN, "ddim:10", PARADIGMS)),
+    (GRAPH, ("ddpm", "asd", "asd:window=16", FROZEN)),
+)
 SMOKE = Size(
     (
         Training(_TINY, 0, 0.5),
         Part(_TINY, "all", _TINY_ENTRIES, 0, 30, 4, 2),
         Training(_SEEING, 0, 0.5),
-        Part(_SEEING, "all", ((EAGER, ("ddpm", "asd:window=16", FROZEN)),), 0, 30, 1, 2),
+        Part(_SEEING, "all", ((EAGER, ("ddpm", "asd:window=16", FROZEN)), (GRAPH, ("asd:window=16",))), 0, 30, 1, 2),
         Counting(EAGER, 0),
+        Counting(GRAPH, 0),
     ),
     states=32,
     observations=4,

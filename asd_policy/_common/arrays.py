@@ -203,8 +203,8 @@ def in_memory_order(x: Any) -> Array:
 
 
 def copied(x: Any) -> Array:
-    """Copy an array."""
-    copy: Any = x.copy() if isinstance(x, np.ndarray) else x.clone()
+    """Copy an array, into the order of its axes."""
+    copy: Any = x.copy() if isinstance(x, np.ndarray) else x.clone(memory_format=_torch().contiguous_format)
     return copy
 
 
@@ -309,7 +309,10 @@ def ambient_autocast(device: Any) -> AbstractContextManager[Any] | None:
     if device == NUMPY:
         return None
     torch, kind = _torch(), device.type
-    return torch.autocast(kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+    if not torch.is_autocast_enabled(kind):
+        return None
+    # A recording would read cast weights that are kept until the caller's autocast ends, and no longer.
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=kind != "cuda")
 
 
 def synchronize(device: Any) -> None:

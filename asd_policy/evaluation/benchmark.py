@@ -33,6 +33,8 @@ STAGE_PLANS = 20
 """Plans, or fewer if fewer are measured, that are taken apart after the others."""
 CALIBRATION_SEED = 1_000_000
 """Added to a benchmark's seed for the noise of plans to learn from."""
+SEEDS_APART = 10_000_000
+"""How far apart the seeds of a batch's rows are, so that no two plans have one."""
 Advance = Callable[[str, int, int], object]
 """Called with what is being done, how many are done, and how many there are."""
 
@@ -163,11 +165,13 @@ def plan(policy: Policy, states: States, seed: int, clock: Clock, staged: bool =
     """
     history = {name: values.cpu() for name, values in histories(policy, states.cond).items()}
     policy = recalling(policy, states.cond)
-    generator = arrays.make_generator(policy.device, seed)
+    # One for each robot, as in an episode.
+    generators = [arrays.make_generator(policy.device, seed + SEEDS_APART * row) for row in range(len(states))]
+    arrays.synchronize(policy.device)  # the plan before, of another contender, may have left a round running
     wall = time.perf_counter()
     start = clock.tick()
     stopwatch = Stopwatch(clock) if staged else None
-    made = policy.plan(history, generator, states.last_plan, stopwatch)
+    made = policy.plan(history, generators, states.last_plan, stopwatch)
     made.actions.cpu()
     end = clock.tick()
     taken_apart = stopwatch.stop() if stopwatch else None
@@ -228,7 +232,7 @@ class Benchmark:
             SpecError: A device without a clock.
         """
         self.entered = list(entered)
-        self.failed: list[tuple[Contender, AsdError]] = []
+        self.failed: list[tuple[Contender, Exception]] = []
         """Contenders that could not be warmed up, and why."""
         self.ceiling: Ceiling | None = None
         """Of the network on each backend; None before it was measured."""
@@ -270,7 +274,7 @@ class Benchmark:
                 if not go_on():
                     raise AsdError(f"{contender.name} is left out: no time is left to warm it up")
                 warm_up_contender(contender, self._calibration, self._batch, self._seed)
-            except AsdError as error:
+            except Exception as error:  # also those of a compiler or a device, which others may run without
                 if not keep_going:
                     raise
                 self.entered.remove(contender)

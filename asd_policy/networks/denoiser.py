@@ -4,14 +4,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import NUMPY, Array, Device
-from asd_policy._common.clock import collect_imports
+from asd_policy._common.clock import DeviceClock, collect_imports
 from asd_policy.errors import DenoiserError
 
 
@@ -75,40 +75,43 @@ def encode(denoiser: Denoiser, cond: Array) -> Array:
 
 @dataclass
 class Meter:
-    """Counts a network's calls, and the time inside them.
-
-    On a GPU the clock is read after the kernels have run: each timed call then waits for them, which a sampler that
-    reports `network_seconds` has to accept.
-    """
+    """Counts a network's calls, and the time inside them; on a GPU by its own clock, so that no call waits for it."""
 
     device: Device = NUMPY
     """Where the network runs."""
-    seconds: float = 0.0
-    """Inside the network [s]."""
     calls: int = 0
     """Of the network."""
     points: int = 0
     """That these evaluated."""
 
     def __post_init__(self) -> None:
-        """Find out whether there is a device to wait for, once and not in every call."""
-        self._waits = not arrays.is_host(self.device)
+        """Find out whether the device has a clock of its own, once and not in every call."""
+        on_gpu = not arrays.is_host(self.device) and self.device.type == "cuda"
+        self._clock = DeviceClock(self.device) if on_gpu else None
+        self._seconds, self._spans = 0.0, list[tuple[Any, Any]]()
+
+    @property
+    def seconds(self) -> float:
+        """Time inside the network [s]; waits for a GPU to come to the end of it."""
+        if self._clock is None:
+            return self._seconds
+        return self._seconds + sum(sum(self._clock.seconds(span)) for span in self._spans)
 
     def count(self, calls: int, points: int) -> None:
         """Count calls; replays of a recording are counted by who replays it."""
         self.calls += calls
         self.points += points
 
-    def begin(self, points: int) -> float:
-        """Count a call on so many points, and read `time.perf_counter` for `stop`."""
-        self.count(1, points)
-        return time.perf_counter()
+    def start(self) -> Any:
+        """Note this instant, for `stop`."""
+        return time.perf_counter() if self._clock is None else self._clock.tick()
 
-    def stop(self, start: float) -> None:
-        """Add the time since `start`, a reading of `time.perf_counter`, to `seconds`, once the device is done."""
-        if self._waits:
-            arrays.synchronize(self.device)
-        self.seconds += time.perf_counter() - start
+    def stop(self, start: Any) -> None:
+        """Add the time since `start` to `seconds`."""
+        if self._clock is None:
+            self._seconds += time.perf_counter() - start
+        else:
+            self._spans.append((start, self._clock.tick()))
 
 
 def check_form(output: Array, x: Array) -> None:

@@ -129,13 +129,14 @@ class Target:
         """
         points = seen if seen.ndim == len(self.shape) else seen.reshape(len(seen), *self.shape[1:])
         before = self.mark("network")
-        start = self.meter.begin(len(points))
+        self.meter.count(1, len(points))
+        start = self.meter.start() if self.timed else None
         if self.autocast is None:
             output = self.denoiser(points, timestep, cond)
         else:
             with self.autocast:
                 output = self.denoiser(points, timestep, cond)
-        if self.timed:
+        if start is not None:
             self.meter.stop(start)
         check_form(output, points)
         self.mark(before)
@@ -342,7 +343,7 @@ def _target(
     """Put a target together where its tape is, conditioned as its network encodes it."""
     meter, encoded = Meter(arrays.device_of(tape.initial)), None
     if cond is not None:
-        before, start = "" if stopwatch is None else stopwatch.mark("encode"), time.perf_counter()
+        before, start = "" if stopwatch is None else stopwatch.mark("encode"), meter.start()
         with autocast or nullcontext():
             encoded = encode(denoiser, cond)
         meter.stop(start)

@@ -57,7 +57,8 @@ def shapes(target: Target, tape: NoiseTape) -> tuple[Hashable, ...]:
     """List what a recording depends on beside its sampler; with the chain itself, which the key keeps alive."""
     cond = None if target.cond is None else (tuple(target.cond.shape), str(target.cond.dtype))
     given = target.inpainting and tuple(part is None for part in vars(target.inpainting).values())
-    return target.chain, tuple(tape.initial.shape), str(tape.initial.dtype), cond, given
+    autocast = None if target.autocast is None else str(getattr(target.autocast, "fast_dtype", None))
+    return target.chain, tuple(tape.initial.shape), str(tape.initial.dtype), cond, given, autocast
 
 
 class WalkRecording:

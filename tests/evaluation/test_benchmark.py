@@ -23,6 +23,7 @@ from asd_policy.evaluation.costs import network_limit
 from asd_policy.evaluation.states import States, histories, random_states
 from asd_policy.networks.backends import BACKENDS, Backend, Job
 from asd_policy.networks.denoiser import Denoiser
+from asd_policy.policy.plan import Plan
 from asd_policy.policy.policy import Policy
 from asd_policy.samplers import Sampler, make_sampler
 from asd_policy.samplers.records import PlanCost, SpeculationStats, sequential_costs
@@ -313,6 +314,40 @@ def test_a_contender_that_fails_is_said(policy: Policy, monkeypatch: pytest.Monk
     (failure,) = run.results()["failed"]
     assert (failure["spec"], failure["backend"]) == (ASD.spec, "fast")
     assert "out of memory" in failure["why"]
+
+
+def test_an_error_of_a_compiler_leaves_the_others(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench(policy, [DDPM, ASD], [Fast()])
+
+    def plan(policy: Policy, states: States, seed: int, clock: HostClock) -> TimedPlan:
+        if policy.sampler == ASD:
+            raise RuntimeError("no kernel image is available")
+        return timing(1.0)
+
+    monkeypatch.setattr(benchmark, "plan", plan)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        run.warm_up(quiet)
+    run.warm_up(quiet, keep_going=True)
+    assert [str(error) for _, error in run.failed] == ["no kernel image is available"]
+    assert ASD not in [contender.policy.sampler for contender in run.entered]
+
+
+def test_rows_of_a_batch_have_noise_of_their_own(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As robots have, and not one source for all, which would draw each step by itself."""
+    own, made = Policy.plan, list[Plan]()
+
+    def plan(self: Policy, *given: Any) -> Plan:
+        made.append(own(self, *given))
+        return made[-1]
+
+    monkeypatch.setattr(Policy, "plan", plan)
+    policy = policy.with_sampler(DDPM)
+    states = random_states(policy, 2, 0).rows(np.array([0, 0, 1]))
+    benchmark.plan(policy, states, 3, HostClock())
+    benchmark.plan(policy, states.first(1), 3, HostClock())
+    first, second, _ = made[0].sample
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, made[1].sample[0], rtol=0, atol=1e-5)  # the same, whatever is beside it
 
 
 def test_time_that_is_up_ends_a_run(policy: Policy) -> None:

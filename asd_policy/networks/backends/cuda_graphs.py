@@ -35,6 +35,8 @@ class CudaGraphs(Launcher):
             with self.queue():
                 for _ in range(_WARM_UP):
                     work()
+                with _no_waiting():
+                    work()
             torch.cuda.synchronize(self.device)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 work()
@@ -46,8 +48,10 @@ class CudaGraphs(Launcher):
     @contextmanager
     def queue(self) -> Iterator[None]:
         """Launch on the recordings' own stream, after what the caller has launched so far."""
-        self._caller = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(self._caller)
+        current = torch.cuda.current_stream(self.device)
+        if current != self._stream:  # or this is within the context already
+            self._caller = current
+            self._stream.wait_stream(current)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             yield
 
@@ -58,7 +62,7 @@ class CudaGraphs(Launcher):
     def fetch(self, sample: Tensor, counts: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """Copy both on the current stream, the counts to pinned memory; see `Launcher.fetch`."""
         kept = sample.clone()
-        on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        on_host = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=True)
         on_host.copy_(counts, non_blocking=True)
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
@@ -69,6 +73,20 @@ class CudaGraphs(Launcher):
             return kept, on_host
 
         return wait
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise a RuntimeError where the host would wait for the device.
+
+    A capture that fails for that leaves PyTorch's allocator in the middle of it; so it is found out before.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class GraphedDenoiser:

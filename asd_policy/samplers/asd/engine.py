@@ -122,7 +122,8 @@ class Round:
         xp, rows, end = arrays.namespace(path.x), window.rows, len(self.target.chain)
         slots, last = arrays.arange(live.shape[1], rows), verdict.last[:, None]
         drafted = live & ((slots < last) | ((slots == last) & verdict.rejected[:, None]))
-        path.judged[rows[:, None], xp.where(drafted, window.steps, end)] = True
+        # An array, as PyTorch copies a number from the host's memory to a GPU's, which no recording may do.
+        path.judged[rows[:, None], xp.where(drafted, window.steps, end)] = xp.ones_like(drafted)
         # What has no place of its own goes behind the end; the points of one row all have one.
         one = window.compact and len(rows) == 1
         at = window.places if one else (rows[:, None], xp.where(live, window.steps, end))

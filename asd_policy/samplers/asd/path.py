@@ -97,6 +97,10 @@ class Path:
         """Put a batch of plans at the start of the chain, in memory of its own; see `PathMemory.begin`."""
         return PathMemory.begin(inpainting, tape, last_plan).path()
 
+    def apart(self) -> "Path":
+        """Copy each array to memory of its own, which begins at an address that suits a GPU, whatever the sizes."""
+        return Path(**{name: arrays.copied(each) for name, each in vars(self).items()})
+
     @property
     def compact(self) -> bool:
         """Whether rounds leave out what is done: on a CPU. A GPU computes it, in shapes that never change."""

@@ -143,23 +143,24 @@ class RoundRecording:
             BackendError: There is no room for one point per row.
         """
         self.launcher = launcher
-        self.inputs = inputs = Inputs.like(first.target, tape, first.response)
         self.window = first.window
         """Points that a round evaluates per row."""
-        self._own = own = first.target.recordable(inputs.cond, inputs.inpainting)
-        self._steps = len(own.chain)
-        self.path = Path.begin(inputs.inpainting, inputs.tape, inputs.last_plan)
-        """Of the plan that ran last."""
-        # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
-        self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
-        self._rows = arrays.arange(len(tape.initial), tape.initial)
+        with launcher.queue():  # which its memory belongs to, and is done with it before it is used again
+            self.inputs = inputs = Inputs.like(first.target, tape, first.response)
+            self._own = own = first.target.recordable(inputs.cond, inputs.inpainting)
+            self._steps = len(own.chain)
+            self.path = Path.begin(inputs.inpainting, inputs.tape, inputs.last_plan).apart()
+            """Of the plan that ran last."""
+            # One block of memory, so that one copy brings all of it to the host: `Counts`, flags as numbers.
+            self._counts = arrays.zeros((3 + 2 * self._steps, len(tape.initial)), tape.initial, int)
+            self._rows = arrays.arange(len(tape.initial), tape.initial)
         self._jump: Callable[[], None] | None = None  # recorded with the first deadline
         while True:
             round_ = Round(own, first.draft, first.verifier, inputs.response, self.window)
-            with launcher.queue():
-                # Kept with the recording, which knows no more than the addresses of what it reads.
-                self._round = launched_form(round_, self.path, self._counts)
             try:
+                with launcher.queue():
+                    # Kept with the recording, which knows no more than the addresses of what it reads.
+                    self._round = launched_form(round_, self.path, self._counts)
                 self.start = launcher.record(self._start)
                 self.advance = launcher.record(self._advance)
                 return
@@ -204,6 +205,11 @@ class RoundRecording:
 
         return read
 
+    @property
+    def jumps(self) -> bool:
+        """Whether a jump is recorded, too."""
+        return self._jump is not None
+
     def jump(self) -> Array:
         """Predict x̂0 at the points that all rows have come to, flattened [B, D]; waits for it."""
         with self.launcher.queue():
@@ -242,6 +248,8 @@ class ReplayedRounds:
             recording.inputs.load(round_.target, tape, round_.response, last_plan)
             recording.start()
             if round_.target.deadline is not None:
+                if not recording.jumps:  # the time of a jump may be known, and this one not be recorded yet
+                    self._timed_jump()
                 round_.target.deadline.reserve(self._timed_jump)
 
     def _timed_jump(self) -> None:

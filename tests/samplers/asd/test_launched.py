@@ -312,6 +312,9 @@ def test_special_functions() -> None:
     np.testing.assert_allclose(evaluate(normal.tile_ndtri, p), ndtri(p), rtol=1e-12, atol=1e-13)
     tiny = np.concatenate([-(10.0 ** np.linspace(-300, 3, 511)), [0.0]])
     np.testing.assert_allclose(evaluate(normal.expm1, tiny), np.expm1(tiny), rtol=1e-15)
+    # A level that rounds to 1 is the largest number below it, which float32 does not tell from 1.
+    level = np.array([0.0, -1e-17, -1e-12, -1.0])
+    np.testing.assert_allclose(evaluate(normal.tile_renew, level), -ndtri(np.minimum(np.exp(level), 1 - 2.0**-53)))
 
 
 # The law, and mutants that it catches.
@@ -380,6 +383,23 @@ def test_what_cannot_be_compiled_is_said_once() -> None:
         Case(Asd(3), (1, 4, 2)).plans(1)
         assert not form.launches(torch.device("cpu"))
     assert torch.equal(found[0].sample, Case(Asd(4), (1, 4, 2)).plans(1)[0].sample)
+
+
+def test_a_device_without_memory_says_nothing_of_the_kernels() -> None:
+    """The window shrinks, and the kernels go on to run."""
+    own, tried = form.LaunchedRound.attempt, list[int]()
+
+    def attempt(self: form.LaunchedRound) -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        own(self)
+
+    with launched(), mock.patch.object(form.LaunchedRound, "attempt", attempt):
+        with pytest.warns(UserWarning, match="planning with window=2"):
+            found = Case(Asd(4), (1, 4, 2)).plans(1)
+        assert form.launches(torch.device("cpu"))
+    assert found[0].stats.window == 2
 
 
 def test_it_is_compiled_before_the_first_plan() -> None:

@@ -25,12 +25,13 @@ from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.experience import Experience
+from asd_policy.samplers.asd.path import Path
 from asd_policy.samplers.asd.rounds import RoundRecording
 from asd_policy.samplers.base import Target
 from asd_policy.samplers.ddpm import walk
 from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.inpainting import Inpainting
-from asd_policy.samplers.recorded import WalkRecording, shapes
+from asd_policy.samplers.recorded import Inputs, WalkRecording, shapes
 from asd_policy.samplers.warm_start import WarmStart
 from support.known_laws import DTYPE, EVENT, make_tape, short_chain
 
@@ -215,6 +216,58 @@ def test_a_recording_keeps_its_chain(mixture: MixtureDenoiser) -> None:
     assert alive() is None
 
 
+def test_a_recording_is_of_one_autocast(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """What was recorded within it computes in its precision."""
+    tape = make_tape(2, chain, 0)
+    modes = [None, torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", torch.float16)]
+    targets = [Target(mixture, chain, (2, *EVENT), autocast=mode) for mode in modes]
+    assert len({shapes(target, tape) for target in targets}) == 3
+
+
+def test_a_paths_arrays_are_apart(chain: GaussianChain) -> None:
+    """Kernels are compiled for addresses of one alignment, which parts of a block have or have not by the batch."""
+    path = Path.begin(None, make_tape(3, chain, 0), None)
+    apart = vars(path.apart())
+    assert len({each.untyped_storage().data_ptr() for each in apart.values()}) == len(apart)
+    assert all(torch.equal(each, vars(path)[name]) for name, each in apart.items())
+
+
+def test_inputs_are_kept_in_the_order_of_their_axes(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """As kernels read them, whatever the order in the caller's memory."""
+    tape = make_tape(2, chain, 0)
+    values = torch.randn(2, *EVENT[::-1]).to(DTYPE).transpose(1, 2)
+    given = Inpainting(values > 0, values)
+    kept = Inputs.like(Target(mixture, chain, (2, *EVENT), inpainting=given), tape).inpainting
+    assert kept is not None and not values.is_contiguous()
+    assert kept.values.is_contiguous() and kept.mask.is_contiguous() and torch.equal(kept.values, values)
+
+
+class Writes(TorchDispatchMode):
+    """Refuses numbers of the program's text where an index says what is written.
+
+    PyTorch copies such a number to the GPU, for which the host waits: so it cannot be captured there.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        if "index_put" in str(func):
+            assert args[2].ndim > 0
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_no_number_of_the_host_is_written_by_an_index(
+    spec: str, mixture: MixtureDenoiser, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asd_policy.samplers.asd.sampler.loops_of", lambda *_: None)
+    monkeypatch.setattr(Path, "compact", False)  # as on a GPU
+    tape = make_tape(2, chain, 0)
+    with Writes():
+        make_sampler(spec).sample(mixture, chain, (2, *EVENT), generator=tape)
+    with Writes(), pytest.raises(AssertionError):
+        torch.zeros(3)[torch.tensor([1])] = 1
+
+
 class Reads(TorchDispatchMode):
     """Notes the memory that operations read and that was there before them, without keeping it."""
 
@@ -296,9 +349,11 @@ def test_auto_times_recordings(launched: Launched, chain: GaussianChain) -> None
         result = sampler.sample(launched, chain, (1, *EVENT), generator=tape, warm_start=WarmStart(None, known))
         windows.append(result.stats.window)
     assert set(known.latency) == {1, 4, 12}
-    settings = len(known.trials[1, None, None].tried)
-    # The calls, what is tried, each of its start and its round, and the default, if that is not among what is tried.
-    assert launched.launcher.recorded - 3 - 2 * settings in (0, 2)
+    tried = list(known.trials[1, None, None].tried)
+    settings, sequential = [each for each in tried if each.window > 1], any(each.window == 1 for each in tried)
+    # The calls, what is tried, each of its start and its round, or the sequential sampler's chain for a window of 1,
+    # whatever the draft, and the default, if that is not among what is tried.
+    assert launched.launcher.recorded - 3 - 2 * len(settings) - sequential in (0, 2)
     changes = sum(one != other for one, other in zip(windows, windows[1:], strict=False))
     assert changes <= 8  # in blocks
 

@@ -7,6 +7,7 @@ threshold, the scheduler's.
 
 import importlib
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
@@ -17,6 +18,7 @@ from asd_policy._common.arrays import NUMPY, Array, Device
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.networks.denoiser import Denoiser
+from asd_policy.networks.recording import OutOfDeviceMemory
 from asd_policy.samplers.asd.couplings import Verifier, block
 from asd_policy.samplers.asd.draft import Draft, FrozenDraft
 from asd_policy.samplers.asd.engine import Round, response_for
@@ -70,6 +72,9 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         round_: The round, of all rows.
         path: Theirs.
         counts: Takes the counts of the path, see `rounds.RoundRecording`.
+
+    Raises:
+        OutOfDeviceMemory: There is no room for it.
     """
     coupled = round_.verifier.tolerance is None  # the kernels know the couplings alone
     if not (coupled and round_.is_known and arrays.has_known_precision(path.x) and launches(arrays.device_of(path.x))):
@@ -79,9 +84,18 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         LaunchedRound(replace(round_, window=min(_TRIAL, round_.window)), path, kernels, counts).attempt()
         arrays.synchronize(arrays.device_of(path.x))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfDeviceMemory from error
         _warn(error)
         return round_
     return LaunchedRound(round_, path, kernels, counts)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a device had no room, which says nothing of the kernels."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def compile_round(
@@ -101,8 +115,9 @@ def compile_round(
         tape = NoiseTape.draw(shape, len(chain), arrays.make_generator(device, 0), device)
         target = Target(denoiser, chain, shape)
         round_ = Round(target, draft, verifier, response_for(draft, chain, tape, None), min(_TRIAL, len(chain)))
-        path = Path.begin(target.inpainting, tape, None)
-        launched_form(round_, path, arrays.zeros((3 + 2 * len(chain), 1), tape.initial, int))
+        path = Path.begin(target.inpainting, tape, None).apart()
+        with suppress(OutOfDeviceMemory):  # a plan will say so
+            launched_form(round_, path, arrays.zeros((3 + 2 * len(chain), 1), tape.initial, int))
 
 
 @dataclass(frozen=True)
@@ -277,11 +292,11 @@ class LaunchedRound:
         units, roots, moves = (path.x.new_empty((rows, window)) for _ in range(3))
         verdict = spans, _flags(again), units, roots, moves
         flags = (_flags(each) for each in (path.seen, path.rejected, path.refused, path.judged))
-        slots = _power(steps)
+        slots = max(_power(steps), 32)  # with fewer, each thread of Triton 3.6 would look at all cells of a root
         self._kernels.judge[(_parts(rows, self.tiles.rows),)](
             (path.cursor, path.uniforms, *flags, path.rounds, path.nfe), (parts, self._scale), verdict, self._counts,
             coded(rows, window, steps, parts.shape[1]), (self._singly, self.reference.verifier.judge is block),
-            ROWS=self.tiles.rows, SLOTS=slots, num_warps=min(max(slots // 32, 1), 4),
+            ROWS=self.tiles.rows, SLOTS=slots, num_warps=min(slots // 32, 8 if slots > 256 else 4),
         )  # fmt: skip
         return verdict
 

@@ -430,6 +430,7 @@ def judge(path, gaps, verdict, counts, sizes, HOW: tl.constexpr, ROWS: tl.conste
     vector, here = row.to(tl.int64) * n + slot, row.to(tl.int64) * (steps + 1) + step
     size = (R.to(tl.int64) * n, R.to(tl.int64) * n * pieces, pieces)
     uniform = tl.load(uniforms + here, mask=live, other=1)
+    before = tl.load(seen + here, mask=live, other=0)  # long before it is overwritten
     if HOW[1]:
         last, move, above = _prefixes(uniform.to(tl.float64), (vector, step, slot, count), gaps, size, SLOTS)
         renewed = live & (slot > last) & (last + 1 < count)
@@ -440,7 +441,7 @@ def judge(path, gaps, verdict, counts, sizes, HOW: tl.constexpr, ROWS: tl.conste
     tl.store(moves + vector, move.to(largest.dtype), mask=live)
     tl.store(units + vector, largest, mask=live)
     tl.store(roots + vector, root.to(largest.dtype), mask=live)
-    tl.store(again + vector, tl.load(seen + here, mask=live, other=0), mask=live)
+    tl.store(again + vector, before, mask=live)
     denied = going & (last + 1 < count)
     at_refusal, drafted = live & (slot == last) & denied, live & ((slot < last) | ((slot == last) & denied))
     flag = tl.full([ROWS, SLOTS], 1, tl.uint8)

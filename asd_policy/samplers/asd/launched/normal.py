@@ -38,13 +38,15 @@ points in 50 digits, to 4e-16. The form is that of Shepherd and Laframboise, Mat
 @triton.jit
 def at_least(x, least):
     """Clamp from below; what is no number stays so, which `tl.maximum` does not promise."""
-    return tl.where(x < least, least, x)
+    bound = tl.zeros_like(x) + least  # of x's type: a comparison would round a plain number to float32
+    return tl.where(x < bound, bound, x)
 
 
 @triton.jit
 def at_most(x, most):
     """Clamp from above; what is no number stays so."""
-    return tl.where(x > most, most, x)
+    bound = tl.zeros_like(x) + most
+    return tl.where(x > bound, bound, x)
 
 
 @triton.jit
