@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
+from asd_policy.networks.denoiser import Meter
 from asd_policy.samplers import OF_STEPS, SAMPLERS, make_sampler
 from asd_policy.samplers.asd.couplings import VERIFIERS
 from asd_policy.samplers.asd.draft import DRAFTS, Path
@@ -324,3 +326,32 @@ def test_autocast_is_for_the_network(chain: GaussianChain) -> None:
             )
             assert result.sample.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
+
+
+class Ticks:
+    """A device's clock, a second further at each look; what it has measured is known once the device is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.now, self.waited = 0, 0
+
+    def tick(self) -> int:
+        """Go on by a second."""
+        self.now += 1
+        return self.now
+
+    def seconds(self, ticks: tuple[int, int]) -> list[float]:
+        """Wait."""
+        self.waited += 1
+        return [float(ticks[1] - ticks[0])]
+
+
+def test_a_call_does_not_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is read by the device's own clock, once somebody asks."""
+    monkeypatch.setattr("asd_policy.networks.denoiser.DeviceClock", Ticks)
+    meter = Meter(torch.device("cuda"))
+    for _ in range(3):
+        meter.stop(meter.start())
+    clock: Any = meter._clock
+    assert clock.now == 6 and clock.waited == 0
+    assert meter.seconds == 3.0 and clock.waited == 3
