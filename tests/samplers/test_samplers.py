@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import DenoiserError, SpecError
@@ -355,3 +356,15 @@ def test_a_call_does_not_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     clock: Any = meter._clock
     assert clock.now == 6 and clock.waited == 0
     assert meter.seconds == 3.0 and clock.waited == 3
+
+
+@pytest.mark.parametrize("deadline_ms", [None, 10_000.0])
+def test_a_deadline_waits_for_each_call(
+    deadline_ms: float | None, mixture: MixtureDenoiser, chain: GaussianChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the host would queue calls far beyond it, on a GPU."""
+    waited: list[object] = []
+    monkeypatch.setattr(arrays, "synchronize", waited.append)
+    result = make_sampler("ddpm").sample(mixture, chain, (1, *EVENT), budget=Budget(deadline_ms))
+    assert not any(result.stats.cut)
+    assert len(waited) == (0 if deadline_ms is None else result.stats.all_calls)
