@@ -119,6 +119,14 @@ def _against_best_fixed(records: Sequence[dict[str, Any]], record: dict[str, Any
     return f"{record['latency_ms']['mean'] / min(fixed):.2f}" if record["auto"] and fixed else ""
 
 
+def _setting(record: dict[str, Any]) -> str:
+    """Write the window, and draft and verifier where they are not those of a fixed window."""
+    ran = make_sampler(record["ran"])
+    if isinstance(ran, Asd) and ran != Asd(ran.window):
+        return f"{record['window']}, {ran.draft_name} + {ran.verify}"
+    return str(record["window"])
+
+
 def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     """Format one table of all checkpoints, each with its contenders."""
     header = ["checkpoint", "contender", "window", "rounds", "nfe", "mean ms", "p50 / p95 / p99 / max ms"]
@@ -132,7 +140,7 @@ def markdown(tables: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
                 [
                     f"`{name}`" if index == 0 else "",
                     r["name"],
-                    str(r["window"]),
+                    _setting(r),
                     f"{r['rounds_mean']:.1f}",
                     f"{r['nfe_mean']:.0f}",
                     f"{latency['mean']:.0f}",
