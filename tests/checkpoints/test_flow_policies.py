@@ -202,7 +202,7 @@ def test_no_file_holds_a_flow(flow: Path, tmp_path: Path) -> None:
         export_policy(policy, tmp_path / "flow.onnx", {})
     times = replace(policy.job, chain=GaussianChain.from_flow(STEPS))
     with pytest.raises(asd_policy.BackendError, match="timesteps are integers, and this flow's network gets times"):
-        export_network(policy.network, times, lowered=False)
+        export_network(policy.network, times)
 
 
 def test_only_a_flow_has_euler_steps() -> None:

@@ -282,7 +282,7 @@ def test_lowered_layers_compute_the_same(chain: GaussianChain) -> None:
     torch.manual_seed(0)
     network = Layers().eval().requires_grad_(False)
     job = job_of(chain, (8, 3), 4)
-    model = exporting.export_network(network, job, lowered=True)
+    model = next(exporting.export_for_cpu(network, job))
     onnx.checker.check_model(model, full_check=True)
     kinds = [node.op_type for node in model.graph.node]
     # Left are the dilated one, the grouped one, and the transposed one that does not make a multiple of the steps.
@@ -315,7 +315,7 @@ def test_groups_are_normalised_where_they_are_if_they_are_narrow(chain: Gaussian
     torch.manual_seed(0)
     network = Normalized(width).eval().requires_grad_(False)
     job = job_of(chain, (8, 3), 4)
-    model = exporting.export_network(network, job, lowered=True)
+    model = next(exporting.export_for_cpu(network, job))
     assert [node.op_type for node in model.graph.node].count("InstanceNormalization") == turned
     session = open_session(model.SerializeToString(), "groups", provider_options("cpu", 0, job, 0), 1)
     assert largest_difference(network, OnnxNetwork([session], ("cpu", 0)), job) < 1e-3  # 100 has five digits left
@@ -614,12 +614,12 @@ def test_shapes_are_those_of_onnx_runtime(
         model, job = onnx.load(exported.file), load_policy(exported.source).job
     elif network == "filtered":  # with fewer products
         job = job_of(chain, (32, 96), 4)
-        model = exporting.export_network(Filtered().eval(), job, lowered=True)
+        model = next(exporting.export_for_cpu(Filtered().eval(), job))
         assert "Split" in [node.op_type for node in model.graph.node]
     else:
         job = job_of(chain, (8, 3), 10)
         config = TransformerConfig(3, 3, 8, 2, cond_dim=5, n_layer=1, n_head=2, n_emb=16, causal_attn=True)
-        model = exporting.export_network(DiffusionTransformer(config).eval(), job, lowered=True)
+        model = next(exporting.export_for_cpu(DiffusionTransformer(config).eval(), job))
     del model.graph.output[:]
     names = [name for node in model.graph.node for name in node.output if name]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)

@@ -93,7 +93,7 @@ def test_no_more_weights_where_one_form_is_too_large(chain: GaussianChain, monke
     (form,) = export_for_cpu(network, job)
     size = sum(each.numel() * each.itemsize for each in network.parameters())
     monkeypatch.setattr(exporting, "MAX_BYTES", (form.ByteSize() + size) // 2)
-    for form in (*export_for_cpu(network, job), exporting.export_network(network, job, lowered=True)):
+    for form in export_for_cpu(network, job):
         assert "Split" not in [node.op_type for node in form.graph.node] and form.ByteSize() < exporting.MAX_BYTES
 
 

@@ -138,7 +138,7 @@ class Onnx(Backend):
         if self.provider == "cpu":
             return self._open_on_cpu(network, name, job)
         # On a GPU its libraries have better convolutions than products of gathered taps.
-        return self._open([export_network(network, job, lowered=False).SerializeToString()], name, job)
+        return self._open([export_network(network, job).SerializeToString()], name, job)
 
     def _open_on_cpu(self, network: Denoiser, name: str, job: Job) -> OnnxNetwork:
         """Open sessions on an export of a PyTorch network in the forms that are fastest on a CPU."""

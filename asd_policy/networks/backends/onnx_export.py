@@ -25,14 +25,12 @@ MAX_BYTES = 2**31 - 2**20
 """Of the weights: a protocol buffer has 2 GiB at most, and the graph and the record need a little."""
 
 
-def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelProto":
-    """Export a network.
+def export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
+    """Export a network as it is.
 
     Args:
         network: A module of float32 weights.
         job: What it will be called for.
-        lowered: Whether its convolutions become matrix products, which ONNX Runtime computes much faster on a CPU
-            (`onnx_lowering.py`).
 
     Returns:
         A model with the inputs x [N, *event] (float32), timestep [N] (int64) and cond [N, cond_dim] (float32), and the
@@ -43,14 +41,14 @@ def export_network(network: Denoiser, job: Job, lowered: bool) -> "onnx.ModelPro
             or its timesteps are no integers.
     """
     model = _export_network(network, job)
-    if lowered:
-        model = _lowered(model, 1) or _lowered(model, 0) or model
     _strip(model)
     return model
 
 
 def export_for_cpu(network: Denoiser, job: Job) -> Iterator["onnx.ModelProto"]:
     """Export a network in the forms that ONNX Runtime computes fastest on a CPU, one after the other.
+
+    Convolutions become matrix products (`onnx_lowering.py`), unless the file would be too large.
 
     Args:
         network: As for `export_network`.
@@ -87,7 +85,7 @@ def _lowered(model: "onnx.ModelProto", points: int) -> "onnx.ModelProto | None":
 
 
 def _export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
-    """Export a network as it is."""
+    """Export a network, with the shapes of its values."""
     if not job.chain.has_integer_timesteps:
         raise BackendError(
             "an ONNX file's timesteps are integers, and this flow's network gets times in 0 … 1: use torch-eager or "
