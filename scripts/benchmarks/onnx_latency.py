@@ -142,8 +142,8 @@ def main(options: Options) -> None:
         f"{parameters:,} parameters, {job.event[0]} steps; CPU time of a call [ms], median ± half the quartiles' range"
     )
     print(f"{hardware(job.device)}; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}\n")
-    plain = export_network(network, job).SerializeToString()
-    forms = [form.SerializeToString() for form in export_for_cpu(network, job)]
+    plain = export_network(network, job).whole().SerializeToString()
+    forms = [form.whole().SerializeToString() for form in export_for_cpu(network, job)]
     lowered, fewer = forms[0], forms[-1]
     ways: dict[str, Denoiser] = {
         "PyTorch, eager": network,

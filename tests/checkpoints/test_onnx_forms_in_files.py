@@ -80,7 +80,7 @@ def test_a_file_of_one_form_loads(file: Path, policy: Policy, tmp_path: Path, mo
     size = file.stat().st_size
     for most in (size - 2**20, size // 4):  # without room for both; and where the other one is not even made
         monkeypatch.setattr(writing, "MAX_BYTES", most)
-        monkeypatch.setattr(writing, "check_size", lambda *_: None)
+        monkeypatch.setattr(writing, "_check_size", lambda *_: None)
         path = tmp_path / f"{most}.onnx"
         assert export_policy(policy, path, {}) < 1e-5
         assert FORM not in read_onnx(path).parts and forms(path) == 1
@@ -94,7 +94,7 @@ def test_a_form_that_predicts_something_else_is_not_written(
 ) -> None:
     def wrong(*given: Any) -> Any:
         first, second = onnx_export.export_for_cpu(*given)
-        next(each for each in second.graph.node if each.op_type == "Sin").op_type = "Cos"
+        next(each for each in second.model.graph.node if each.op_type == "Sin").op_type = "Cos"
         return iter([first, second])
 
     monkeypatch.setattr(writing, "export_for_cpu", wrong)

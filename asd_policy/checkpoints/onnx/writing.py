@@ -19,12 +19,12 @@ from asd_policy.networks.backends.base import Job, SensorJob
 from asd_policy.networks.backends.onnx import Onnx, OnnxModel, OnnxSensor
 from asd_policy.networks.backends.onnx_export import (
     MAX_BYTES,
-    check_size,
     example,
     export_for_cpu,
     export_sensor,
     sensor_example,
 )
+from asd_policy.networks.backends.onnx_exported import ExportedModel
 from asd_policy.policy.policy import Policy
 from asd_policy.policy.sensors import SensorEncoder
 
@@ -62,16 +62,16 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
         raise BackendError(f"the policy is an ONNX file already: {network.path}")
     if not isinstance(encoder, SensorEncoder):
         raise BackendError(f"the policy's encoder is a {type(encoder).__name__} of its library, which is not exported")
-    check_size(network, *(sensor.network for sensor in encoder.sensors.values()))
+    _check_size(network, *(sensor.network for sensor in encoder.sensors.values()))
     forms = export_for_cpu(network, policy.job)
-    model = next(forms)
+    model = next(forms).whole()
     assert isinstance(network, nn.Module)  # or it would not have been exported
     import onnx
 
     models = _add_sensors(model, encoder, policy.device)
     # It has more weights, and is not made where there is no room for as many.
     many = next(forms, None) if 2 * model.ByteSize() <= MAX_BYTES else None
-    if many is not None and model.ByteSize() + many.ByteSize() <= MAX_BYTES:
+    if many is not None and model.ByteSize() + many.size <= MAX_BYTES:
         _add_part(model, FORM, many)
     del many, forms
     parameters = sum(each.numel() for each in network.parameters())
@@ -89,6 +89,23 @@ def export_policy(policy: Policy, path: Path, source: Mapping[str, Any]) -> floa
         return max(_compare(model_in_file(temporary, contents.parts), policy, policy.job), sensed)
 
 
+def _check_size(*networks: object) -> None:
+    """Refuse networks that are too large for one file; a shared one counts once.
+
+    Raises:
+        BackendError: They are.
+    """
+    modules = [each for each in networks if isinstance(each, nn.Module)]
+    tensors = {id(tensor): tensor for each in modules for tensor in (*each.parameters(), *each.buffers())}.values()
+    size = sum(tensor.nbytes for tensor in tensors)
+    if size > MAX_BYTES:
+        names = " and ".join(dict.fromkeys(type(each).__name__ for each in modules))
+        raise BackendError(
+            f"the {names} has {size} bytes of weights; one ONNX file has {MAX_BYTES} at most, and "
+            "weights in files beside it are not written"
+        )
+
+
 def _add_sensors(model: "onnx.ModelProto", encoder: SensorEncoder, device: Device) -> dict[str, str]:
     """Add the models of sensors' networks, each once; return for each sensor the name of the weight that holds its."""
     models: dict[str, str] = {}
@@ -102,11 +119,11 @@ def _add_sensors(model: "onnx.ModelProto", encoder: SensorEncoder, device: Devic
     return models
 
 
-def _add_part(model: "onnx.ModelProto", name: str, part: "onnx.ModelProto") -> None:
+def _add_part(model: "onnx.ModelProto", name: str, part: ExportedModel) -> None:
     """Put a model into another one, as a weight that no operator reads."""
     from onnx import TensorProto
 
-    content = part.SerializeToString()
+    content = part.whole().SerializeToString()
     weight = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[len(content)], raw_data=content)
     model.graph.initializer.append(weight)
 

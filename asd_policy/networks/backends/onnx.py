@@ -8,6 +8,7 @@ from typing import Any
 from asd_policy._common.arrays import NUMPY, Device
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.networks.backends.base import Backend, Encode, Job, SensorJob
+from asd_policy.networks.backends.onnx_exported import ExportedModel
 from asd_policy.networks.backends.onnx_network import OnnxCudaNetwork, OnnxFilmNetwork, OnnxNetwork
 from asd_policy.networks.backends.onnx_session import (
     PROVIDERS,
@@ -138,7 +139,7 @@ class Onnx(Backend):
         if self.provider == "cpu":
             return self._open_on_cpu(network, name, job)
         # On a GPU its libraries have better convolutions than products of gathered taps.
-        return self._open([export_network(network, job).SerializeToString()], name, job)
+        return self._open([export_network(network, job)], name, job)
 
     def _open_on_cpu(self, network: Denoiser, name: str, job: Job) -> OnnxNetwork:
         """Open sessions on an export of a PyTorch network in the forms that are fastest on a CPU."""
@@ -150,9 +151,7 @@ class Onnx(Backend):
         film = film_of(network, job, torch.float32)
         if film is not None:
             network, job = film, replace(job, cond_dim=film.encoded_dim)
-        # One after the other, and none is kept: they may have gigabytes.
-        forms = map(lambda form: form.SerializeToString(), export_for_cpu(network, job))
-        opened = self._open(forms, name, job)
+        opened = self._open(export_for_cpu(network, job), name, job)
         if film is None:
             return opened
         film.table = None  # the sessions have it
@@ -169,8 +168,7 @@ class Onnx(Backend):
             return self._open([network.read()], str(network), job)
         from asd_policy.networks.backends.onnx_export import export_sensor
 
-        model = export_sensor(network, job)
-        return self._open([model.SerializeToString()], f"the exported {type(network).__name__}", job)
+        return self._open([export_sensor(network, job)], f"the exported {type(network).__name__}", job)
 
     def _check_reach(self, device: Device) -> None:
         """Refuse a device that the provider cannot reach, and a provider that is not there."""
@@ -182,8 +180,11 @@ class Onnx(Backend):
             )
         check_provider(self.provider)
 
-    def _open(self, forms: Iterable[str | bytes], name: str, job: Job | SensorJob) -> OnnxNetwork:
-        """Open a session on each form of a model: one, or on a CPU another one for many points, too."""
+    def _open(self, forms: Iterable[str | bytes | ExportedModel], name: str, job: Job | SensorJob) -> OnnxNetwork:
+        """Open a session on each form of a model: one, or on a CPU another one for many points, too.
+
+        They are taken one after the other, and none is kept: they may have gigabytes.
+        """
         on_gpu = str(job.device).startswith("cuda")
         stream, index = None, 0
         if on_gpu:

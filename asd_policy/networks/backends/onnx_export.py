@@ -1,11 +1,10 @@
-"""A PyTorch network as an ONNX model with its weights inside, any number of points in a call."""
+"""A PyTorch network as an ONNX model, any number of points in a call."""
 
 import contextlib
 import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +13,16 @@ from asd_policy._common import arrays
 from asd_policy._common.extras import install
 from asd_policy.errors import BackendError
 from asd_policy.networks.backends.base import Encode, Job, SensorJob
+from asd_policy.networks.backends.onnx_exported import ExportedModel
 from asd_policy.networks.backends.onnx_lowering import MANY, lower
 from asd_policy.networks.backends.onnx_session import INPUTS, OUTPUT, SENSOR_INPUTS, SENSOR_OUTPUT, reason
 from asd_policy.networks.denoiser import Denoiser
 
-if TYPE_CHECKING:
-    import onnx
-
 MAX_BYTES = 2**31 - 2**20
-"""Of the weights: a protocol buffer has 2 GiB at most, and the graph and the record need a little."""
+"""Of the weights in a file: a protocol buffer has 2 GiB at most, and the graph and the record need a little."""
 
 
-def export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
+def export_network(network: Denoiser, job: Job) -> ExportedModel:
     """Export a network as it is.
 
     Args:
@@ -37,54 +34,43 @@ def export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
         output prediction [N, *event].
 
     Raises:
-        BackendError: A package is missing, or the network is no module, too large for one file, or cannot be exported;
-            or its timesteps are no integers.
+        BackendError: A package is missing, or the network is no module or cannot be exported; or its timesteps are no
+            integers.
     """
-    model = _export_network(network, job)
-    _strip(model)
-    return model
+    return _stripped(_export_network(network, job))
 
 
-def export_for_cpu(network: Denoiser, job: Job) -> Iterator["onnx.ModelProto"]:
+def export_for_cpu(network: Denoiser, job: Job) -> Iterator[ExportedModel]:
     """Export a network in the forms that ONNX Runtime computes fastest on a CPU, one after the other.
 
-    Convolutions become matrix products (`onnx_lowering.py`), unless the file would be too large.
+    Convolutions become matrix products (`onnx_lowering.py`), unless a file would be too large by that alone.
 
     Args:
         network: As for `export_network`.
         job: As for `export_network`.
 
     Yields:
-        A model for calls of any number of points, and where there is a faster one for `MANY` points or more, that.
+        A model for calls of any number of points, and where there is a faster one for `MANY` points or more that is not
+        larger than a file can be, that.
 
     Raises:
         BackendError: As `export_network`.
     """
-    model = _export_network(network, job)
-    form = _lowered(model, 1) or _lowered(model, 0)
-    if form is None:
-        _strip(model)
-        yield model
+    exported = _export_network(network, job)
+    if exported.size > MAX_BYTES:
+        yield _stripped(lower(exported, 0))
         return
-    kinds = [node.op_type for node in form.graph.node]
-    _strip(form)
-    yield form
+    lowered = (lower(exported, points) for points in (1, 0))
+    form = next((each for each in lowered if each.size <= MAX_BYTES), exported)
+    kinds = [node.op_type for node in form.model.graph.node]
+    yield _stripped(form)
     del form
-    lower(model, MANY)
-    if model.ByteSize() <= MAX_BYTES and [node.op_type for node in model.graph.node] != kinds:
-        _strip(model)
-        yield model
+    many = lower(exported, MANY)
+    if many.size <= MAX_BYTES and [node.op_type for node in many.model.graph.node] != kinds:
+        yield _stripped(many)
 
 
-def _lowered(model: "onnx.ModelProto", points: int) -> "onnx.ModelProto | None":
-    """Rewrite a copy of a model for calls of so many points or more; None where that is too large for one file."""
-    copied = type(model)()
-    copied.CopyFrom(model)
-    lower(copied, points)
-    return copied if copied.ByteSize() <= MAX_BYTES else None
-
-
-def _export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
+def _export_network(network: Denoiser, job: Job) -> ExportedModel:
     """Export a network, with the shapes of its values."""
     if not job.chain.has_integer_timesteps:
         raise BackendError(
@@ -94,7 +80,7 @@ def _export_network(network: Denoiser, job: Job) -> "onnx.ModelProto":
     return _export(network, example(job, 3, torch.Generator().manual_seed(0)), list(INPUTS), OUTPUT)
 
 
-def export_sensor(network: Encode, job: SensorJob) -> "onnx.ModelProto":
+def export_sensor(network: Encode, job: SensorJob) -> ExportedModel:
     """Export a sensor's network.
 
     Args:
@@ -107,16 +93,18 @@ def export_sensor(network: Encode, job: SensorJob) -> "onnx.ModelProto":
     Raises:
         BackendError: As `export_network`.
     """
-    model = _export(network, (sensor_example(job, 3),), list(SENSOR_INPUTS), SENSOR_OUTPUT)
-    _strip(model)
-    return model
+    return _stripped(_export(network, (sensor_example(job, 3),), list(SENSOR_INPUTS), SENSOR_OUTPUT))
 
 
-def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], output: str) -> "onnx.ModelProto":
+def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], output: str) -> ExportedModel:
     """Export a module; the first dimension of all inputs is the same, of any size."""
     if not isinstance(network, nn.Module):
         raise BackendError(f"a {type(network).__name__} is no PyTorch module, and cannot be exported to ONNX")
-    check_size(network)
+    dtypes = {each.dtype for each in network.parameters()} - {torch.float32}
+    if dtypes:
+        raise BackendError(
+            f"the {type(network).__name__} has weights of {', '.join(map(str, dtypes))}, not torch.float32"
+        )
     missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if missing:
         raise BackendError(f"the export to ONNX needs {' and '.join(missing)}: {install('onnx')}")
@@ -135,7 +123,10 @@ def _export(network: object, inputs: tuple[Tensor, ...], names: list[str], outpu
     except Exception as error:  # the exporter raises errors of several libraries
         raise BackendError(f"the {type(network).__name__} cannot be exported to ONNX: {reason(error)}") from None
     assert program is not None
-    return program.model_proto
+    constants = program.model.graph.initializers
+    weights = {name: each.const_value.numpy() for name, each in constants.items() if each.const_value is not None}
+    constants.clear()  # so they are not copied
+    return ExportedModel(program.model_proto, weights)
 
 
 def sensor_example(job: SensorJob, count: int) -> Tensor:
@@ -160,26 +151,6 @@ def example(job: Job, count: int, generator: torch.Generator) -> tuple[Tensor, T
     return x.to(job.device), timestep.to(job.device), cond.to(job.device)
 
 
-def check_size(*networks: object) -> None:
-    """Refuse networks that are too large for one file, or not of float32; a shared one counts once.
-
-    Raises:
-        BackendError: They are.
-    """
-    modules = [each for each in networks if isinstance(each, nn.Module)]
-    tensors = {id(tensor): tensor for each in modules for tensor in (*each.parameters(), *each.buffers())}.values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    names = " and ".join(dict.fromkeys(type(each).__name__ for each in modules))
-    if size > MAX_BYTES:
-        raise BackendError(
-            f"the {names} has {size} bytes of weights; one ONNX file has {MAX_BYTES} at most, and "
-            "weights in files beside it are not written"
-        )
-    types = {tensor.dtype for each in modules for tensor in each.parameters()}
-    if types - {torch.float32}:
-        raise BackendError(f"the {names} has weights of {', '.join(map(str, types))}, not torch.float32")
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's warnings of its own deprecations and of packages that it could use."""
@@ -194,12 +165,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip(model: "onnx.ModelProto") -> None:
-    """Remove what the exporter notes for debugging: names, stack traces, paths of this machine."""
-    graph = model.graph
+def _stripped(exported: ExportedModel) -> ExportedModel:
+    """Leave out what the exporter notes for debugging: names, stack traces, paths of this machine."""
+    stripped = exported.copied()
+    model, graph = stripped.model, stripped.model.graph
     del model.metadata_props[:]
     model.doc_string = graph.doc_string = ""
     del graph.metadata_props[:], graph.value_info[:]
-    for each in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+    for each in (*graph.node, *graph.input, *graph.output):
         each.doc_string = ""
         del each.metadata_props[:]
+    return stripped

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from asd_policy.networks.backends.onnx_exported import ExportedModel, Weights
 from asd_policy.networks.backends.winograd import ONE, OUTPUTS, POINTS, Floats, make_filter
 
 if TYPE_CHECKING:
@@ -32,16 +33,17 @@ _FEWEST_ROWS, _FEWEST_PRODUCTS = 16, 3 * 2**16
 """Rows [N·T] and products of a tap for which it pays to have fewer of those, in exchange for more weights."""
 
 
-def lower(model: "onnx.ModelProto", points: int) -> None:
-    """Rewrite a model's graph in place.
+def lower(exported: ExportedModel, points: int) -> ExportedModel:
+    """Rewrite a model's graph.
 
     Args:
-        model: As `torch.onnx.export` makes it, with the shapes of its values, all weights within it; the first
-            dimension of activations is the batch, the only one that may be unknown.
+        exported: As `torch.onnx.export` makes it, with the shapes of its values; the first dimension of activations is
+            the batch, the only one that may be unknown. It stays as it is.
         points: The fewest N of a call that the graph is to be fast for; it is right for any number. For 0 it has the
             fewest weights.
     """
-    _Lowering(model.graph, points).run()
+    model = exported.copied().model
+    return ExportedModel(model, _Lowering(model.graph, exported.weights, points).run())
 
 
 class _Lowering:
@@ -51,12 +53,9 @@ class _Lowering:
     missing one is made by a transposition when it is needed.
     """
 
-    def __init__(self, graph: "onnx.GraphProto", points: int) -> None:
-        from onnx import numpy_helper
-
+    def __init__(self, graph: "onnx.GraphProto", weights: Weights, points: int) -> None:
         self._graph, self._points = graph, points
-        self._constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        del graph.initializer[:]  # which may have gigabytes, and are copied above
+        self._constants = dict(weights)
         values = (*graph.input, *graph.value_info, *graph.output)
         self._shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in values}
         self._shapes |= {name: list(value.shape) for name, value in self._constants.items()}
@@ -67,8 +66,8 @@ class _Lowering:
         self._added: dict[str, npt.NDArray[Any]] = {}
         self._absorbed: set[str] = set()  # outputs that another node's rewriting has made already
 
-    def run(self) -> None:
-        """Replace the graph's nodes and weights."""
+    def run(self) -> Weights:
+        """Replace the graph's nodes; return the weights that they read."""
         known: dict[str, Callable[[onnx.NodeProto], bool]] = {
             "Conv": self._convolution,
             "ConvTranspose": self._transposed_convolution,
@@ -84,7 +83,7 @@ class _Lowering:
                 self._keep(node)
         for output in self._graph.output:
             self._own(output.name)
-        self._sweep()
+        return self._sweep()
 
     # Layouts.
 
@@ -187,8 +186,9 @@ class _Lowering:
         value = self._twin(node.input[0])
         # A kernel may be longer than what it slides over: these taps meet zeros only.
         met = ((table >= 0) & (table < shape[2])).any(axis=0)
-        weight = weight.reshape(table.shape[1], -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
-        table = table[:, met]
+        if not met.all():
+            weight = weight.reshape(table.shape[1], -1, weight.shape[1])[met].reshape(-1, weight.shape[1])
+            table = table[:, met]
         if not np.array_equal(table, np.arange(shape[2])[:, None]):
             before, after = max(0, -int(table.min())), max(0, int(table.max()) - shape[2] + 1)
             if before or after:
@@ -385,10 +385,8 @@ class _Lowering:
         """Add integers, of the one type that shapes, pads and indices may have."""
         return self._constant(np.array(values, dtype=np.int64))
 
-    def _sweep(self) -> None:
-        """Put the new nodes that lead to an output, and the constants that they read, into the graph."""
-        from onnx import numpy_helper
-
+    def _sweep(self) -> Weights:
+        """Put the new nodes that lead to an output into the graph; return the constants that they read."""
         needed = {each.name for each in self._graph.output}
         kept = []
         for node in reversed(self._nodes):
@@ -397,12 +395,7 @@ class _Lowering:
                 kept.append(node)
         del self._graph.node[:], self._graph.value_info[:]
         self._graph.node.extend(kept[::-1])
-        constants = self._constants | self._added
-        del self._constants, self._added
-        for name in list(constants):  # one after the other moves, so that none is there twice
-            value = constants.pop(name)
-            if name in needed:
-                self._graph.initializer.append(numpy_helper.from_array(value, name))
+        return {name: value for name, value in (self._constants | self._added).items() if name in needed}
 
 
 def _options(node: "onnx.NodeProto") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asd_policy._common.extras import install
 from asd_policy.errors import BackendError, one_line
 from asd_policy.networks.backends.base import Job, SensorJob
+from asd_policy.networks.backends.onnx_exported import ExportedModel
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -134,24 +135,29 @@ def session_options(threads: int) -> Any:
 
 
 def open_session(
-    model: str | bytes, name: str, providers: list[tuple[str, dict[str, str]]], threads: int
+    model: str | bytes | ExportedModel, name: str, providers: list[tuple[str, dict[str, str]]], threads: int
 ) -> "InferenceSession":
     """Open a session.
 
     Args:
-        model: A path, or the file's content.
+        model: A path, the file's content, or an export, of which ONNX Runtime makes a copy.
         name: What it is, for messages.
         providers: As `provider_options` returns them.
         threads: Of a call on the CPU.
 
     Raises:
-        BackendError: ONNX Runtime cannot run the model, or took another provider than the one asked for.
+        BackendError: ONNX Runtime cannot run the model, or took another provider than the one asked for; or it is of a
+            version that opens files alone.
     """
-    onnxruntime = import_onnxruntime()
+    onnxruntime, options = import_onnxruntime(), session_options(threads)
+    lent = None
+    if isinstance(model, ExportedModel):
+        model, lent = _lend_weights(model, options)
     try:
-        session = onnxruntime.InferenceSession(model, session_options(threads), providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its exceptions have no common class but this
         raise BackendError(f"ONNX Runtime cannot run {name}: {reason(error)}") from None
+    del lent
     # It would keep the file's content beside the weights for as long as it lives, for a change of providers.
     session._model_bytes = None
     # Where a provider's libraries or device are missing, ONNX Runtime goes on with the next one without an error.
@@ -162,6 +168,23 @@ def open_session(
             "and its driver, CUDA and (for TensorRT) TensorRT libraries of the versions that this onnxruntime is for?"
         )
     return session
+
+
+def _lend_weights(exported: ExportedModel, options: Any) -> tuple[bytes, object]:
+    """Give a session's options the weights of an export.
+
+    Returns:
+        The model's content, and what has to be kept until a session is open: the options have the weights' addresses.
+    """
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise BackendError(
+            f"to run a PyTorch network takes onnxruntime 1.24 or newer, and this is {import_onnxruntime().__version__}"
+        )
+    content, files = exported.referring()
+    options.add_external_initializers_from_files_in_memory(
+        list(files), list(files.values()), [len(each) for each in files.values()]
+    )
+    return content, files
 
 
 def reason(error: Exception) -> str:

@@ -57,8 +57,11 @@ def make_filter(kernel: Floats, inputs: int, outputs: int, first: int) -> Filter
                 before[:, tile, start + tap + first] = b[:, tap]
         made = min(OUTPUTS, outputs - start)
         after[start : start + made, :, tile] = a[:made]
-    weights = np.einsum("pk,oik->pio", g, kernel.astype(np.float64))
-    return Filter(*(np.ascontiguousarray(each, np.float32) for each in (before, weights, after)))
+    doubles = kernel.astype(np.float64)
+    weights = np.empty((products, kernel.shape[1], kernel.shape[0]), np.float32)
+    for product, row in enumerate(g):
+        weights[product] = (doubles @ row).T
+    return Filter(before.astype(np.float32), weights, after.astype(np.float32))
 
 
 @cache
