@@ -6,7 +6,7 @@ and the rounds of plans as they run. Plans of all settings have the same law, so
 
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ class Trial:
         tried = [setting for setting in self.left if self.tried[setting].is_timed]
         if self.done or not tried:
             return self.left[0]
-        costs = self.costs(tried)
+        costs = self._at_most(self.costs(tried))
         good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]
         return min(good, key=self.tail)
 
@@ -157,17 +157,35 @@ class Trial:
         model has the refusals of all plans of its pair, whatever their window, and is off by a factor that changes
         slowly with the window: a line over the logarithm of windows, through what plans really took.
         """
-        # Of a window of 1 every plan takes the same rounds.
-        alike = [
-            each for each in self.expected if each.pair == setting.pair and each.window > 1 and self.tried[each].plans
-        ]
-        if setting.window == 1 or len(alike) < _ENOUGH_FOR_A_LINE:
+        alike = self._alike(setting)
+        if not alike:
             return self.tried[setting].counts.mean(0)
         taken = [self.tried[each].counts for each in alike]
         off = np.stack([own.mean(0) / self.expected[each] for own, each in zip(taken, alike, strict=True)])
         weights = [own[:, 0].sum() ** 0.5 for own in taken]  # a count's relative error is by its root
         line = np.polyfit(np.log([each.window for each in alike]), off, 1, w=weights)  # of each of the two
         return np.array(self.expected[setting]) * (line[0] * np.log(setting.window) + line[1])
+
+    def _alike(self, setting: Setting) -> list[Setting]:
+        """List the settings whose plans tell about one's rounds, itself among them; none where these are too few."""
+        # Of a window of 1 every plan takes the same rounds.
+        alike = [
+            each for each in self.expected if each.pair == setting.pair and each.window > 1 and self.tried[each].plans
+        ]
+        return alike if setting.window > 1 and len(alike) >= _ENOUGH_FOR_A_LINE else []
+
+    def _at_most(self, costs: Mapping[Setting, float]) -> dict[Setting, float]:
+        """Add a standard error to what settings cost of which no other plans tell.
+
+        Their luck is not averaged with that of others: among several they would be chosen for it.
+        """
+        price = self._price
+
+        def error(setting: Setting) -> float:
+            taken = self.tried[setting].counts @ price
+            return float(taken.std() / (len(taken) ** 0.5 * taken.mean()))
+
+        return {each: cost if self._alike(each) else cost * (1 + error(each)) for each, cost in costs.items()}
 
     @property
     def decides(self) -> bool:
@@ -207,7 +225,7 @@ class Trial:
         fewest = min(self.tried[each].plans for each in self.left)
         if fewest in STAGES:
             costs = self.costs(self.left)
-            limit = STAGES[fewest] * min(costs.values())
+            limit = STAGES[fewest] * min(self._at_most(costs).values())
             self.left = [each for each in self.left if costs[each] <= limit]
         elif fewest >= ENOUGH:
             self.settle()

@@ -229,6 +229,21 @@ def test_noise_of_a_few_plans_is_smoothed() -> None:
     assert tried_rounds(few, model) == pytest.approx(few)
 
 
+@pytest.mark.parametrize(("share", "taken"), [(0.97, False), (0.9, True)])
+def test_the_luck_of_a_setting_alone_is_not_taken_for_a_gain(share: float, taken: bool) -> None:
+    """Others of its pair were not tried. A third more or less in each plan leaves the mean of so many 6 % of doubt."""
+    settings = [Setting(window, "response", "block") for window in (8, 16, 32)]
+    alone = Setting(16, "response", "reflection")
+    trial = Trial.of([*settings, alone])
+    trial.expected = dict.fromkeys(trial.tried, (100.0, 100.0))
+    for plan in range(ENOUGH):
+        for setting in trial.tried:
+            count = round(1000 * (share if setting == alone else 1) * (1 + (-1) ** plan / 3))
+            trial.note(setting, count, count, 1e-3 * count)
+            assert trial.done or len(trial.left) == 4
+    assert (trial.best == alone) == taken
+
+
 def test_the_model_is_asked_before_each_decision(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     sampler, experience = make_sampler("asd"), Experience()
     while not experience.plans or experience.undecided:
