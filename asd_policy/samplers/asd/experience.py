@@ -140,10 +140,20 @@ class Experience:
             costs: Of its rows.
             seconds: That they took.
         """
+        if any(cost.cut for cost in costs):
+            self.lose(setting, len(costs))
+            return
         rounds, points = max(cost.rounds for cost in costs), sum(cost.nfe for cost in costs)
-        for (rows, _, _), trial in self.trials.items():
-            if self.trying and rows == len(costs):
-                trial.note(setting, rounds, points, seconds)
+        for trial in self._trying(len(costs)):
+            trial.note(setting, rounds, points, seconds)
+
+    def lose(self, setting: Setting, batch: int) -> None:
+        """Add to the trials of a batch that its plans with a setting were cut or failed."""
+        for trial in self._trying(batch):
+            trial.lose(setting)
+
+    def _trying(self, batch: int) -> list[Trial]:
+        return [trial for (rows, *_), trial in self.trials.items() if self.trying and rows == batch]
 
     def learn(
         self, committed: CommittedPaths, chain: GaussianChain, pair: tuple[str, str], horizon: int | None

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-STAGES = {3: 1.25, 8: 1.12, 16: 1.06}
+STAGES = {4: 1.25, 8: 1.12, 16: 1.06}
 """After so many plans of each setting those go that cost more than so many times the best one's: what the noise of so
 few plans does not explain."""
 ENOUGH = 32
 """Plans of each setting, after which the best one stays. Costs are of the last so many: later plans draft better."""
 _AS_GOOD = 1.02
+_LOST = 0.1
+"""By how much more a setting's share of lost plans may be than the least one's: 32 plans do not tell it closer."""
 _ENOUGH_FOR_A_LINE = 3  # windows: through fewer it would have nothing to smooth
 
 
@@ -53,6 +55,17 @@ class Tried:
     taken: deque[Taken] = field(default_factory=lambda: deque(maxlen=ENOUGH))
     """By each."""
     plans: int = 0
+    """All, those that are lost among them."""
+
+    def lose(self) -> None:
+        """Add a plan that a deadline has cut, or that failed: what it would have cost is not known."""
+        self.plans += 1
+
+    @property
+    def lost(self) -> float:
+        """Share of the plans that are lost, 0 … 1."""
+        plans = min(self.plans, ENOUGH)
+        return max(plans - len(self.taken), 0) / max(plans, 1)
 
     def add(self, rounds: int, points: int, seconds: float) -> None:
         """Add a plan."""
@@ -109,13 +122,23 @@ class Trial:
 
     @property
     def best(self) -> Setting:
-        """The setting of the least time so far; of those that are as good, the one with the shortest tail."""
-        tried = [setting for setting in self.left if self.tried[setting].is_timed]
+        """The setting of the least time so far; of those that are as good, the one with the shortest tail.
+
+        But first those of which plans are lost more often than of others are left out.
+        """
+        kept = self._kept
+        tried = [setting for setting in kept if self.tried[setting].is_timed]
         if self.done or not tried:
-            return self.left[0]
+            return kept[0]
         costs = self._at_most(self.costs(tried))
         good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]
         return min(good, key=self.tail)
+
+    @property
+    def _kept(self) -> list[Setting]:
+        """Those left of which about the fewest plans are lost."""
+        least = min(self.tried[setting].lost for setting in self.left)
+        return [setting for setting in self.left if self.tried[setting].lost <= least + _LOST]
 
     def seconds(self, setting: Setting) -> float:
         """Estimate the time of a plan [s] with a setting that was tried, see `costs`."""
@@ -129,13 +152,13 @@ class Trial:
         same for all settings; the median of that, which differs by a few per cent from plan to plan, is multiplied by
         the price of the rounds and points that are to be expected.
         """
-        price = self._price
-        return {each: self._factor(each, price) * float(price @ self._mean_counts(each)) for each in settings}
+        price, factors = self._price, self._factors
+        return {each: factors[each] * float(price @ self._mean_counts(each)) for each in settings}
 
     def tail(self, setting: Setting) -> float:
         """Estimate the time [s] that one plan in twenty exceeds with a setting that was tried."""
         price = self._price
-        return self._factor(setting, price) * float(np.percentile(self.tried[setting].counts @ price, 95))
+        return self._factors[setting] * float(np.percentile(self.tried[setting].counts @ price, 95))
 
     @property
     def _price(self) -> npt.NDArray[np.float64]:
@@ -145,10 +168,24 @@ class Trial:
         price, *_ = np.linalg.lstsq(counts / seconds[:, None], np.ones(len(seconds)), rcond=None)
         return price.clip(min=0)  # below 0 is noise
 
-    def _factor(self, setting: Setting, price: npt.NDArray[np.float64]) -> float:
-        """Compute how many times its price a plan with a setting takes."""
-        timed = self.tried[setting].timed
-        return float(np.median(timed[:, 2] / (timed[:, :2] @ price)))
+    @property
+    def _factors(self) -> dict[Setting, float]:
+        """Compute how many times its price a plan with each setting takes that was timed.
+
+        What else the machine did falls on all plans of a turn, which are made one after the other: so they are
+        compared with one another.
+        """
+        timed, price = [setting for setting, each in self.tried.items() if each.is_timed], self._price
+        if not timed:
+            return {}
+        times = np.full((len(timed), ENOUGH), np.nan)
+        for row, setting in zip(times, timed, strict=True):
+            for turn, each in enumerate(self.tried[setting].taken):
+                if each.seconds is not None:
+                    row[turn] = each.seconds / (price @ (each.rounds, each.points))
+        times = times[:, ~np.isnan(times).all(axis=0)]
+        factors = np.nanmedian(times) * np.nanmedian(times / np.nanmedian(times, axis=0), axis=1)
+        return dict(zip(timed, factors.tolist(), strict=True))
 
     def _mean_counts(self, setting: Setting) -> npt.NDArray[np.float64]:
         """Estimate the mean rounds and points [2] of a plan with a setting.
@@ -170,7 +207,7 @@ class Trial:
         """List the settings whose plans tell about one's rounds, itself among them; none where these are too few."""
         # Of a window of 1 every plan takes the same rounds.
         alike = [
-            each for each in self.expected if each.pair == setting.pair and each.window > 1 and self.tried[each].plans
+            each for each in self.expected if each.pair == setting.pair and each.window > 1 and self.tried[each].taken
         ]
         return alike if setting.window > 1 and len(alike) >= _ENOUGH_FOR_A_LINE else []
 
@@ -219,16 +256,27 @@ class Trial:
             points: That it took, of all rows.
             seconds: That it took.
         """
-        if setting not in self.tried or self.done:
-            return
-        self.tried[setting].add(rounds, points, seconds)
+        if setting in self.tried and not self.done:
+            self.tried[setting].add(rounds, points, seconds)
+            self._decide(setting)
+
+    def lose(self, setting: Setting) -> None:
+        """Add a plan that a deadline has cut, or that failed; as `note`."""
+        if setting in self.tried and not self.done:
+            self.tried[setting].lose()
+            self._decide(setting)
+
+    def _decide(self, setting: Setting) -> None:
+        """Drop settings if a stage ended with a plan of this one."""
         fewest = min(self.tried[each].plans for each in self.left)
-        if fewest in STAGES:
-            costs = self.costs(self.left)
-            limit = STAGES[fewest] * min(self._at_most(costs).values())
-            self.left = [each for each in self.left if costs[each] <= limit]
-        elif fewest >= ENOUGH:
+        if fewest >= ENOUGH:
             self.settle()
+        elif fewest in STAGES and self.tried[setting].plans == fewest:
+            timed = [each for each in self._kept if self.tried[each].is_timed]
+            if timed:  # or all plans were lost, which tells nothing
+                costs = self.costs(timed)
+                limit = STAGES[fewest] * min(self._at_most(costs).values())
+                self.left = [each for each in timed if costs[each] <= limit]
 
     def settle(self) -> None:
         """Take the setting that is the best so far for the best."""

@@ -24,7 +24,7 @@ from asd_policy.samplers.asd.autotune import (
     shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
-from asd_policy.samplers.asd.trials import ENOUGH, Trial
+from asd_policy.samplers.asd.trials import ENOUGH, STAGES, Trial
 from asd_policy.samplers.warm_start import WarmStart
 
 Floats = npt.NDArray[np.float64]
@@ -273,10 +273,49 @@ def test_what_cannot_be_the_best_is_tried_no_more() -> None:
         setting = trial.turn(1)
         turns.append(setting)
         trial.note(setting, 10, 80, 1.0 if setting == fast else 1.5)
-    assert turns[:2] == [slow, fast] and all(set(turns[at : at + 2]) == {slow, fast} for at in (2, 4))
-    assert len(turns) == 6 and trial.best == fast
+    assert turns[:2] == [slow, fast] and all(set(turns[at : at + 2]) == {slow, fast} for at in (2, 4, 6))
+    assert len(turns) == 8 and trial.best == fast
     trial.note(Setting(9, "picard", "block"), 1, 1, 0.1)  # not one of those that are tried
     assert trial.best == fast
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 12), (7, 80), (20, 60)])
+def test_load_that_comes_and_goes_is_not_a_settings_own(begin: int, end: int) -> None:
+    """Ten times as long: for plans, not for one setting. The best one is a fifth cheaper."""
+    best, *others = settings = [Setting(window, "picard", "block") for window in (8, 4, 16, 32, 64)]
+    trial, made = Trial.of([*others, best]), 0
+    while not trial.done:
+        setting = trial.turn(1)
+        seconds = (1.0 if setting == best else 1.25) * (10 if begin <= made < end else 1)
+        trial.note(setting, 10, 80, seconds)
+        made += 1
+    assert trial.best == best and len(settings) == len(trial.tried)
+
+
+def test_settings_of_which_plans_are_cut_or_fail_are_left() -> None:
+    """What was lost is not cheap: only the short ones of its plans are known."""
+    tight, wide, never = (Setting(window, "picard", "block") for window in (100, 24, 64))
+    trial = Trial.of([tight, wide, never])
+    made: list[Setting] = []
+    while not trial.done:
+        setting = trial.turn(1)
+        made.append(setting)
+        if setting == never or (setting == tight and trial.tried[tight].plans % 2):
+            trial.lose(setting)
+        else:
+            trial.note(setting, 10, 80, 0.9 if setting == tight else 1.0)
+    assert trial.best == wide and made.count(never) == made.count(tight) == min(STAGES)
+    assert trial.tried[never].lost == 1 and trial.tried[tight].lost == 0.5
+    again = Trial.from_json(trial.to_json())
+    assert [cost.lost for cost in again.tried.values()] == [cost.lost for cost in trial.tried.values()]
+
+
+def test_where_all_plans_are_lost_the_first_setting_stays() -> None:
+    first, second = (Setting(window, "picard", "block") for window in (8, 24))
+    trial = Trial.of([first, second])
+    for _ in range(2 * ENOUGH):
+        trial.lose(trial.turn(1))
+    assert trial.done and trial.best == first and trial.record() == []
 
 
 def test_recordings_are_tried_in_blocks() -> None:
