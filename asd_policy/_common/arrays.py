@@ -383,6 +383,12 @@ def is_host(device: Any) -> bool:
     return device == NUMPY or (device.partition(":")[0] if isinstance(device, str) else device.type) == "cpu"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that there was no memory left."""
+    torch = sys.modules.get("torch")  # what was not imported has raised nothing
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
 def has_known_precision(x: Any) -> bool:
     """Tell whether an array's numbers are float32 or float64."""
     return _is_known(x.dtype)

@@ -77,6 +77,11 @@ class GaussianChain:
     """Standard deviation of the noise with η = 1, which tolerances are in units of where η = 0 adds none."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def noise_steps(self) -> int:
+        """Steps that a tape has noise for: all."""
+        return len(self)
+
     def __len__(self) -> int:
         return len(self.timesteps)
 
@@ -206,7 +211,7 @@ class GaussianChain:
             self._kept[key] = make()
         return self._kept[key]
 
-    def predict(self, x: Array, output: Array, step: int | Array) -> Array:
+    def predict(self, x: Array, output: Array, step: int | Array, effective: bool = True) -> Array:
         """Turn network outputs into predictions of the clean sample x̂0.
 
         Nothing here waits for the device, so a CUDA graph can hold it; the first call for a device and dtype makes
@@ -216,9 +221,10 @@ class GaussianChain:
             x: Points [N, *event] the network was called on.
             output: What it returned [N, *event].
             step: Index k of the points' steps: one for all, or int64 [N] on the device of x.
+            effective: Whether it is for a step, see the module, or the sample itself. They differ where DDIM clips.
 
         Returns:
-            x̂0 [N, *event], clipped as the scheduler says; the effective one, see the module, where DDIM clips.
+            x̂0 [N, *event], clipped as the scheduler says.
         """
         tables = self.tables(arrays.device_of(x), x.dtype)
         shape = (-1,) + (1,) * (x.ndim - 1)
@@ -231,7 +237,9 @@ class GaussianChain:
         else:
             return raw
         # Not `raw + (1 + excess) (clipped − raw)`: raw is 1e4 at high noise, and float32 would lose the clipped sample.
-        return clipped if tables.excess is None else clipped + tables.excess[step].reshape(shape) * (clipped - raw)
+        if tables.excess is None or not effective:
+            return clipped
+        return clipped + tables.excess[step].reshape(shape) * (clipped - raw)
 
 
 def _threshold(raw: Array, threshold: Threshold) -> Array:

@@ -52,6 +52,11 @@ class TokenChain:
         return self.event[0] * self.event[1]
 
     @property
+    def noise_steps(self) -> int:
+        """Steps that a tape has noise for: one, which seeds a generator for all tokens."""
+        return 1
+
+    @property
     def has_integer_timesteps(self) -> bool:
         """True: a call's timestep is the number of tokens that are known."""
         return True

@@ -54,12 +54,14 @@ def save_tuning(path: Path, experience: Experience, device: Device, backend: str
         backend: Spec of what ran the network.
     """
     trials = list(experience.trials.items())  # another thread may be planning, and try more
+    # Another time there may be memory for a call that had none.
+    latency = [(size, seconds) for size, seconds in experience.latency.items() if math.isfinite(seconds)]
     metadata = {
         "version": VERSION,
         "plans": str(experience.plans),
         "responses": str(experience.responses),
         "trials": json.dumps([[*key, trial.to_json()] for key, trial in trials]),
-        "latency": json.dumps(list(experience.latency.items())),
+        "latency": json.dumps(latency),
         "hardware": hardware(device),
         "library": library(device),
         "backend": backend,

@@ -67,7 +67,13 @@ class Target:
             self, cond=cond, inpainting=inpainting, timed=False, launcher=None, deadline=None, stopwatch=None
         )
 
-    def predict(self, x: Array, steps: Array, rows: Array | None = None, live: Array | None = None) -> Array:
+    def jump(self, x: Array, steps: Array, rows: Array) -> Array:
+        """Predict the sample that a plan ends with which a deadline cuts; arguments as for `predict`."""
+        return self.predict(x, steps, rows, effective=False)
+
+    def predict(
+        self, x: Array, steps: Array, rows: Array | None = None, live: Array | None = None, effective: bool = True
+    ) -> Array:
         """Predict x̂0 by one network call.
 
         Args:
@@ -76,6 +82,7 @@ class Target:
             rows: The batch row of each point [N], or of each window [R]; None for all rows in order.
             live: Which points of windows to predict [R, n], zeros taking the place of the others; None for all, in one
                 shape whatever the data.
+            effective: As for `GaussianChain.predict`.
         """
         xp, points, k = arrays.namespace(x), x, steps
         if steps.ndim == 2 and rows is not None:
@@ -86,7 +93,7 @@ class Target:
             points, k, rows = points[chosen], k[chosen], rows[chosen]
         seen = points if self.inpainting is None else self.inpainting.show(points, k, rows)
         timesteps = self.chain.tables(arrays.device_of(x), x.dtype).timesteps[k]
-        x0_pred = self.chain.predict(seen, self.output(seen, timesteps, rows), k)
+        x0_pred = self.chain.predict(seen, self.output(seen, timesteps, rows), k, effective)
         if self.inpainting is not None:
             x0_pred = self.inpainting.fill(self.inpainting.guide(x0_pred, rows), rows)
         if chosen is not None:
@@ -251,12 +258,16 @@ class Sampler(abc.ABC):
         """
         start, shape = time.perf_counter(), tuple(shape)
         if old:
-            return self.sample(denoiser, chain, shape, **in_new_keywords(old, shape, len(chain), cond, generator))
+            new = {"inpainting": inpainting, "warm_start": warm_start, "budget": budget}
+            translated = in_new_keywords(old, shape, chain.noise_steps, generator, new)
+            return self.sample(denoiser, chain, shape, cond, **translated)
         budget, warm_start = budget or Budget(), warm_start or WarmStart()
         if budget.stopwatch is not None:
             budget.stopwatch.mark("host")
         self.fit(chain)
-        tape = _tape(generator, shape, len(chain), cond)
+        if not shape or shape[0] < 1:
+            raise ValueError(f"a batch of {shape[0] if shape else 0} plans: 1 or more can be sampled")
+        tape = _tape(generator, shape, chain.noise_steps, cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
         deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
         own = cast(GaussianChain, chain)  # or, where `run` is that of `tokens`, what `fit` has let pass
@@ -315,12 +326,15 @@ def _check_inputs(
     Raises:
         ValueError: It does not.
     """
-    wanted = (shape[0], len(chain), *shape[1:])
+    steps = chain.noise_steps
+    wanted = (shape[0], steps, *shape[1:])
     if tape.normals.shape != wanted:
         raise ValueError(
-            f"the tape has noise of shape {tuple(tape.normals.shape)}, but a batch {shape} of {len(chain)} steps needs "
+            f"the tape has noise of shape {tuple(tape.normals.shape)}, but a batch {shape} of {steps} steps needs "
             f"{wanted}"
         )
+    if str(tape.initial.dtype).removeprefix("torch.") not in ("float32", "float64"):
+        raise ValueError(f"the tape is of {tape.initial.dtype}: couplings are computed in float32 or float64")
     if cond is not None and len(cond) != shape[0]:
         raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
     if inpainting is not None:
@@ -413,6 +427,8 @@ def check_count(name: str, count: int, chain: Chain | None = None) -> None:
     Raises:
         SpecError: It is not in 1 … K.
     """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise SpecError(f"{name} is not a whole number")
     if count < 1 or (chain is not None and count > len(chain)):
         most = "K" if chain is None else len(chain)
         raise SpecError(f"{name} is not in 1 … {most}, the number of steps of the chain")

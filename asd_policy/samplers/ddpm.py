@@ -63,7 +63,7 @@ class Ddpm(Sampler):
         x = arrays.as_like(x, tape.initial)
         rows = arrays.arange(len(x), x)
         now = arrays.namespace(rows).full_like(rows, done)
-        sample, calls = fall_back(target, lambda: target.predict(x, now, rows), rows, warm_start)
+        sample, calls = fall_back(target, lambda: target.jump(x, now, rows), rows, warm_start)
         return Samples(sample, sequential_costs((done + calls).tolist(), cut=True))
 
 

@@ -19,7 +19,7 @@ def reserve(target: Target, tape: NoiseTape) -> None:
         return
     rows = arrays.arange(len(tape.initial), tape.initial)
     start = arrays.namespace(rows).zeros_like(rows)
-    target.deadline.reserve(lambda: target.predict(tape.initial, start, rows))
+    target.deadline.reserve(lambda: target.jump(tape.initial, start, rows))
 
 
 def fall_back(target: Target, jump: Callable[[], Array], rows: Array, warm_start: WarmStart) -> tuple[Array, Array]:

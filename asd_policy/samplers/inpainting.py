@@ -65,11 +65,13 @@ class Inpainting:
         return Inpainting(self.mask | other.mask, values, noisy, self.guidance)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse parts of another shape than the samples'.
+        """Refuse parts of another shape than the samples', and a mask of numbers.
 
         Raises:
             ValueError: One does not fit.
         """
+        if str(self.mask.dtype).removeprefix("torch.") != "bool":
+            raise ValueError(f"the inpainting's mask is of {self.mask.dtype}, not bool")
         parts = {"mask": self.mask, "values": self.values, "guidance": self.guidance}
         for name, part in parts.items():
             if part is not None and tuple(part.shape) != shape:

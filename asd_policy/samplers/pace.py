@@ -44,9 +44,12 @@ class Pace:
     def expect(self, work: Hashable) -> float | None:
         """Estimate how long a piece of work takes [s]; None before the first.
 
-        The second longest of its last times: one may have been an accident.
+        The second longest of its last times: one may have been an accident. So work that was timed once, and refused
+        for that, counts as not timed.
         """
         times = sorted(self._recent.get(work, ()), reverse=True)
+        if len(times) == 1 and work in self._refused:
+            return None
         return times[min(1, len(times) - 1)] if times else None
 
     def least(self, work: Hashable) -> float:

@@ -82,7 +82,7 @@ class Paradigms(Sampler):
         if len(rows):
             now = state.cursor[rows]
             point = state.path[rows, now]
-            sample[rows], calls = fall_back(target, lambda: target.predict(point, now, rows), rows, warm_start)
+            sample[rows], calls = fall_back(target, lambda: target.jump(point, now, rows), rows, warm_start)
             state.rounds[rows] += calls
             state.nfe[rows] += calls
         counts = enumerate(zip(state.rounds.tolist(), state.nfe.tolist(), strict=True))

@@ -9,7 +9,11 @@ from asd_policy.samplers.asd.experience import Experience
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What earlier plans tell a draft. No sampler's law depends on it."""
+    """What earlier plans tell a draft.
+
+    No sampler's law depends on it, if those plans had a noise of their own: a generator that is seeded anew before each
+    plan makes drafts that know the noise which judges them.
+    """
 
     last_plan: Array | None = None
     """For each row the sample before this one, moved on to the present, [B, *event]; zeros where there is none."""

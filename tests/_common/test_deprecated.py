@@ -63,6 +63,13 @@ def test_the_keywords_of_sample(mixture: MixtureDenoiser, chain: GaussianChain) 
     with pytest.warns(DeprecationWarning):
         options: dict[str, Any] = {"device": "cpu", "generator": torch.Generator().manual_seed(1)}
         assert torch.equal(sampler.sample(lambda x, t, c: x, chain, shape, **options).sample, drawn)
+    mixed = {name: value for name, value in old.items() if name != "held"}
+    with pytest.warns(DeprecationWarning):
+        assert torch.equal(sampler.sample(mixture, chain, shape, inpainting=given, **mixed).sample, new)
+    for name, value in {"inpainting": given, "warm_start": known, "budget": budget}.items():
+        both: dict[str, Any] = {name: value, **old}
+        with pytest.raises(TypeError, match=f"got both '{name}' and "):
+            sampler.sample(mixture, chain, shape, **both)
     misspelt: dict[str, Any] = {"tapes": tape}
     with pytest.raises(TypeError, match="unexpected keyword argument 'tapes'"):
         sampler.sample(mixture, chain, shape, **misspelt)

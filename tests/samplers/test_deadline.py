@@ -362,6 +362,44 @@ def test_an_accident_does_not_forbid_rounds_for_ever(machine: Machine, chain: Ga
     assert min(after[-4:]) > 1
 
 
+def test_a_first_round_that_was_held_up_costs_one_plan(machine: Machine, chain: GaussianChain) -> None:
+    """What a call of a new size has to load, say."""
+    seen: set[int] = set()
+
+    def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        machine.now += 0.2 if len(x) > 1 and not seen else 0.0
+        seen.update({len(x)} - {1})
+        return machine(x, timestep, cond)
+
+    past, cut = WarmStart(None, Experience()), []
+    for seed in range(8):
+        noise, budget = make_tape(1, chain, seed), Budget(deadline_ms=150)
+        result = make_sampler("asd:window=8").sample(
+            network, chain, (1, *EVENT), generator=noise, warm_start=past, budget=budget
+        )
+        cut.append(result.stats.cut[0])
+    assert cut == [True] + 7 * [False]
+
+
+@pytest.mark.parametrize("spec", ["ddpm", "asd:window=4", "paradigms:window=4"])
+def test_a_jump_ends_at_a_sample_that_is_clipped(spec: str, machine: Machine) -> None:
+    """DDIM's steps point along the noise of the raw prediction: by their own x̂0, which is beyond the clipped one."""
+    config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+    chain = GaussianChain.from_scheduler({**config, "clip_sample": True, "prediction_type": "epsilon"}, 100, 0.5)
+    sampler, experience = make_sampler(spec), Experience()
+    beyond = 0.0
+    for milliseconds in (60, 90, 140):
+        for seed in range(3):
+            result = sampler.sample(
+                lambda x, timestep, cond: 1.5 * machine(x, timestep, cond), chain, (ROWS, *EVENT),
+                generator=make_tape(ROWS, chain, seed), warm_start=WarmStart(None, experience),
+                budget=Budget(deadline_ms=milliseconds),
+            )  # fmt: skip
+            assert any(result.stats.cut)
+            beyond = max(beyond, float(result.sample[torch.tensor(result.stats.cut)].abs().max()))
+    assert beyond == 1.0
+
+
 def test_pace_is_the_second_longest_of_the_last_times() -> None:
     pace = Pace()
     assert pace.expect("round") is None
@@ -378,7 +416,7 @@ def test_pace_is_the_second_longest_of_the_last_times() -> None:
 
 
 def test_what_is_refused_is_tried_again() -> None:
-    """After so many times in a row, with nothing known of it."""
+    """At once where it was timed once, for that may have been an accident; then after so many times in a row."""
     pace = Pace()
     found = []
     for attempt in range(2 * REMEMBERED + 4):
@@ -386,7 +424,8 @@ def test_what_is_refused_is_tried_again() -> None:
             pace.note("round", 3.0)
             found.append(attempt)
         pace.refuse("round")
-    assert found == [0, REMEMBERED + 1, 2 * REMEMBERED + 2]
+    assert found == [0, 1, REMEMBERED + 2, REMEMBERED + 3]
+    pace.note("round", 3.0)
     for _ in range(3):  # never so often in a row
         pace.note("round", 3.0)
         for _ in range(REMEMBERED):

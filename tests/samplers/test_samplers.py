@@ -307,6 +307,16 @@ def test_tape_and_conditioning_must_fit(mixture: MixtureDenoiser, chain: Gaussia
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), generator=tape)
     with pytest.raises(ValueError, match="conditioning for 3 rows, but a batch of 2"):
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), cond=torch.zeros(3, 1))
+    half = NoiseTape.draw((2, *EVENT), len(chain), dtype=torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"the tape is of torch\.bfloat16: couplings are computed in float32"
+    ):
+        make_sampler("asd:window=4").sample(mixture, chain, (2, *EVENT), generator=half)
+    with pytest.raises(ValueError, match="a batch of 0 plans"):
+        make_sampler("ddpm").sample(mixture, chain, (0, *EVENT))
+    mask = torch.ones((2, *EVENT), dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"the inpainting's mask is of torch\.uint8, not bool"):
+        make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), inpainting=Inpainting(mask, mask.double()))
 
 
 def test_autocast_is_for_the_network(chain: GaussianChain) -> None:

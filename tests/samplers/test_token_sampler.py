@@ -12,9 +12,11 @@ from asd_policy.errors import DenoiserError, SpecError
 from asd_policy.networks.analytic import MixtureDenoiser
 from asd_policy.networks.token_transformer import TokenTransformer, TokenTransformerConfig
 from asd_policy.samplers import make_sampler
+from asd_policy.samplers.base import Samples, Target
 from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.tokens import Tokens
+from asd_policy.samplers.warm_start import WarmStart
 from asd_policy.tokens.couplings import TOKEN_VERIFIERS
 from asd_policy.tokens.rounds import TOKEN_DRAFTS
 
@@ -78,7 +80,7 @@ def test_gumbel_is_the_sequential_plan(network: TokenTransformer) -> None:
 
 
 def test_costs_are_counted(network: TokenTransformer) -> None:
-    tape = NoiseTape.draw(SHAPE, len(CHAIN), torch.Generator().manual_seed(0))
+    tape = NoiseTape.draw(SHAPE, CHAIN.noise_steps, torch.Generator().manual_seed(0))
     stats = Tokens(4).sample(network, CHAIN, SHAPE, torch.zeros(3, 3), tape).stats
     assert stats.steps == 8 and stats.window == 4 and stats.exact == (True,) * 3
     assert all(2 < rounds < 8 <= nfe for rounds, nfe in zip(stats.rounds, stats.nfe, strict=True))
@@ -87,9 +89,22 @@ def test_costs_are_counted(network: TokenTransformer) -> None:
     assert again.stats.plans == stats.plans
 
 
+def test_noise_does_not_grow_with_the_tokens() -> None:
+    """A tape with a step for each token would have as many numbers as their square."""
+    shapes: list[torch.Size] = []
+
+    class Watched(Tokens):
+        def run(self, target: Target, tape: NoiseTape, warm_start: WarmStart) -> Samples:
+            shapes.append(tape.normals.shape)
+            return super().run(target, tape, warm_start)
+
+    Watched(4).sample(lambda x, timestep, cond: torch.zeros(x.shape), CHAIN, SHAPE)
+    assert shapes == [(SHAPE[0], 1, *SHAPE[1:])]
+
+
 def test_numpy_plans_like_torch(network: TokenTransformer) -> None:
     """The same tape in either library makes the same plan."""
-    tape = NoiseTape.draw(SHAPE, len(CHAIN), torch.Generator().manual_seed(0))
+    tape = NoiseTape.draw(SHAPE, CHAIN.noise_steps, torch.Generator().manual_seed(0))
     theirs = NoiseTape(*(arrays.asarray(part, arrays.NUMPY) for part in (tape.initial, tape.normals, tape.uniforms)))
 
     def plain(x: np.ndarray, timestep: np.ndarray, cond: np.ndarray) -> np.ndarray:

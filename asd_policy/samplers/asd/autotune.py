@@ -129,7 +129,11 @@ def expected_costs(settings: Sequence[Setting], experience: Experience, batch: i
     def latency(points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         return call_seconds(experience, batch * points)
 
-    return {each: expected_seconds(hazards[each.pair], each.window, latency) for each in settings}
+    def seconds(setting: Setting) -> float:
+        fits = np.isfinite(latency(np.array([setting.window]))[0])
+        return expected_seconds(hazards[setting.pair], setting.window, latency) if fits else math.inf
+
+    return {each: seconds(each) for each in settings}
 
 
 def expected_counts(
@@ -158,14 +162,20 @@ def _hazards(
 
 
 def call_seconds(experience: Experience, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Compute the time of network calls of so many points [s], linear between those that were measured and beyond."""
-    sizes = sorted(experience.latency)
+    """Compute the time of network calls of so many points [s], linear between those that were measured and beyond.
+
+    It is infinite from the smallest call on for which there was no memory.
+    """
+    most = min((size for size, seconds in experience.latency.items() if math.isinf(seconds)), default=math.inf)
+    sizes = sorted(size for size in experience.latency if size < most)
+    if not sizes:
+        return np.full(points.shape, math.inf)
     seconds = [experience.latency[size] for size in sizes]
     beyond = 0.0
     if len(sizes) > 1:
         slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
         beyond = max(slope, 0.0) * np.maximum(points - sizes[-1], 0)
-    return np.interp(points, sizes, seconds) + beyond
+    return np.where(points < most, np.interp(points, sizes, seconds) + beyond, math.inf)
 
 
 def refusals(pair: tuple[str, str], experience: Experience, steps: int) -> npt.NDArray[np.float64]:
@@ -204,15 +214,20 @@ def expected_seconds(
 
 
 def _time_call(target: Target, initial: Array, window: int) -> float:
-    """Time a network call on `window` points per row [s]."""
+    """Time a network call on `window` points per row [s]; infinite where there is no memory for it."""
     device, batch = arrays.device_of(initial), len(initial)
     rows = arrays.asarray(np.repeat(np.arange(batch), window), device)
     steps = arrays.asarray(np.tile(np.arange(window), batch), device)
     points = initial[rows]
     if target.launcher is None:
         seconds: list[float] = []
-        while len(seconds) <= _TIMED_CALLS or (len(seconds) < _MOST_CALLS and sum(seconds) < _WARM):
-            seconds.append(_seconds(lambda: target.predict(points, steps, rows), device))
+        try:
+            while len(seconds) <= _TIMED_CALLS or (len(seconds) < _MOST_CALLS and sum(seconds) < _WARM):
+                seconds.append(_seconds(lambda: target.predict(points, steps, rows), device))
+        except Exception as error:
+            if arrays.is_out_of_memory(error):
+                return math.inf
+            raise
         return min(seconds)
     recorded = target.recordable(target.cond, target.inpainting)
     target.meter.count(1 + _TIMED_CALLS, (1 + _TIMED_CALLS) * len(points))  # of the replays
@@ -220,7 +235,7 @@ def _time_call(target: Target, initial: Array, window: int) -> float:
 
 
 def _replay_seconds(work: Callable[[], object], launcher: Launcher, device: Device) -> float:
-    """Time work when it is replayed [s]; infinite where there is no room to record it."""
+    """Time work when it is replayed [s]; infinite where there is no memory to record it."""
     try:
         replay = launcher.record(work)
     except OutOfDeviceMemory:

@@ -104,9 +104,8 @@ class CompiledRounds(CalledRounds):
         if self._predicts:
             network = target.call(points, arrays.from_host(self._timesteps(live), self._called), self._condition(live))
         else:
-            network = target.predict(
-                points, *(arrays.from_host(each, self._called) for each in self._work[1][:, :live])
-            )
+            steps, rows = (arrays.from_host(each, self._called) for each in self._work[1][:, :live])
+            network = target.predict(points, steps, rows)
         called = seen, output_on_host(network, points, seen.shape)
         if target.stopwatch is None:
             self._pass((True, True), called)

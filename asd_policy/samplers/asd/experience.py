@@ -5,10 +5,13 @@ plans, from whole committed paths; a response fitted with the data of the plan i
 to judge it, and the law would be another one.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+
+import numpy as np
 
 from asd_policy._common import arrays
 from asd_policy._common.arrays import Array, Device
@@ -21,8 +24,23 @@ from asd_policy.samplers.records import PlanCost, SpeculationStats
 T = TypeVar("T")
 
 _MOST_SQUARE = 100.0
-"""Mean square, over a plan's steps and coordinates, of noise and of changes of the prediction, beyond which nothing is
-learned of it. Both are of the order of 1, or less, for data that a chain's noise covers."""
+"""Mean square, over a plan's steps and coordinates, of noise and of what changes of the prediction move points by, both
+in units of the step's noise, beyond which nothing is learned of it. They are of the order of 1, or less."""
+
+
+def _in_units_of_noise(chain: GaussianChain, device: Device, dtype: Any) -> tuple[Array, Array]:
+    """Give what squares of σξ, and of changes of x̂0 in the step after it, are multiplied by, each [K − 1].
+
+    Steps without noise do not count.
+    """
+
+    def make() -> tuple[Array, Array]:
+        with np.errstate(divide="ignore"):
+            noise, change = 1 / chain.sigma**2, (chain.a / chain.sigma) ** 2
+        parts = np.where(np.isfinite(noise[:-1]), noise[:-1], 0), np.where(np.isfinite(change[1:]), change[1:], 0)
+        return arrays.asarray(parts[0], device, dtype), arrays.asarray(parts[1], device, dtype)
+
+    return chain.keep(("units of noise", device, dtype), make)
 
 
 @dataclass(frozen=True)
@@ -147,10 +165,19 @@ class Experience:
         for trial in self._trying(len(costs)):
             trial.note(setting, rounds, points, seconds)
 
-    def lose(self, setting: Setting, batch: int) -> None:
-        """Add to the trials of a batch that its plans with a setting were cut or failed."""
+    def lose(self, setting: Setting, batch: int, memory: bool = False) -> None:
+        """Add to the trials of a batch that its plans with a setting were cut or failed.
+
+        Args:
+            setting: They ran with.
+            batch: How many they were.
+            memory: Whether they failed for want of it: then settings are chosen anew among those with smaller calls.
+        """
         for trial in self._trying(batch):
             trial.lose(setting)
+        if memory and any(setting in trial.left for trial in self._trying(batch)):
+            self.latency[batch * setting.window] = math.inf
+            self.trials = {key: trial for key, trial in self.trials.items() if key[0] != batch}
 
     def _trying(self, batch: int) -> list[Trial]:
         return [trial for (rows, *_), trial in self.trials.items() if self.trying and rows == batch]
@@ -182,10 +209,13 @@ class Experience:
             noise, change = (xp.where(counted[:, :, None], values, 0) for values in (noise, change))
         squares = [xp.einsum("bkd,bkd->bk", each, each) / each.shape[2] for each in (noise, change)]  # [B, K − 1]
         # A plan for an observation without sense may overflow, or outweigh all others, and spoil the sums for good.
-        fine = xp.nonzero((squares[0] + squares[1]).mean(1) < _MOST_SQUARE)[0]  # not of NaN
+        of_noise, of_change = _in_units_of_noise(chain, device, points.dtype)
+        fine = xp.nonzero((of_noise * squares[0] + of_change * squares[1]).mean(1) < _MOST_SQUARE)[0]  # not of NaN
         counts = tuple(xp.astype(flags[fine].sum(0), points.dtype) for flags in (committed.judged, committed.refused))
-        before = self.judgements.get(pair)
-        self.judgements[pair] = counts if before is None else tuple(a + b for a, b in zip(before, counts, strict=True))
+        before = self.judgements.get(pair, (0, 0))
+        self.judgements[pair] = tuple(
+            arrays.asarray(known, device, now.dtype) + now for known, now in zip(before, counts, strict=True)
+        )
         self.plans += len(fine)
         if horizon is None or not len(fine):
             return

@@ -91,7 +91,7 @@ class CalledRounds(abc.ABC):
     def jump(self, rows: Array) -> Array:
         """Predict x̂0 for these rows alone."""
         path = self.path  # which is put together anew each time
-        return self._target.predict(path.x[rows], path.cursor[rows], rows)
+        return self._target.jump(path.x[rows], path.cursor[rows], rows)
 
     def learning(self) -> AbstractContextManager[None]:
         """Enter nothing."""
@@ -220,7 +220,7 @@ class RoundRecording:
             return self.launcher.fetch(self._x0_pred, self._counts)()[0]
 
     def _predict(self) -> None:
-        self._x0_pred[...] = self._own.predict(self.path.x, self.path.cursor.clip(max=self._steps - 1), self._rows)
+        self._x0_pred[...] = self._own.jump(self.path.x, self.path.cursor.clip(max=self._steps - 1), self._rows)
 
 
 class ReplayedRounds:

@@ -138,9 +138,9 @@ class Asd(Sampler):
         start = time.perf_counter()
         try:
             samples, rounds = self._sample(setting, target, tape, warm_start)
-        except Exception:
+        except Exception as error:
             if experience is not None:
-                experience.lose(setting, len(tape.initial))
+                experience.lose(setting, len(tape.initial), arrays.is_out_of_memory(error))
             raise
         if experience is not None:
             experience.note(setting, samples.costs, time.perf_counter() - start)

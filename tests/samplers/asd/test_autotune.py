@@ -368,6 +368,42 @@ def test_times_between_and_beyond_those_that_were_measured() -> None:
     assert call_seconds(Experience(latency={4: 2.0}), np.array([9])) == 2.0
 
 
+def test_what_has_no_memory_is_not_tried() -> None:
+    known = Experience(latency={1: 4e-3, 4: 4e-3, 16: 5e-3, 64: np.inf})
+    costs = expected_costs(candidates(100), known, 1, 100)
+    assert {each.window for each, cost in costs.items() if np.isinf(cost)} == {64, 100}
+    assert max(setting.window for setting in shortlist(costs)) == 48
+    np.testing.assert_allclose(call_seconds(known, np.array([16, 28, 52, 64, 800])), [5e-3, 6e-3, 8e-3, np.inf, np.inf])
+    known.latency = {8: np.inf, 32: 1.0}  # on a device that has become full
+    assert {each.window for each in shortlist(expected_costs(candidates(100), known, 8, 100))} <= set(WINDOWS)
+
+
+def test_a_network_without_memory_for_many_points(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    """Large calls that are timed fail, and some of plans: what fits makes all later ones. Then there is less room."""
+    room = 40
+
+    def network(x: Tensor, timestep: Tensor, cond: Tensor | None) -> Tensor:
+        if len(x) > room:
+            raise MemoryError
+        return mixture(x, timestep)
+
+    sampler, past = make_sampler("asd"), WarmStart(None, Experience())
+
+    def plans(count: int) -> int:
+        failed = 0
+        for seed in range(count):
+            try:
+                noise = torch.Generator().manual_seed(seed)
+                sampler.sample(network, chain, (8, 2, 2), generator=noise, warm_start=past)
+            except MemoryError:
+                failed += 1
+        return failed
+
+    assert plans(20) <= 3 and plans(20) == 0
+    room = 12
+    assert 0 < plans(20) <= 3 and plans(20) == 0
+
+
 def test_without_experience_the_window_is_fixed(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
     result = make_sampler("asd").sample(mixture, chain, (1, 2, 2))
     assert result.stats.window == len(chain)  # 32, but the chain has no more

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import asd_policy
+from asd_policy._common import arrays
 from asd_policy.chain.gaussian import GaussianChain
 from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.errors import CheckpointError, DenoiserError
@@ -353,6 +354,20 @@ def test_what_has_no_sense_teaches_nothing(value: float, chain: GaussianChain) -
         learned.append((*experience.moments.values(), *experience.judgements[PAIR]))
     for whole, without in zip(*learned, strict=True):
         torch.testing.assert_close(whole, without)
+
+
+def test_judgements_go_along_to_another_library(chain: GaussianChain) -> None:
+    """As to another device: a live policy that was moved goes on."""
+    generator = torch.Generator().manual_seed(4)
+    points, clean = torch.randn((2, 3, len(chain), DIM), generator=generator)
+    judged = torch.rand((3, len(chain)), generator=generator) < 0.5
+    parts = points, clean, torch.full((3,), len(chain)), torch.ones((3, DIM), dtype=torch.bool), judged, judged
+    once, twice = Experience(), Experience()
+    once.learn(CommittedPaths(*parts), chain, PAIR, DIM)
+    for own in (parts, tuple(arrays.asarray(each, arrays.NUMPY) for each in parts)):
+        twice.learn(CommittedPaths(*own), chain, PAIR, DIM)
+    for first, both in zip(once.judgements[PAIR], twice.judgements[PAIR], strict=True):
+        assert isinstance(both, np.ndarray) and np.array_equal(both, 2 * first.numpy())
 
 
 def test_a_policy_survives_an_observation_without_sense(small_checkpoint: Path) -> None:

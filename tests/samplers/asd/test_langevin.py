@@ -155,6 +155,20 @@ def test_rounds_are_fewer_than_steps_and_the_response_learns_the_curvature() -> 
     assert rounds[0] < 30 and rounds[-1] < 0.8 * rounds[0]
 
 
+def test_steep_energies_teach_a_response() -> None:
+    """Gradients are as large as the energy is steep: what they move a point by is of the order of the noise."""
+    chain, experience = GaussianChain.langevin([4e-3] * 40), Experience()
+    rounds = []
+    for seed in range(12):
+        tape = NoiseTape.draw((8, 4, 2), 40, torch.Generator().manual_seed(seed), dtype=DTYPE)
+        found = Asd(16, "response", "block").sample(
+            lambda x, step, cond: 100.0 * x + 50.0 * torch.tanh(x), chain, (8, 4, 2), generator=tape,
+            warm_start=WarmStart(None, experience),
+        )  # fmt: skip
+        rounds.append(np.mean(found.stats.rounds))
+    assert experience.plans == 12 * 8 and rounds[-1] < 0.8 * rounds[0]
+
+
 def test_given_coordinates_stay_and_the_others_have_the_law_given_them(sequential: Tensor) -> None:
     mask = torch.zeros((N, *EVENT), dtype=torch.bool)
     mask[:, 0, 1] = True

@@ -84,18 +84,11 @@ def launched_form(round_: Round, path: Path, counts: Array) -> "Round | Launched
         LaunchedRound(replace(round_, window=min(_TRIAL, round_.window)), path, kernels, counts).attempt()
         arrays.synchronize(arrays.device_of(path.x))
     except Exception as error:
-        if _is_out_of_memory(error):
+        if arrays.is_out_of_memory(error):
             raise OutOfDeviceMemory from error
         _warn(error)
         return round_
     return LaunchedRound(round_, path, kernels, counts)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device had no room, which says nothing of the kernels."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
 
 
 def compile_round(
