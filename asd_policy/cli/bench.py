@@ -90,6 +90,9 @@ class BenchCommand:
         busy = busy_note()
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.check()
+        if self.env is not None:
+            with open_env(self.env) as env:
+                check_fit(policy, env)
         fast = policy.law.fast or Asd()
         samplers = choose_samplers(policy, self.samplers) + [replace(fast, window=window) for window in self.windows]
         entered = contenders(policy, samplers, backends or [policy.backend])
@@ -169,7 +172,6 @@ class BenchCommand:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
         with open_env(self.env) as env:
-            check_fit(policy, env)
             fast = policy.law.fast or policy.reference
             if isinstance(fast, Asd):  # in a setting that leaves nothing to choose
                 fast = Asd(min(DEFAULT.window, policy.steps))

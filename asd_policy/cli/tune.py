@@ -79,11 +79,11 @@ class TuneCommand:
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.law.check_gaussian("tune")
         path = self._place()
-        policies, left_out = _prepare(policy, backends, console)
-        first = policies[0]
-        first.check()
-        record = report.run_record("tune", self.policy, self.env, self.seed, first)
-        with _open(first, self.env) as env, progress_bar(console) as progress:
+        with _open(policy, self.env) as env, progress_bar(console) as progress:
+            policies, left_out = _prepare(policy, backends, progress.console)
+            first = policies[0]
+            first.check()
+            record = report.run_record("tune", self.policy, self.env, self.seed, first)
             warn_of(progress.console, busy)
             task = progress.add_task("plans", total=self.plans)
 

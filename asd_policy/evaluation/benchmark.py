@@ -104,6 +104,8 @@ def contenders(policy: Policy, samplers: Sequence[Sampler], backends: Sequence[B
             baseline cannot, that is no error.
         SpecError: A sampler's options do not fit the chain.
     """
+    for sampler in samplers:
+        sampler.fit(policy.law.chain)  # before a network is exported, which may take a minute
     found = []
     for backend in dict.fromkeys(backends):
         running = policy.with_backend(backend)

@@ -453,6 +453,9 @@ def test_bench_without_matplotlib_says_so(
         (("--windows", "11"), "window=11 is not in 1 … 10"),
         (("--device", "abacus"), "device 'abacus' cannot be used here"),
         (("--env", "asd/MetaWorld-reach-v0"), "the policy's actions have shape (2,)"),
+        # Before a network is prepared for a backend, which may take a minute.
+        (("--windows", "11", "--backends", "broken"), "window=11 is not in 1 … 10"),
+        (("--env", "asd/MetaWorld-reach-v0", "--backends", "broken"), "the policy's actions have shape (2,)"),
     ],
 )
 def test_mistakes(

@@ -308,9 +308,7 @@ def test_tape_and_conditioning_must_fit(mixture: MixtureDenoiser, chain: Gaussia
     with pytest.raises(ValueError, match="conditioning for 3 rows, but a batch of 2"):
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), cond=torch.zeros(3, 1))
     half = NoiseTape.draw((2, *EVENT), len(chain), dtype=torch.bfloat16)
-    with pytest.raises(
-        ValueError, match=r"the tape is of torch\.bfloat16: couplings are computed in float32"
-    ):
+    with pytest.raises(ValueError, match=r"the tape is of torch\.bfloat16: couplings are computed in float32"):
         make_sampler("asd:window=4").sample(mixture, chain, (2, *EVENT), generator=half)
     with pytest.raises(ValueError, match="a batch of 0 plans"):
         make_sampler("ddpm").sample(mixture, chain, (0, *EVENT))

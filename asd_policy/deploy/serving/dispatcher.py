@@ -123,7 +123,11 @@ class Dispatcher:
             AsdError: As `Policy.plan_for`.
         """
         self._thread.start()
-        self._ready.result()
+        try:
+            self._ready.result()
+        except BaseException:  # Ctrl-C, too: the interpreter cannot end beside a thread that is within a network
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the thread after the last waiting request has its plan."""
@@ -166,7 +170,10 @@ class Dispatcher:
 
     def _run(self) -> None:
         try:
-            self._seconds = [self._policy.warm_up(size) for size in self.sizes][-1].plan_seconds
+            for size in self.sizes:
+                if self._stopping:
+                    return
+                self._seconds = self._policy.warm_up(size).plan_seconds
         except BaseException as error:
             self._ready.set_exception(error)
             return

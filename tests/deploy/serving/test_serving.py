@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from grpc_health.v1 import health_pb2
 
 import asd_policy
@@ -612,3 +615,25 @@ def test_the_generated_code_is_that_of_the_protocol(tmp_path: Path) -> None:
     for name in ("planner_pb2.py", "planner_pb2.pyi"):
         made = tmp_path / "asd_policy/deploy/serving" / name
         assert made.read_text() == (ROOT / "asd_policy/deploy/serving" / name).read_text(), "make proto"
+
+
+def test_ctrl_c_before_it_listens_waits_for_the_plan_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter cannot end beside a thread that is within a network: the process would be aborted."""
+    begun, warmed = threading.Event(), list[int]()
+
+    def warm_up(size: int) -> Any:
+        begun.set()
+        time.sleep(0.2)
+        warmed.append(size)
+        return SimpleNamespace(plan_seconds=0.2)
+
+    def interrupt(self: Any) -> None:
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    dispatcher = Dispatcher(cast(Any, SimpleNamespace(device=torch.device("cpu"), warm_up=warm_up)), 8, 8, Metrics())
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("concurrent.futures.Future.result", interrupt)
+        dispatcher.start()
+    assert warmed == [1] and set(threading.enumerate()) <= before
