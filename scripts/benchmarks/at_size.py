@@ -1,6 +1,6 @@
 """What does a policy of the size people run cost here? Table for docs/results/at_size.md.
 
-    python scripts/benchmarks/at_size.py --out runs/at-size
+    OMP_NUM_THREADS=1 python scripts/benchmarks/at_size.py --out runs/at-size
     asd-policy bench --policy runs/at-size --out runs/at-size-bench --samplers ddpm asd:window=8 --plans 3
 
 A LeRobot folder with random weights: a U-Net of LeRobot's default widths and a ResNet-18 for each camera. Times and
@@ -26,6 +26,7 @@ from asd_policy._common.hardware import hardware, versions
 from asd_policy.checkpoints.lerobot.config import DiffusionConfig
 from asd_policy.checkpoints.lerobot.folder import ACTION, save_lerobot
 from asd_policy.checkpoints.lerobot.vision import Vision
+from asd_policy.networks.backends import make_backend
 from asd_policy.networks.denoiser import encode
 from asd_policy.networks.unet import ConditionalUnet1d
 from asd_policy.networks.vision import RgbEncoder, VisionConfig
@@ -50,7 +51,7 @@ class Options:
     """Cameras."""
     down_dims: tuple[int, ...] = (512, 1024, 2048)
     """Channels of each resolution of the U-Net."""
-    backends: tuple[str, ...] = ("torch-eager",)
+    backends: tuple[str, ...] = ("torch-eager", "onnx")
     """Backend specs."""
     calls: int = 5
     """Calls of each kind; the median is shown, and half the range."""
@@ -140,8 +141,11 @@ def main() -> None:
     row("memory before and after loading, at most", f"{before}, {peak()}")
     for spec in options.backends:
         print(f"| **{spec}** | |")
-        measure(asd_policy.load_policy(options.out, backend=spec), options, row)
-    row("memory, at most", peak())
+        start = time.perf_counter()
+        running = policy.with_backend(make_backend(spec))
+        row("making ready", f"{time.perf_counter() - start:.1f} s")
+        measure(running, options, row)
+        row("memory, at most", peak())
     found = versions(CPU)
     print(f"\n{hardware(CPU)}; torch {found['torch']}, onnxruntime {found['onnxruntime']}; n = {options.calls} calls")
 
