@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Unpack, cast
 
 from asd_policy._common import arrays
@@ -427,7 +428,7 @@ def check_count(name: str, count: int, chain: Chain | None = None) -> None:
     Raises:
         SpecError: It is not in 1 … K.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, Integral):  # of NumPy's, too
         raise SpecError(f"{name} is not a whole number")
     if count < 1 or (chain is not None and count > len(chain)):
         most = "K" if chain is None else len(chain)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -315,6 +316,14 @@ def test_tape_and_conditioning_must_fit(mixture: MixtureDenoiser, chain: Gaussia
     mask = torch.ones((2, *EVENT), dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"the inpainting's mask is of torch\.uint8, not bool"):
         make_sampler("ddpm").sample(mixture, chain, (2, *EVENT), inpainting=Inpainting(mask, mask.double()))
+
+
+def test_counts_are_whole_numbers(mixture: MixtureDenoiser, chain: GaussianChain) -> None:
+    for wrong in (4.0, "4", True):
+        with pytest.raises(SpecError, match=f"window={wrong} is not a whole number"):
+            Asd(wrong)  # pyright: ignore[reportArgumentType]  # what this is about
+    window: Any = np.int64(4)  # of an array of windows
+    assert Asd(window).sample(mixture, chain, (2, *EVENT)).stats.window == 4
 
 
 def test_autocast_is_for_the_network(chain: GaussianChain) -> None:
