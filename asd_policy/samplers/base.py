@@ -259,15 +259,12 @@ class Sampler(abc.ABC):
         """
         start, shape = time.perf_counter(), tuple(shape)
         if old:
-            new = {"inpainting": inpainting, "warm_start": warm_start, "budget": budget}
-            translated = in_new_keywords(old, shape, chain.noise_steps, generator, new)
-            return self.sample(denoiser, chain, shape, cond, **translated)
+            new = {"generator": generator, "inpainting": inpainting, "warm_start": warm_start, "budget": budget}
+            return self.sample(denoiser, chain, shape, cond, **in_new_keywords(old, shape, chain.noise_steps, new))
         budget, warm_start = budget or Budget(), warm_start or WarmStart()
         if budget.stopwatch is not None:
             budget.stopwatch.mark("host")
         self.fit(chain)
-        if not shape or shape[0] < 1:
-            raise ValueError(f"a batch of {shape[0] if shape else 0} plans: 1 or more can be sampled")
         tape = _tape(generator, shape, chain.noise_steps, cond)
         _check_inputs(shape, chain, cond, tape, inpainting, warm_start)
         deadline = _deadline(budget, start, denoiser, shape[0], warm_start, chain)
@@ -308,7 +305,13 @@ class Sampler(abc.ABC):
 
 
 def _tape(generator: Generators | NoiseTape, shape: tuple[int, ...], steps: int, cond: Array | None) -> NoiseTape:
-    """Take the tape that was given, or draw one where the conditioning is."""
+    """Take the tape that was given, or draw one where the conditioning is.
+
+    Raises:
+        ValueError: There is no plan to draw it for.
+    """
+    if not shape or shape[0] < 1:
+        raise ValueError(f"a batch of {shape[0] if shape else 0} plans: 1 or more can be sampled")
     if isinstance(generator, NoiseTape):
         return generator
     return NoiseTape.draw(shape, steps, generator, "cpu" if cond is None else arrays.device_of(cond))

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 from asd_policy._common.arrays import Device
 from asd_policy._common.clock import Stopwatch
 from asd_policy._common.deprecated import warn_of_old
-from asd_policy.chain.noise_tape import Generators, NoiseTape
+from asd_policy.chain.noise_tape import NoiseTape
 from asd_policy.samplers.deadline import Budget
 from asd_policy.samplers.inpainting import Inpainting
 from asd_policy.samplers.warm_start import WarmStart
@@ -34,17 +34,14 @@ _NEW = {"held": "inpainting", "past": "warm_start"} | dict.fromkeys(
 )
 
 
-def in_new_keywords(
-    old: OldKeywords, shape: tuple[int, ...], steps: int, generator: Generators | NoiseTape, new: dict[str, Any]
-) -> dict[str, Any]:
+def in_new_keywords(old: OldKeywords, shape: tuple[int, ...], steps: int, new: dict[str, Any]) -> dict[str, Any]:
     """Translate old keywords to the new ones, and warn of them.
 
     Args:
         old: As they were given.
         shape: (B, *event).
         steps: Length K of the chain.
-        generator: The call's, under its new meaning.
-        new: The call's inpainting, warm_start and budget.
+        new: The call's generator, inpainting, warm_start and budget.
 
     Raises:
         TypeError: There has never been such a keyword, or what has taken its place is given, too.
@@ -56,7 +53,7 @@ def in_new_keywords(
         if name in old and new[place] is not None:
             raise TypeError(f"sample() got both {place!r} and {name!r}, whose place it has taken")
     warn_of_old("Sampler.sample's " + ", ".join(old), "generator, inpainting, warm_start and budget")
-    noise, device = old.get("tape") or generator, old.get("device")
+    noise, device = old.get("tape") or new["generator"], old.get("device")
     if device is not None and not isinstance(noise, NoiseTape):
         noise = NoiseTape.draw(shape, steps, noise, device)
     budget = Budget(old.get("deadline_ms"), old.get("fallback", "jump"), old.get("began"), old.get("stopwatch"))

@@ -136,8 +136,15 @@ class Asd(Sampler):
         experience = warm_start.experience
         setting = choose(self.window, self.draft_name, self.verify, target, tape, experience)
         start = time.perf_counter()
+        rounds = None
         try:
-            samples, rounds = self._sample(setting, target, tape, warm_start)
+            # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
+            if setting.window == 1 and (target.launcher is None or target.deadline is None):
+                samples = replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting))
+            else:
+                rounds = _begin(setting, target, tape, warm_start)
+                samples = run_out(rounds, ("round", setting), target, warm_start)
+                samples = replace(samples, spec=_spec_of(rounds.window, *setting.pair))
         except Exception as error:
             if experience is not None:
                 experience.lose(setting, len(tape.initial), arrays.is_out_of_memory(error))
@@ -147,17 +154,6 @@ class Asd(Sampler):
         if rounds is not None:
             self._learn(rounds, target, setting, warm_start)
         return samples
-
-    def _sample(
-        self, setting: Setting, target: Target, tape: NoiseTape, warm_start: WarmStart
-    ) -> tuple[Samples, Rounds | None]:
-        """Sample with a setting; without rounds where it is the sequential sampler."""
-        # The same numbers to the bit, without the rounds; but a deadline cannot cut a chain that is one recording.
-        if setting.window == 1 and (target.launcher is None or target.deadline is None):
-            return replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting)), None
-        rounds = _begin(setting, target, tape, warm_start)
-        samples = run_out(rounds, ("round", setting), target, warm_start)
-        return replace(samples, spec=_spec_of(rounds.window, *setting.pair)), rounds
 
     def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:
         """Add the plans' committed paths to the experience of their policy."""

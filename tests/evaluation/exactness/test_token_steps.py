@@ -16,7 +16,7 @@ from asd_policy.samplers import make_sampler
 from support.small_token_policies import write_token_policy
 from support.token_mutants import mutated_tokens
 
-N, LEVEL = 1500, 1e-4
+N, LEVEL = 3000, 1e-4
 
 
 @pytest.fixture(scope="module")
