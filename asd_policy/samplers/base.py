@@ -337,7 +337,7 @@ def _check_inputs(
             f"the tape has noise of shape {tuple(tape.normals.shape)}, but a batch {shape} of {steps} steps needs "
             f"{wanted}"
         )
-    if str(tape.initial.dtype).removeprefix("torch.") not in ("float32", "float64"):
+    if not arrays.has_known_precision(tape.initial):
         raise ValueError(f"the tape is of {tape.initial.dtype}: couplings are computed in float32 or float64")
     if cond is not None and len(cond) != shape[0]:
         raise ValueError(f"conditioning for {len(cond)} rows, but a batch of {shape[0]}")
