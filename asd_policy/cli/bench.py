@@ -32,7 +32,7 @@ from asd_policy.errors import AsdError
 from asd_policy.evaluation import closed_loop
 from asd_policy.evaluation.benchmark import Benchmark, Contender, contenders
 from asd_policy.evaluation.reports import bench_report, figures, report
-from asd_policy.evaluation.rollout.environments import check_fit, open_env
+from asd_policy.evaluation.rollout.environments import Env, open_fitting
 from asd_policy.evaluation.rollout.journal import RESULTS
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, random_states
 from asd_policy.networks.backends import make_backend
@@ -90,14 +90,12 @@ class BenchCommand:
         busy = busy_note()
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.check()
-        if self.env is not None:
-            with open_env(self.env) as env:
-                check_fit(policy, env)
         fast = policy.law.fast or Asd()
         samplers = choose_samplers(policy, self.samplers) + [replace(fast, window=window) for window in self.windows]
-        entered = contenders(policy, samplers, backends or [policy.backend])
-        with console.status("looking for states"):
-            states, calibration = self._states(policy)
+        with open_fitting(policy, self.env) as env:
+            entered = contenders(policy, samplers, backends or [policy.backend])
+            with console.status("looking for states"):
+                states, calibration = self._states(policy, env)
         self.out.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if it fails
         warn_of(console, busy)
         if not self.backends:
@@ -164,21 +162,20 @@ class BenchCommand:
             return stop
         return None
 
-    def _states(self, policy: Policy) -> tuple[States, States]:
+    def _states(self, policy: Policy, env: Env | None) -> tuple[States, States]:
         """Make states to measure in, and others to warm up in."""
         count, calibration = min(MAX_STATES, self.plans * self.batch), CALIBRATION_PLANS
         learning_seed = closed_loop.learning_seed(self.seed)
-        if self.env is None:
+        if env is None:
             other = random_states(policy, calibration, learning_seed)
             return random_states(policy, count, self.seed), other
-        with open_env(self.env) as env:
-            fast = policy.law.fast or policy.reference
-            if isinstance(fast, Asd):  # in a setting that leaves nothing to choose
-                fast = Asd(min(DEFAULT.window, policy.steps))
-            planner = policy.with_sampler(fast)
-            other = closed_loop.collect_states(planner, env, calibration, learning_seed)
-            planner.experience.freeze()
-            return closed_loop.collect_states(planner, env, count, self.seed), other
+        fast = policy.law.fast or policy.reference
+        if isinstance(fast, Asd):  # in a setting that leaves nothing to choose
+            fast = Asd(min(DEFAULT.window, policy.steps))
+        planner = policy.with_sampler(fast)
+        other = closed_loop.collect_states(planner, env, calibration, learning_seed)
+        planner.experience.freeze()
+        return closed_loop.collect_states(planner, env, count, self.seed), other
 
     def _tell(self, console: Console, results: dict[str, Any]) -> None:
         """Show the tables, and draw the plots."""

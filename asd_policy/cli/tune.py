@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from asd_policy.cli.common import DONE, ChainOption, FixedCropOption, check_at_l
 from asd_policy.errors import BackendError, SpecError
 from asd_policy.evaluation import benchmark, closed_loop
 from asd_policy.evaluation.reports import report
-from asd_policy.evaluation.rollout.environments import Env, check_fit, open_env
+from asd_policy.evaluation.rollout.environments import Env, open_fitting
 from asd_policy.evaluation.states import CALIBRATION_PLANS, States, plan_at, random_conditioning, random_states
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.networks.backends.torch_cuda_graph import TorchCudaGraph
@@ -79,7 +78,7 @@ class TuneCommand:
         policy = load_policy(self.policy, device=self.device, chain=self.chain, fixed_crop=self.fixed_crop)
         policy.law.check_gaussian("tune")
         path = self._place()
-        with _open(policy, self.env) as env, progress_bar(console) as progress:
+        with open_fitting(policy, self.env) as env, progress_bar(console) as progress:
             policies, left_out = _prepare(policy, backends, progress.console)
             first = policies[0]
             first.check()
@@ -178,17 +177,6 @@ def _learn(policy: Policy, env: Env | None, plans: int, seed: int, advance: clos
             _plan_at_random(policy, goal, own, advance)
         else:
             closed_loop.calibrate(policy, env, goal, own, advance)
-
-
-@contextmanager
-def _open(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
-    """Yield the environment, if one is named and fits, and close it at the end."""
-    if env_id is None:
-        yield None
-        return
-    with open_env(env_id) as env:
-        check_fit(policy, env)
-        yield env
 
 
 def _plan_at_random(policy: Policy, plans: int, seed: int, advance: closed_loop.Advance) -> None:

@@ -173,6 +173,21 @@ def check_fit(policy: Policy | Planner, env: Env) -> None:
         )
 
 
+@contextmanager
+def open_fitting(policy: Policy, env_id: str | None) -> Iterator[Env | None]:
+    """Yield an environment that a policy can plan in, if one is named, and close it.
+
+    Raises:
+        EnvError: As `make_env` and `check_fit`.
+    """
+    if env_id is None:
+        yield None
+        return
+    with open_env(env_id) as env:
+        check_fit(policy, env)
+        yield env
+
+
 def _families(known: Sequence[str]) -> str:
     """Shorten a list of ids: those that begin alike, such as a suite's tasks, become their beginning and number."""
     families: dict[str, list[str]] = {}
