@@ -21,6 +21,7 @@ from asd_policy.samplers.asd.autotune import (
     candidates,
     expected_costs,
     expected_seconds,
+    refusals,
     shortlist,
 )
 from asd_policy.samplers.asd.experience import Experience
@@ -98,6 +99,18 @@ def test_the_pair_with_fewer_refusals_is_taken() -> None:
     known = experience(5e-3, 0)
     known.judgements = {pair: told(0.05 if pair == ("warm", "reflection") else 0.1) for pair in PRIOR_REFUSALS}
     assert best(known).pair == ("warm", "reflection")
+
+
+def test_a_plan_that_was_lucky_does_not_make_its_pair_the_best() -> None:
+    known, once = experience(5e-3, 5e-4), torch.ones(100)
+    usual = {pair: (3 * once, 3 * share * once) for pair, share in PRIOR_REFUSALS.items()}
+    for lucky in (pair for pair in PRIOR_REFUSALS if pair != DEFAULT.pair):
+        known.judgements = {DEFAULT.pair: usual[DEFAULT.pair], lucky: (once, 0 * once)}
+        assert best(known).pair == DEFAULT.pair
+    # What plans say of how often this policy's drafts are refused at all is believed soon.
+    known.judgements = {DEFAULT.pair: (5 * once, 2 * once)}
+    hazards = {pair: refusals(pair, known, 100) for pair in PRIOR_REFUSALS}
+    assert (hazards[DEFAULT.pair] > 0.3).all() and (hazards["warm", "block"] > hazards[DEFAULT.pair]).all()
 
 
 def test_what_is_given_stays() -> None:
