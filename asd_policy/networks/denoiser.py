@@ -19,7 +19,8 @@ class Denoiser(Protocol):
     """A diffusion model's network. Each row's output depends on that row alone, and on nothing random.
 
     One with an attribute `takes_numpy` that is true may be called with NumPy's arrays where samples are tensors in the
-    host's memory, and then returns NumPy's: what ONNX Runtime does anyway, without tensors around it.
+    host's memory, and then returns NumPy's: what ONNX Runtime does anyway, without tensors around it. It keeps none of
+    them: their memory is the next call's.
     """
 
     def __call__(self, x: Array, timestep: Array, cond: Array | None, /) -> Array:

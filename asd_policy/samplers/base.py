@@ -124,7 +124,12 @@ class Target:
         Where it takes NumPy's, as ONNX Runtime does, tensors around them would cost each call a dozen operations.
         """
         known = self.cond is None or str(self.cond.dtype) != "torch.bfloat16"  # which NumPy does not have
-        return arrays.on_host(x) if known and getattr(self.denoiser, "takes_numpy", False) else x
+        return arrays.on_host(x) if known and not self.may_keep_inputs else x
+
+    @property
+    def may_keep_inputs(self) -> bool:
+        """Whether the network may keep what it is called on, so that each call needs memory of its own."""
+        return not getattr(self.denoiser, "takes_numpy", False)
 
     def call(self, seen: Array, timestep: Array, cond: Array | None) -> Array:
         """Call the network at points [N, …] and timesteps [N], with the conditioning of each [N, …].

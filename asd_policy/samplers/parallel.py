@@ -112,7 +112,10 @@ class Parallel(Sampler):
         draft = DRAFTS[self.draft]
         last_plan = warm_start.last_plan if draft.starts_from_last_plan else None
         round_ = Round(target, draft, within(self.tol), None, window)
-        return run_out(begin(round_, (self,), tape, last_plan), ("parallel", window), target, warm_start)
+        rounds = begin(round_, (self,), tape, last_plan)
+        samples = run_out(rounds, ("parallel", window), target, warm_start)
+        rounds.leave()
+        return samples
 
 
 @dataclass(frozen=True)

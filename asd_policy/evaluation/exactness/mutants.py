@@ -7,6 +7,7 @@ Of no use for planning; nothing else in the package imports this module.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -223,7 +224,7 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
                 named["x"][row] += sigma[step] * noise - named["innovation"][row]
 
     # Uncompiled, `advance_rows` calls what stands in the module in the place of the two.
-    broken = SimpleNamespace(advance_rows=kernels.advance_rows.py_func)
+    broken = SimpleNamespace(how_of=kernels.how_of, hold_rows=partial(partial, kernels.advance_rows.py_func))
     with (
         mock.patch.multiple(kernels, draft_rows=draft, commit_rows=commit),
         mock.patch.object(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name)),

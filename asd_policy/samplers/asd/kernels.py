@@ -7,6 +7,8 @@ floating-point type, and contiguous.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,21 @@ from numba import njit
 
 from asd_policy.samplers.asd.draft import DISTANCE_POWER, SLOPE_DECAY
 from asd_policy.samplers.asd.residual import CELLS, CLOSEST, FARTHEST, LOWEST, NEWTON_STEPS
-from asd_policy.samplers.kernels import Numbers, compiled, predict_rows
+from asd_policy.samplers.kernels import (
+    MOST_AXES,
+    Numbers,
+    compiled,
+    held,
+    held_1,
+    held_2,
+    held_3,
+    held_4,
+    hold,
+    predict_rows,
+)
 
+Kept = tuple[tuple[Numbers, ...], tuple[Numbers, ...], tuple[Numbers, ...], tuple[Numbers, ...]]
+_HELD = 16  # arrays of them
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = float(np.finfo(np.float64).tiny)
 _SAFE = 1e-30  # squares from here to its inverse neither overflow nor lose digits, in float32, too
@@ -75,56 +90,80 @@ def _swap(values: Numbers, width: int, into: Numbers) -> None:
 
 
 @compiled
-def advance_rows(
-    window: int,
-    parts: tuple[bool, bool],
-    memory: tuple[Numbers, ...],
-    chain: tuple[Numbers, Numbers],
-    how: tuple[bool, bool, float, Numbers, Numbers, Numbers],
-    work: tuple[Numbers, Numbers, Numbers],
-    called: tuple[Numbers, Numbers],
-    drafted: tuple[Numbers, Numbers],
-) -> int:
+def advance_held(address: int, commit: bool, draft: bool, output: Numbers) -> int:
+    """Do what `advance_rows` does, with what `hold_rows` holds."""
+    table, dtype = held(address, _HELD), output.dtype
+    memory = (
+        held_4(table, 0, dtype), held_3(table, 1, np.bool_), held_2(table, 2, np.int64), held_3(table, 3, dtype),
+        held_2(table, 4, dtype), held_2(table, 5, dtype), held_1(table, 6, np.bool_),
+    )  # fmt: skip
+    chain = held_2(table, 7, dtype), held_1(table, 8, np.int64)
+    how = (
+        held_1(table, 9, np.float64), held_2(table, 10, dtype), held_2(table, 11, dtype), held_2(table, 12, np.bool_)
+    )  # fmt: skip
+    work = held_3(table, 13, dtype), held_2(table, 14, np.int64), held_1(table, 15, np.int64)
+    return advance_rows((memory, chain, how, work), commit, draft, output)
+
+
+def hold_rows(kept: Kept) -> Callable[[bool, bool, Numbers], int]:
+    """Bind `advance_rows` to what stays the same through a plan, see `kernels.hold`; who calls keeps the arrays."""
+    table = np.empty((_HELD, 1 + MOST_AXES), np.int64)
+    address = hold(kept[0] + kept[1] + kept[2] + kept[3], table)
+    bound = partial(advance_held, address)
+    vars(bound)["table"] = table  # as long as there is who has its address
+    return bound
+
+
+@compiled
+def advance_rows(kept: Kept, commit: bool, draft: bool, output: Numbers) -> int:
     """Take a batch of plans from one network call to the next.
 
-    Its arguments are few, and blocks: after a network call the processor's caches have none of what Python knows of an
-    array, and to look at fifty takes longer than the arithmetic.
-
     Args:
-        window: Points θ of a row, at most.
-        parts: Whether to commit what the network was called on, and whether to draft.
-        memory: Of the path, the blocks of a `PathMemory`.
-        chain: `LoopTables.rounds` and the timesteps [K].
-        how: Whether the last committed prediction is held, as `frozen` does; whether prefixes are judged; the
-            tolerance; U and g of the response; and which coordinates are given: see `draft_rows` and `commit_rows`.
-        work: Memory that goes from a draft to its verdict: guesses, points in the response's basis and x̂0
-            [3, B·θ, D]; steps and rows of the points [2, B·θ]; and their number in each row [B].
-        called: What the network was called on and what it returned, each [N, D], or, of a chain without tables for
-            it, x̂0. Not looked at where nothing is committed.
-        drafted: Takes the next points [B·θ, D] and their timesteps [B·θ].
+        kept: What stays the same through a plan: the memory of the path, the blocks of a `PathMemory`; of the chain
+            `LoopTables.rounds` and the timesteps [K]; how to draft and to judge: `how_of`, U and g of the response, and
+            which coordinates are given, see `draft_rows` and `commit_rows`; and memory that goes from a draft to its
+            verdict: the points, the guesses, the points in the response's basis and x̂0 [4, B·θ, D]; the points' steps,
+            rows and timesteps [3, B·θ]; and their number in each row [B].
+        commit: Whether to commit what the network was called on.
+        draft: Whether to draft what it is to be called on next.
+        output: What it returned [N, D], or, of a chain without tables for it, x̂0. Not looked at where nothing is
+            committed.
 
     Returns:
         The number of the next points N in all; 0 where every row is done, or nothing was to be drafted.
     """
+    memory, chain, how, work = kept
     to_draft, to_commit = _views(memory)
     tables, timesteps = chain
-    holds, block, tolerance, basis, gain, given = how
+    numbers, basis, gain, given = how
     own, places, quota = work
-    guess, turned = own[0], own[1]
-    if parts[0]:
-        point, output = called
+    drafted = own[0], own[1], own[2]
+    if commit:
         predicted = output
         if len(tables) > 4:
-            predicted = own[2]
+            predicted = own[3]
             excess = tables[7] if len(tables) > 7 else tables[0, :0]
-            predict_rows(point, output, places[0], (tables[4], tables[5], tables[6], excess), predicted)
+            to_predict = (tables[4], tables[5], tables[6], excess)
+            predict_rows(own[0, : len(output)], output, places[0], to_predict, predicted)
         steps = (tables[0], tables[1], tables[2], tables[3])
-        commit_rows(quota, to_commit, steps, (block, basis, given, tolerance), (point, guess, turned), predicted)
-    if not parts[1]:
+        commit_rows(quota, to_commit, steps, (numbers[2] > 0, basis, given, numbers[3]), drafted, predicted)
+    if not draft:
         return 0
     to_step = (tables[0], tables[1], tables[2], timesteps)
-    calls = (places[0], drafted[1], places[1], quota)
-    return draft_rows(window, to_draft, to_step, (holds, basis, gain), (drafted[0], guess, turned), calls)
+    calls = (places[0], places[2], places[1], quota)
+    return draft_rows(int(numbers[0]), to_draft, to_step, (numbers[1] > 0, basis, gain), drafted, calls)
+
+
+def how_of(window: int, holds: bool, block: bool, tolerance: float) -> Numbers:
+    """Write down how to draft and to judge [4], as `advance_rows` takes it.
+
+    Args:
+        window: Points θ of a row, at most.
+        holds: Whether the last committed prediction is held, as `frozen` does.
+        block: Whether prefixes are judged, as `couplings.block` does.
+        tolerance: As for `commit_rows`.
+    """
+    return np.array([window, holds, block, tolerance], np.float64)
 
 
 @compiled
@@ -578,9 +617,10 @@ def _ndtri(p: float) -> float:
 def compile_rounds() -> None:
     """Have all of it compiled, or read from numba's cache on the disk: a round of plans that are done."""
     flags, nothing, whole = np.zeros((3, 1, 2), np.bool_), np.empty((0, 0), np.bool_), np.ones(1, np.int64)
-    counts, places, quota = np.ones((3, 1), np.int64), np.zeros((2, 1), np.int64), np.zeros(1, np.int64)
+    counts, places, quota = np.ones((3, 1), np.int64), np.zeros((3, 1), np.int64), np.zeros(1, np.int64)
     for dtype in (np.float32, np.float64):
         flat, deep, basis = np.zeros((1, 1), dtype), np.zeros((3, 1, 1), dtype), np.empty((0, 0), dtype)
         memory = (np.zeros((5, 1, 2, 1), dtype), flags, counts, deep, np.ones((1, 2), dtype), flat, flags[0, 0, :1])
-        how, work = (False, False, -1.0, basis, basis, nothing), (deep, places, quota)
-        advance_rows(1, (True, True), memory, (np.zeros((7, 1), dtype), whole), how, work, (flat, flat), (flat, whole))
+        how = how_of(1, False, False, -1.0), basis, basis, nothing
+        kept = memory, (np.zeros((7, 1), dtype), whole), how, (np.zeros((4, 1, 1), dtype), places, quota)
+        hold_rows(kept)(True, True, flat)

@@ -135,35 +135,46 @@ class PathMemory:
 
     @classmethod
     def begin(cls, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> "PathMemory":
-        """Put a batch of plans at the start of the chain.
+        """Put a batch of plans at the start of the chain, in new memory.
 
         Args:
             inpainting: What is given of them, in arrays of the tape's library.
             tape: Their noise.
             last_plan: The first guess of x̂0 [B, *event]; None for zeros.
         """
-        xp, x = arrays.namespace(tape.initial), tape.initial.reshape(len(tape.initial), -1)
-        batch, steps = tape.uniforms.shape
-        by_step = arrays.zeros((5, batch, steps + 1, x.shape[1]), x)
-        by_row = arrays.zeros((3, *x.shape), x)
-        free = arrays.zeros((batch, 1), x) + x.shape[1]
-        by_step[0, :, :steps], by_row[0] = tape.normals.reshape(batch, steps, -1), x
-        if last_plan is not None:  # a copy: it is the caller's
-            by_row[1] = arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
-        if inpainting is not None:
-            given = inpainting.mask.reshape(x.shape)
-            free -= given.sum(1)[:, None]
-            by_step[0] *= ~given[:, None]
-            by_row[1] = inpainting.fill(by_row[1])
-        return cls(
-            by_step=by_step,
+        x, (batch, steps) = tape.initial.reshape(len(tape.initial), -1), tape.uniforms.shape
+        memory = cls(
+            by_step=arrays.zeros((5, batch, steps + 1, x.shape[1]), x),
             flags=arrays.zeros((3, batch, steps + 1), x, bool),
             counts=arrays.zeros((3, batch), x, int),
-            by_row=by_row,
-            uniforms=xp.concatenate([tape.uniforms, tape.uniforms[:, :1]], axis=1),
-            free=free,
-            rejected=~arrays.zeros((batch,), x, bool),
+            by_row=arrays.zeros((3, *x.shape), x),
+            uniforms=arrays.zeros((batch, steps + 1), x),
+            free=arrays.zeros((batch, 1), x),
+            rejected=arrays.zeros((batch,), x, bool),
         )
+        memory._put(inpainting, tape, last_plan)
+        return memory
+
+    def begin_again(self, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put another batch of plans of the same shape at the start, as `begin`."""
+        for each in (self.by_step, self.flags, self.counts, self.by_row):
+            each[:] = 0
+        self._put(inpainting, tape, last_plan)
+
+    def _put(self, inpainting: Inpainting | None, tape: NoiseTape, last_plan: Array | None) -> None:
+        """Put a batch of plans at the start, in memory of zeros."""
+        x, steps = self.by_row[0], tape.uniforms.shape[1]
+        x[:] = tape.initial.reshape(x.shape)
+        self.by_step[0, :, :steps] = tape.normals.reshape(len(x), steps, -1)
+        self.uniforms[:, :steps], self.uniforms[:, steps:] = tape.uniforms, tape.uniforms[:, :1]
+        self.free[:], self.rejected[:] = x.shape[1], True
+        if last_plan is not None:  # a copy: it is the caller's
+            self.by_row[1] = arrays.asarray(last_plan, arrays.device_of(x), x.dtype).reshape(x.shape)
+        if inpainting is not None:
+            given = inpainting.mask.reshape(x.shape)
+            self.free[:] -= given.sum(1)[:, None]
+            self.by_step[0] *= ~given[:, None]
+            self.by_row[1] = inpainting.fill(self.by_row[1])
 
     def path(self) -> Path:
         """Give the views."""

@@ -55,6 +55,10 @@ class Rounds(Protocol):
         """Enter the context that the path is learned from in."""
         ...
 
+    def leave(self) -> None:
+        """Let other plans have the memory: nobody looks at the path any more."""
+        ...
+
 
 class CalledRounds(abc.ABC):
     """Rounds that Python calls one by one; what all of them share."""
@@ -96,6 +100,9 @@ class CalledRounds(abc.ABC):
     def learning(self) -> AbstractContextManager[None]:
         """Enter nothing."""
         return nullcontext()
+
+    def leave(self) -> None:
+        """Do nothing: it is kept for nobody."""
 
 
 class EagerRounds(CalledRounds):
@@ -289,3 +296,6 @@ class ReplayedRounds:
         with self._recording.launcher.queue():
             yield
         self._recording.launcher.settle()
+
+    def leave(self) -> None:
+        """Do nothing: the recording's next plan has it anyway."""

@@ -153,6 +153,7 @@ class Asd(Sampler):
             experience.note(setting, samples.costs, time.perf_counter() - start)
         if rounds is not None:
             self._learn(rounds, target, setting, warm_start)
+            rounds.leave()
         return samples
 
     def _learn(self, rounds: Rounds, target: Target, setting: Setting, warm_start: WarmStart) -> None:

@@ -1,7 +1,7 @@
 """The compiled form of a round: the reference's samples, whatever the shapes; and mutants that its law catches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -102,8 +102,12 @@ def test_samples_are_the_references(draft: str, verify: str, shape: tuple[int, .
 def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the host, for drafts and verifiers of this package; with arrays of NumPy's, too."""
     calls: list[str] = []
-    own = kernels.advance_rows
-    broken = SimpleNamespace(advance_rows=lambda *given: calls.append("x") or own(*given))
+
+    def hold_rows(kept: Any) -> Callable[..., int]:
+        advance = kernels.hold_rows(kept)
+        return lambda *given: calls.append("x") or advance(*given)
+
+    broken = SimpleNamespace(how_of=kernels.how_of, hold_rows=hold_rows)
     load = compiled.load_kernels
     monkeypatch.setattr(compiled, "load_kernels", lambda name: broken if name == compiled.ROUNDS else load(name))
     (plan,) = plans(Asd(8), (1, 4, 2), torch.float32, False, 1)
