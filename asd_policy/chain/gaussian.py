@@ -77,6 +77,10 @@ class GaussianChain:
     """Standard deviation of the noise with η = 1, which tolerances are in units of where η = 0 adds none."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what is kept: a copy makes its own, in memory of its own."""
+        return vars(self) | {"_kept": {}}
+
     @property
     def noise_steps(self) -> int:
         """Steps that a tape has noise for: all."""

@@ -123,7 +123,7 @@ class Policy:
     @property
     def action_dim(self) -> int:
         """Length of an action."""
-        return len(self._action.origin)
+        return self._action.origin.shape[0]
 
     @property
     def normalization(self) -> dict[str, Affine]:

@@ -62,15 +62,17 @@ def output_on_host(output: Array, x: Array, shape: tuple[int, ...]) -> Numbers:
 class LoopTables(NamedTuple):
     """A chain's coefficients as the loops take them, each [K]."""
 
-    steps: tuple[Numbers, Numbers, Numbers]
-    """a, b and σ."""
     timesteps: Numbers
     """What the network gets."""
-    prediction: tuple[Numbers, ...] | None
-    """Those of `kernels.predict_rows`; None for a chain that thresholds."""
-    rounds: Numbers
-    """What `asd.kernels.advance_rows` takes, in one block: a, b, σ and a/σ, which is what a gap between two predictions
-    is in units of the step's noise, infinite where there is none; and, if there are any, the tables of `prediction`."""
+    rows: Numbers
+    """In one block: a, b, σ and a/σ, which is what a gap between two predictions is in units of the step's noise,
+    infinite where there is none; and, where `predicts`, those of `kernels.predict_rows`."""
+    predicts: bool
+    """Whether the loops make predictions of the network's outputs: not for a chain that thresholds."""
+
+
+STEP_ROWS = 4
+"""Rows of `LoopTables.rows` that are of steps alone."""
 
 
 def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
@@ -80,18 +82,16 @@ def loop_tables(chain: GaussianChain, dtype: Any) -> LoopTables:
         tables: Any = chain.tables(NUMPY, dtype)
         with np.errstate(divide="ignore"):
             scale = tables.a / tables.sigma
-        steps, prediction = (tables.a, tables.b, tables.sigma), _prediction_tables(chain, dtype)
-        rows = [np.broadcast_to(row, len(chain)) for row in (*steps, scale, *(prediction or ())) if len(row)]
-        return LoopTables(steps, tables.timesteps, prediction, np.stack(rows))
+        predicts = chain.threshold is None
+        rows = [tables.a, tables.b, tables.sigma, scale, *(_prediction_rows(chain, tables) if predicts else ())]
+        return LoopTables(tables.timesteps, np.stack(rows), predicts)
 
     return chain.keep(("loops", dtype), make)
 
 
-def _prediction_tables(chain: GaussianChain, dtype: Any) -> tuple[Numbers, ...] | None:
-    if chain.threshold is not None:
-        return None
-    tables: Any = chain.tables(NUMPY, dtype)
+def _prediction_rows(chain: GaussianChain, tables: Any) -> list[Numbers]:
+    """List input and output scale, the limit of clipping, and the excess of the chain, if it has one, each [K]."""
     clips = chain.clip_range is not None
-    excess = tables.excess if clips and tables.excess is not None else np.zeros(0, dtype)
-    limit = np.full(1, chain.clip_range if clips else np.inf, dtype)
-    return tables.input_scale, tables.output_scale, limit, excess
+    limit = np.full_like(tables.a, chain.clip_range if clips else np.inf)
+    excess = [tables.excess] if clips and tables.excess is not None else []
+    return [tables.input_scale, tables.output_scale, limit, *excess]

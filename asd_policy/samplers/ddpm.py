@@ -15,7 +15,7 @@ from asd_policy.errors import SpecError
 from asd_policy.samplers.base import Sampler, Samples, Target
 from asd_policy.samplers.compiled import (
     STEPS,
-    Numbers,
+    LoopTables,
     load_kernels,
     loop_tables,
     loops_for,
@@ -87,34 +87,25 @@ def walk_called(target: Target, tape: NoiseTape) -> tuple[Array, int]:
     if loops is None:
         return walk(target, tape)
     tables = loop_tables(target.chain, arrays.on_host(tape.initial).dtype)
-    if tables.prediction is None:
-        return walk(target, tape)
-    return _walk_compiled(target, tape, loops, (*tables.steps, *tables.prediction))
+    return _walk_compiled(target, tape, loops, tables) if tables.predicts else walk(target, tape)
 
 
-def _walk_compiled(
-    target: Target, tape: NoiseTape, loops: ModuleType, tables: tuple[Numbers, ...]
-) -> tuple[Array, int]:
+def _walk_compiled(target: Target, tape: NoiseTape, loops: ModuleType, tables: LoopTables) -> tuple[Array, int]:
     """Walk the chain as `walk` does, to the same bits, by compiled steps."""
-    shape, steps = tape.initial.shape, len(target.chain)
+    batch, steps = len(tape.initial), len(target.chain)
     like = target.like_its_points(tape.initial)
     cond = None if target.cond is None else arrays.as_like(target.cond, like)
-    here = np.ascontiguousarray(arrays.on_host(tape.initial)).reshape(shape[0], -1)
-    given = loop_tables(target.chain, here.dtype).timesteps
-    timesteps = arrays.from_host(np.repeat(given[:, None], len(here), 1), like)
-    normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(len(here), tape.normals.shape[1], -1)
-    x0_pred = np.empty_like(here)
-    done = 0
+    here: Any = np.array(arrays.on_host(tape.initial), order="C")
+    flat = here.reshape(batch, -1)
+    timesteps = arrays.from_host(np.repeat(tables.timesteps[:, None], batch, 1), like)
+    normals = np.ascontiguousarray(arrays.on_host(tape.normals)).reshape(batch, tape.normals.shape[1], -1)
+    step = loops.hold_steps(flat, normals, tables.rows)
     for k in range(steps):
         if not target.allows("step"):
-            break
-        points = arrays.from_host(here.reshape(shape), like)
-        output = output_on_host(target.call(points, timesteps[k], cond), points, here.shape)
-        following = np.empty_like(here)  # the network may keep what it was called on
-        loops.step_rows(here, output, normals, k, tables, (x0_pred, following))
-        here, done = following, k + 1
-    sample: Any = here.reshape(shape)
-    return sample, done
+            return here, k
+        points = arrays.from_host(here.copy() if target.may_keep_inputs else here, like)
+        step(k, output_on_host(target.call(points, timesteps[k], cond), points, flat.shape))
+    return here, steps
 
 
 def walk(target: Target, tape: NoiseTape) -> tuple[Array, int]:

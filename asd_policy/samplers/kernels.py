@@ -3,11 +3,13 @@
 The arithmetic of `chain.gaussian` in the same order, so that equal inputs give equal bits.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, literal_unroll, njit, types
+from numba import carray, literal_unroll, njit, types  # pyright: ignore[reportPrivateImportUsage]  it documents them
 from numba.extending import intrinsic
 
 Numbers = npt.NDArray[Any]
@@ -23,8 +25,7 @@ def hold(arrays: tuple[Numbers, ...], table: Numbers) -> int:
     from it takes longer than the arithmetic.
 
     Args:
-        arrays: Contiguous, of `MOST_AXES` axes at most. Who calls keeps them, and the table, for as long as the address
-            is in use.
+        arrays: Contiguous, of `MOST_AXES` axes at most. They and the table have to be kept while the address is used.
         table: Takes their addresses and shapes [n, 1 + MOST_AXES], in int64.
 
     Returns:
@@ -39,14 +40,24 @@ def hold(arrays: tuple[Numbers, ...], table: Numbers) -> int:
     return table.ctypes.data
 
 
-@intrinsic
-def _pointer(_: Any, address: Any) -> Any:
+def bound(loop: Callable[..., Any], arrays: tuple[Numbers, ...]) -> Callable[..., Any]:
+    """Bind a loop's first argument to the address of arrays, and keep these as long as it is kept."""
+    table = np.empty((len(arrays), 1 + MOST_AXES), np.int64)
+    made = partial(loop, hold(arrays, table))
+    vars(made)["held"] = arrays, table
+    return made
+
+
+def _cast(_: Any, address: Any) -> Any:
     """Turn a number into a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(address), generate
+
+
+_pointer: Any = intrinsic(_cast)
 
 
 @compiled
@@ -57,24 +68,27 @@ def held(address: int, count: int) -> Numbers:
 
 @compiled
 def held_1(table: Numbers, index: int, dtype: Any) -> Numbers:
-    """Look at an array of one axis again, and the others at one of as many axes as their names say."""
+    """Look at the array that stands in a row of the table, which has one axis, again."""
     return carray(_pointer(table[index, 0]), (table[index, 1],), dtype)
 
 
 @compiled
 def held_2(table: Numbers, index: int, dtype: Any) -> Numbers:
+    """Look at an array of two axes again."""
     at = table[index]
     return carray(_pointer(at[0]), (at[1], at[2]), dtype)
 
 
 @compiled
 def held_3(table: Numbers, index: int, dtype: Any) -> Numbers:
+    """Look at an array of three axes again."""
     at = table[index]
     return carray(_pointer(at[0]), (at[1], at[2], at[3]), dtype)
 
 
 @compiled
 def held_4(table: Numbers, index: int, dtype: Any) -> Numbers:
+    """Look at an array of four axes again."""
     at = table[index]
     return carray(_pointer(at[0]), (at[1], at[2], at[3], at[4]), dtype)
 
@@ -102,31 +116,35 @@ def predict_rows(points: Numbers, output: Numbers, steps: Numbers, tables: tuple
 
 
 @compiled
-def step_rows(
-    x: Numbers,
-    output: Numbers,
-    normals: Numbers,
-    step: int,
-    tables: tuple[Numbers, ...],
-    into: tuple[Numbers, Numbers],
-) -> None:
+def step_rows(address: int, step: int, output: Numbers) -> None:
     """Take one step of a chain, as `chain.gaussian.transition`.
 
     Args:
-        x: Points [B, D].
-        output: What the network returned there [B, D].
-        normals: The tape's noise [B, K, D].
+        address: Of what `hold_steps` holds.
         step: Index k of the step.
-        tables: a, b and σ of the chain, each [K]; and those of `predict_rows`.
-        into: Takes x̂0 and the points after the step, each [B, D].
+        output: What the network returned at the points [B, D].
     """
-    a, b, sigma = tables[:3]
-    x0_pred, following = into
-    predict_rows(x, output, np.full(len(x), step), tables[3:], x0_pred)
+    table, dtype = held(address, 4), output.dtype
+    x, normals, x0_pred = held_2(table, 0, dtype), held_3(table, 1, dtype), held_2(table, 2, dtype)
+    tables = held_2(table, 3, dtype)
+    excess = tables[7] if len(tables) > 7 else tables[0, :0]
+    predict_rows(x, output, np.full(len(x), step), (tables[4], tables[5], tables[6], excess), x0_pred)
+    a, b, sigma = tables[0, step], tables[1, step], tables[2, step]
     for row in range(len(x)):
         for place in range(x.shape[1]):
-            push = a[step] * x0_pred[row, place] + sigma[step] * normals[row, step, place]
-            following[row, place] = push + b[step] * x[row, place]
+            push = a * x0_pred[row, place] + sigma * normals[row, step, place]
+            x[row, place] = push + b * x[row, place]
+
+
+def hold_steps(x: Numbers, normals: Numbers, tables: Numbers) -> Callable[[int, Numbers], None]:
+    """Bind `step_rows` to what stays the same through a walk.
+
+    Args:
+        x: Points [B, D], which the steps change in place.
+        normals: The tape's noise [B, K, D].
+        tables: `LoopTables.rows` of a chain that does not threshold.
+    """
+    return bound(step_rows, (x, normals, np.empty_like(x), tables))
 
 
 @compiled
@@ -158,8 +176,8 @@ def finite_rows(x: Numbers) -> bool:
 def compile_steps() -> None:
     """Have all of it compiled, or read from numba's cache on the disk."""
     for dtype in (np.float32, np.float64):
-        one, flat, affine = np.zeros(1, dtype), np.zeros((1, 1), dtype), np.ones((3, 1), dtype)
-        step_rows(flat, flat, np.zeros((1, 1, 1), dtype), 0, (one,) * 7, (flat.copy(), flat.copy()))
+        flat, affine = np.zeros((1, 1), dtype), np.ones((3, 1), dtype)
+        hold_steps(flat, np.zeros((1, 1, 1), dtype), np.zeros((7, 1), dtype))(0, flat)
         normalize_rows(flat, affine, flat.copy())
         unnormalize_rows(flat, affine, flat.copy())
         finite_rows(flat)

@@ -40,7 +40,7 @@ class CompiledRounds(CalledRounds):
         if self._cond is not None and target.shape[0] == 1:  # all rows of calls are the same
             self._cond = arrays.repeated(self._cond, self._space.most)
         self._copies = target.may_keep_inputs
-        self._output: Numbers = self._space.path.x  # nothing is committed yet
+        self._output: Numbers = self._space.work[0]  # nothing is committed yet
         self._pass(False, True)
 
     @property

@@ -30,9 +30,9 @@ def response_for(draft: Draft, chain: GaussianChain, tape: NoiseTape, experience
     """Find how a draft's guesses follow the points of a chain; None where they do not."""
     if not draft.responds:
         return None
-    x = tape.initial
-    learned = experience and experience.response(arrays.device_of(x), x.dtype, not chain.predicts_sample)
-    return learned or Response.none(x, len(chain))
+    x, device = tape.initial, arrays.device_of(tape.initial)
+    learned = experience and experience.response(device, x.dtype, not chain.predicts_sample)
+    return learned or chain.keep(("no response", *x.shape[1:], device, x.dtype), lambda: Response.none(x, len(chain)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ floating-point type, and contiguous.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,14 @@ from numba import njit
 from asd_policy.samplers.asd.draft import DISTANCE_POWER, SLOPE_DECAY
 from asd_policy.samplers.asd.residual import CELLS, CLOSEST, FARTHEST, LOWEST, NEWTON_STEPS
 from asd_policy.samplers.kernels import (
-    MOST_AXES,
     Numbers,
+    bound,
     compiled,
     held,
     held_1,
     held_2,
     held_3,
     held_4,
-    hold,
     predict_rows,
 )
 
@@ -106,12 +104,8 @@ def advance_held(address: int, commit: bool, draft: bool, output: Numbers) -> in
 
 
 def hold_rows(kept: Kept) -> Callable[[bool, bool, Numbers], int]:
-    """Bind `advance_rows` to what stays the same through a plan, see `kernels.hold`; who calls keeps the arrays."""
-    table = np.empty((_HELD, 1 + MOST_AXES), np.int64)
-    address = hold(kept[0] + kept[1] + kept[2] + kept[3], table)
-    bound = partial(advance_held, address)
-    vars(bound)["table"] = table  # as long as there is who has its address
-    return bound
+    """Bind `advance_rows` to what stays the same through a plan."""
+    return bound(advance_held, kept[0] + kept[1] + kept[2] + kept[3])
 
 
 @compiled
@@ -120,7 +114,7 @@ def advance_rows(kept: Kept, commit: bool, draft: bool, output: Numbers) -> int:
 
     Args:
         kept: What stays the same through a plan: the memory of the path, the blocks of a `PathMemory`; of the chain
-            `LoopTables.rounds` and the timesteps [K]; how to draft and to judge: `how_of`, U and g of the response, and
+            `LoopTables.rows` and the timesteps [K]; how to draft and to judge: `how_of`, U and g of the response, and
             which coordinates are given, see `draft_rows` and `commit_rows`; and memory that goes from a draft to its
             verdict: the points, the guesses, the points in the response's basis and x̂0 [4, B·θ, D]; the points' steps,
             rows and timesteps [3, B·θ]; and their number in each row [B].
@@ -265,12 +259,12 @@ def _respond(
     basis, transposed, gain = response
     point, guess, turned = out
     count, size = point.shape
-    start, noise = np.empty((3, size), x.dtype), np.empty((count, size), x.dtype)
-    _turn(basis, x[row : row + 1], start[:1])
-    _turn(basis, latest[row : row + 1], start[1:2])
-    _turn(basis, innovation[row : row + 1], start[2:])
-    _turn(basis, normals[row, first : first + count], noise)
-    now, carry, push = start[0], start[1], start[2]
+    # All that is to be turned at once: the noise, and below it where the row stands.
+    straight, bent = np.empty((count + 3, size), x.dtype), np.empty((count + 3, size), x.dtype)
+    straight[:count] = normals[row, first : first + count]
+    straight[count], straight[count + 1], straight[count + 2] = x[row], latest[row], innovation[row]
+    _turn(basis, straight, bent)
+    noise, now, carry, push = bent[:count], bent[count], bent[count + 1], bent[count + 2]
     guessed, moved, unit = np.empty((count, size), x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
     slope_shift, slope_change = np.zeros(size, x.dtype), np.zeros(size, x.dtype)
     one, tiny = x.dtype.type(1), np.finfo(x.dtype).tiny

@@ -103,6 +103,7 @@ class CalledRounds(abc.ABC):
 
     def leave(self) -> None:
         """Do nothing: it is kept for nobody."""
+        return
 
 
 class EagerRounds(CalledRounds):
@@ -299,3 +300,4 @@ class ReplayedRounds:
 
     def leave(self) -> None:
         """Do nothing: the recording's next plan has it anyway."""
+        return

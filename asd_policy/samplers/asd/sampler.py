@@ -143,8 +143,8 @@ class Asd(Sampler):
                 samples = replace(Ddpm().run(target, tape, warm_start), spec=_spec_of(*setting))
             else:
                 rounds = _begin(setting, target, tape, warm_start)
-                samples = run_out(rounds, ("round", setting), target, warm_start)
-                samples = replace(samples, spec=_spec_of(rounds.window, *setting.pair))
+                spec = _spec_of(rounds.window, *setting.pair)
+                samples = run_out(rounds, ("round", setting), target, warm_start, spec)
         except Exception as error:
             if experience is not None:
                 experience.lose(setting, len(tape.initial), arrays.is_out_of_memory(error))
@@ -207,7 +207,7 @@ def begin(round_: Round, key: tuple[Hashable, ...], tape: NoiseTape, last_plan: 
     return ReplayedRounds(recording, round_, tape, last_plan)
 
 
-def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStart) -> Samples:
+def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStart, spec: str | None = None) -> Samples:
     """Do rounds until every row is at the end of the chain, or the deadline's fallback has to finish it.
 
     Args:
@@ -215,6 +215,7 @@ def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStar
         work: What a round is to the deadline, see `Deadline.allows`.
         target: Of the rounds.
         warm_start: For the fallback.
+        spec: Of the sampler with what it chose, as in `Samples`.
     """
     with rounds.queue():
         while (advance := rounds.next()) is not None and target.allows(work):
@@ -228,4 +229,4 @@ def run_out(rounds: Rounds, work: Hashable, target: Target, warm_start: WarmStar
         sample, calls = fall_back(target, lambda: rounds.jump(rows), rows, warm_start)
         x[rows] = sample.reshape(len(rows), -1)
         jumped = dict(zip(rows.tolist(), calls.tolist(), strict=True))
-    return Samples(x.reshape(target.shape), counts.costs(rounds.window, jumped), recorded=rounds.recorded)
+    return Samples(x.reshape(target.shape), counts.costs(rounds.window, jumped), spec, rounds.recorded)

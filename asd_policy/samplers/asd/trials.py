@@ -126,9 +126,11 @@ class Trial:
 
         But first those of which plans are lost more often than of others are left out.
         """
+        if self.done:
+            return self.left[0]
         kept = self._kept
         tried = [setting for setting in kept if self.tried[setting].is_timed]
-        if self.done or not tried:
+        if not tried:
             return kept[0]
         costs = self._at_most(self.costs(tried))
         good = [setting for setting in tried if costs[setting] <= _AS_GOOD * min(costs.values())]

@@ -3,6 +3,7 @@
 To allocate it, and to tell the loops where it is, takes as long as two rounds of a small network.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from asd_policy.samplers.asd.couplings import block
 from asd_policy.samplers.asd.draft import FrozenDraft
 from asd_policy.samplers.asd.engine import Round
 from asd_policy.samplers.asd.path import PathMemory
-from asd_policy.samplers.compiled import Numbers, loop_tables
+from asd_policy.samplers.compiled import STEP_ROWS, Numbers, loop_tables
 from asd_policy.samplers.inpainting import Inpainting
 
 _MOST_KEPT, _SMALL = 4, 2**20
@@ -36,7 +37,7 @@ class Workspace:
         self.path = self.memory.path()
         x: Numbers = arrays.on_host(self.path.x)
         tables = loop_tables(chain, x.dtype)
-        self.predicts = inpainting is None and tables.prediction is not None
+        self.predicts = inpainting is None and tables.predicts
         """Whether the loops make predictions of outputs. Of a chain that thresholds, or of which something is given,
         the reference's text does."""
         self.times = None if chain.has_integer_timesteps else tables.timesteps
@@ -49,15 +50,15 @@ class Workspace:
         """Their steps, rows and timesteps."""
         self._given = np.zeros((0, 0) if inpainting is None else x.shape, np.bool_)
         timesteps = np.zeros(len(chain), np.int64) if self.times is not None else tables.timesteps
-        # With what the key names by its identity.
-        self._held: Any = (
+        kept = (
             tuple(vars(self.memory).values()),
-            (tables.rounds if self.predicts else tables.rounds[:4], timesteps),
+            (tables.rows if self.predicts else tables.rows[:STEP_ROWS], timesteps),
             (*_how(round_, x.dtype, kernels), self._given),
             (self.work, self.places, np.empty(len(x), np.int64)),
         )
-        self._named = round_.response, kernels
-        self.advance: Callable[..., int] = kernels.hold_rows(self._held)
+        self._named = round_.response, kernels  # in the key by their identity
+        self._small = math.prod(self.memory.by_step.shape) <= _SMALL
+        self.advance: Callable[..., int] = kernels.hold_rows(kept)
         """`kernels.advance_rows`, bound to all of it."""
 
     @classmethod
@@ -85,10 +86,10 @@ class Workspace:
 
     def leave(self) -> None:
         """Let another batch of plans have it. What looks at its memory sees that batch from now on."""
-        if self.memory.by_step.size <= _SMALL:
+        if self._small:
             self._kept[self._key] = self
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
+            for oldest in list(self._kept)[:-_MOST_KEPT]:
+                self._kept.pop(oldest, None)
 
 
 def _how(round_: Round, dtype: Any, kernels: ModuleType) -> tuple[Numbers, Numbers, Numbers]:

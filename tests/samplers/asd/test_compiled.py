@@ -1,6 +1,8 @@
 """The compiled form of a round: the reference's samples, whatever the shapes; and mutants that its law catches."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,12 +27,12 @@ from asd_policy.samplers.asd.experience import Experience
 from asd_policy.samplers.asd.sampler import Asd
 from asd_policy.samplers.ddpm import Ddpm
 from asd_policy.samplers.inpainting import Inpainting
+from asd_policy.samplers.records import SampleResult
 from asd_policy.samplers.warm_start import WarmStart
 from support.known_laws import draw_speculatively, gaussian_law, normal_p_value, step_p_value
 
-CHAIN = GaussianChain.from_scheduler(
-    {"_class_name": "DDPMScheduler", "num_train_timesteps": 30, "beta_schedule": "squaredcos_cap_v2"}
-)
+SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 30, "beta_schedule": "squaredcos_cap_v2"}
+CHAIN = GaussianChain.from_scheduler(SCHEDULER)
 N, FEW, LEVEL = 40_000, 20_000, 1e-6
 
 
@@ -121,6 +123,41 @@ def test_it_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     result = Asd(8).sample(denoise, CHAIN, (1, 4, 2), generator=tape)
     assert len(calls) == 1 + result.stats.rounds[0]
+
+
+def test_memory_goes_from_plan_to_plan_and_leaves_nothing_behind() -> None:
+    """Plans of one shape share it; those that overlap, and those of a copy of the chain, do not."""
+    chain = GaussianChain.from_scheduler(SCHEDULER)
+    spaces: dict[Any, Any] = chain.keep("workspaces", dict)
+    tape = NoiseTape.draw((2, 4, 2), len(chain), torch.Generator().manual_seed(1))
+    other = NoiseTape.draw((2, 4, 2), len(chain), torch.Generator().manual_seed(2))
+
+    def denoise(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        return 0.8 * x.tanh()
+
+    def nested(x: Tensor, timestep: Tensor, _: Tensor | None) -> Tensor:
+        plan(chain, other, denoise)
+        return denoise(x, timestep, None)
+
+    def plan(chain: GaussianChain, tape: NoiseTape, network: Any) -> SampleResult:
+        return Asd(8).sample(network, chain, (2, 4, 2), generator=tape)
+
+    first, between, again = (plan(chain, each, denoise) for each in (tape, other, tape))
+    assert len(spaces) == 1 and torch.equal(first.sample, again.sample) and first.stats.plans == again.stats.plans
+    assert not torch.equal(first.sample, between.sample)
+    assert torch.equal(plan(chain, tape, nested).sample, first.sample)
+    for copied in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
+        assert not copied.keep("workspaces", dict)
+        assert torch.equal(plan(copied, tape, denoise).sample, first.sample)
+    for horizon in range(1, 9):
+        Asd(8).sample(denoise, chain, (1, horizon, 2))
+    assert len(spaces) <= 4
+
+
+def test_large_memory_is_not_kept() -> None:
+    chain, shape = GaussianChain.from_scheduler(SCHEDULER), (16, 64, 14)
+    Asd(8).sample(lambda x, timestep, _: 0.8 * x, chain, shape)
+    assert not chain.keep("workspaces", dict)
 
 
 def test_equal_bits_where_nothing_was_guessed() -> None:
