@@ -142,9 +142,6 @@ class BenchCommand:
         """Measure, keeping now and then what is there; return what cut it short, if anything did."""
         kept_at = time.monotonic()
         try:
-            with console.status("measuring the ceiling"):
-                ceiling = bench.measure_ceiling()
-            console.print(bench_report.ceiling_table(ceiling.record()))
             with progress_bar(console) as progress:
                 task = progress.add_task("")
 
@@ -156,6 +153,8 @@ class BenchCommand:
                             write_json(path, {**record, "interrupted": True, **bench.results()})
                         kept_at = time.monotonic()
 
+                ceiling = bench.measure_ceiling(advance)
+                progress.console.print(bench_report.ceiling_table(ceiling.record()))
                 bench.warm_up(advance)
                 bench.measure(advance)
         except (KeyboardInterrupt, AsdError) as stop:

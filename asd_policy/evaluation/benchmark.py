@@ -19,7 +19,7 @@ from asd_policy._common.clock import STAGES, Clock, Stopwatch, clock_of
 from asd_policy._common.statistics import Floats, latency, ratio_of_means
 from asd_policy.errors import AsdError, BackendError
 from asd_policy.evaluation.costs import network_limit, summarize_calls, summarize_encoding
-from asd_policy.evaluation.roofline import Ceiling, measure_ceiling
+from asd_policy.evaluation.roofline import Advance, Ceiling, measure_ceiling
 from asd_policy.evaluation.states import CALIBRATION_PLANS, TRIAL_PLANS, States, histories, recalling
 from asd_policy.networks.backends import Backend, make_backend
 from asd_policy.policy.policy import Policy
@@ -35,8 +35,6 @@ CALIBRATION_SEED = 1_000_000
 """Added to a benchmark's seed for the noise of plans to learn from."""
 SEEDS_APART = 10_000_000
 """How far apart the seeds of a batch's rows are, so that no two plans have one."""
-Advance = Callable[[str, int, int], object]
-"""Called with what is being done, how many are done, and how many there are."""
 
 _NOT_MEASURED = dict.fromkeys(
     (
@@ -249,14 +247,17 @@ class Benchmark:
         """How many rounds have finished."""
         return len(self._timings)
 
-    def measure_ceiling(self) -> Ceiling:
+    def measure_ceiling(self, advance: Advance = lambda doing, done, total: None) -> Ceiling:
         """Measure what the network and the device can do at best, before anything is measured against it.
+
+        Args:
+            advance: As for `roofline.measure_ceiling`.
 
         Raises:
             AsdError: A network failed, or the device has too little memory.
         """
         by_backend = {contender.policy.backend.spec: contender.policy for contender in self.entered}
-        self.ceiling = measure_ceiling(list(by_backend.values()), self._batch, self._clock)
+        self.ceiling = measure_ceiling(list(by_backend.values()), self._batch, self._clock, advance)
         return self.ceiling
 
     def warm_up(self, advance: Advance, go_on: Callable[[], bool] = lambda: True, keep_going: bool = False) -> None:

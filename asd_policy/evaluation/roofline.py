@@ -25,6 +25,8 @@ from asd_policy.networks.denoiser import Denoiser, encode
 from asd_policy.networks.recording import OutOfDeviceMemory, launcher_of
 from asd_policy.policy.policy import Policy
 
+Advance = Callable[[str, int, int], object]
+"""Called with what is being done, how many are done, and how many there are."""
 POINTS = (1, 2, 4, 8, 16, 32, 64)
 """Points of a row that calls are timed with, as far as the chain has steps."""
 BLOCKS, CALLS = 3, 5
@@ -123,13 +125,16 @@ class Ceiling:
         return found | bounds
 
 
-def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Ceiling:
+def measure_ceiling(
+    policies: Sequence[Policy], batch: int, clock: Clock, advance: Advance = lambda doing, done, total: None
+) -> Ceiling:
     """Measure calls on each backend, the network's work, and the device.
 
     Args:
         policies: One network and chain, on one device, each on another backend.
         batch: Rows of a plan; calls have a multiple of them.
         clock: Of the device.
+        advance: Called before each turn of a number of points.
 
     Raises:
         AsdError: A network failed, or the device has too little memory.
@@ -141,7 +146,7 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
         with torch.inference_mode():
             return Ceiling(
                 steps=policy.steps,
-                calls=time_calls(policies, points, clock),
+                calls=time_calls(policies, points, clock, advance),
                 dtypes=dtypes,
                 network=measure_network(policy, points),
                 flops_per_second={
@@ -155,7 +160,9 @@ def measure_ceiling(policies: Sequence[Policy], batch: int, clock: Clock) -> Cei
         ) from None
 
 
-def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) -> dict[str, dict[int, list[float]]]:
+def time_calls(
+    policies: Sequence[Policy], points: Sequence[int], clock: Clock, advance: Advance = lambda doing, done, total: None
+) -> dict[str, dict[int, list[float]]]:
     """Time network calls by backend and number of points [s], as plans make them: in a row on so many points.
 
     A call after one on another number of points, or of another backend, can take several times as long. Turns are
@@ -169,8 +176,9 @@ def time_calls(policies: Sequence[Policy], points: Sequence[int], clock: Clock) 
     seconds: dict[str, dict[int, list[float]]] = {
         policy.backend.spec: {count: [] for count in points} for policy in policies
     }
-    for _ in range(BLOCKS):
-        for (backend, count), call in calls.items():
+    for block in range(BLOCKS):
+        for turn, ((backend, count), call) in enumerate(calls.items()):
+            advance("measuring the ceiling", block * len(calls) + turn, BLOCKS * len(calls))
             _warm_up(call)
             seconds[backend][count] += [_time(call, clock) for _ in range(CALLS)]
     return seconds

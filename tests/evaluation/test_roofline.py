@@ -91,8 +91,11 @@ def test_calls_are_timed_in_a_row(checkpoint: Path, monkeypatch: pytest.MonkeyPa
         return x
 
     policy.denoiser = network
-    (took,) = roofline.time_calls([policy], (1, 2, 4), HostClock()).values()
+    told: list[tuple[str, int, int]] = []
+    (took,) = roofline.time_calls([policy], (1, 2, 4), HostClock(), lambda *what: told.append(what)).values()
     assert list(took) == [1, 2, 4]
+    turns = 3 * roofline.BLOCKS
+    assert told == [("measuring the ceiling", turn, turns) for turn in range(turns)]
     for seconds in took.values():
         assert seconds == pytest.approx([0.001] * roofline.BLOCKS * roofline.CALLS)
     turn = sizes[: len(sizes) // roofline.BLOCKS]

@@ -223,7 +223,7 @@ def mutated_kernels(mutant: str, seed: int = 0) -> Iterator[None]:
                 noise = normals[row, step] if mutant == "keep-noise" else fresh.standard_normal(normals.shape[2])
                 named["x"][row] += sigma[step] * noise - named["innovation"][row]
 
-    # Uncompiled, `advance_rows` calls what stands in the module in the place of the two.
+    # Uncompiled, `advance_rows` calls what stands in the module in the place of the two; bound to arrays themselves.
     broken = SimpleNamespace(how_of=kernels.how_of, hold_rows=partial(partial, kernels.advance_rows.py_func))
     with (
         mock.patch.multiple(kernels, draft_rows=draft, commit_rows=commit),

@@ -25,8 +25,7 @@ def loops_of(round_: Round, tape: NoiseTape) -> ModuleType | None:
 class CompiledRounds(CalledRounds):
     """`rounds.EagerRounds` whose arithmetic is compiled: between two network calls the batch is passed through once.
 
-    What is not compiled is NumPy's, whatever the library of the tape, whose arrays only the network sees: see
-    `arrays.elementwise`.
+    What is not compiled is NumPy's, whatever the library of the tape, whose arrays only the network sees.
     """
 
     def __init__(self, round_: Round, tape: NoiseTape, last_plan: Array | None, kernels: ModuleType) -> None:
