@@ -71,12 +71,11 @@ class VerifyCommand:
         if not 0 < self.alpha < 1:
             raise SpecError(f"--alpha {self.alpha} is not between 0 and 1")
         check_at_least("seed", self.seed, 0)
-        wanted = None if self.sampler is None else make_sampler(self.sampler)
+        wanted = None if self.sampler is None else make_sampler(self.sampler)  # before the work, if it is misspelt
         if self.out is not None:
             check_folder(self.out, "verify")
-        policy = load_policy(
-            self.policy, device=self.device, backend=self.backend, chain=self.chain, fixed_crop=self.fixed_crop
-        )
+        # With the sampler, which is refused if it does not fit, before the network is prepared for a backend.
+        policy = load_policy(self.policy, wanted, self.device, self.backend, self.chain, self.fixed_crop)
         if policy.law.tokens is None:
             policy.law.check_gaussian("verify")
         sampler = wanted or policy.law.fast or policy.reference

@@ -96,6 +96,6 @@ class CompiledRounds(CalledRounds):
         """Give the conditioning of the points of this round [N, …]."""
         if self._cond is None:
             return None
-        if len(self._cond) == self._space.most and self._target.shape[0] == 1:
+        if self._target.shape[0] == 1:
             return self._cond[:live]
         return self._cond[arrays.from_host(self._space.places[1, :live], self._called)]
