@@ -19,8 +19,8 @@ from asd_policy.samplers.asd.path import PathMemory
 from asd_policy.samplers.compiled import STEP_ROWS, Numbers, loop_tables
 from asd_policy.samplers.inpainting import Inpainting
 
-_MOST_KEPT, _SMALL = 4, 2**20
-"""How many a chain keeps, and the numbers of a path beyond which it keeps none."""
+_MOST_KEPT, _SMALL = 12, 2**20
+"""How many a chain keeps, as settings are tried in turn, and the numbers of a path beyond which it keeps none."""
 
 
 class Workspace:
