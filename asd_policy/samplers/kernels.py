@@ -42,6 +42,7 @@ def hold(arrays: tuple[Numbers, ...], table: Numbers) -> int:
 
 def bound(loop: Callable[..., Any], arrays: tuple[Numbers, ...]) -> Callable[..., Any]:
     """Bind a loop's first argument to the address of arrays, and keep these as long as it is kept."""
+    assert all(each.flags.c_contiguous and each.flags.aligned for each in arrays)  # or others would be read
     table = np.empty((len(arrays), 1 + MOST_AXES), np.int64)
     made = partial(loop, hold(arrays, table))
     vars(made)["held"] = arrays, table
