@@ -95,19 +95,19 @@ def held_4(table: Numbers, index: int, dtype: Any) -> Numbers:
 
 
 @compiled
-def predict_rows(points: Numbers, output: Numbers, steps: Numbers, tables: tuple[Numbers, ...], into: Numbers) -> None:
+def predict_rows(points: Numbers, output: Numbers, steps: Numbers, tables: Numbers, into: Numbers) -> None:
     """Turn network outputs into predictions x̂0, as `GaussianChain.predict` of a chain that clips at most.
 
     Args:
         points: What the network was called on [N, D].
         output: What it returned [N, D].
         steps: The points' steps [N].
-        tables: Input scale and output scale of the chain, each [K]; the limit of clipping [1 or K]; and the excess of
-            the chain [K], of no size for none.
+        tables: `LoopTables.rows` of a chain that does not threshold: from the fifth on input scale, output scale, the
+            limit of clipping, and the excess, if the chain has one.
         into: Takes x̂0 [N, D].
     """
-    input_scale, output_scale, limit, excess = tables
-    most = limit[0]
+    input_scale, output_scale, most = tables[4], tables[5], tables[6, 0]
+    excess = tables[7] if len(tables) > 7 else tables[0, :0]
     for index in range(len(points)):
         step = steps[index]
         for place in range(points.shape[1]):
@@ -128,8 +128,7 @@ def step_rows(address: int, step: int, output: Numbers) -> None:
     table, dtype = held(address, 4), output.dtype
     x, normals, x0_pred = held_2(table, 0, dtype), held_3(table, 1, dtype), held_2(table, 2, dtype)
     tables = held_2(table, 3, dtype)
-    excess = tables[7] if len(tables) > 7 else tables[0, :0]
-    predict_rows(x, output, np.full(len(x), step), (tables[4], tables[5], tables[6], excess), x0_pred)
+    predict_rows(x, output, np.full(len(x), step), tables, x0_pred)
     a, b, sigma = tables[0, step], tables[1, step], tables[2, step]
     for row in range(len(x)):
         for place in range(x.shape[1]):

@@ -136,9 +136,7 @@ def advance_rows(kept: Kept, commit: bool, draft: bool, output: Numbers) -> int:
         predicted = output
         if len(tables) > 4:
             predicted = own[3]
-            excess = tables[7] if len(tables) > 7 else tables[0, :0]
-            to_predict = (tables[4], tables[5], tables[6], excess)
-            predict_rows(own[0, : len(output)], output, places[0], to_predict, predicted)
+            predict_rows(own[0, : len(output)], output, places[0], tables, predicted)
         steps = (tables[0], tables[1], tables[2], tables[3])
         commit_rows(quota, to_commit, steps, (numbers[2] > 0, basis, given, numbers[3]), drafted, predicted)
     if not draft:

@@ -29,12 +29,11 @@ class Workspace:
     It is one batch's at a time: `take` gives it, and after `leave` the next may have it.
     """
 
-    def __init__(self, key: Hashable, round_: Round, tape: NoiseTape, kernels: ModuleType) -> None:
-        """Allocate it; see `take`."""
+    def __init__(self, key: Hashable, round_: Round, memory: PathMemory, kernels: ModuleType) -> None:
+        """Allocate the rest of it beside the memory of a path; see `take`."""
         inpainting, chain = round_.target.inpainting, round_.target.chain
         self._key, self._kept = key, chain.keep("workspaces", dict)
-        self.memory = PathMemory.begin(None, tape, None)
-        self.path = self.memory.path()
+        self.memory, self.path = memory, memory.path()
         x: Numbers = arrays.on_host(self.path.x)
         tables = loop_tables(chain, x.dtype)
         self.predicts = inpainting is None and tables.predicts
@@ -77,9 +76,12 @@ class Workspace:
             (verifier.tolerance, id(round_.response), id(kernels), inpainting is None),
         )
         kept: dict[Hashable, Workspace] = round_.target.chain.keep("workspaces", dict)
-        taken = kept.pop(key, None) or cls(key, round_, tape, kernels)
         given = None if inpainting is None else _on_host(inpainting)
-        taken.memory.begin_again(given, tape, last_plan)
+        taken = kept.pop(key, None)
+        if taken is None:
+            taken = cls(key, round_, PathMemory.begin(given, tape, last_plan), kernels)
+        else:
+            taken.memory.begin_again(given, tape, last_plan)
         if given is not None:
             taken._given[:] = arrays.on_host(given.mask).reshape(taken._given.shape)
         return taken
